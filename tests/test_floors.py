@@ -1,0 +1,105 @@
+"""The house's arrows: imports go down only, packages stay free of what they must not know. Read from the source."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+FLOORS: list[tuple[str, ...]] = [
+    ("vectors.errors", "server", "vectors"),
+    ("vectors.vector",),
+    ("vectors.sites", "vectors.formats"),
+    ("vectors.store",),
+    ("server.errors", "server.config", "server.keys"),
+    ("server.engine",),
+    ("server.detokenizer",),
+    ("server.text",),
+    ("server.api", "server.demo"),
+    ("server.app",),
+    ("server.cli",),
+]
+"""From the ground up; a module belongs to the longest name that it begins with."""
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("vectors", "server")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+def floor_of(module: str) -> tuple[int, str]:
+    """The floor of a module and the name in `FLOORS` that puts it there."""
+    best = max(
+        (
+            (len(name), floor, name)
+            for floor, names in enumerate(FLOORS)
+            for name in names
+            if module == name or (module.startswith(f"{name}.") and name not in ("server", "vectors"))
+        ),
+        default=None,
+    )
+    assert best is not None, f"{module} is on no floor: add it to FLOORS"
+    return best[1], best[2]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that the file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full"
+            assert node.module is not None
+            found |= {
+                name if (name := f"{node.module}.{alias.name}") in MODULES else node.module for alias in node.names
+            }
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module: str) -> None:
+    floor, home = floor_of(module)
+    for imported in imports_of(MODULES[module]) & MODULES.keys():
+        other_floor, other_home = floor_of(imported)
+        assert other_floor < floor or other_home == home or other_floor == 0, (
+            f"{module} imports {imported}, not below it"
+        )
+
+
+def test_no_cycles() -> None:
+    graph = {module: (imports_of(path) & MODULES.keys()) - {module} for module, path in MODULES.items()}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith(("vectors", "server.engine"))])
+def test_vectors_and_engine_know_no_http(module: str) -> None:
+    roots = {name.partition(".")[0] for name in imports_of(MODULES[module])}
+    assert not roots & {"fastapi", "starlette", "uvicorn", "httpx"}
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if not module.startswith("server.cli")])
+def test_only_the_command_line_reads_argv_and_environment(module: str) -> None:
+    if module.startswith("server.demo."):
+        pytest.skip("the demo's trainer is a command of its own")
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in ("argv", "environ", "getenv"), f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_is_for(module: str) -> None:
+    assert ast.get_docstring(ast.parse(MODULES[module].read_text()))
+
+
+def test_nothing_is_unpickled() -> None:
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}["weights_only"] == "True"
+        assert "pickle" not in imports_of(path), module

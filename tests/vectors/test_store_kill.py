@@ -1,0 +1,135 @@
+"""What was acknowledged survives SIGKILL at any moment, and what was not leaves no damage."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from vectors.errors import VectorNotFound
+from vectors.store import VectorStore
+
+ROOT = Path(__file__).parents[2]
+GONE = "-"
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-u", "-m", "tests.vectors.store_worker"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+class Ledger:
+    """What the names must be: the last acknowledged state, or one that was begun after it."""
+
+    def __init__(self) -> None:
+        self.acknowledged: dict[str, str] = {}
+        self.begun: tuple[str, str] | None = None
+        self.num_done = 0
+
+    def note(self, line: str) -> None:
+        if line.strip() == "open":
+            return
+        verb, name, state = line.split()
+        if verb == "begin":
+            self.begun = (name, state)
+        else:
+            assert (verb, self.begun) == ("done", (name, state)), line
+            self.acknowledged[name] = state
+            self.begun = None
+            self.num_done += 1
+
+    def settle(self, store: VectorStore) -> None:
+        """Compare with what was found, and take it as the ground of the next round."""
+        found = {name: store.get(name).revision for name in store.names()}
+        for name in {*found, *self.acknowledged, *([self.begun[0]] if self.begun else [])}:
+            allowed = {self.acknowledged.get(name, GONE)}
+            if self.begun is not None and self.begun[0] == name:
+                allowed.add(self.begun[1])
+            assert found.get(name, GONE) in allowed, f"{name} is {found.get(name, GONE)}, not one of {allowed}"
+        self.acknowledged = found
+        self.begun = None
+
+
+def lines_until(stream: IO[str], last: str) -> Iterator[str]:
+    for line in stream:
+        if line.strip() == last:
+            return
+        yield line.strip()
+    raise AssertionError("the worker ended")
+
+
+def kill_once(worker: subprocess.Popen[str], root: Path, seed: int, ledger: Ledger) -> None:
+    """One life of a child: some acknowledged changes, a random moment more, SIGKILL."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    chance = random.Random(seed)
+    worker.stdin.write(f"{root} {seed}\n")
+    worker.stdin.flush()
+    word, child = worker.stdout.readline().split()
+    assert word == "child"
+    for _ in range(chance.randrange(12)):  # 0: it may die while it opens the store
+        ledger.note(worker.stdout.readline())
+    moment = time.perf_counter() + chance.random() * 0.02
+    while time.perf_counter() < moment:
+        pass
+    os.kill(int(child), signal.SIGKILL)
+    for line in lines_until(worker.stdout, "ended"):
+        ledger.note(line)
+
+
+def check(root: Path, ledger: Ledger) -> None:
+    with VectorStore(root) as store:
+        ledger.settle(store)
+        kept = set()
+        for name in store.names():
+            history = [record.revision for record in store.history(name)]
+            assert len(set(history)) == len(history)
+            for revision in history:
+                assert store.get(name, revision).vector.revision == revision
+            kept |= set(history)
+    assert {path.stem for path in (root / "objects").iterdir()} == kept, "no orphan, no leftover, nothing missing"
+    assert {path.stem for path in (root / "names").iterdir()} == set(ledger.acknowledged)
+
+
+def kill_many(worker: subprocess.Popen[str], root: Path, seeds: range) -> Ledger:
+    ledger = Ledger()
+    for seed in seeds:
+        kill_once(worker, root, seed, ledger)
+        check(root, ledger)
+    return ledger
+
+
+def test_acknowledged_changes_survive_kills(worker: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert kill_many(worker, tmp_path, range(15)).num_done > 15
+
+
+@pytest.mark.slow
+def test_acknowledged_changes_survive_many_kills(worker: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert kill_many(worker, tmp_path, range(100, 300)).num_done > 200
+
+
+def test_ledger_tells_a_lost_change(tmp_path: Path) -> None:
+    """The check itself fails for a store that forgot what it acknowledged."""
+    ledger = Ledger()
+    ledger.note("begin one abc")
+    ledger.note("done one abc")
+    with VectorStore(tmp_path) as store:
+        with pytest.raises(VectorNotFound):
+            store.get("one")
+        with pytest.raises(AssertionError, match="one is -, not one of"):
+            ledger.settle(store)

@@ -1,0 +1,88 @@
+"""Errors of the vectors package. Which HTTP status each becomes is the server's business.
+
+VectorsError
+├── InvalidVector               the directions or their description cannot be used; says what and where
+│   └── UnknownFormat           the bytes are in no format that can be read
+├── VectorTooLarge              the file is larger than allowed
+├── InvalidVectorName           a name outside the allowed characters
+├── InvalidRevision             a revision that is no hash prefix of at least 6 digits, or fits several
+├── VectorNotFound              no vector has the name
+├── RevisionNotFound            the name has no such revision
+├── VectorExists                the name is taken
+├── RevisionMismatch            the current revision is not the one that was expected
+├── StoreLocked                 another process has the store open, or this one closed it
+└── StoreCorrupt                a file of the store is missing or damaged; names it
+"""
+
+from __future__ import annotations
+
+
+class VectorsError(Exception):
+    """Base of all errors of this package; `str()` of it is meant for people."""
+
+
+class InvalidVector(VectorsError):
+    """The vector cannot be used: wrong shape, values, site, or a file that breaks its format's rules.
+
+    `param` names the offending field or tensor, if there is one.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        # a file may hold half of a surrogate pair, which no reply can carry
+        self.param = None if param is None else param.encode(errors="replace").decode()
+
+
+class UnknownFormat(InvalidVector):
+    """The bytes are in no format that can be read."""
+
+
+class VectorTooLarge(VectorsError):
+    """The file is larger than allowed."""
+
+
+class InvalidVectorName(VectorsError):
+    """A name must match `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name[:80]!r} is no vector name: letters, digits, '.', '_' and '-', at most 64, "
+            "beginning with a letter or digit"
+        )
+
+
+class InvalidRevision(VectorsError):
+    """A revision is given by at least 6 leading hex digits of its hash, which must fit only one."""
+
+
+class VectorNotFound(VectorsError):
+    """No vector has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no vector is named {name!r}")
+
+
+class RevisionNotFound(VectorsError):
+    """The name exists and has no such revision."""
+
+    def __init__(self, name: str, revision: str) -> None:
+        super().__init__(f"vector {name!r} has no revision {revision!r}")
+
+
+class VectorExists(VectorsError):
+    """The name is taken."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"a vector named {name!r} exists; PUT makes a new revision of it")
+
+
+class RevisionMismatch(VectorsError):
+    """The current revision is not the one that the caller expected, so nothing was changed."""
+
+
+class StoreLocked(VectorsError):
+    """Another process has the store open, or this one closed it and wants to write."""
+
+
+class StoreCorrupt(VectorsError):
+    """A file of the store is missing or damaged; the message names it."""

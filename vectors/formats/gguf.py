@@ -1,0 +1,194 @@
+"""Control vectors of repeng and llama.cpp: GGUF with tensors `direction.{N}`.
+
+llama.cpp adds `direction.N` to the output of block N (`as_applied`, the default), which is how repeng counts and how
+we count. Its own generator derives `direction.N` from the output of block N-1: `as_derived` reads it back there.
+The file is parsed here, over bytes and with bounds, because a hostile header may announce terabytes and the
+reference reader opens paths only.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vectors.errors import InvalidVector
+from vectors.formats.options import ImportOptions
+from vectors.vector import SteeringVector
+
+_MAGIC = b"GGUF"
+_STRING, _ARRAY = 8, 9
+_SCALARS: dict[int, str] = {
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
+}  # fmt: skip
+_TENSOR_DTYPES = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
+_MAX_ENTRIES = 8192
+_MAX_VALUES = 100_000
+_ALIGNMENT = 32
+_TENSOR_NAME = re.compile(r"direction\.(0|[1-9][0-9]{0,3})")
+
+
+def is_gguf(data: bytes) -> bool:
+    """True when the bytes begin like a GGUF file."""
+    return data[:4] == _MAGIC
+
+
+class _Reader:
+    """A cursor over bytes that raises `InvalidVector` at the end of them."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._num_values = 0
+        self.offset = 0
+
+    def take(self, num_bytes: int) -> bytes:
+        end = self.offset + num_bytes
+        if end > len(self._data):
+            raise InvalidVector("the GGUF file is truncated")
+        part = self._data[self.offset : end]
+        self.offset = end
+        return part
+
+    def scalar(self, code: str) -> Any:
+        return struct.unpack(code, self.take(struct.calcsize(code)))[0]
+
+    def count(self, what: str) -> int:
+        number = int(self.scalar("<Q"))
+        if number > _MAX_ENTRIES:
+            raise InvalidVector(f"the GGUF file announces {number} {what}; a control vector has few")
+        return number
+
+    def text(self) -> str:
+        length = int(self.scalar("<Q"))
+        try:
+            return self.take(length).decode()
+        except UnicodeDecodeError:
+            raise InvalidVector("the GGUF file holds text that is not UTF-8") from None
+
+    def value(self, kind: int, depth: int = 0) -> Any:
+        self._num_values += 1
+        if self._num_values > _MAX_VALUES:
+            raise InvalidVector("the GGUF file's metadata is longer than a control vector's")
+        if kind == _STRING:
+            return self.text()
+        if kind == _ARRAY and depth < 2:
+            element = self.scalar("<I")
+            return [self.value(element, depth + 1) for _ in range(self.count("array elements"))]
+        if kind not in _SCALARS:
+            raise InvalidVector(f"the GGUF file holds a value of unknown type {kind}")
+        return self.scalar(_SCALARS[kind])
+
+
+def decode_gguf(data: bytes, options: ImportOptions) -> SteeringVector:
+    """Read a control vector. Raises `InvalidVector`."""
+    options.refuse_layer("the tensors' names say their layers")
+    reader = _Reader(data)
+    reader.take(4)
+    version = reader.scalar("<I")
+    if version not in (2, 3):
+        raise InvalidVector(f"GGUF version {version} is not supported; 2 and 3 are")
+    num_tensors = reader.count("tensors")
+    fields: dict[str, Any] = {}
+    for _ in range(reader.count("metadata entries")):
+        name = reader.text()
+        fields[name] = reader.value(reader.scalar("<I"))
+    if fields.get("general.architecture") != "controlvector":
+        raise InvalidVector("the GGUF file is no control vector: its general.architecture is another")
+    directions = _directions(reader, data, num_tensors, fields.get("general.alignment", _ALIGNMENT))
+    convention = options.convention or "as_applied"
+    if convention == "as_derived":
+        if 0 in directions:
+            raise InvalidVector("direction.0 cannot be counted as_derived: there is no block -1", "direction.0")
+        directions = {layer - 1: direction for layer, direction in directions.items()}
+    meaning = {
+        "as_applied": "direction.N is added to the output of block N, as llama.cpp and repeng do",
+        "as_derived": "direction.N is added to the output of block N-1, where llama.cpp's generator read it",
+    }[convention]
+    metadata = {
+        "import": {
+            "format": "gguf",
+            "convention": f"{convention}: {meaning}",
+            "model_hint": str(fields.get("controlvector.model_hint", ""))[:200],
+        }
+    }
+    overrides = dict(options.overrides)
+    own = overrides.pop("metadata", {})
+    if not isinstance(own, dict):
+        raise InvalidVector("metadata must be a JSON object", "metadata")
+    return SteeringVector(directions, metadata=metadata | own, **overrides)
+
+
+def _directions(reader: _Reader, data: bytes, num_tensors: int, alignment: object) -> dict[int, Tensor]:
+    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
+        raise InvalidVector("the GGUF file has a senseless alignment")
+    found: list[tuple[int, str, int, torch.dtype, int]] = []
+    for _ in range(num_tensors):
+        name = reader.text()
+        num_dims = reader.scalar("<I")
+        shape = [reader.scalar("<Q") for _ in range(num_dims)] if num_dims <= 4 else []
+        kind, offset = reader.scalar("<I"), reader.scalar("<Q")
+        match = _TENSOR_NAME.fullmatch(name)
+        if match is None:
+            raise InvalidVector(f"tensor {name[:80]!r} is not named direction.{{layer}}", name[:80])
+        if num_dims != 1:
+            raise InvalidVector(f"tensor {name} has {num_dims} dimensions; it must be [hidden]", name)
+        if kind not in _TENSOR_DTYPES:
+            raise InvalidVector(f"tensor {name} is quantised or of an unknown type; use f32, f16 or bf16", name)
+        found.append((int(match[1]), name, shape[0], _TENSOR_DTYPES[kind], offset))
+    if not found:
+        raise InvalidVector("the GGUF file holds no direction")
+    start = -(-reader.offset // alignment) * alignment
+    directions = {}
+    num_bytes = 0
+    for layer, name, width, dtype, offset in found:
+        first = start + offset
+        last = first + width * dtype.itemsize
+        if last > len(data):
+            raise InvalidVector(f"tensor {name} reaches beyond the end of the file: truncated?", name)
+        if layer in directions:
+            raise InvalidVector(f"tensor {name} is there twice", name)
+        if width == 0:
+            raise InvalidVector(f"tensor {name} is empty", name)
+        num_bytes += last - first
+        if num_bytes > len(data):  # a small file could otherwise ask for its own size once a layer
+            raise InvalidVector(f"tensor {name} overlaps others: together they are larger than the file", name)
+        directions[layer] = torch.frombuffer(bytearray(data[first:last]), dtype=dtype)
+    return directions
+
+
+def encode_gguf(vector: SteeringVector, model_hint: str = "") -> bytes:
+    """The file that llama.cpp's `--control-vector` reads: directions in float32, not their defaults.
+
+    Raises `InvalidVector` for what it cannot hold: another site or operation, layer 0 (which llama.cpp rejects).
+    """
+    if vector.site != "residual" or vector.operation != "add":
+        raise InvalidVector(
+            f"GGUF control vectors are added to the residual stream; this one is {vector.operation} at {vector.site}",
+            "format",
+        )
+    if 0 in vector.directions:
+        raise InvalidVector("GGUF control vectors cannot hold layer 0: llama.cpp rejects direction.0", "format")
+    fields = [
+        ("general.architecture", _STRING, _text("controlvector")),
+        ("controlvector.model_hint", _STRING, _text(model_hint or vector.model or "")),
+        ("controlvector.layer_count", 5, struct.pack("<i", len(vector.directions))),
+        ("general.description", _STRING, _text(vector.description)),
+    ]
+    header = _MAGIC + struct.pack("<IQQ", 3, len(vector.directions), len(fields))
+    for name, kind, value in fields:
+        header += _text(name) + struct.pack("<I", kind) + value
+    body = b""
+    for layer, direction in vector.directions.items():
+        header += _text(f"direction.{layer}") + struct.pack("<IQIQ", 1, direction.shape[0], 0, len(body))
+        values = direction.to(torch.float32).numpy().astype(np.dtype("<f4")).tobytes()
+        body += values + bytes(-len(values) % _ALIGNMENT)
+    return header + bytes(-len(header) % _ALIGNMENT) + body
+
+
+def _text(value: str) -> bytes:
+    encoded = value.encode()
+    return struct.pack("<Q", len(encoded)) + encoded

@@ -1,0 +1,115 @@
+"""The canonical format: safetensors with one tensor a direction, named `{site}.{layer}`, shape `[hidden]`.
+
+The metadata key `steering_vector` holds the vector's defaults as JSON; a bare file of tensors is enough. What is
+written is byte-stable: the same vector always gives the same file. Layers count as ours: the output of block L.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from vectors.errors import InvalidVector
+from vectors.formats.options import OVERRIDES, ImportOptions
+from vectors.vector import SITES, SteeringVector, canonical_json
+
+_KEY = "steering_vector"
+_TENSOR_NAME = re.compile(r"([a-z_]{1,40})\.(0|[1-9][0-9]{0,3})")
+_MAX_HEADER_BYTES = 8 << 20
+_DERIVED = frozenset({"object", "id", "name", "revision", "created_at", "bytes", "norms"})
+"""Fields of the API's vector object that follow from the content or the registry; a file may carry them along."""
+
+
+def is_safetensors(data: bytes) -> bool:
+    """True when the bytes begin like a safetensors file."""
+    if len(data) < 10:
+        return False
+    (length,) = struct.unpack_from("<Q", data)
+    return data[8:9] == b"{" and bool(length > 0)
+
+
+def encode_safetensors(vector: SteeringVector) -> bytes:
+    """The canonical file; `decode` of it has the same revision."""
+    tensors = {f"{vector.site}.{layer}": direction for layer, direction in vector.directions.items()}
+    encoded: bytes = safetensors.torch.save(tensors, metadata={_KEY: canonical_json(vector.defaults)})
+    return encoded
+
+
+def decode_safetensors(data: bytes, options: ImportOptions) -> SteeringVector:
+    """Read the canonical format. Raises `InvalidVector`."""
+    options.refuse_convention()
+    options.refuse_layer("the tensors' names say their layers")
+    header = _header(data)
+    defaults = _defaults(header)
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+        raise InvalidVector(f"the safetensors file is damaged: {str(error)[:200]}") from None
+    directions: dict[int, Tensor] = {}
+    sites = set()
+    for name, tensor in tensors.items():
+        match = _TENSOR_NAME.fullmatch(name)
+        if match is None or match[1] not in SITES:
+            raise InvalidVector(
+                f"tensor {name[:80]!r} is not named {{site}}.{{layer}}; sites are {', '.join(SITES)}",
+                name[:80],
+            )
+        sites.add(match[1])
+        directions[int(match[2])] = tensor
+    if len(sites) > 1:
+        raise InvalidVector(f"a vector has one site, this file mixes {', '.join(sorted(sites))}", "site")
+    if not directions:
+        raise InvalidVector("the file holds no tensor")
+    if any(tensor.dim() != 1 for tensor in tensors.values()):
+        wrong = next(name for name, tensor in tensors.items() if tensor.dim() != 1)
+        raise InvalidVector(f"direction {wrong} has shape {list(tensors[wrong].shape)}; it must be [hidden]", wrong)
+    (site,) = sites
+    if defaults.setdefault("site", site) != site:
+        raise InvalidVector(f"steering_vector says site {defaults['site']!r:.60}, the tensors say {site}", "site")
+    for name, actual in (
+        ("layers", sorted(directions)),
+        ("hidden_size", next(iter(tensors.values())).shape[-1]),
+    ):
+        if defaults.pop(name, actual) != actual:
+            raise InvalidVector(f"steering_vector says other {name} than the tensors", f"{_KEY}.{name}")
+    if options.overrides.get("site", site) != site:
+        raise InvalidVector(f"the upload says another site than the tensors' names ({site})", "site")
+    return SteeringVector(directions, **(defaults | dict(options.overrides)))
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    (length,) = struct.unpack_from("<Q", data)
+    if length > min(len(data) - 8, _MAX_HEADER_BYTES):
+        raise InvalidVector("the safetensors header is longer than the file or than is sensible: truncated?")
+    try:
+        header = json.loads(data[8 : 8 + length])
+    except (ValueError, RecursionError):
+        raise InvalidVector("the safetensors header is not JSON") from None
+    if not isinstance(header, dict):
+        raise InvalidVector("the safetensors header is no JSON object")
+    return header
+
+
+def _defaults(header: dict[str, Any]) -> dict[str, Any]:
+    """The vector's fields under the metadata key, checked by name; values are checked by SteeringVector."""
+    metadata = header.get("__metadata__", {})
+    text = metadata.get(_KEY, "{}") if isinstance(metadata, dict) else None
+    try:
+        defaults = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        defaults = None
+    if not isinstance(defaults, dict):
+        raise InvalidVector(f"the metadata key {_KEY} does not hold a JSON object", _KEY)
+    for name in defaults:
+        if name not in OVERRIDES and name not in _DERIVED and name not in ("layers", "hidden_size"):
+            raise InvalidVector(
+                f"{_KEY} has an unknown field {name[:60]!r}; there are {', '.join(OVERRIDES)}",
+                f"{_KEY}.{name[:60]}",
+            )
+    return {name: value for name, value in defaults.items() if value is not None and name not in _DERIVED}

@@ -1,0 +1,98 @@
+"""The places in a decoder where one reads or steers, found in any transformers model.
+
+For block `l` (0-based) of a decoder:
+
+    residual              output of the block                       = `hidden_states[l + 1]` before the final norm
+    attention             output of the attention module
+    mlp                   output of the feed-forward module
+    post_attention_norm   output of `post_attention_layernorm`
+
+A site is the module's own output, whatever its family does with it afterwards. That matters for
+`post_attention_norm`: in Llama-like families it is what the feed-forward reads; in Gemma 2/3 and OLMo 2 it
+normalises the attention's output before it joins the residual stream.
+
+It does not know what is read or added there, nor any family by name: blocks are found by count, modules by a
+short list of attribute names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor, nn
+
+from vectors.errors import VectorsError
+from vectors.vector import SITES, Site
+
+_ATTRIBUTE_NAMES: dict[Site, tuple[str, ...]] = {
+    "attention": ("self_attn", "attention", "attn", "self_attention"),
+    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "ffn"),
+    "post_attention_norm": ("post_attention_layernorm",),
+}
+
+
+class SitesNotFound(VectorsError):
+    """The model's decoder blocks could not be found; the message says what was looked for."""
+
+
+@dataclass(frozen=True)
+class ModelSites:
+    """The steerable modules of one model: `modules[site][layer]`.
+
+    `hidden_size` is the width of every site's output. Sites that the architecture lacks are absent.
+    """
+
+    num_layers: int
+    hidden_size: int
+    modules: Mapping[Site, tuple[nn.Module, ...]]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that this model has, in the order of `SITES`."""
+        return tuple(site for site in SITES if site in self.modules)
+
+
+def find_sites(model: nn.Module) -> ModelSites:
+    """Find the decoder blocks of a transformers causal language model and the sites in each.
+
+    The blocks are the shallowest `ModuleList` as long as the config's `num_hidden_layers`. Raises
+    `SitesNotFound` when there is none.
+    """
+    config: Any = getattr(model, "config", None)
+    text_config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    num_layers = getattr(text_config, "num_hidden_layers", None)
+    hidden_size = getattr(text_config, "hidden_size", None)
+    if not isinstance(num_layers, int) or not isinstance(hidden_size, int):
+        raise SitesNotFound(
+            f"{type(model).__name__}: its config has no num_hidden_layers and hidden_size; "
+            "only decoder language models can be steered"
+        )
+    candidates = [
+        (name.count("."), name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers
+    ]
+    if not candidates:
+        raise SitesNotFound(
+            f"{type(model).__name__}: no ModuleList of {num_layers} decoder blocks was found; "
+            "if the blocks are kept otherwise, teach vectors/sites.py where"
+        )
+    blocks = tuple(min(candidates, key=lambda candidate: candidate[:2])[2])
+    modules: dict[Site, tuple[nn.Module, ...]] = {"residual": blocks}
+    for site, names in _ATTRIBUTE_NAMES.items():
+        for name in names:
+            found = tuple(module for block in blocks if isinstance(module := getattr(block, name, None), nn.Module))
+            if len(found) == num_layers:
+                modules[site] = found
+                break
+    return ModelSites(num_layers, hidden_size, MappingProxyType(modules))
+
+
+def activation_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The activation within a site module's output: modules return it bare or first in a tuple."""
+    activation = output[0] if isinstance(output, tuple) else output
+    assert isinstance(activation, Tensor)
+    return activation

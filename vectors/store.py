@@ -1,0 +1,365 @@
+"""VectorStore: names -> immutable revisions, swapped atomically and kept durably on disk.
+
+    root/lock                         held while a process has the store open
+    root/objects/{revision}.safetensors   canonical content, written once
+    root/names/{name}.json            the current revision and the history, newest first; a capital in the name is
+                                      written ^ and its small letter, since some disks see no difference
+
+Every file is written beside its place, flushed to the disk and renamed over it, objects before the name that refers
+to them; so a name always points to complete content, and what was acknowledged survives a kill or a power loss.
+The store does not know models, requests or HTTP. Vectors handed out live on when their name goes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vectors.errors import (
+    InvalidRevision,
+    InvalidVector,
+    InvalidVectorName,
+    RevisionMismatch,
+    RevisionNotFound,
+    StoreCorrupt,
+    StoreLocked,
+    VectorExists,
+    VectorNotFound,
+)
+from vectors.formats import ImportOptions
+from vectors.formats.safetensors import decode_safetensors, encode_safetensors
+from vectors.vector import SteeringVector
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_REVISION = re.compile(r"[0-9a-f]{64}")
+_PREFIX = re.compile(r"[0-9a-f]{6,64}")
+_NUM_CACHED_VECTORS = 512
+
+
+def check_name(name: str) -> str:
+    """`name`, if it may name a vector; raises `InvalidVectorName`."""
+    if _NAME.fullmatch(name) is None:
+        raise InvalidVectorName(name)
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionRecord:
+    """One entry of a name's history. `created_at` in Unix seconds, `num_bytes` of the canonical file."""
+
+    revision: str
+    created_at: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVector:
+    """A revision of a name with its content; stays valid whatever becomes of the name."""
+
+    name: str
+    vector: SteeringVector
+    record: RevisionRecord
+
+    @property
+    def revision(self) -> str:
+        """The content's hash, 64 hex digits."""
+        return self.record.revision
+
+
+@dataclass(frozen=True, slots=True)
+class _NameRecord:
+    current: str
+    history: tuple[RevisionRecord, ...]
+
+    def find(self, name: str, prefix: str | None) -> RevisionRecord:
+        if prefix is None:
+            prefix = self.current
+        prefix = prefix.lower()
+        if _PREFIX.fullmatch(prefix) is None:
+            raise InvalidRevision(f"{prefix[:80]!r} is no revision: give at least 6 leading hex digits of its hash")
+        found = [record for record in self.history if record.revision.startswith(prefix)]
+        if not found:
+            raise RevisionNotFound(name, prefix)
+        if len(found) > 1:
+            raise InvalidRevision(f"revision {prefix!r} of {name!r} is ambiguous: {len(found)} begin so")
+        return found[0]
+
+
+class VectorStore:
+    """A registry of vectors under `root`; thread-safe. `close` it (or use it as a context) to let others open it.
+
+    Raises `StoreLocked` when another process has it open and `StoreCorrupt` for damaged files.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._objects = root / "objects"
+        self._names_folder = root / "names"
+        self._objects.mkdir(parents=True, exist_ok=True)
+        self._names_folder.mkdir(exist_ok=True)
+        _flush_folder(root)  # or the folders themselves might not outlast a power loss
+        self._lock_file = (root / "lock").open("w")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock_file.close()
+            raise StoreLocked(f"another process has the vector store {root} open") from None
+        self._lock = threading.RLock()
+        self._cache: OrderedDict[str, SteeringVector] = OrderedDict()
+        try:
+            self._remove_leftovers()
+            self._names = {_name_of(path.stem): self._read_name(path) for path in self._names_folder.glob("*.json")}
+            self._remove_orphans()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let other processes open the store; this one can change nothing from then on."""
+        with self._lock:
+            self._lock_file.close()
+
+    def __enter__(self) -> VectorStore:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def put(
+        self, name: str, vector: SteeringVector, *, if_match: str | None = None, if_none_match: bool = False
+    ) -> tuple[StoredVector, bool]:
+        """Make `vector` the current revision of `name`; returns it and whether the name is new.
+
+        Putting the current content again changes nothing. `if_match`: only when that is the current revision;
+        `if_none_match`: only when the name is free; else `RevisionMismatch`.
+        """
+        check_name(name)
+        content = encode_safetensors(vector)
+        with self._lock:
+            known = self._names.get(name)
+            if if_none_match and known is not None:
+                raise RevisionMismatch(f"vector {name!r} exists")
+            self._check_match(name, known, if_match)
+            record = RevisionRecord(vector.revision, int(time.time()), len(content))
+            if known is not None and known.current == record.revision:
+                return StoredVector(name, vector, known.find(name, None)), False
+            self._write(self._object_path(record.revision), content)
+            older = known.history if known is not None else ()
+            history = (record, *(other for other in older if other.revision != record.revision))
+            self._point(name, _NameRecord(record.revision, history))
+            self._remember(record.revision, vector)
+            return StoredVector(name, vector, record), known is None
+
+    def create(self, name: str, vector: SteeringVector) -> StoredVector:
+        """Like `put`, for a name that is free; else `VectorExists`."""
+        try:
+            return self.put(name, vector, if_none_match=True)[0]
+        except RevisionMismatch:
+            raise VectorExists(name) from None
+
+    def get(self, name: str, revision_prefix: str | None = None) -> StoredVector:
+        """The current revision of `name`, or the one whose hash begins so.
+
+        Raises `VectorNotFound`, `RevisionNotFound`, `InvalidRevision`, `InvalidVectorName`, `StoreCorrupt`.
+        """
+        with self._lock:
+            record = self._record(name).find(name, revision_prefix)
+            return StoredVector(name, self._load(record.revision), record)
+
+    def content(self, name: str, revision_prefix: str | None = None) -> bytes:
+        """The canonical file of a revision."""
+        with self._lock:
+            return self._read_object(self._record(name).find(name, revision_prefix).revision)[0]
+
+    def history(self, name: str) -> tuple[RevisionRecord, ...]:
+        """Every revision of `name`, newest first."""
+        with self._lock:
+            return self._record(name).history
+
+    def names(
+        self, *, after: str | None = None, limit: int | None = None, order: Literal["asc", "desc"] = "asc"
+    ) -> list[str]:
+        """Names in order, beginning after `after` (which need not exist)."""
+        with self._lock:
+            names = sorted(self._names, reverse=order == "desc")
+        if after is not None:
+            names = [name for name in names if (name > after if order == "asc" else name < after)]
+        return names if limit is None else names[:limit]
+
+    def rollback(self, name: str, revision_prefix: str, *, if_match: str | None = None) -> StoredVector:
+        """Point `name` at another revision of its history."""
+        with self._lock:
+            known = self._record(name)
+            self._check_match(name, known, if_match)
+            record = known.find(name, revision_prefix)
+            vector = self._load(record.revision)
+            if record.revision != known.current:
+                self._point(name, _NameRecord(record.revision, known.history))
+            return StoredVector(name, vector, record)
+
+    def remove(self, name: str, *, if_match: str | None = None) -> None:
+        """Forget `name` and every revision that no other name has. Vectors handed out stay usable."""
+        with self._lock:
+            known = self._record(name)
+            self._check_match(name, known, if_match)
+            self._check_open()
+            self._name_path(name).unlink()
+            _flush_folder(self._names_folder)
+            del self._names[name]
+            kept = self._referenced()
+            for record in known.history:
+                if record.revision not in kept:
+                    self._object_path(record.revision).unlink(missing_ok=True)
+                    self._cache.pop(record.revision, None)
+
+    def _record(self, name: str) -> _NameRecord:
+        check_name(name)
+        known = self._names.get(name)
+        if known is None:
+            raise VectorNotFound(name)
+        return known
+
+    def _check_match(self, name: str, known: _NameRecord | None, if_match: str | None) -> None:
+        if if_match is None:
+            return
+        if known is None:
+            raise RevisionMismatch(f"vector {name!r} does not exist")
+        if if_match not in ("*", known.current):
+            raise RevisionMismatch(f"the current revision of {name!r} is {known.current}")
+
+    def _check_open(self) -> None:
+        """Without the lock another process may own the files."""
+        if self._lock_file.closed:
+            raise StoreLocked("the vector store was closed")
+
+    def _object_path(self, revision: str) -> Path:
+        return self._objects / f"{revision}.safetensors"
+
+    def _name_path(self, name: str) -> Path:
+        return self._names_folder / f"{_file_stem(name)}.json"
+
+    def _point(self, name: str, record: _NameRecord) -> None:
+        entry = {
+            "current": record.current,
+            "history": [
+                {"revision": old.revision, "created_at": old.created_at, "bytes": old.num_bytes}
+                for old in record.history
+            ],
+        }
+        self._write(self._name_path(name), json.dumps(entry, indent=1).encode())
+        self._names[name] = record
+
+    def _write(self, path: Path, content: bytes) -> None:
+        """Put `content` at `path` so that after any crash the file is whole or as it was."""
+        self._check_open()
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _flush_folder(path.parent)
+
+    def _load(self, revision: str) -> SteeringVector:
+        vector = self._cache.get(revision)
+        if vector is None:
+            _, vector = self._read_object(revision)
+        self._remember(revision, vector)
+        return vector
+
+    def _remember(self, revision: str, vector: SteeringVector) -> None:
+        self._cache[revision] = vector
+        self._cache.move_to_end(revision)
+        while len(self._cache) > _NUM_CACHED_VECTORS:
+            self._cache.popitem(last=False)
+
+    def _read_object(self, revision: str) -> tuple[bytes, SteeringVector]:
+        """A revision's file and what it holds, which must have that hash."""
+        path = self._object_path(revision)
+        try:
+            content = path.read_bytes()
+            vector = decode_safetensors(content, ImportOptions())
+        except OSError:
+            raise StoreCorrupt(f"{path} is missing or cannot be read") from None
+        except InvalidVector as error:
+            raise StoreCorrupt(f"{path} is damaged: {error}") from None
+        if vector.revision != revision:
+            raise StoreCorrupt(f"{path} is damaged: its content has another hash")
+        return content, vector
+
+    def _read_name(self, path: Path) -> _NameRecord:
+        name = _name_of(path.stem)
+        try:
+            entry = json.loads(path.read_bytes())
+            history = tuple(
+                RevisionRecord(str(old["revision"]), int(old["created_at"]), int(old["bytes"]))
+                for old in entry["history"]
+            )
+            record = _NameRecord(str(entry["current"]), history)
+            check_name(name)
+            if self._name_path(name) != path:
+                raise ValueError(path.name)
+            if not all(
+                _REVISION.fullmatch(revision) for revision in (record.current, *(old.revision for old in history))
+            ):
+                raise ValueError(name)
+            record.find(name, None)
+        except (
+            OSError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+            KeyError,
+            TypeError,
+            InvalidVectorName,
+            InvalidRevision,
+            RevisionNotFound,
+        ):
+            raise StoreCorrupt(f"{path} is damaged") from None
+        for old in history:
+            stored = self._object_path(old.revision)
+            if not stored.is_file() or stored.stat().st_size != old.num_bytes:
+                raise StoreCorrupt(f"{stored}, a revision of {name!r}, is missing or torn")
+        return record
+
+    def _referenced(self) -> set[str]:
+        return {record.revision for known in self._names.values() for record in known.history}
+
+    def _remove_leftovers(self) -> None:
+        for folder in (self._objects, self._names_folder):
+            for path in folder.glob("*.tmp"):
+                path.unlink()
+
+    def _remove_orphans(self) -> None:
+        kept = self._referenced()
+        for path in self._objects.glob("*.safetensors"):
+            if path.stem not in kept:
+                path.unlink()
+
+
+def _file_stem(name: str) -> str:
+    return re.sub("[A-Z]", lambda capital: "^" + capital[0].lower(), name)
+
+
+def _name_of(stem: str) -> str:
+    return re.sub(r"\^([a-z])", lambda letter: letter[1].upper(), stem)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make renames and removals in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,242 @@
+"""SteeringVector: immutable directions by layer, with the defaults of their use and where they came from.
+
+The revision is the hash of the content, so equal content is the same revision everywhere. A vector does not know
+its name, the time, files or models; `fit` compares it with the numbers of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor
+
+from vectors.errors import InvalidVector
+
+Site = Literal["residual", "attention", "mlp", "post_attention_norm"]
+"""A place in a decoder block; see `sites.py`."""
+
+Operation = Literal["add", "ablate", "clamp"]
+"""What is done along a direction: add it, remove its component, or set its component."""
+
+Positions = Literal["prompt", "response", "all"]
+"""Which tokens are steered; `response` begins at the last prompt token."""
+
+SITES: tuple[Site, ...] = get_args(Site)
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
+
+DTYPES: Mapping[torch.dtype, str] = MappingProxyType(
+    {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+)
+"""The dtypes that a direction may have, with their names."""
+
+MAX_LAYER = 4095
+MAX_DESCRIPTION = 10_000
+MAX_METADATA_BYTES = 1 << 20
+MAX_METADATA_DEPTH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringVector:
+    """Directions at one site.
+
+    `directions`: layer (0-based decoder block) -> CPU tensor `[hidden]`, float32, float16 or bfloat16, kept as given
+    (iterates in the order of layers). `default_scale`, `operation` and `positions` hold where a request says nothing.
+    `metadata` is the owner's JSON, `training` the record of how the vector was made, `model` what it was made for.
+    Raises `InvalidVector` naming what is wrong and where.
+    """
+
+    directions: Mapping[int, Tensor]
+    site: Site = "residual"
+    default_scale: float = 1.0
+    operation: Operation = "add"
+    positions: Positions = "response"
+    description: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] | None = None
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("site", self.site, SITES)
+        _check_choice("operation", self.operation, OPERATIONS)
+        _check_choice("positions", self.positions, POSITIONS)
+        object.__setattr__(self, "default_scale", _finite("default_scale", self.default_scale))
+        for name, text, longest in (
+            ("description", self.description, MAX_DESCRIPTION),
+            ("model", self.model, 500),
+        ):
+            if not (isinstance(text, str) or (name == "model" and text is None)):
+                raise InvalidVector(f"{name} must be text", name)
+            if text is not None and (len(text) > longest or not _is_encodable(text)):
+                raise InvalidVector(f"{name} must be valid Unicode of at most {longest} characters", name)
+        object.__setattr__(self, "metadata", _frozen_json("metadata", self.metadata))
+        if self.training is not None:
+            object.__setattr__(self, "training", _frozen_json("training", self.training))
+        object.__setattr__(self, "directions", _checked_directions(self.directions, self.site))
+
+    def __eq__(self, other: object) -> bool:
+        return self.revision == other.revision if isinstance(other, SteeringVector) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.revision)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of every direction."""
+        return int(next(iter(self.directions.values())).shape[0])
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that have a direction, ascending."""
+        return tuple(self.directions)
+
+    @cached_property
+    def norms(self) -> dict[int, float]:
+        """Euclidean norm of each direction."""
+        return {layer: float(direction.double().norm()) for layer, direction in self.directions.items()}
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Everything but the directions, as JSON; what the canonical file keeps under `steering_vector`."""
+        return {
+            "site": self.site,
+            "default_scale": self.default_scale,
+            "operation": self.operation,
+            "positions": self.positions,
+            "description": self.description,
+            "metadata": dict(self.metadata),
+            "training": None if self.training is None else dict(self.training),
+            "model": self.model,
+        }
+
+    @cached_property
+    def revision(self) -> str:
+        """SHA-256 (64 hex digits) of the content: the defaults, and each direction's layer, dtype and bytes."""
+        digest = hashlib.sha256(b"tiller steering vector 1\n")
+        digest.update(canonical_json(self.defaults).encode())
+        for layer, direction in self.directions.items():
+            digest.update(f"\n{layer} {DTYPES[direction.dtype]} {direction.shape[0]}\n".encode())
+            digest.update(raw_bytes(direction))
+        return digest.hexdigest()
+
+    def with_defaults(self, **changes: Any) -> Self:
+        """The same directions with other defaults or descriptions; raises `InvalidVector`."""
+        return replace(self, **changes)
+
+    def fit(self, num_layers: int, hidden_size: int, sites: Collection[str]) -> None:
+        """Raise `InvalidVector` unless a model with these numbers can be steered by this vector."""
+        if self.hidden_size != hidden_size:
+            raise InvalidVector(f"the directions have hidden size {self.hidden_size}, the model {hidden_size}")
+        outside = [layer for layer in self.layers if layer >= num_layers]
+        if outside:
+            raise InvalidVector(
+                f"layers {outside[:8]} are outside the model, which has blocks 0 to {num_layers - 1}",
+                f"{self.site}.{outside[0]}",
+            )
+        if self.site not in sites:
+            raise InvalidVector(f"this model has no site {self.site!r}; it has {', '.join(sites)}", "site")
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of a JSON value: keys sorted, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def raw_bytes(direction: Tensor) -> bytes:
+    """Little-endian bytes of a 1-D tensor, whatever its dtype."""
+    return direction.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices or not isinstance(value, str):
+        raise InvalidVector(f"{name} must be one of {', '.join(choices)}, not {value!r:.60}", name)
+
+
+def _finite(name: str, value: object) -> float:
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer beyond the floats
+        number = math.inf
+    if not math.isfinite(number):
+        what = f"{value!r:.40}" if isinstance(value, float) else f"this {type(value).__name__}"
+        raise InvalidVector(f"{name} must be a finite number, not {what}", name)
+    return number
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _frozen_json(name: str, value: object) -> Mapping[str, Any]:
+    """A private, read-only copy of a JSON object."""
+    if not isinstance(value, Mapping):
+        raise InvalidVector(f"{name} must be a JSON object", name)
+    try:
+        text = canonical_json(dict(value))
+        frozen = json.loads(text)
+        json.dumps(frozen, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidVector(f"{name} must be a JSON object with finite numbers and valid Unicode", name) from None
+    if len(text) > MAX_METADATA_BYTES:
+        raise InvalidVector(f"{name} is larger than {MAX_METADATA_BYTES} bytes", name)
+    if _is_deeper(frozen, MAX_METADATA_DEPTH):
+        raise InvalidVector(f"{name} is nested more than {MAX_METADATA_DEPTH} deep", name)
+    return MappingProxyType(frozen)
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """True when lists and objects in `value` are nested more than `levels` deep."""
+    if not isinstance(value, dict | list):
+        return False
+    entries = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(entry, levels - 1) for entry in entries)
+
+
+def _checked_directions(directions: object, site: str) -> Mapping[int, Tensor]:
+    if not isinstance(directions, Mapping) or not directions:
+        raise InvalidVector("a vector needs at least one direction", "directions")
+    checked: dict[int, Tensor] = {}
+    for layer in directions:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= MAX_LAYER:
+            what = layer if isinstance(layer, int) and -(2**63) < layer < 2**63 else f"this {type(layer).__name__}"
+            raise InvalidVector(f"{what} is no layer; layers are numbers from 0 to {MAX_LAYER}", "directions")
+    for layer in sorted(directions):
+        checked[layer] = _checked_direction(directions[layer], f"{site}.{layer}")
+    widths = {direction.shape[0] for direction in checked.values()}
+    if len(widths) > 1:
+        raise InvalidVector(f"the directions have different hidden sizes: {sorted(widths)[:8]}", "directions")
+    return MappingProxyType(checked)
+
+
+def _checked_direction(direction: object, name: str) -> Tensor:
+    if not isinstance(direction, Tensor) or direction.layout is not torch.strided or direction.is_meta:
+        raise InvalidVector(f"direction {name} is not a dense tensor", name)
+    if direction.dtype not in DTYPES:
+        kind = str(direction.dtype).removeprefix("torch.")
+        raise InvalidVector(f"direction {name} is {kind}; use {', '.join(DTYPES.values())}", name)
+    if direction.dim() != 1 or direction.shape[0] == 0:
+        raise InvalidVector(f"direction {name} has shape {list(direction.shape)}; it must be [hidden]", name)
+    direction = direction.detach()
+    finite = torch.isfinite(direction)
+    if not bool(finite.all()):
+        index = int((~finite).nonzero()[0])
+        what = "NaN" if bool(torch.isnan(direction[index])) else "infinity"
+        raise InvalidVector(f"direction {name} holds {what} at index {index}", name)
+    if not bool((direction != 0).any()):
+        raise InvalidVector(f"direction {name} is all zeros", name)
+    norm = float(direction.double().norm())
+    if not 0.0 < norm < float(torch.finfo(torch.float32).max):
+        raise InvalidVector(f"direction {name} has norm {norm}, outside float32", name)
+    return direction.cpu().contiguous().clone()
