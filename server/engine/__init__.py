@@ -1,0 +1,1 @@
+"""The batching engine: one model, one thread that owns it. Knows nothing of HTTP, text or files of vectors."""

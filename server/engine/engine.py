@@ -1,0 +1,494 @@
+"""BatchingEngine: the loop, and the one thread that owns the model.
+
+    step():  schedule -> run -> sample -> emit
+
+Callers submit and abort from any thread through an inbox; everything else happens on the engine's thread. Every
+exit of a request goes through `_finish`, which returns its pages and rows. It does not know HTTP, text or how
+vectors are stored.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence as Seq
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from server.engine.bank import SteeringBank
+from server.engine.cache import PagePool
+from server.engine.model import LoadedModel, ModelRefused
+from server.engine.plan import UNSTEERED, SteeringPlan
+from server.engine.protocol import EngineStats, ModelInfo
+from server.engine.request import (
+    CaptureSpec,
+    FinishReason,
+    GenerationRequest,
+    OutputSink,
+    Priority,
+    RequestState,
+    TokenLogprobs,
+    TokenOutput,
+)
+from server.engine.runner import ChunkResult, Runner
+from server.engine.sampler import logprobs_of, sample
+from server.engine.scheduler import Scheduler
+from server.engine.sequence import Sequence
+from server.errors import ContextLengthExceeded, InvalidRequest, Overloaded, Unavailable
+
+_log = logging.getLogger(__name__)
+
+_FINAL_STATE = {
+    FinishReason.STOP: RequestState.FINISHED,
+    FinishReason.LENGTH: RequestState.FINISHED,
+    FinishReason.ABORT: RequestState.ABORTED,
+    FinishReason.ERROR: RequestState.FAILED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How much the engine may hold and do at a time.
+
+    `max_running` sequences share a step of at most `max_batch_tokens` tokens; `max_queue` live requests wait.
+    `num_pages` of `page_size` tokens hold the KV.
+    """
+
+    num_pages: int
+    page_size: int = 16
+    max_running: int = 64
+    max_batch_tokens: int = 512
+    max_queue: int = 1024
+    prefix_cache: bool = True
+
+
+def kv_bytes_per_token(model: LoadedModel) -> int:
+    """Bytes of KV that one token takes in all layers."""
+    values = sum(heads * (key_dim + value_dim) for heads, key_dim, value_dim in model.kv_shapes)
+    return values * torch.empty(0, dtype=model.dtype).element_size()
+
+
+def num_pages_for(
+    model: LoadedModel, *, kv_cache_gib: float | None, free_bytes: int, max_running: int, page_size: int
+) -> int:
+    """Pages of KV: what `kv_cache_gib` holds, else what `max_running` full contexts need within half of `free_bytes`.
+
+    Raises `ModelRefused` when not even one full context fits.
+    """
+    bytes_per_page = kv_bytes_per_token(model) * page_size
+    pages_per_context = -(-model.info.max_model_len // page_size)
+    if kv_cache_gib is not None:
+        num_pages = int(kv_cache_gib * 2**30) // bytes_per_page
+    else:
+        num_pages = min(max_running * pages_per_context, free_bytes // 2 // bytes_per_page)
+    if num_pages < pages_per_context:
+        raise ModelRefused(
+            f"the KV cache holds {num_pages * page_size} tokens, one context needs {model.info.max_model_len}; "
+            "give a larger --kv-cache-gib or a smaller --max-model-len"
+        )
+    return num_pages
+
+
+class BatchingEngine:
+    """Continuous batching with per-request steering; implements `protocol.Engine`.
+
+    `start` before the first request, `close` at the end (also a context manager). Without `start`, a test may
+    drive it by `step`.
+    """
+
+    def __init__(self, model: LoadedModel, settings: EngineSettings) -> None:
+        self._model = model
+        self._settings = settings
+        self._pool = PagePool(settings.num_pages, settings.page_size, prefix_cache=settings.prefix_cache)
+        self._bank = SteeringBank(model.info.num_layers, model.info.hidden_size, model.device)
+        self._runner = Runner(model, self._bank, settings.num_pages * settings.page_size)
+        self._scheduler = Scheduler(
+            self._pool, max_running=settings.max_running, max_batch_tokens=settings.max_batch_tokens
+        )
+        self._sequences: dict[str, Sequence] = {}
+        self._changed = threading.Condition()
+        self._inbox: deque[Sequence | str] = deque()
+        self._accepts = True
+        self._stops = False
+        self._thread: threading.Thread | None = None
+        self._ids = itertools.count()
+        self._totals = {"requests": 0, "prompt": 0, "cached": 0, "generated": 0, "steps": 0}
+        self._stats = self._snapshot()
+
+    @property
+    def info(self) -> ModelInfo:
+        """The loaded model."""
+        return self._model.info
+
+    @property
+    def is_accepting(self) -> bool:
+        """See `protocol.Engine.is_accepting`."""
+        return self._accepts
+
+    def stats(self) -> EngineStats:
+        """Counters as they were before the engine's latest events were emitted, or later."""
+        return self._stats
+
+    def start(self) -> BatchingEngine:
+        """Start the engine's thread."""
+        assert self._thread is None
+        self._thread = threading.Thread(target=self._run, name="tiller-engine", daemon=True)
+        self._thread.start()
+        return self
+
+    def __enter__(self) -> BatchingEngine:
+        return self.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def drain(self, timeout: float) -> bool:
+        """Refuse new requests and wait up to `timeout` seconds for those under way; True when all ended."""
+        with self._changed:
+            self._accepts = False
+            return self._changed.wait_for(lambda: not self._sequences and not self._inbox, timeout)
+
+    def close(self) -> None:
+        """Abort what is under way, stop the thread, free the model's hooks. Idempotent."""
+        with self._changed:
+            self._accepts = False
+            self._stops = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._runner.close()
+
+    def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
+        """See `protocol.Engine.submit`."""
+        self._check(request)
+        sequence = Sequence(request, sink, self._model.info.eos_token_ids, self._settings.page_size)
+        with self._changed:
+            if not self._accepts:
+                raise Unavailable("the server is shutting down", code="shutting_down")
+            if request.request_id in self._sequences:
+                raise InvalidRequest("a request with this id is under way", code="duplicate_request_id")
+            if request.priority is Priority.LIVE:
+                num_queued = self._scheduler.num_waiting + len(self._inbox)
+                if num_queued >= self._settings.max_queue + self._settings.max_running - self._scheduler.num_running:
+                    raise Overloaded(
+                        f"{num_queued} requests are waiting; try again later", headers={"Retry-After": "1"}
+                    )
+            self._sequences[request.request_id] = sequence
+            self._inbox.append(sequence)
+            self._changed.notify_all()
+
+    def abort(self, request_id: str) -> None:
+        """See `protocol.Engine.abort`."""
+        with self._changed:
+            self._inbox.append(request_id)
+            self._changed.notify_all()
+
+    def score(
+        self,
+        prompt: Seq[int],
+        choices: Seq[Seq[int]],
+        *,
+        plan: SteeringPlan = UNSTEERED,
+        priority: Priority = Priority.BACKGROUND,
+    ) -> Future[list[list[float]]]:
+        """See `protocol.Engine.score`. Choices that differ in their last token only share one forward pass."""
+        result: Future[list[list[float]]] = Future()
+        heads: dict[tuple[int, ...], list[int]] = {}
+        for index, choice in enumerate(choices):
+            if not choice:
+                raise InvalidRequest("an empty choice has no probability", code="invalid_choice", param="choices")
+            heads.setdefault(tuple(choice[:-1]), []).append(index)
+        scores: list[list[float]] = [[] for _ in choices]
+        num_missing = len(heads)
+        for head, indices in heads.items():
+
+            def receive(output: TokenOutput, indices: list[int] = indices) -> None:
+                nonlocal num_missing
+                if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+                    if not result.done():
+                        result.set_exception(Unavailable(output.error or "the scoring was aborted"))
+                    return
+                shared = [known.logprob for known in output.known_logprobs or () if known is not None]
+                for index, last in zip(indices, output.scores or (), strict=True):
+                    scores[index] = [*shared, last]
+                num_missing -= 1
+                if num_missing == 0 and not result.done():
+                    result.set_result(scores)
+
+            self.submit(
+                GenerationRequest(
+                    request_id=self._own_id("score"),
+                    prompt=tuple(prompt),
+                    forced=head,
+                    max_tokens=0,
+                    plan=plan,
+                    logprobs_start=len(prompt),
+                    num_logprobs=0,
+                    score_token_ids=tuple(choices[index][-1] for index in indices),
+                    priority=priority,
+                ),
+                receive,
+            )
+        if not choices:
+            result.set_result([])
+        return result
+
+    def capture(
+        self,
+        prompt: Seq[int],
+        spec: CaptureSpec,
+        *,
+        plan: SteeringPlan = UNSTEERED,
+        priority: Priority = Priority.BACKGROUND,
+    ) -> Future[dict[int, Tensor]]:
+        """See `protocol.Engine.capture`."""
+        result: Future[dict[int, Tensor]] = Future()
+
+        def receive(output: TokenOutput) -> None:
+            if output.activations is None:
+                result.set_exception(Unavailable(output.error or "the capture was aborted"))
+            else:
+                result.set_result(dict(output.activations))
+
+        self.submit(
+            GenerationRequest(
+                request_id=self._own_id("capture"),
+                prompt=tuple(prompt),
+                max_tokens=0,
+                plan=plan,
+                capture=spec,
+                priority=priority,
+            ),
+            receive,
+        )
+        return result
+
+    def step(self) -> bool:
+        """Schedule, run, sample, emit; False when there was nothing to do."""
+        self._read_inbox()
+        chunks = self._scheduler.schedule()
+        if not chunks:
+            return False
+        events: list[tuple[Sequence, TokenOutput]] = []
+        try:
+            for chunk in chunks:
+                self._acquire_rows(chunk.sequence)
+            self._advance(self._runner.run(chunks), events)
+        except Exception:  # any failure of a step ends its requests, never the engine
+            _log.exception("a step of %d requests failed", len(chunks))
+            failed = [chunk.sequence for chunk in chunks if not chunk.sequence.state.is_final]
+            events += [self._finish(sequence, FinishReason.ERROR, error="the engine failed") for sequence in failed]
+        self._totals["steps"] += 1
+        self._publish()
+        self._emit(events)
+        return True
+
+    def _check(self, request: GenerationRequest) -> None:
+        info = self._model.info
+        tokens = (*request.prompt, *request.forced)
+        if not request.prompt:
+            raise InvalidRequest("the prompt is empty", code="empty_prompt", param="prompt")
+        if len(tokens) + request.max_tokens > info.max_model_len:
+            raise ContextLengthExceeded(
+                f"this model's context is {info.max_model_len} tokens; {len(tokens)} in the prompt and "
+                f"{request.max_tokens} to generate are {len(tokens) + request.max_tokens}",
+                param="messages",
+            )
+        named = (
+            *tokens,
+            *request.score_token_ids,
+            *request.sampling.logit_bias,
+            *request.sampling.stop_token_ids,
+        )
+        if min(named) < 0 or max(named) >= info.vocab_size:
+            raise InvalidRequest(
+                f"a token id is outside the vocabulary of {info.vocab_size}",
+                code="invalid_token",
+                param="prompt",
+            )
+        spec = request.capture
+        if spec is not None:
+            if spec.site not in info.sites or not all(0 <= layer < info.num_layers for layer in spec.layers):
+                raise InvalidRequest("the capture names a site or layer that the model lacks", code="invalid_capture")
+            if not all(-len(tokens) <= position < len(tokens) for position in spec.positions):
+                raise InvalidRequest("the capture names a position outside the prompt", code="invalid_capture")
+
+    def _own_id(self, kind: str) -> str:
+        return f"{kind}-{next(self._ids)}"
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._has_work)
+                if self._stops:
+                    break
+            self.step()
+        self._read_inbox()
+        events = [self._finish(sequence, FinishReason.ABORT) for sequence in list(self._sequences.values())]
+        self._publish()
+        self._emit(events)
+
+    def _has_work(self) -> bool:
+        return self._stops or bool(self._inbox) or self._scheduler.num_running + self._scheduler.num_waiting > 0
+
+    def _read_inbox(self) -> None:
+        events = []
+        while True:
+            with self._changed:
+                if not self._inbox:
+                    break
+                message = self._inbox.popleft()
+                if isinstance(message, Sequence):
+                    self._scheduler.add(message)
+                    self._totals["requests"] += 1
+                    continue
+            sequence = self._sequences.get(message)
+            if sequence is not None:
+                events.append(self._finish(sequence, FinishReason.ABORT))
+        self._publish()
+        self._emit(events)
+
+    def _acquire_rows(self, sequence: Sequence) -> None:
+        if sequence.rows is None:
+            sequence.rows = self._bank.acquire(sequence.request.plan)
+            self._totals["prompt"] += sequence.num_prompt
+            self._totals["cached"] += sequence.num_cached_tokens or 0
+
+    def _advance(self, results: Seq[ChunkResult], events: list[tuple[Sequence, TokenOutput]]) -> None:
+        """Take a step's results into the sequences, choose the next tokens, and add what became of each to `events`."""
+        sampling: list[ChunkResult] = []
+        for result in results:
+            sequence = result.chunk.sequence
+            self._note_known(result)
+            is_last = result.chunk.is_last
+            sequence.advance(result.chunk.num_new, self._pool)
+            if is_last and sequence.request.max_tokens > 0:
+                sampling.append(result)
+            elif is_last:
+                events.append(self._finish(sequence, FinishReason.LENGTH, scores=_scores(result)))
+        if sampling:
+            self._sample(sampling, events)
+
+    def _note_known(self, result: ChunkResult) -> None:
+        sequence = result.chunk.sequence
+        for layer, found in result.activations.items():
+            sequence.activations.setdefault(layer, {}).update(found)
+        if result.known_logits is not None:
+            first = sequence.next_logprob_position + 1
+            tokens = sequence.tokens[first : first + len(result.known_logits)]
+            num_top = sequence.request.num_logprobs or 0
+            sequence.known_logprobs.extend(logprobs_of(result.known_logits, tokens, [num_top] * len(tokens)))
+
+    def _sample(self, results: Seq[ChunkResult], events: list[tuple[Sequence, TokenOutput]]) -> None:
+        sequences = [result.chunk.sequence for result in results]
+        logits = torch.stack([result.next_logits for result in results if result.next_logits is not None])
+        tokens = sample(logits, [sequence.sampler for sequence in sequences])
+        logprobs = _sampled_logprobs(logits, sequences, tokens)
+        self._totals["generated"] += len(tokens)
+        for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
+            sequence.tokens.append(token)
+            if sequence.state is RequestState.PREFILLING:
+                sequence.become(RequestState.DECODING)
+            reason = _finish_reason(sequence, token)
+            if reason is not None:
+                events.append(self._finish(sequence, reason, token=token, logprobs=logprob))
+            else:
+                events.append((sequence, TokenOutput(sequence.request.request_id, token, logprob)))
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        *,
+        token: int | None = None,
+        logprobs: TokenLogprobs | None = None,
+        scores: tuple[float, ...] | None = None,
+        error: str | None = None,
+    ) -> tuple[Sequence, TokenOutput]:
+        """The one way out: pages and rows go back, and the last event is made."""
+        self._scheduler.remove(sequence, _FINAL_STATE[reason])
+        if sequence.rows is not None:
+            self._bank.release(sequence.rows)
+            sequence.rows = None
+        with self._changed:
+            del self._sequences[sequence.request.request_id]
+            self._changed.notify_all()
+        request = sequence.request
+        is_complete = reason in (FinishReason.STOP, FinishReason.LENGTH)
+        wants_known = is_complete and request.logprobs_start is not None
+        return sequence, TokenOutput(
+            request.request_id,
+            token,
+            logprobs,
+            reason,
+            sequence.num_cached_tokens or 0,
+            known_logprobs=tuple(sequence.known_logprobs) if wants_known else None,
+            scores=scores,
+            activations=_stacked(sequence) if is_complete and request.capture is not None else None,
+            error=error,
+        )
+
+    def _emit(self, events: Seq[tuple[Sequence, TokenOutput]]) -> None:
+        for sequence, output in events:
+            try:
+                sequence.sink(output)
+            except Exception:  # a sink that raises is its owner's bug; the others must get their tokens
+                _log.exception("the sink of request %s raised", output.request_id)
+
+    def _publish(self) -> None:
+        self._stats = self._snapshot()
+
+    def _snapshot(self) -> EngineStats:
+        return EngineStats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_pages=self._pool.num_pages,
+            num_free_pages=self._pool.num_available,
+            page_size=self._pool.page_size,
+            num_rows_in_use=self._bank.num_rows_in_use,
+            num_steered_running=sum(sequence.request.plan.is_steered for sequence in self._scheduler.running),
+            total_requests=self._totals["requests"],
+            total_prompt_tokens=self._totals["prompt"],
+            total_cached_tokens=self._totals["cached"],
+            total_generated_tokens=self._totals["generated"],
+            total_preemptions=self._scheduler.num_preemptions,
+            total_steps=self._totals["steps"],
+        )
+
+
+def _finish_reason(sequence: Sequence, token: int) -> FinishReason | None:
+    if token in sequence.sampler.end_token_ids:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if sequence.num_generated >= sequence.request.max_tokens else None
+
+
+def _sampled_logprobs(logits: Tensor, sequences: Seq[Sequence], tokens: Seq[int]) -> list[TokenLogprobs | None]:
+    wanting = [index for index, sequence in enumerate(sequences) if sequence.request.num_logprobs is not None]
+    logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
+    if wanting:
+        num_top = [sequences[index].request.num_logprobs or 0 for index in wanting]
+        found = logprobs_of(logits[wanting], [tokens[index] for index in wanting], num_top)
+        for index, logprob in zip(wanting, found, strict=True):
+            logprobs[index] = logprob
+    return logprobs
+
+
+def _scores(result: ChunkResult) -> tuple[float, ...] | None:
+    token_ids = result.chunk.sequence.request.score_token_ids
+    if not token_ids or result.next_logits is None:
+        return None
+    logprobs = torch.log_softmax(result.next_logits.to(torch.float32), dim=-1)
+    return tuple(float(value) for value in logprobs[list(token_ids)].tolist())
+
+
+def _stacked(sequence: Sequence) -> dict[int, Tensor]:
+    return {
+        layer: torch.stack([found[position] for position in sequence.capture_positions])
+        for layer, found in sequence.activations.items()
+    }

@@ -1,0 +1,306 @@
+"""From what a request asks to what will be done: SteeringSpec -> SteeringPlan.
+
+A plan is resolved once, when a request is accepted: names become revisions, defaults are filled in, everything is
+checked against the model. It never changes afterwards, so a swap of a vector cannot touch a running request.
+This module knows the semantics of sites, positions and operations; it does not know tensors of a batch
+(`bank.py`), hooks (`hooks.py`) or pages.
+
+The tokens of a request fall into three **phases**; which entries are in scope is constant within one:
+
+    phase      positions (prompt of P tokens)   entries in scope
+    PROMPT     0 … P-2                          positions `prompt`, `all`
+    BOUNDARY   P-1                              positions `prompt`, `response`, `all`
+    RESPONSE   P …                              positions `response`, `all`
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from server.errors import InvalidRequest, from_vectors_error
+from vectors.errors import VectorsError
+from vectors.vector import Operation, Positions, Site, SteeringVector
+
+
+class Phase(enum.IntEnum):
+    """Where a token stands with respect to its request's prompt; see the module's table."""
+
+    PROMPT = 0
+    BOUNDARY = 1
+    RESPONSE = 2
+
+
+_IN_SCOPE: dict[Phase, frozenset[str]] = {
+    Phase.PROMPT: frozenset({"prompt", "all"}),
+    Phase.BOUNDARY: frozenset({"prompt", "response", "all"}),
+    Phase.RESPONSE: frozenset({"response", "all"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringSpec:
+    """One entry of a request's `steering`, as asked: None means the vector's own default.
+
+    `revision` is a prefix of a revision's hash. `param` is the dotted path that errors name.
+    """
+
+    vector: str
+    revision: str | None = None
+    scale: float | None = None
+    layers: tuple[int, ...] | None = None
+    positions: Positions | None = None
+    operation: Operation | None = None
+    preserve_norm: bool = False
+    param: str = "steering.0"
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """One entry of a plan: a pinned revision with its effective parameters.
+
+    `directions` maps each of `layers` to the stored direction, `[hidden]`.
+    """
+
+    vector: str
+    revision: str
+    site: Site
+    layers: tuple[int, ...]
+    scale: float
+    positions: Positions
+    operation: Operation
+    preserve_norm: bool
+    directions: Mapping[int, Tensor]
+
+    @property
+    def is_active(self) -> bool:
+        """False when the entry changes nothing by definition: `add` or `ablate` at scale 0."""
+        return self.scale != 0.0 or self.operation == "clamp"
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """Hash of everything that changes activations in the entry's scope (not the name, not the positions)."""
+        parts = [
+            self.revision,
+            self.site,
+            list(self.layers),
+            self.scale.hex(),
+            self.operation,
+            self.preserve_norm,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).digest()
+
+    def echo(self) -> dict[str, Any]:
+        """The entry as the response shows it."""
+        return {
+            "vector": self.vector,
+            "revision": self.revision,
+            "site": self.site,
+            "scale": self.scale,
+            "layers": list(self.layers),
+            "positions": self.positions,
+            "operation": self.operation,
+            "preserve_norm": self.preserve_norm,
+        }
+
+
+class SteeringPlan:
+    """The resolved, checked and pinned steering of one request. Immutable; `UNSTEERED` is the empty one."""
+
+    def __init__(self, entries: Iterable[PlanEntry] = ()) -> None:
+        self.entries: tuple[PlanEntry, ...] = tuple(entries)
+        self._in_scope = tuple(
+            tuple(entry for entry in self.entries if entry.is_active and entry.positions in _IN_SCOPE[phase])
+            for phase in Phase
+        )
+        self._fingerprints = tuple(
+            hashlib.sha256(b"".join(entry.fingerprint for entry in entries)).digest() if entries else b""
+            for entries in self._in_scope
+        )
+
+    def in_scope(self, phase: Phase) -> tuple[PlanEntry, ...]:
+        """The active entries that steer tokens of `phase`, in the order given."""
+        return self._in_scope[phase]
+
+    def fingerprint(self, phase: Phase) -> bytes:
+        """32 bytes that differ whenever the steering of `phase` differs; empty when it is unsteered."""
+        return self._fingerprints[phase]
+
+    @property
+    def is_steered(self) -> bool:
+        """True when at least one position can change."""
+        return any(self._in_scope)
+
+    def fingerprint_of_span(self, start: int, end: int, num_prompt_tokens: int) -> bytes:
+        """What steering did to positions `start … end-1`: empty when unsteered, equal exactly when equal.
+
+        This is the steering half of the prefix cache's key for a page that covers these positions.
+        """
+        boundary = num_prompt_tokens - 1
+        spans = (
+            (Phase.PROMPT, start, min(end, boundary)),
+            (Phase.BOUNDARY, max(start, boundary), min(end, boundary + 1)),
+            (Phase.RESPONSE, max(start, boundary + 1), end),
+        )
+        merged: list[tuple[bytes, int]] = []
+        for phase, first, last in spans:
+            if first >= last:
+                continue
+            fingerprint = self._fingerprints[phase]
+            if merged and merged[-1][0] == fingerprint:
+                merged[-1] = (fingerprint, merged[-1][1] + last - first)
+            else:
+                merged.append((fingerprint, last - first))
+        if all(not fingerprint for fingerprint, _ in merged):
+            return b""
+        return b"".join(fingerprint + length.to_bytes(4, "little") for fingerprint, length in merged)
+
+    def echo(self) -> list[dict[str, Any]]:
+        """The effective plan as every response carries it; `[]` when nothing was asked."""
+        return [entry.echo() for entry in self.entries]
+
+
+UNSTEERED = SteeringPlan()
+"""The plan of a request without steering."""
+
+
+class SteerableModel(Protocol):
+    """What resolution must know of the model; `ModelInfo` has it."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def sites(self) -> tuple[str, ...]: ...
+
+
+class PinnedVector(Protocol):
+    """A name's revision as the registry hands it out."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def vector(self) -> SteeringVector: ...
+
+
+class VectorLookup(Protocol):
+    """The registry, as far as resolution needs it; `VectorStore` has it."""
+
+    def get(self, name: str, revision_prefix: str | None = None) -> PinnedVector: ...
+
+
+_LAYER_RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
+
+
+def parse_layers(layers: str | Sequence[int], param: str) -> tuple[int, ...]:
+    """`[12, 13]` or `"12-16,20"` (inclusive ranges) -> layer numbers in the order given.
+
+    Raises `InvalidRequest` naming `param` for an empty, reversed, repeated or unreadable list.
+    """
+    numbers: list[int] = []
+    if isinstance(layers, str):
+        for part in layers.split(","):
+            match = _LAYER_RANGE.fullmatch(part.strip())
+            if match is None:
+                raise InvalidRequest(
+                    f"layers: {part.strip()[:40]!r} is neither a number nor a range such as 12-16",
+                    code="invalid_layers",
+                    param=param,
+                )
+            first = int(match[1])
+            last = int(match[2]) if match[2] is not None else first
+            if last < first:
+                raise InvalidRequest(
+                    f"layers: the range {first}-{last} is reversed", code="invalid_layers", param=param
+                )
+            if last - first > 10_000:
+                raise InvalidRequest(
+                    f"layers: the range {first}-{last} is too long", code="invalid_layers", param=param
+                )
+            numbers.extend(range(first, last + 1))
+    else:
+        numbers.extend(layers)
+    if not numbers:
+        raise InvalidRequest("layers: an empty list names no layer", code="invalid_layers", param=param)
+    if len(set(numbers)) != len(numbers):
+        raise InvalidRequest("layers: a layer is named twice", code="invalid_layers", param=param)
+    return tuple(numbers)
+
+
+def _resolve_entry(spec: SteeringSpec, lookup: VectorLookup, model: SteerableModel) -> PlanEntry:
+    try:
+        pinned = lookup.get(spec.vector, spec.revision)
+    except VectorsError as error:
+        raise from_vectors_error(error, "model" if spec.param == "model" else f"{spec.param}.vector") from error
+    vector = pinned.vector
+    layers_param = spec.param if spec.param == "model" else f"{spec.param}.layers"
+    if vector.hidden_size != model.hidden_size:
+        raise InvalidRequest(
+            f"vector {pinned.name!r} has hidden size {vector.hidden_size}, the model {model.hidden_size}",
+            code="vector_does_not_fit",
+            param=spec.param,
+        )
+    if vector.site not in model.sites:
+        raise InvalidRequest(
+            f"vector {pinned.name!r} steers site {vector.site!r}, which this model lacks; it has "
+            f"{', '.join(model.sites)}",
+            code="site_not_available",
+            param=spec.param,
+        )
+    layers = spec.layers if spec.layers is not None else vector.layers
+    outside = [layer for layer in layers if not 0 <= layer < model.num_layers]
+    if outside:
+        raise InvalidRequest(
+            f"layers {outside} are outside the model, which has blocks 0 to {model.num_layers - 1}",
+            code="invalid_layers",
+            param=layers_param,
+        )
+    if len(vector.directions) == 1:
+        (single,) = vector.directions.values()
+        directions = dict.fromkeys(layers, single)
+    else:
+        missing = [layer for layer in layers if layer not in vector.directions]
+        if missing:
+            raise InvalidRequest(
+                f"vector {pinned.name!r} holds no direction at layers {missing}; it has {list(vector.layers)}",
+                code="invalid_layers",
+                param=layers_param,
+            )
+        directions = {layer: vector.directions[layer] for layer in layers}
+    scale = spec.scale if spec.scale is not None else vector.default_scale
+    if not math.isfinite(scale):
+        raise InvalidRequest("scale must be finite", code="invalid_scale", param=f"{spec.param}.scale")
+    return PlanEntry(
+        vector=pinned.name,
+        revision=pinned.revision,
+        site=vector.site,
+        layers=tuple(layers),
+        scale=float(scale),
+        positions=spec.positions or vector.positions,
+        operation=spec.operation or vector.operation,
+        preserve_norm=spec.preserve_norm,
+        directions=directions,
+    )
+
+
+def resolve_plan(specs: Sequence[SteeringSpec], lookup: VectorLookup, model: SteerableModel) -> SteeringPlan:
+    """Pin `specs` to the registry's current revisions and check them against the model.
+
+    Raises `NotFound` for unknown names and revisions, and `InvalidRequest` naming the field for anything that is
+    malformed or does not fit. Nothing is dropped: what is returned is what will be done.
+    """
+    if not specs:
+        return UNSTEERED
+    return SteeringPlan(_resolve_entry(spec, lookup, model) for spec in specs)

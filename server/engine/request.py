@@ -1,0 +1,152 @@
+"""What the engine is asked for and what it gives back: requests, states, token outputs.
+
+Plain immutable data. It does not know tensors of a step, the queue, or text: prompts and outputs are token ids.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from server.engine.plan import UNSTEERED, SteeringPlan
+from vectors.vector import Site
+
+
+class RequestState(enum.Enum):
+    """Where a request is in its life. Each member carries one sentence; `Sequence.become` owns the transitions."""
+
+    QUEUED = "It waits for pages; it holds none (a preempted request comes back here)."
+    PREFILLING = "Its known tokens are being read into the KV cache, a chunk a step."
+    DECODING = "Every known token but the last is in the KV cache; each step gives one more."
+    FINISHED = "It ended by itself: end token, stop, length, or all that was asked is computed."
+    ABORTED = "Its client left or asked to stop."
+    FAILED = "A step that it was part of raised."
+
+    @property
+    def is_final(self) -> bool:
+        """True when nothing more will come and all its pages and rows are back."""
+        return self in (RequestState.FINISHED, RequestState.ABORTED, RequestState.FAILED)
+
+
+class FinishReason(enum.StrEnum):
+    """Why the last token of a request is the last."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class Priority(enum.IntEnum):
+    """Lower runs first. Background work (scoring, capture, training) takes what live traffic leaves."""
+
+    LIVE = 0
+    BACKGROUND = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How a row of logits becomes a token. Every field is honoured per row of a batch.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 filter nothing. `seed` None draws fresh
+    entropy. Penalties follow OpenAI (`presence`, `frequency`: output tokens) and vLLM (`repetition`: prompt and
+    output tokens). `logit_bias` maps token id to an added bias. Tokens in `stop_token_ids` and the model's end
+    tokens end the request and cannot be drawn before `min_tokens`; `ignore_eos` disarms the end tokens only.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+
+    @property
+    def is_greedy(self) -> bool:
+        """True when the likeliest token is taken."""
+        return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """True when earlier tokens of the request change its logits."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureSpec:
+    """Activations to hand back: at `site`, after steering, for each of `layers`, at `positions`.
+
+    `positions` index the tokens of prompt + forced; negative ones count from the end.
+    """
+
+    layers: tuple[int, ...]
+    site: Site = "residual"
+    positions: tuple[int, ...] = (-1,)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One sequence to run: `prompt`, then `forced` tokens, then up to `max_tokens` sampled ones.
+
+    `forced` are response tokens that the caller dictates (a choice to score); they are steered as response.
+    `max_tokens` may be 0 for a request that only scores or captures. `num_logprobs` asks for the
+    log-probability of each sampled token and that many of the likeliest. `logprobs_start` asks the same for
+    the known tokens (prompt + forced) from that index on (index 0 has none and is given as None).
+    `score_token_ids` asks for the log-probabilities of these tokens as the next after prompt + forced.
+    """
+
+    request_id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingParams = SamplingParams()
+    plan: SteeringPlan = UNSTEERED
+    forced: tuple[int, ...] = ()
+    num_logprobs: int | None = None
+    logprobs_start: int | None = None
+    score_token_ids: tuple[int, ...] = ()
+    capture: CaptureSpec | None = None
+    priority: Priority = Priority.LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probability (natural log, of the steered model, before temperature, penalties and bias) of `token_id`,
+    and the likeliest tokens at the same place as (token_id, logprob), best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """One event of a request. The last one, and only the last, has `finish_reason`.
+
+    `token_id` None: an event without a token (nothing was to be generated, abort, failure). An end or stop token is
+    given like any other. What follows comes with the last event: `known_logprobs` for `logprobs_start` (None for
+    index 0), `scores` for `score_token_ids`, `activations` `{layer: float32 [positions, hidden]}` for `capture`.
+    `num_cached_tokens`: prompt tokens that came from the prefix cache.
+    """
+
+    request_id: str
+    token_id: int | None = None
+    logprobs: TokenLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
+    known_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    scores: tuple[float, ...] | None = None
+    activations: Mapping[int, Tensor] | None = None
+    error: str | None = None
+
+
+OutputSink = Callable[[TokenOutput], None]
+"""Receives the events of a request, in order, on the engine's thread; it must return at once and never raise."""

@@ -1,0 +1,174 @@
+"""Logits to tokens: every sampling parameter per row of the batch.
+
+Order, as in vLLM: penalties and bias on the logits, temperature, then min_p, top_k and top_p on the probabilities.
+Each request draws from its own random stream, one number a token, so neighbours and batch order change nothing.
+Log-probabilities are those of the untouched logits. It does not know requests' states, text or stop strings.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.engine.request import SamplingParams, TokenLogprobs
+
+
+class RowSampler:
+    """One request's sampling state: its random stream and the tokens that its penalties count.
+
+    `eos_token_ids` end the request unless it ignores them.
+    """
+
+    def __init__(self, params: SamplingParams, eos_token_ids: frozenset[int], prompt: Sequence[int]) -> None:
+        self.params = params
+        seed = params.seed if params.seed is not None else secrets.randbits(128)
+        self._random = np.random.Generator(np.random.Philox(seed % 2**128))
+        ends = params.stop_token_ids if params.ignore_eos else params.stop_token_ids | eos_token_ids
+        self.end_token_ids = ends
+        self._prompt = prompt
+        self._output: list[int] = []
+        self._seen: Tensor | None = None
+        self._counts: Tensor | None = None
+
+    def draw(self) -> float:
+        """The next uniform number in [0, 1)."""
+        return float(self._random.random())
+
+    def record(self, token: int) -> None:
+        """Count a sampled token."""
+        self._output.append(token)
+        if self._counts is not None and self._seen is not None:
+            self._counts[token] += 1
+            self._seen[token] = True
+
+    @property
+    def num_output_tokens(self) -> int:
+        """How many tokens this row has drawn."""
+        return len(self._output)
+
+    @property
+    def changes_logits(self) -> bool:
+        """True when this row's logits need a change before a choice is made."""
+        params = self.params
+        held_back = self.num_output_tokens < params.min_tokens and bool(self.end_token_ids)
+        return params.has_penalties or bool(params.logit_bias) or held_back
+
+    def adjust(self, logits: Tensor) -> None:
+        """Apply penalties, bias and `min_tokens` to this row's float32 logits `[vocabulary]`, in place."""
+        params = self.params
+        if params.has_penalties:
+            seen, counts = self._penalty_state(logits)
+            if params.repetition_penalty != 1.0:
+                penalised = torch.where(
+                    logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty
+                )
+                logits.copy_(torch.where(seen, penalised, logits))
+            logits.sub_(counts * params.frequency_penalty + (counts > 0) * params.presence_penalty)
+        if params.logit_bias:
+            tokens = torch.tensor(list(params.logit_bias), dtype=torch.int64, device=logits.device)
+            biases = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=logits.device)
+            logits.index_add_(0, tokens, biases)
+        if self.num_output_tokens < params.min_tokens and self.end_token_ids:
+            logits[list(self.end_token_ids)] = -torch.inf
+
+    def _penalty_state(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        if self._seen is None or self._counts is None:
+            counts = torch.zeros(logits.shape[0], dtype=torch.float32, device=logits.device)
+            output = torch.tensor(self._output, dtype=torch.int64, device=logits.device)
+            counts.index_add_(0, output, torch.ones(len(self._output), device=logits.device))
+            seen = counts > 0
+            seen[torch.tensor(self._prompt, dtype=torch.int64, device=logits.device)] = True
+            self._seen, self._counts = seen, counts
+        return self._seen, self._counts
+
+
+def sample(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+    """One token for each row of `logits` `[rows, vocabulary]` (any float dtype; not changed)."""
+    logits = logits.to(torch.float32)
+    if any(row.changes_logits for row in rows):
+        logits = logits.clone()
+        for index, row in enumerate(rows):
+            if row.changes_logits:
+                row.adjust(logits[index])
+    tokens = [0] * len(rows)
+    greedy = [index for index, row in enumerate(rows) if row.params.is_greedy]
+    filtered = [index for index, row in enumerate(rows) if not row.params.is_greedy and _has_filters(row.params)]
+    free = [index for index, row in enumerate(rows) if not row.params.is_greedy and not _has_filters(row.params)]
+    for group, choose in ((greedy, _choose_greedy), (free, _choose_free), (filtered, _choose_filtered)):
+        if group:
+            part = logits if len(group) == len(rows) else logits[group]
+            for index, token in zip(group, choose(part, [rows[index] for index in group]), strict=True):
+                tokens[index] = token
+    for row, token in zip(rows, tokens, strict=True):
+        row.record(token)
+    return tokens
+
+
+def logprobs_of(logits: Tensor, tokens: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprobs]:
+    """For each row of `logits` `[rows, vocabulary]`: the log-probability of its token and of its likeliest ones."""
+    logprobs = torch.log_softmax(logits.to(torch.float32), dim=-1)
+    chosen = logprobs.gather(1, torch.tensor(tokens, dtype=torch.int64, device=logits.device)[:, None])[:, 0].tolist()
+    most = min(max(num_top, default=0), logits.shape[-1])
+    if most == 0:
+        return [TokenLogprobs(token, value) for token, value in zip(tokens, chosen, strict=True)]
+    values, indices = logprobs.topk(most, dim=-1)
+    results = []
+    for token, value, num, top_values, top_indices in zip(
+        tokens, chosen, num_top, values.tolist(), indices.tolist(), strict=True
+    ):
+        results.append(TokenLogprobs(token, value, tuple(zip(top_indices[:num], top_values[:num], strict=True))))
+    return results
+
+
+def _has_filters(params: SamplingParams) -> bool:
+    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
+
+
+def _choose_greedy(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+    return [int(token) for token in logits.argmax(dim=-1).tolist()]
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
+
+
+def _probabilities(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:
+    """float64 (mps: float32) probabilities after temperature."""
+    wide = logits if logits.device.type == "mps" else logits.to(torch.float64)
+    return torch.softmax(wide / _column([row.params.temperature for row in rows], wide), dim=-1)
+
+
+def _pick(weights: Tensor, rows: Sequence[RowSampler]) -> Tensor:
+    """Index drawn from each row of unnormalised `weights`, by the row's next random number."""
+    cumulative = weights.cumsum(dim=-1)
+    threshold = _column([row.draw() for row in rows], weights) * cumulative[:, -1:]
+    picked = torch.searchsorted(cumulative, threshold, right=True)
+    last = (weights > 0).long().mul_(torch.arange(1, weights.shape[-1] + 1, device=weights.device)).amax(-1) - 1
+    return torch.minimum(picked[:, 0], last)
+
+
+def _choose_free(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+    return [int(token) for token in _pick(_probabilities(logits, rows), rows).tolist()]
+
+
+def _choose_filtered(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+    probabilities = _probabilities(logits, rows)
+    vocabulary = logits.shape[-1]
+    top_k = [row.params.top_k if 0 < row.params.top_k < vocabulary else vocabulary for row in rows]
+    ranked, order = (
+        probabilities.topk(max(top_k), dim=-1) if max(top_k) < vocabulary else probabilities.sort(-1, descending=True)
+    )
+    rank = torch.arange(ranked.shape[-1], device=logits.device)
+    keep = rank < torch.tensor(top_k, device=logits.device).unsqueeze(1)
+    keep &= ranked >= _column([row.params.min_p for row in rows], ranked) * ranked[:, :1]
+    weights = ranked * keep
+    cumulative = weights.cumsum(dim=-1)
+    before = cumulative - weights
+    keep = before < _column([row.params.top_p for row in rows], ranked) * cumulative[:, -1:]
+    keep[:, 0] = True  # the likeliest token always stays, also with top_p 0
+    picked = _pick(weights * keep, rows)
+    return [int(token) for token in order.gather(1, picked.unsqueeze(1))[:, 0].tolist()]

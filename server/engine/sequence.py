@@ -1,0 +1,169 @@
+"""A request while the engine works on it: its tokens, pages, rows, and what it still waits for.
+
+`Sequence.become` owns the transitions between states. It does not know the queue, tensors of a step, or other
+requests.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from server.engine.attention import Segment
+from server.engine.bank import PlanRows
+from server.engine.cache import ROOT_KEY, PageKey, PagePool, page_key
+from server.engine.request import GenerationRequest, OutputSink, RequestState, TokenLogprobs
+from server.engine.sampler import RowSampler
+
+_NEXT_STATES: dict[RequestState, frozenset[RequestState]] = {
+    RequestState.QUEUED: frozenset({RequestState.PREFILLING, RequestState.ABORTED, RequestState.FAILED}),
+    RequestState.PREFILLING: frozenset(
+        {
+            RequestState.QUEUED,
+            RequestState.DECODING,
+            RequestState.FINISHED,
+            RequestState.ABORTED,
+            RequestState.FAILED,
+        }
+    ),
+    RequestState.DECODING: frozenset(
+        {RequestState.QUEUED, RequestState.FINISHED, RequestState.ABORTED, RequestState.FAILED}
+    ),
+}
+
+
+class Sequence:
+    """The engine's mutable record of one request."""
+
+    def __init__(
+        self, request: GenerationRequest, sink: OutputSink, eos_token_ids: frozenset[int], page_size: int
+    ) -> None:
+        self.request = request
+        self.sink = sink
+        self.state = RequestState.QUEUED
+        self.tokens: list[int] = [*request.prompt, *request.forced]
+        self.num_prompt = len(request.prompt)
+        self.num_known = len(self.tokens)
+        self.num_computed = 0
+        self.num_cached_tokens: int | None = None
+        self.sampler = RowSampler(request.sampling, eos_token_ids, request.prompt)
+        self.rows: PlanRows | None = None
+        self.pages: list[int] = []
+        self.known_logprobs: list[TokenLogprobs | None] = []
+        self.activations: dict[int, dict[int, Tensor]] = {}
+        self._page_size = page_size
+        self._stretches: list[list[int]] = []
+        self._num_keyed = 0
+        self._last_key: PageKey = ROOT_KEY
+        start = request.logprobs_start
+        if start == 0:
+            self.known_logprobs.append(None)
+        self._first_logprob = self.num_known if start is None else start
+        spec = request.capture
+        self.capture_positions: tuple[int, ...] = (
+            () if spec is None else tuple(position % self.num_known for position in spec.positions)
+        )
+
+    def become(self, state: RequestState) -> None:
+        """Move to `state`; a move that the life of a request does not have is our bug."""
+        assert state in _NEXT_STATES.get(self.state, frozenset()), f"{self.state} -> {state}"
+        self.state = state
+
+    @property
+    def num_to_compute(self) -> int:
+        """Tokens whose KV is missing; 1 for a decoding sequence."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_generated(self) -> int:
+        """Sampled tokens so far."""
+        return len(self.tokens) - self.num_known
+
+    @property
+    def next_logprob_position(self) -> int:
+        """The first position whose logits are still to be scored against the next known token."""
+        if self._first_logprob + len(self.known_logprobs) >= self.num_known:
+            return self.num_known
+        return self._first_logprob + len(self.known_logprobs) - 1
+
+    @property
+    def first_needed_position(self) -> int:
+        """No position from here on may come from the prefix cache: its output is still wanted."""
+        captured = self.captured_positions
+        uncaptured = [position for position in self.capture_positions if position not in captured]
+        return min(len(self.tokens) - 1, self.next_logprob_position, *uncaptured)
+
+    @property
+    def captured_positions(self) -> set[int]:
+        """Positions whose activations are already here."""
+        return set(next(iter(self.activations.values()), {}))
+
+    @property
+    def needs_next_logits(self) -> bool:
+        """True when the logits after the last token choose a token or give scores."""
+        return self.request.max_tokens > 0 or bool(self.request.score_token_ids)
+
+    def take_cached_pages(self, pool: PagePool) -> None:
+        """Start from the longest prefix whose pages the pool already has."""
+        assert not self.pages
+        limit = self.first_needed_position // self._page_size
+        while len(self.pages) < limit:
+            key = self._key_of_page(len(self.pages))
+            page = pool.share(key)
+            if page is None:
+                break
+            self._append_page(page)
+            self._last_key = key
+            self._num_keyed += 1
+        self.num_computed = len(self.pages) * self._page_size
+
+    def reserve(self, pool: PagePool, num_tokens: int) -> bool:
+        """Hold pages for the first `num_tokens` tokens; False when the pool ran out (what was got is kept)."""
+        while len(self.pages) * self._page_size < num_tokens:
+            page = pool.allocate(self.pages[-1] if self.pages else None)
+            if page is None:
+                return False
+            self._append_page(page)
+        return True
+
+    def release_pages(self, pool: PagePool) -> None:
+        """Give every page back; what was computed is forgotten, what was generated stays."""
+        pool.release(self.pages)
+        self.pages = []
+        self._stretches = []
+        self._num_keyed = 0
+        self._last_key = ROOT_KEY
+        self.num_computed = 0
+
+    def advance(self, num_new: int, pool: PagePool) -> None:
+        """Note that `num_new` more tokens are in the KV cache and offer the pages that became full."""
+        self.num_computed += num_new
+        while (self._num_keyed + 1) * self._page_size <= self.num_computed:
+            key = self._key_of_page(self._num_keyed)
+            pool.register(self.pages[self._num_keyed], key)
+            self._last_key = key
+            self._num_keyed += 1
+
+    def segment(self, start: int, num_new: int) -> Segment:
+        """The next `num_new` tokens as the attention sees them, at `start` of the pack."""
+        num_slots = self.num_computed + num_new
+        stretches = []
+        for first_page, num_pages in self._stretches:
+            length = min(num_pages * self._page_size, num_slots)
+            if length <= 0:
+                break
+            first = first_page * self._page_size
+            stretches.append((first, first + length))
+            num_slots -= length
+        return Segment(start, start + num_new, self.num_computed, tuple(stretches))
+
+    def _append_page(self, page: int) -> None:
+        self.pages.append(page)
+        if self._stretches and sum(self._stretches[-1]) == page:
+            self._stretches[-1][1] += 1
+        else:
+            self._stretches.append([page, 1])
+
+    def _key_of_page(self, index: int) -> PageKey:
+        start = index * self._page_size
+        tokens = self.tokens[start : start + self._page_size]
+        return page_key(self._last_key, tokens, start, self.request.plan, self.num_prompt)

@@ -1,0 +1,163 @@
+"""Errors that a client may see, and the one table that maps every domain error to them.
+
+    ApiError                        status  type                    code
+    ├── InvalidRequest              400     invalid_request_error   given by the raiser
+    │   └── ContextLengthExceeded   400     invalid_request_error   context_length_exceeded
+    ├── Unauthorized                401     authentication_error    invalid_api_key
+    ├── Forbidden                   403     permission_error        insufficient_permissions
+    ├── NotFound                    404     invalid_request_error   given by the raiser
+    ├── Conflict                    409     invalid_request_error   given by the raiser
+    ├── PreconditionFailed          412     invalid_request_error   precondition_failed
+    ├── PayloadTooLarge             413     invalid_request_error   payload_too_large
+    ├── Overloaded                  429     rate_limit_error        queue_full
+    ├── EngineFailure               500     server_error            engine_failure
+    └── Unavailable                 503     server_error            given by the raiser
+
+It does not know how an error travels (JSON body or stream event); `server.api` does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from vectors.errors import (
+    InvalidRevision,
+    InvalidVector,
+    InvalidVectorName,
+    RevisionMismatch,
+    RevisionNotFound,
+    VectorExists,
+    VectorNotFound,
+    VectorsError,
+    VectorTooLarge,
+)
+
+
+class ApiError(Exception):
+    """An error with an HTTP status and OpenAI's envelope fields.
+
+    `message` is for people, `code` for programs, `param` the dotted path of the offending field or None.
+    `headers` are added to the HTTP response.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code if code is not None else self.default_code
+        self.param = param
+        self.headers = headers or {}
+
+    def envelope(self) -> dict[str, Any]:
+        """OpenAI's error body: `{"error": {"message", "type", "param", "code"}}`."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(ApiError):
+    """The request is malformed, out of range, or asks for something that this server refuses."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt plus requested tokens do not fit into the model's context."""
+
+    default_code = "context_length_exceeded"
+
+
+class Unauthorized(ApiError):
+    """No API key, or one that this server does not know."""
+
+    status = 401
+    type = "authentication_error"
+    default_code = "invalid_api_key"
+
+
+class Forbidden(ApiError):
+    """The key is known, its role does not allow the call."""
+
+    status = 403
+    type = "permission_error"
+    default_code = "insufficient_permissions"
+
+
+class NotFound(ApiError):
+    """What the request names does not exist."""
+
+    status = 404
+    type = "invalid_request_error"
+
+
+class Conflict(ApiError):
+    """The request would create what already exists."""
+
+    status = 409
+    type = "invalid_request_error"
+
+
+class PreconditionFailed(ApiError):
+    """`If-Match` or `If-None-Match` does not hold."""
+
+    status = 412
+    type = "invalid_request_error"
+    default_code = "precondition_failed"
+
+
+class PayloadTooLarge(ApiError):
+    """The body is larger than the server accepts."""
+
+    status = 413
+    type = "invalid_request_error"
+    default_code = "payload_too_large"
+
+
+class Overloaded(ApiError):
+    """The queue is full; `Retry-After` says when to try again."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "queue_full"
+
+
+class EngineFailure(ApiError):
+    """The engine failed while it worked on the request; the log has the details, the client does not."""
+
+    default_code = "engine_failure"
+
+
+class Unavailable(ApiError):
+    """The server is starting, draining or stopped."""
+
+    status = 503
+
+
+_VECTORS_ERRORS: tuple[tuple[type[VectorsError], type[ApiError], str], ...] = (
+    (InvalidVector, InvalidRequest, "invalid_vector"),
+    (InvalidVectorName, InvalidRequest, "invalid_vector_name"),
+    (InvalidRevision, InvalidRequest, "invalid_revision"),
+    (VectorNotFound, NotFound, "vector_not_found"),
+    (RevisionNotFound, NotFound, "revision_not_found"),
+    (VectorExists, Conflict, "vector_exists"),
+    (RevisionMismatch, PreconditionFailed, "precondition_failed"),
+    (VectorTooLarge, PayloadTooLarge, "payload_too_large"),
+)
+
+
+def from_vectors_error(error: VectorsError, param: str | None = None) -> ApiError:
+    """What a client sees of an error of the vectors package; `param` when the error does not name one itself."""
+    for source, target, code in _VECTORS_ERRORS:
+        if isinstance(error, source):
+            own = error.param if isinstance(error, InvalidVector) else None
+            return target(str(error), code=code, param=own or param)
+    return EngineFailure("the vector registry failed; the server's log has the details", code="registry_failure")

@@ -1,0 +1,71 @@
+"""Tiny seeded models of every supported family, built from their configurations: random weights, real code."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+import transformers
+from torch import nn
+
+VOCABULARY = 101
+HIDDEN = 32
+LAYERS = 3
+
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.25,  # well separated logits: a tie of two tokens would test nothing
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "tie_word_embeddings": False,
+}
+
+
+def _config(name: str, **changes: object) -> transformers.PretrainedConfig:
+    return getattr(transformers, name)(**(copy.deepcopy(_COMMON) | changes))
+
+
+CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "llama": lambda: _config("LlamaConfig"),
+    "mistral": lambda: _config("MistralConfig", sliding_window=7),
+    "qwen2": lambda: _config("Qwen2Config"),
+    "qwen3": lambda: _config("Qwen3Config"),
+    "gemma2": lambda: _config("Gemma2Config", sliding_window=7, query_pre_attn_scalar=8, attn_logit_softcapping=5.0),
+    "gemma3": lambda: _config(
+        "Gemma3TextConfig",
+        sliding_window=7,
+        query_pre_attn_scalar=8,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    ),
+    "phi3": lambda: _config("Phi3Config"),
+    "gpt_neox": lambda: _config("GPTNeoXConfig", num_key_value_heads=4),
+    "olmo2": lambda: _config("Olmo2Config"),
+    "mixtral": lambda: _config("MixtralConfig", num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": lambda: _config(
+        "Qwen3MoeConfig", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=True
+    ),
+    "gpt_oss": lambda: _config(
+        "GptOssConfig",
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=7,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+}
+
+
+def build(family: str, seed: int = 0) -> nn.Module:
+    """A float32 model of `family` with weights drawn from `seed`; the same seed gives the same weights."""
+    torch.manual_seed(seed)
+    config = CONFIGS[family]()
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()

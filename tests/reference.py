@@ -1,0 +1,125 @@
+"""Independent references for the engine's tests: plain transformers models, plain hooks, slow loops.
+
+Nothing here uses tiller's code: the semantics of sites, positions and operations are written out a second time, from
+the design, on full forward passes without a KV cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Steer:
+    """One steering entry in the plainest words: `direction` at `layer` and `site`."""
+
+    direction: Tensor
+    layer: int
+    site: str = "residual"
+    scale: float = 1.0
+    positions: str = "response"
+    operation: str = "add"
+    preserve_norm: bool = False
+
+
+def site_module(model: nn.Module, site: str, layer: int) -> nn.Module:
+    """The module whose output is `site` of `layer`, by the names of each family's code."""
+    inner = getattr(model, "model", None) or model.gpt_neox
+    block = inner.layers[layer]
+    if site == "residual":
+        return block
+    names = {
+        "attention": ("self_attn", "attention"),
+        "mlp": ("mlp", "block_sparse_moe"),
+        "post_attention_norm": ("post_attention_layernorm",),
+    }[site]
+    return next(getattr(block, name) for name in names if hasattr(block, name))
+
+
+def _in_scope(positions: str, position: int, num_prompt: int) -> bool:
+    if positions == "prompt":
+        return position < num_prompt
+    return positions == "all" or position >= num_prompt - 1
+
+
+def _steered(activation: Tensor, entries: Sequence[Steer], num_prompt: int) -> Tensor:
+    """Apply the entries of one place to `[tokens, hidden]`, token by token, in float32."""
+    result = activation.clone()
+    for position in range(activation.shape[0]):
+        active = [entry for entry in entries if _in_scope(entry.positions, position, num_prompt)]
+        before = activation[position].float()
+        h = before
+        for entry in active:
+            if entry.operation == "add":
+                h = h + entry.scale * entry.direction.float()
+        for entry in active:
+            unit = entry.direction.float() / entry.direction.float().norm()
+            if entry.operation == "ablate":
+                h = h - entry.scale * (h @ unit) * unit
+            elif entry.operation == "clamp":
+                h = h - (h @ unit) * unit + entry.scale * entry.direction.float().norm() * unit
+        if any(entry.preserve_norm for entry in active):
+            h = h * (before.norm() / h.norm())
+        result[position] = h.to(activation.dtype)
+    return result
+
+
+def _install(model: nn.Module, steers: Sequence[Steer], num_prompt: int) -> list[torch.utils.hooks.RemovableHandle]:
+    handles = []
+    for site, layer in {(steer.site, steer.layer) for steer in steers}:
+        here = [steer for steer in steers if (steer.site, steer.layer) == (site, layer)]
+
+        def hook(module: nn.Module, args: object, output: object, here: list[Steer] = here) -> object:
+            activation = output[0] if isinstance(output, tuple) else output
+            changed = _steered(activation.reshape(-1, activation.shape[-1]), here, num_prompt).view_as(activation)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        handles.append(site_module(model, site, layer).register_forward_hook(hook))
+    return handles
+
+
+@torch.no_grad()
+def steered_logits(
+    model: nn.Module, tokens: Sequence[int], steers: Sequence[Steer] = (), num_prompt: int | None = None
+) -> Tensor:
+    """Logits `[tokens, vocabulary]` of one full forward pass without a KV cache."""
+    handles = _install(model, steers, len(tokens) if num_prompt is None else num_prompt)
+    try:
+        return model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].float()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def greedy(
+    model: nn.Module, prompt: Sequence[int], num_tokens: int, steers: Sequence[Steer] = ()
+) -> tuple[list[int], Tensor]:
+    """Greedy tokens and the log-probabilities `[num_tokens, vocabulary]` they were chosen by; a pass a token."""
+    tokens = list(prompt)
+    rows = []
+    for _ in range(num_tokens):
+        logits = steered_logits(model, tokens, steers, len(prompt))[-1]
+        rows.append(torch.log_softmax(logits, -1))
+        tokens.append(int(logits.argmax()))
+    return tokens[len(prompt) :], torch.stack(rows)
+
+
+@torch.no_grad()
+def activations(model: nn.Module, tokens: Sequence[int], site: str, layer: int) -> Tensor:
+    """The output of `site` at `layer`, `[tokens, hidden]`, of one plain forward pass."""
+    seen: list[Tensor] = []
+
+    def hook(module: nn.Module, args: object, output: object) -> None:
+        activation = output[0] if isinstance(output, tuple) else output
+        seen.append(activation.reshape(-1, activation.shape[-1]).clone())
+
+    handle = site_module(model, site, layer).register_forward_hook(hook)
+    try:
+        model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
+    finally:
+        handle.remove()
+    return seen[0]

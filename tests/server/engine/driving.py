@@ -1,0 +1,98 @@
+"""Driving a BatchingEngine step by step on the test's own thread, so that tests need no waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from server.engine.engine import BatchingEngine, EngineSettings
+from server.engine.model import LoadedModel, prepare_model
+from server.engine.plan import PlanEntry, SteeringPlan
+from server.engine.request import GenerationRequest, SamplingParams, TokenOutput
+from tests.families import HIDDEN, LAYERS, build
+from tests.reference import Steer
+from vectors.vector import SteeringVector
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def loaded(family: str = "llama") -> LoadedModel:
+    """A tiny model of `family`, ready for an engine."""
+    return prepare_model(build(family), model_id=family)
+
+
+def engine_of(model: LoadedModel, **changes: object) -> BatchingEngine:
+    """An engine that is driven by `step`, with small pages so that every border is met."""
+    settings: dict[str, object] = {
+        "num_pages": 256,
+        "page_size": 4,
+        "max_running": 40,
+        "max_batch_tokens": 64,
+    }
+    return BatchingEngine(model, EngineSettings(**(settings | changes)))  # type: ignore[arg-type]
+
+
+def run(
+    engine: BatchingEngine,
+    requests: Iterable[GenerationRequest],
+    after_step: Callable[[int], None] = lambda number: None,
+) -> dict[str, list[TokenOutput]]:
+    """Submit all, step until nothing is left, and check that nothing leaked."""
+    outputs: dict[str, list[TokenOutput]] = {}
+    for request in requests:
+        outputs[request.request_id] = []
+        engine.submit(request, lambda output: outputs[output.request_id].append(output))
+    number = 0
+    while engine.step():
+        after_step(number)
+        number += 1
+    assert_nothing_held(engine)
+    for request_id, events in outputs.items():
+        assert [event.finish_reason is not None for event in events] == [False] * (len(events) - 1) + [True], request_id
+    return outputs
+
+
+def assert_nothing_held(engine: BatchingEngine) -> None:
+    """Every page and row is back."""
+    stats = engine.stats()
+    assert (stats.num_free_pages, stats.num_rows_in_use) == (stats.num_pages, 0)
+    assert (stats.num_running, stats.num_waiting) == (0, 0)
+
+
+def tokens_of(events: list[TokenOutput]) -> list[int]:
+    """The generated tokens."""
+    return [event.token_id for event in events if event.token_id is not None]
+
+
+def prompt_of(length: int, seed: int = 0, vocabulary: int = 101) -> tuple[int, ...]:
+    """A random prompt."""
+    generator = torch.Generator().manual_seed(1000 * length + seed)
+    return tuple(torch.randint(0, vocabulary, (length,), generator=generator).tolist())
+
+
+def random_direction(seed: int, scale: float = 3.0) -> torch.Tensor:
+    """A random direction long enough to change what a tiny model says."""
+    return torch.randn(HIDDEN, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def plan_of(*steers: Steer) -> SteeringPlan:
+    """The engine's plan for the same steering that the reference applies."""
+    entries = []
+    for steer in steers:
+        assert 0 <= steer.layer < LAYERS
+        vector = SteeringVector({steer.layer: steer.direction}, site=steer.site)  # type: ignore[arg-type]
+        entries.append(
+            PlanEntry(
+                vector="test",
+                revision=vector.revision,
+                site=vector.site,
+                layers=(steer.layer,),
+                scale=steer.scale,
+                positions=steer.positions,  # type: ignore[arg-type]
+                operation=steer.operation,  # type: ignore[arg-type]
+                preserve_norm=steer.preserve_norm,
+                directions=vector.directions,
+            )
+        )
+    return SteeringPlan(entries)

@@ -1,0 +1,89 @@
+"""The shape of a step's cost, counted in tensor operations: flat in the number of vectors, no copies of the KV."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from server.engine.engine import BatchingEngine
+from server.engine.plan import SteeringPlan
+from server.engine.request import GenerationRequest
+from tests.reference import Steer
+from tests.server.engine.driving import GREEDY, engine_of, loaded, plan_of, prompt_of, random_direction
+
+NUM_REQUESTS = 32
+
+
+class Operations(TorchDispatchMode):
+    """Counts every tensor operation by name and notes the largest tensor that one makes anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.largest_new = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.counts[str(func)] += 1
+        known = {
+            leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
+        }
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage().data_ptr() not in known:
+                self.largest_new = max(self.largest_new, leaf.numel())
+        return result
+
+
+def decode_step(engine: BatchingEngine, plans: Sequence[SteeringPlan], length: int = 8) -> Operations:
+    """The operations of one decode step of requests with these plans."""
+    for index, plan in enumerate(plans):
+        engine.submit(GenerationRequest(str(index), prompt_of(length), 20, GREEDY, plan), lambda output: None)
+    while engine.stats().total_generated_tokens < len(plans):
+        engine.step()
+    engine.step()
+    operations = Operations()
+    with operations:
+        engine.step()
+    while engine.step():
+        pass
+    return operations
+
+
+def plans(num_different: int) -> list[SteeringPlan]:
+    different = [
+        plan_of(*(Steer(random_direction(seed), layer, scale=1 + seed / 7) for layer in range(3)))
+        for seed in range(num_different)
+    ]
+    return [different[index % num_different] for index in range(NUM_REQUESTS)]
+
+
+def test_a_step_costs_the_same_for_one_vector_and_for_thirty_two() -> None:
+    engine = engine_of(loaded(), max_batch_tokens=512, num_pages=1024, prefix_cache=False)
+    one, many = decode_step(engine, plans(1)), decode_step(engine, plans(32))
+    assert one.counts == many.counts
+    engine.close()
+
+
+def test_steering_costs_one_lookup_and_one_addition_a_layer() -> None:
+    engine = engine_of(loaded(), max_batch_tokens=512, num_pages=1024, prefix_cache=False)
+    unsteered, steered = decode_step(engine, [SteeringPlan()] * 32), decode_step(engine, plans(32))
+    added = steered.counts - unsteered.counts
+    per_layer = {"aten.index_select.default": 3, "aten.add_.Tensor": 3}
+    assert {name: added[name] for name in per_layer} == per_layer
+    assert sum(added.values()) <= 4 * 3 + 4, added  # and the views of both, and the row numbers' way to the device
+    assert not unsteered.counts - steered.counts
+    engine.close()
+
+
+def test_a_decode_step_copies_no_kv() -> None:
+    engine = engine_of(loaded(), num_pages=256)
+    length = 220
+    operations = decode_step(engine, [SteeringPlan()], length=length)
+    kv_of_one_layer = 2 * 8 * length  # heads x dim x tokens
+    assert operations.largest_new < kv_of_one_layer
+    engine.close()

@@ -1,0 +1,65 @@
+"""Invariant 1: greedy output equals transformers' `generate`, token for token, for every supported family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from server.engine.model import ModelRefused, prepare_model
+from server.engine.request import GenerationRequest
+from tests.families import CONFIGS, build
+from tests.server.engine.driving import GREEDY, engine_of, prompt_of, run, tokens_of
+
+LENGTHS = (1, 3, 9, 17, 30)
+NUM_TOKENS = 12
+
+
+def generated(family: str, prompts: list[tuple[int, ...]]) -> list[list[int]]:
+    """What transformers' own `generate` says, one prompt at a time."""
+    model = build(family)
+    answers = []
+    for prompt in prompts:
+        tokens = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=NUM_TOKENS,
+            do_sample=False,
+        )
+        answers.append(tokens[0, len(prompt) :].tolist())
+    return answers
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_greedy_equals_generate(family: str) -> None:
+    prompts = [prompt_of(length) for length in LENGTHS]
+    expected = generated(family, prompts)
+    model = prepare_model(build(family))
+    requests = [GenerationRequest(str(index), prompt, NUM_TOKENS, GREEDY) for index, prompt in enumerate(prompts)]
+    for changes in ({}, {"max_batch_tokens": 5}, {"prefix_cache": False}, {"max_running": 1}):
+        engine = engine_of(model, **changes)
+        outputs = run(engine, requests)
+        assert [tokens_of(events) for events in outputs.values()] == expected, changes
+        engine.close()
+
+
+def test_model_without_attention_interface_is_refused() -> None:
+    config = transformers.BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2)
+    model = transformers.BloomForCausalLM(config).eval()
+    with pytest.raises(ModelRefused, match="custom attention function"):
+        prepare_model(model)
+
+
+def test_dynamic_rope_is_limited_to_where_it_is_exact() -> None:
+    config = CONFIGS["llama"]()
+    config.rope_parameters = {
+        "rope_type": "dynamic",
+        "factor": 4.0,
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 64,
+    }
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    assert prepare_model(model).info.max_model_len == 64
+    with pytest.raises(ModelRefused, match="beyond the model's 64"):
+        prepare_model(model, max_model_len=128)

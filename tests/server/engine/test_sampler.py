@@ -1,0 +1,167 @@
+"""Sampling: every parameter per row, against transformers' own logits processors and against plain arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from server.engine.request import GenerationRequest, SamplingParams
+from server.engine.sampler import RowSampler, logprobs_of, sample
+from tests.server.engine.driving import engine_of, loaded, prompt_of, run, tokens_of
+
+VOCABULARY = 40
+NO_EOS: frozenset[int] = frozenset()
+
+
+def logits_of(seed: int = 0) -> torch.Tensor:
+    return torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def drawn_distribution(params: SamplingParams, num_draws: int = 4000) -> Counter[int]:
+    """What `num_draws` rows with seeds of their own draw from the same logits."""
+    rows = [
+        RowSampler(
+            SamplingParams(
+                temperature=params.temperature,
+                top_p=params.top_p,
+                top_k=params.top_k,
+                min_p=params.min_p,
+                seed=seed,
+            ),
+            NO_EOS,
+            (),
+        )
+        for seed in range(num_draws)
+    ]
+    return Counter(sample(logits_of().expand(num_draws, -1), rows))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=0.5),
+        SamplingParams(temperature=1.3, top_k=5),
+        SamplingParams(temperature=1.0, top_p=0.7),
+        SamplingParams(temperature=0.9, min_p=0.2),
+        SamplingParams(temperature=1.5, top_k=12, top_p=0.8),
+    ],
+    ids=repr,
+)
+def test_draws_follow_the_distribution_of_transformers(params: SamplingParams) -> None:
+    scores = logits_of().unsqueeze(0)
+    scores = TemperatureLogitsWarper(params.temperature)(None, scores)
+    if params.min_p:
+        scores = MinPLogitsWarper(params.min_p)(None, scores)
+    if params.top_k:
+        scores = TopKLogitsWarper(params.top_k)(None, scores)
+    if params.top_p < 1:
+        scores = TopPLogitsWarper(params.top_p)(None, scores)
+    wanted = torch.softmax(scores[0], -1)
+    drawn = drawn_distribution(params)
+    assert all(wanted[token] > 0 for token in drawn), "a filtered token was drawn"
+    num_draws = sum(drawn.values())
+    for token in range(VOCABULARY):
+        share, probability = drawn[token] / num_draws, float(wanted[token])
+        deviation = math.sqrt(probability * (1 - probability) / num_draws)
+        assert abs(share - probability) < 5 * deviation + 1e-4, token
+
+
+def test_rows_of_a_mixed_batch_equal_the_same_rows_alone() -> None:
+    def rows() -> list[RowSampler]:
+        return [
+            RowSampler(params, frozenset({3}), (1, 2, 5))
+            for params in (
+                SamplingParams(temperature=0.0),
+                SamplingParams(temperature=0.7, seed=1),
+                SamplingParams(temperature=1.0, seed=2, top_k=3),
+                SamplingParams(temperature=1.0, seed=3, top_p=0.5),
+                SamplingParams(temperature=1.0, seed=4, min_p=0.3, repetition_penalty=1.5),
+                SamplingParams(temperature=0.0, presence_penalty=2.0, frequency_penalty=1.0),
+                SamplingParams(temperature=0.0, logit_bias={7: 100.0}),
+                SamplingParams(temperature=1.0, seed=5, min_tokens=30),
+            )
+        ]
+
+    together, alone = rows(), rows()
+    for step in range(20):
+        logits = torch.stack([logits_of(100 * step + index) for index in range(len(together))])
+        batch = sample(logits, together)
+        assert batch == [sample(logits[index : index + 1], [row])[0] for index, row in enumerate(alone)]
+        assert batch[6] == 7
+        assert batch[7] != 3
+
+
+def test_penalties_equal_their_definitions() -> None:
+    prompt, output = (1, 2, 2), [2, 9, 9]
+    logits = logits_of(5)
+    row = RowSampler(SamplingParams(temperature=0.0, repetition_penalty=1.7), NO_EOS, prompt)
+    for token in output:
+        row.record(token)
+    adjusted = logits.clone()
+    row.adjust(adjusted)
+    reference = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([[*prompt, *output]]), logits.clone().unsqueeze(0))
+    torch.testing.assert_close(adjusted, reference[0])
+
+    row = RowSampler(SamplingParams(temperature=0.0, presence_penalty=0.5, frequency_penalty=0.25), NO_EOS, prompt)
+    adjusted = logits.clone()
+    row.adjust(adjusted)
+    torch.testing.assert_close(adjusted, logits)  # the prompt does not count
+    for token in output:
+        row.record(token)
+    row.adjust(adjusted)
+    expected = logits.clone()
+    expected[2] -= 0.5 + 0.25
+    expected[9] -= 0.5 + 2 * 0.25
+    torch.testing.assert_close(adjusted, expected)
+
+
+def test_end_tokens_wait_for_min_tokens_and_ignore_eos_disarms_only_them() -> None:
+    eos, stop = 3, 4
+    pushed = {eos: 100.0, stop: 50.0}
+    model = loaded()
+    engine = engine_of(model)
+    info = model.info
+    assert not info.eos_token_ids
+    both = SamplingParams(temperature=0.0, logit_bias=pushed, stop_token_ids=frozenset({eos, stop}), min_tokens=5)
+    tokens = tokens_of(run(engine, [GenerationRequest("x", prompt_of(4), 20, both)])["x"])
+    assert len(tokens) == 6
+    assert tokens[-1] == eos
+    assert not set(tokens[:-1]) & {eos, stop}
+    row = RowSampler(SamplingParams(ignore_eos=True, stop_token_ids=frozenset({stop})), frozenset({eos}), ())
+    assert row.end_token_ids == {stop}
+    engine.close()
+
+
+def test_seeds_repeat_and_do_not_interact() -> None:
+    engine = engine_of(loaded())
+
+    def request(name: str, seed: int | None) -> GenerationRequest:
+        return GenerationRequest(name, prompt_of(6), 12, SamplingParams(temperature=1.5, seed=seed))
+
+    alone = [tokens_of(run(engine, [request("x", seed)])["x"]) for seed in (1, 2)]
+    together = run(engine, [request("a", 2), request("b", None), request("c", 1), request("d", None)])
+    assert tokens_of(together["c"]) == alone[0]
+    assert tokens_of(together["a"]) == alone[1]
+    assert alone[0] != alone[1]
+    assert tokens_of(together["b"]) != tokens_of(together["d"])
+    engine.close()
+
+
+def test_logprobs_are_of_the_untouched_logits() -> None:
+    logits = torch.stack([logits_of(1), logits_of(2)])
+    first, second = logprobs_of(logits, [5, 6], [0, 4])
+    wanted = torch.log_softmax(logits, -1)
+    assert first.logprob == pytest.approx(float(wanted[0, 5]))
+    assert first.top == ()
+    assert [token for token, _ in second.top] == wanted[1].topk(4).indices.tolist()
