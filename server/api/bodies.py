@@ -1,0 +1,109 @@
+"""Request bodies: read within a limit, parsed as JSON, validated, and refused by the name of the first wrong field.
+
+It does not know what the models mean.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncGenerator
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+
+from server.errors import ApiError, InvalidRequest, PayloadTooLarge
+
+Model = TypeVar("Model", bound=BaseModel)
+
+MAX_JSON_BYTES = 16 << 20
+"""The largest body of a request that brings no vector."""
+
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+_OWN_CODES = frozenset({"unsupported_parameter", "invalid_layers", "invalid_type", "invalid_value"})
+
+
+async def limited_stream(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    """The body's chunks; `PayloadTooLarge` before the first when its length is announced too high, else when it is."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > limit:
+        raise _too_large(limit)
+    num_bytes = 0
+    async for chunk in request.stream():
+        num_bytes += len(chunk)
+        if num_bytes > limit:
+            raise _too_large(limit)
+        yield chunk
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body, at most `limit` bytes."""
+    return b"".join([chunk async for chunk in limited_stream(request, limit)])
+
+
+async def read_model(request: Request, model: type[Model], limit: int) -> Model:
+    """The body as `model`. Raises `InvalidRequest` naming the field, or `PayloadTooLarge`."""
+    return validated(model, parse_json(await read_body(request, limit)))
+
+
+def parse_json(body: bytes, param: str | None = None) -> dict[str, Any]:
+    """`body` as a JSON object of finite numbers and valid Unicode; errors name `param`."""
+    if not body.strip():
+        raise InvalidRequest("the body is empty; it must be a JSON object", code="invalid_json", param=param)
+    try:
+        value = json.loads(body, parse_constant=_refuse_constant)
+        if _SURROGATE_ESCAPE.search(body):
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no character
+    except UnicodeError:
+        raise InvalidRequest("the body is not valid Unicode", code="invalid_json", param=param) from None
+    except (ValueError, RecursionError) as error:
+        reason = str(error)[:200] if isinstance(error, json.JSONDecodeError) else "too deep or no finite numbers"
+        raise InvalidRequest(f"the body is not valid JSON: {reason}", code="invalid_json", param=param) from None
+    if not isinstance(value, dict):
+        raise InvalidRequest("the body must be a JSON object", code="invalid_json", param=param)
+    return value
+
+
+def validated(model: type[Model], data: dict[str, Any]) -> Model:
+    """`data` as `model`. Raises `InvalidRequest` for its first wrong field."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _first_wrong(error) from None
+
+
+def refuse_unknown_query(request: Request, *known: str) -> None:
+    """Raise unless every query parameter is `known` and there once."""
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidRequest(f"{name[:60]}: unknown query parameter", code="unknown_parameter", param=name[:60])
+        if len(request.query_params.getlist(name)) > 1:
+            raise InvalidRequest(f"{name}: given more than once", code="invalid_value", param=name)
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body is larger than the {limit} bytes that this server accepts here")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _first_wrong(error: ValidationError) -> ApiError:
+    details = error.errors(include_url=False, include_input=False)[0]
+    kind = details["type"]
+    path = [str(part) for part in details["loc"]]
+    if (at := details.get("ctx", {}).get("at")) is not None:
+        path.append(str(at))
+    param = ".".join(path)[:200]
+    if kind == "extra_forbidden":
+        return InvalidRequest(f"{param}: unknown parameter", code="unknown_parameter", param=param)
+    if kind == "missing":
+        return InvalidRequest(f"{param}: required and missing", code="missing_required_parameter", param=param)
+    if kind in _OWN_CODES:
+        code = kind
+    else:
+        code = "invalid_type" if kind.endswith("_type") or kind.startswith("model_") else "invalid_value"
+    message = details["msg"]
+    return InvalidRequest(f"{param}: {message[0].lower()}{message[1:]}", code=code, param=param)

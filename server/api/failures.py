@@ -1,0 +1,56 @@
+"""Errors as responses: every failure leaves in OpenAI's envelope, and none with a traceback.
+
+`server.errors` knows which status and code an error has; this module knows how it travels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from server.errors import ApiError, InvalidRequest, from_vectors_error
+from vectors.errors import VectorsError
+
+_CODES = {404: "unknown_url", 405: "method_not_allowed"}
+
+
+def response_of(error: ApiError) -> Response:
+    """The HTTP response for `error`."""
+    return JSONResponse(error.envelope(), status_code=error.status, headers=error.headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error that a route raises leave as an envelope."""
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(VectorsError, _on_vectors_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return response_of(error)
+
+
+async def _on_vectors_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, VectorsError)
+    found = from_vectors_error(error)
+    if found.status >= 500:
+        raise error  # the access log notes it with its trace
+    return response_of(found)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """The framework's own refusals: an unknown path or method."""
+    assert isinstance(error, HTTPException)
+    envelope: dict[str, Any] = {
+        "error": {
+            "message": f"{request.method} {request.url.path[:200]}: {error.detail}",
+            "type": InvalidRequest.type,
+            "param": None,
+            "code": _CODES.get(error.status_code),
+        }
+    }
+    return JSONResponse(envelope, status_code=error.status_code, headers=error.headers)

@@ -1,0 +1,111 @@
+"""What Prometheus reads: the engine's counters and the requests' latencies, under vLLM's names where it has them.
+
+Each application has its own registry. Labels never come from a client unless they name a vector that exists, and
+of those only the first `MAX_VECTOR_LABELS` are told apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from server.engine.protocol import Engine
+
+MAX_VECTOR_LABELS = 100
+OTHER_VECTORS = "_other"
+"""No vector's name begins with an underscore."""
+
+_SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.75, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
+
+
+class _EngineCollector(Collector):
+    """Reads `engine.stats()` whenever Prometheus asks."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        """One consistent snapshot as metric families."""
+        stats = self._engine.stats()
+        used = 1 - stats.num_free_pages / stats.num_pages if stats.num_pages else 0.0
+        gauges = (
+            ("vllm:num_requests_running", "Requests that generate.", stats.num_running),
+            ("vllm:num_requests_waiting", "Requests that wait.", stats.num_waiting),
+            ("vllm:kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", used),
+            ("tiller:num_requests_steered", "Requests that generate and are steered.", stats.num_steered_running),
+            ("tiller:steering_rows_in_use", "Rows of the steering bank in use.", stats.num_rows_in_use),
+            ("tiller:kv_pages", "KV pages in all.", stats.num_pages),
+            ("tiller:kv_pages_free", "KV pages that a new request could take.", stats.num_free_pages),
+        )
+        totals = (
+            ("vllm:prompt_tokens", "Prompt tokens.", stats.total_prompt_tokens),
+            ("vllm:generation_tokens", "Generated tokens.", stats.total_generated_tokens),
+            ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.total_prompt_tokens),
+            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.total_cached_tokens),
+            ("vllm:num_preemptions", "Requests that gave up their pages for a while.", stats.total_preemptions),
+            ("tiller:engine_requests", "Sequences that the engine took.", stats.total_requests),
+            ("tiller:engine_steps", "Steps of the engine.", stats.total_steps),
+        )
+        label = [self._engine.info.model_id]
+        for name, text, value in gauges:
+            gauge = GaugeMetricFamily(name, text, labels=["model_name"])
+            gauge.add_metric(label, value)
+            yield gauge
+        for name, text, value in totals:
+            counter = CounterMetricFamily(name, text, labels=["model_name"])
+            counter.add_metric(label, value)
+            yield counter
+
+
+class Metrics:
+    """The application's own measurements, beside the engine's."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_EngineCollector(engine))
+        self._model = engine.info.model_id
+        self._vectors: set[str] = set()
+        self._first_token = self._histogram("vllm:time_to_first_token_seconds", "From acceptance to the first token.")
+        self._whole = self._histogram("vllm:e2e_request_latency_seconds", "From acceptance to the last token.")
+        self._finished = self._counter(
+            "vllm:request_success", "Choices that ended, by reason.", "model_name", "finished_reason"
+        )
+        self._steered = self._counter("tiller:steered_requests", "Requests that named a vector.", "vector")
+        self._responses = self._counter("tiller:http_responses", "Responses, by class of status.", "status")
+
+    def observe_first_token(self, seconds: float) -> None:
+        """The first token of a request came."""
+        self._first_token.labels(self._model).observe(seconds)
+
+    def observe_request(self, seconds: float) -> None:
+        """A request's last token came."""
+        self._whole.labels(self._model).observe(seconds)
+
+    def count_finished(self, reason: str) -> None:
+        """A choice ended by itself."""
+        self._finished.labels(self._model, reason).inc()
+
+    def count_vector(self, name: str) -> None:
+        """A request was accepted that uses the vector `name`, which exists."""
+        if name not in self._vectors and len(self._vectors) >= MAX_VECTOR_LABELS:
+            name = OTHER_VECTORS
+        else:
+            self._vectors.add(name)
+        self._steered.labels(name).inc()
+
+    def count_response(self, status: int) -> None:
+        """A response was sent."""
+        self._responses.labels(f"{status // 100}xx").inc()
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self._registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(name, text, ["model_name"], buckets=_SECONDS, registry=self._registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self._registry)

@@ -1,0 +1,42 @@
+"""What operators look at: `/health`, `/ready`, `/version`, `/metrics`.
+
+The first three are open; `/metrics` tells names of vectors and so needs a key where keys are set.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from server import __version__
+from server.api.auth import require
+from server.api.services import services_of
+from server.keys import Role
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "ok"}
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """New work is accepted; 503 while the server drains."""
+    services_of(request).check_ready()
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    """The server's version."""
+    return {"version": __version__}
+
+
+@router.get("/metrics", dependencies=[Depends(require(Role.USE))])
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format."""
+    content = services_of(request).metrics.render()
+    return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")

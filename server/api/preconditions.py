@@ -1,0 +1,38 @@
+"""`If-Match` and `If-None-Match` as the registry honours them: one revision, or `*`. Anything else is refused."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.requests import Request
+
+from server.errors import InvalidRequest
+
+_TAG = re.compile(r'"([0-9a-fA-F]{64})"')
+
+
+def if_match_of(request: Request) -> str | None:
+    """The revision that must be current, `*` for any, None when the request does not say."""
+    text = request.headers.get("if-match")
+    if text is None or text.strip() == "*":
+        return text and "*"
+    match = _TAG.fullmatch(text.strip())
+    if match is None:
+        raise InvalidRequest(
+            'If-Match: give "<revision>" (64 hex digits in quotes, as ETag has it) or *',
+            code="invalid_header",
+            param="If-Match",
+        )
+    return match[1].lower()
+
+
+def if_none_match_of(request: Request) -> bool:
+    """True when the name must be free."""
+    text = request.headers.get("if-none-match")
+    if text is not None and text.strip() != "*":
+        raise InvalidRequest(
+            "If-None-Match: only * is honoured here, for a name that must be free",
+            code="invalid_header",
+            param="If-None-Match",
+        )
+    return text is not None

@@ -1,0 +1,49 @@
+"""What every route works with, bound to the application once: `services_of(request)`.
+
+It owns none of its parts and does not know routes.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from server.api.metrics import Metrics
+from server.config import Settings
+from server.engine.protocol import Engine
+from server.errors import Unavailable
+from server.keys import ApiKeys
+from server.text import TextProcessor
+from vectors.store import VectorStore
+
+
+@dataclass(frozen=True)
+class Services:
+    """The built parts of a server."""
+
+    settings: Settings
+    engine: Engine
+    text: TextProcessor
+    store: VectorStore
+    keys: ApiKeys
+    metrics: Metrics
+    started_at: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """The largest body of a request that brings a vector."""
+        return int(self.settings.max_upload_mib * 2**20)
+
+    def check_ready(self) -> None:
+        """Raise `Unavailable` when new work is refused."""
+        if not self.engine.is_accepting:
+            raise Unavailable("the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
+
+
+def services_of(request: Request) -> Services:
+    """The services of the application that serves `request`."""
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services

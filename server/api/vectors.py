@@ -1,0 +1,232 @@
+"""The vector registry under `/v1/steering/vectors`: upload, create, list, get, change, roll back, delete.
+
+Files are decoded and stored off the event loop. It knows HTTP's preconditions and the wire's objects; what a vector
+is and how it is kept is the `vectors` package's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from server.api.auth import require
+from server.api.bodies import MAX_JSON_BYTES, read_model, refuse_unknown_query
+from server.api.preconditions import if_match_of, if_none_match_of
+from server.api.protocol import CreateVectorRequest, PatchVectorRequest, RollbackRequest
+from server.api.services import Services, services_of
+from server.api.uploads import directions_of, read_upload
+from server.errors import InvalidRequest
+from server.keys import Role
+from vectors.errors import RevisionMismatch, VectorNotFound
+from vectors.formats import ImportOptions, decode, encode_gguf
+from vectors.store import RevisionRecord, StoredVector, check_name
+from vectors.vector import SteeringVector
+
+router = APIRouter(prefix="/v1/steering/vectors")
+
+_MAY_READ = [Depends(require(Role.USE))]
+_MAY_CHANGE = [Depends(require(Role.MANAGE))]
+_DEFAULT_LIMIT = 20
+_MOST_LISTED = 100
+_FORMATS = ("safetensors", "gguf")
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+@router.put("/{name}", dependencies=_MAY_CHANGE)
+async def put_vector(request: Request, name: str) -> Response:
+    """Make an uploaded file the current revision of `name`."""
+    services = services_of(request)
+    refuse_unknown_query(request)
+    check_name(name)
+    if_match, if_none_match = if_match_of(request), if_none_match_of(request)
+    data, options = await read_upload(request, services.max_upload_bytes)
+
+    def store() -> tuple[StoredVector, bool]:
+        info = services.engine.info
+        vector = decode(data, options=options, num_layers=info.num_layers, hidden_size=info.hidden_size)
+        _check_fit(vector, services)
+        return services.store.put(name, vector, if_match=if_match, if_none_match=if_none_match)
+
+    stored, is_new = await run_sync(store)
+    return _answer(stored, status=201 if is_new else 200)
+
+
+@router.post("", dependencies=_MAY_CHANGE)
+async def create_vector(request: Request) -> Response:
+    """Make a vector from numbers in the body."""
+    services = services_of(request)
+    refuse_unknown_query(request)
+    body = await read_model(request, CreateVectorRequest, services.max_upload_bytes)
+
+    def store() -> StoredVector:
+        check_name(body.name)
+        given = body.model_dump(exclude={"name", "directions"}, exclude_none=True)
+        ImportOptions(overrides=given)
+        vector = SteeringVector(directions_of(body.directions), **given)
+        _check_fit(vector, services)
+        return services.store.create(body.name, vector)
+
+    return _answer(await run_sync(store), status=201)
+
+
+@router.get("", dependencies=_MAY_READ)
+async def list_vectors(request: Request) -> Response:
+    """Vectors by name, a page at a time."""
+    services = services_of(request)
+    refuse_unknown_query(request, "limit", "after", "order")
+    limit = _limit_of(request.query_params.get("limit"))
+    order = request.query_params.get("order", "asc")
+    if order not in ("asc", "desc"):
+        raise InvalidRequest("order: give asc or desc", code="invalid_value", param="order")
+    after = request.query_params.get("after")
+
+    def page() -> list[StoredVector]:
+        names = services.store.names(after=after, limit=limit + 1, order="asc" if order == "asc" else "desc")
+        return [stored for name in names if (stored := _get_or_none(services, name)) is not None]
+
+    found = await run_sync(page)
+    data = [_object_of(stored) for stored in found[:limit]]
+    return JSONResponse(
+        {
+            "object": "list",
+            "data": data,
+            "first_id": data[0]["id"] if data else None,
+            "last_id": data[-1]["id"] if data else None,
+            "has_more": len(found) > limit,
+        }
+    )
+
+
+@router.get("/{name}", dependencies=_MAY_READ)
+async def get_vector(request: Request, name: str) -> Response:
+    """The current revision of `name`, and its history."""
+    services = services_of(request)
+    refuse_unknown_query(request)
+
+    def read() -> tuple[StoredVector, tuple[RevisionRecord, ...]]:
+        return services.store.get(name), services.store.history(name)
+
+    stored, history = await run_sync(read)
+    known = [
+        {"revision": record.revision, "created_at": record.created_at, "bytes": record.num_bytes} for record in history
+    ]
+    return _answer(stored, history=known)
+
+
+@router.get("/{name}/content", dependencies=_MAY_READ)
+async def get_content(request: Request, name: str) -> Response:
+    """The current revision of `name` as a file."""
+    services = services_of(request)
+    refuse_unknown_query(request, "format")
+    kind = request.query_params.get("format", "safetensors")
+    if kind not in _FORMATS:
+        raise InvalidRequest(f"format: give {' or '.join(_FORMATS)}", code="invalid_value", param="format")
+
+    def read() -> tuple[str, bytes]:
+        stored = services.store.get(name)
+        if kind == "gguf":
+            return stored.revision, encode_gguf(stored.vector)
+        return stored.revision, services.store.content(name, stored.revision)
+
+    revision, content = await run_sync(read)
+    return Response(
+        content,
+        media_type="application/octet-stream",
+        headers={"ETag": f'"{revision}"', "Content-Disposition": f'attachment; filename="{name}.{kind}"'},
+    )
+
+
+@router.patch("/{name}", dependencies=_MAY_CHANGE)
+async def patch_vector(request: Request, name: str) -> Response:
+    """Change defaults and descriptions of `name`; the directions stay."""
+    services = services_of(request)
+    refuse_unknown_query(request)
+    if_match = if_match_of(request)
+    body = await read_model(request, PatchVectorRequest, MAX_JSON_BYTES)
+    changes = body.model_dump(exclude_none=True)
+    if not changes:
+        fields = ", ".join(PatchVectorRequest.model_fields)
+        raise InvalidRequest(f"nothing to change; there are {fields}", code="missing_required_parameter")
+
+    def store() -> StoredVector:
+        while True:
+            current = services.store.get(name)
+            expected = current.revision if if_match in (None, "*") else if_match
+            try:
+                changed = current.vector.with_defaults(**changes)
+                return services.store.put(name, changed, if_match=expected)[0]
+            except RevisionMismatch:
+                if if_match not in (None, "*"):
+                    raise
+
+    return _answer(await run_sync(store))
+
+
+@router.post("/{name}/rollback", dependencies=_MAY_CHANGE)
+async def roll_back(request: Request, name: str) -> Response:
+    """Point `name` at an earlier revision of its history."""
+    services = services_of(request)
+    refuse_unknown_query(request)
+    if_match = if_match_of(request)
+    body = await read_model(request, RollbackRequest, MAX_JSON_BYTES)
+    return _answer(await run_sync(_call(services.store.rollback, name, body.revision, if_match=if_match)))
+
+
+@router.delete("/{name}", dependencies=_MAY_CHANGE)
+async def delete_vector(request: Request, name: str) -> Response:
+    """Forget `name`; requests that were accepted finish with what they had."""
+    services = services_of(request)
+    refuse_unknown_query(request)
+    await run_sync(_call(services.store.remove, name, if_match=if_match_of(request)))
+    return JSONResponse({"id": name, "object": "steering.vector.deleted", "deleted": True})
+
+
+def _call(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> Callable[[], _R]:
+    return lambda: function(*args, **kwargs)
+
+
+def _check_fit(vector: SteeringVector, services: Services) -> None:
+    info = services.engine.info
+    vector.fit(info.num_layers, info.hidden_size, info.sites)
+
+
+def _get_or_none(services: Services, name: str) -> StoredVector | None:
+    """None when the name went away meanwhile."""
+    try:
+        return services.store.get(name)
+    except VectorNotFound:
+        return None
+
+
+def _limit_of(text: str | None) -> int:
+    if text is None:
+        return _DEFAULT_LIMIT
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= _MOST_LISTED):
+        raise InvalidRequest(f"limit: give a number from 1 to {_MOST_LISTED}", code="invalid_value", param="limit")
+    return int(text)
+
+
+def _object_of(stored: StoredVector) -> dict[str, Any]:
+    vector = stored.vector
+    return {
+        "object": "steering.vector",
+        "id": stored.name,
+        "name": stored.name,
+        "revision": stored.revision,
+        "created_at": stored.record.created_at,
+        "bytes": stored.record.num_bytes,
+        "hidden_size": vector.hidden_size,
+        "layers": list(vector.layers),
+        "norms": {str(layer): norm for layer, norm in vector.norms.items()},
+        **vector.defaults,
+    }
+
+
+def _answer(stored: StoredVector, *, status: int = 200, **extras: Any) -> Response:
+    return JSONResponse(_object_of(stored) | extras, status_code=status, headers={"ETag": f'"{stored.revision}"'})

@@ -1,0 +1,264 @@
+"""Settings of the server, from one table: the fields of `Settings`.
+
+Each field is declared with its parser, default, unit and help. The command line's flags, the environment's
+`TILLER_…` variables and docs/settings.md all come from there. Nothing is read at import: `from_sources` is handed
+flags and environment. It does not know argparse, nor what the settings are used for, nor the keys themselves.
+"""
+
+# ruff: noqa: RUF009 - the defaults are rows of the table: immutable, made once
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+
+class SettingsRefused(ValueError):
+    """A setting has a value that cannot be used; the message names its flag or variable."""
+
+
+Parser = Callable[[str], Any]
+"""Text -> value; raises `ValueError` whose message says what is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One row of the table. `default_text` is how the documents show the default."""
+
+    name: str
+    parse: Parser
+    default: Any
+    help: str
+    metavar: str
+    default_text: str
+
+    @property
+    def is_positional(self) -> bool:
+        """True for MODEL, which is given without a flag."""
+        return self.name == "model"
+
+    @property
+    def is_switch(self) -> bool:
+        """True for a flag without a value."""
+        return self.parse is _switch
+
+    @property
+    def flag(self) -> str:
+        """`--max-queue`, or `MODEL`."""
+        return self.metavar if self.is_positional else "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """`TILLER_MAX_QUEUE`."""
+        return "TILLER_" + self.name.upper()
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text.strip()
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text)).expanduser()
+
+
+def _switch(text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered in ("1", "true", "yes", "on"):
+        return True
+    if lowered in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("must be true or false")
+
+
+def _one_of(*choices: str) -> Parser:
+    def parse(text: str) -> str:
+        if text.strip().lower() not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return text.strip().lower()
+
+    return parse
+
+
+def _device(text: str) -> str:
+    name = text.strip().lower()
+    if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name) is None:
+        raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
+    return name
+
+
+def _whole(smallest: int, largest: int) -> Parser:
+    def parse(text: str) -> int:
+        if re.fullmatch(r"[+-]?\d{1,12}", text.strip()) is None:
+            raise ValueError(f"must be a whole number from {smallest} to {largest}")
+        number = int(text)
+        if not smallest <= number <= largest:
+            raise ValueError(f"must be from {smallest} to {largest}")
+        return number
+
+    return parse
+
+
+def _above_zero(largest: float) -> Parser:
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not 0 < number <= largest:
+            raise ValueError(f"must be a number above 0 and at most {largest:g}")
+        return number
+
+    return parse
+
+
+def _option(default: Any, parse: Parser, metavar: str, help: str, default_text: str | None = None) -> Any:
+    shown = default_text if default_text is not None else str(default)
+    metadata = {"parse": parse, "metavar": metavar, "help": help, "default_text": shown}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_DATA_HOME = "~/.local/share"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How one server runs. Each field is a row of the table: default, parser, unit, help."""
+
+    model: str | None = _option(
+        None, _text, "MODEL", "folder or hub id of the model to serve", "the embedded demo model"
+    )
+    host: str = _option(
+        "127.0.0.1", _text, "ADDRESS", "address to listen on; any but loopback needs keys or --insecure"
+    )
+    port: int = _option(8000, _whole(0, 65535), "PORT", "port to listen on; 0 takes a free one and prints it")
+    data_dir: Path = _option(
+        Path(_DATA_HOME) / "tiller",
+        _path,
+        "FOLDER",
+        "where vectors and other state are kept",
+        "$XDG_DATA_HOME/tiller, else ~/.local/share/tiller",
+    )
+    device: str = _option("auto", _device, "DEVICE", "auto, cpu, cuda, cuda:N or mps")
+    dtype: str = _option(
+        "auto",
+        _one_of("auto", "float32", "bfloat16", "float16"),
+        "DTYPE",
+        "auto (as stored), float32, bfloat16 or float16",
+    )
+    revision: str | None = _option(None, _text, "REVISION", "branch, tag or commit of a hub model", "the main branch")
+    adapter: str | None = _option(
+        None, _text, "ADAPTER", "folder or hub id of a PEFT LoRA, merged into the model", "none"
+    )
+    served_model_name: str | None = _option(
+        None, _text, "NAME", "the model's id in the API", "the hub id or the folder's name"
+    )
+    chat_template: Path | None = _option(
+        None, _path, "FILE", "Jinja chat template to use instead of the model's", "the model's own"
+    )
+    max_model_len: int | None = _option(
+        None, _whole(1, 100_000_000), "TOKENS", "longest prompt plus answer", "what the model allows"
+    )
+    max_running: int = _option(64, _whole(1, 4096), "COUNT", "most sequences that run at a time")
+    kv_cache_gib: float | None = _option(
+        None,
+        _above_zero(65536),
+        "GIB",
+        "memory for the KV cache",
+        "what --max-running needs, within half of the free memory",
+    )
+    max_batch_tokens: int = _option(512, _whole(1, 1_000_000), "TOKENS", "most tokens that one step computes")
+    max_upload_mib: float = _option(
+        64.0, _above_zero(65536), "MIB", "largest vector file that an upload may have", "64"
+    )
+    max_queue: int = _option(1024, _whole(0, 1_000_000), "COUNT", "most requests that wait; more are answered with 429")
+    api_key_file: Path | None = _option(
+        None, _path, "FILE", "file with API keys, lines of use:KEY and manage:KEY", "none"
+    )
+    insecure: bool = _option(
+        False, _switch, "", "serve any address without keys; whoever reaches it may do anything", "off"
+    )
+    log_level: str = _option(
+        "info", _one_of("debug", "info", "warning", "error"), "LEVEL", "debug, info, warning or error"
+    )
+    log_json: bool = _option(False, _switch, "", "log one JSON object a line", "off")
+
+    @classmethod
+    def from_sources(cls, flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Self:
+        """A flag wins over its variable, a variable over the default; None and empty variables count as not given.
+
+        `flags` maps field names to texts (a switch is given as "true"). Raises `SettingsRefused`.
+        """
+        values: dict[str, Any] = {}
+        for option in options():
+            given = flags.get(option.name)
+            source = option.flag
+            if given is None:
+                given, source = environ.get(option.variable) or None, option.variable
+            if given is not None:
+                try:
+                    values[option.name] = option.parse(given)
+                except ValueError as error:
+                    raise SettingsRefused(f"{source}: {error}, not {given[:80]!r}") from None
+        values.setdefault("data_dir", _default_data_dir(environ))
+        return cls(**values)
+
+
+def options() -> Iterator[Option]:
+    """The table, in the order of the documents."""
+    for field in dataclasses.fields(Settings):
+        yield Option(name=field.name, default=field.default, **field.metadata)
+
+
+def _default_data_dir(environ: Mapping[str, str]) -> Path:
+    given = Path(environ.get("XDG_DATA_HOME") or _DATA_HOME)
+    absolute = given if given.is_absolute() else Path(_DATA_HOME)  # the XDG specification: ignore relative paths
+    return (absolute / "tiller").expanduser()
+
+
+_INTRODUCTION = """\
+# Settings
+
+Every setting of `tiller serve` is a flag and an environment variable. A flag wins over its variable, a variable over
+the default; an empty variable counts as not given. This page is made from `server/config.py`
+(`python -m server.config > docs/settings.md`); a test keeps it current.
+
+| flag | variable | default | meaning |
+|---|---|---|---|
+"""
+
+_KEYS = """
+## API keys
+
+Keys come from the environment, so that they show in no process list, or from `--api-key-file`; both add up.
+
+| variable | meaning |
+|---|---|
+| `TILLER_API_KEYS` | comma-separated keys that may use the model and read the registry of vectors |
+| `TILLER_MANAGE_KEYS` | comma-separated keys that may also change the registry |
+
+A key file has a key a line, `use:KEY` or `manage:KEY`; empty lines and lines that begin with `#` are skipped. A file
+that others may write to is refused. Without any key everyone who reaches the server may do everything, so it then
+listens on loopback addresses only, unless `--insecure` says otherwise.
+
+The clients `tiller chat` and `tiller vectors` read their key from `TILLER_API_KEY`.
+"""
+
+
+def settings_markdown() -> str:
+    """The content of docs/settings.md."""
+    rows = []
+    for option in options():
+        shown = option.flag if option.is_positional or option.is_switch else f"{option.flag} {option.metavar}"
+        rows.append(f"| `{shown}` | `{option.variable}` | {option.default_text} | {option.help} |")
+    return _INTRODUCTION + "\n".join(rows) + "\n" + _KEYS
+
+
+if __name__ == "__main__":
+    print(settings_markdown(), end="")

@@ -1,0 +1,223 @@
+"""Token ids to text as they come: bytes of tokens, whole characters only, stop strings across token borders.
+
+Every tokenizer's decoder concatenates bytes that depend on one token each, so text is made by concatenating these
+bytes and decoding UTF-8 as it completes. `ChoiceText` is one choice of one response. It does not know prompts,
+templates, the engine or the wire.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_of_symbol() -> dict[str, int]:
+    """The alphabet of byte-level BPE: printable Latin-1 stands for itself, the other bytes for symbols from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(0x100 + index): byte for index, byte in enumerate(others)}
+
+
+_BYTE_OF_SYMBOL = _byte_of_symbol()
+
+
+def _decoder_kinds(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The names of the steps of a fast tokenizer's decoder; empty for other tokenizers."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    if decoder is None:
+        return set()
+
+    def walk(step: dict[str, Any]) -> Iterator[str]:
+        yield str(step.get("type"))
+        for inner in step.get("decoders", ()):
+            yield from walk(inner)
+
+    return set(walk(json.loads(decoder.__getstate__())))
+
+
+class TokenTable:
+    """The bytes of every token, found when first asked for."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        kinds = _decoder_kinds(tokenizer)
+        self._is_byte_level = "ByteLevel" in kinds
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._has_byte_tokens = backend is None or "ByteFallback" in kinds
+        added = backend.get_added_tokens_decoder() if backend is not None else {}
+        self._special_ids = frozenset(tokenizer.all_special_ids) | {
+            token_id for token_id, token in added.items() if token.special
+        }
+        self._bytes: dict[int, bytes] = {}
+        self._anchor = self._tokens_of("a")[-1:]
+        self._anchor_text = self._decode(self._anchor)
+        self.strips_leading_space = self._finds_stripping()
+
+    def is_special(self, token_id: int) -> bool:
+        """True for control tokens, which are no part of any text."""
+        return token_id in self._special_ids
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What the token adds to a text that goes before it; of a special token, its name."""
+        found = self._bytes.get(token_id)
+        if found is None:
+            found = self._bytes[token_id] = self._find_bytes(token_id)
+        return found
+
+    def name_of(self, token_id: int) -> str:
+        """The token as log-probabilities show it: its text, or `bytes:\\xe4\\xbd` when it is no whole character."""
+        content = self.bytes_of(token_id)
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+
+    def _find_bytes(self, token_id: int) -> bytes:
+        symbol = self._tokenizer.convert_ids_to_tokens(token_id)
+        if not isinstance(symbol, str):  # an id that the model has and the tokenizer lacks
+            return b""
+        if self.is_special(token_id):
+            return symbol.encode("utf-8", "replace")
+        if self._is_byte_level:
+            if all(character in _BYTE_OF_SYMBOL for character in symbol):
+                return bytes(_BYTE_OF_SYMBOL[character] for character in symbol)
+            return symbol.encode("utf-8", "replace")
+        byte = _BYTE_TOKEN.fullmatch(symbol) if self._has_byte_tokens else None
+        if byte is not None:
+            return bytes([int(byte[1], 16)])
+        text = self._decode([*self._anchor, token_id])
+        return text.removeprefix(self._anchor_text).encode("utf-8", "replace")
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        text = self._tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def _tokens_of(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _finds_stripping(self) -> bool:
+        for token_id in self._tokens_of("a a"):
+            if self.bytes_of(token_id).startswith(b" ") and not self._decode([token_id]).startswith(" "):
+                return True
+        return False
+
+
+class Detokenizer:
+    """The text of a growing list of tokens, without special ones; never half a character.
+
+    `begins_text` says that nothing goes before: tokenizers that mark the beginning of a text with a space then
+    drop that one.
+    """
+
+    def __init__(self, table: TokenTable, *, begins_text: bool) -> None:
+        self._table = table
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._drops_space = begins_text and table.strips_leading_space
+
+    def push(self, token_id: int) -> str:
+        """The characters that `token_id` completes."""
+        if self._table.is_special(token_id):
+            return ""
+        return self._cut(self._decoder.decode(self._table.bytes_of(token_id)))
+
+    def flush(self) -> str:
+        """At the end: what is left of an incomplete character, as U+FFFD."""
+        return self._cut(self._decoder.decode(b"", final=True))
+
+    def _cut(self, text: str) -> str:
+        if self._drops_space and text:
+            self._drops_space = False
+            return text.removeprefix(" ")
+        return text
+
+
+class StopStrings:
+    """Cuts a text before the first of `stops` to complete, and holds back only what may become one of them."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.found: str | None = None
+
+    def push(self, text: str, *, may_stop: bool = True) -> str:
+        """What may be shown after `text` came; sets `found`. Unless `may_stop`, a stop completed by `text` is text."""
+        assert self.found is None
+        if not self._stops:
+            return text
+        num_held = len(self._held)
+        text = self._held + text
+        if may_stop:
+            matches = [
+                (start + len(stop), start, stop)
+                for stop in self._stops
+                if (start := text.find(stop, max(0, num_held - len(stop) + 1))) >= 0
+            ]
+            if matches:
+                _, start, self.found = min(matches)
+                self._held = ""
+                return text[:start]
+        num_held = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - num_held :]
+        return text[: len(text) - num_held]
+
+    def flush(self) -> str:
+        """What was held back, when nothing more comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
+    start = max(0, len(text) - len(stop) + 1)
+    while (start := text.find(stop[0], start)) >= 0:
+        if stop.startswith(text[start:]):
+            return len(text) - start
+        start += 1
+    return 0
+
+
+class ChoiceText:
+    """The text of one choice while it is generated.
+
+    Stop strings that complete within the first `min_tokens` tokens do not stop. `num_tokens` counts what was pushed,
+    the token that completed a stop string included.
+    """
+
+    def __init__(self, table: TokenTable, *, begins_text: bool, stops: Sequence[str] = (), min_tokens: int = 0) -> None:
+        self._detokenizer = Detokenizer(table, begins_text=begins_text)
+        self._stops = StopStrings(stops)
+        self._min_tokens = min_tokens
+        self.num_tokens = 0
+        self.num_characters = 0
+
+    @property
+    def is_stopped(self) -> bool:
+        """True once a stop string was met; nothing more may be pushed."""
+        return self._stops.found is not None
+
+    def push(self, token_id: int, *, is_end: bool = False) -> str:
+        """The text to show after this token. An `is_end` token (end of sequence, stop id) is counted and not shown."""
+        self.num_tokens += 1
+        if is_end:
+            return ""
+        return self._release(self._detokenizer.push(token_id))
+
+    def flush(self) -> str:
+        """The rest, when no more tokens come; may still complete a stop string."""
+        if self.is_stopped:
+            return ""
+        shown = self._release(self._detokenizer.flush())
+        return shown if self.is_stopped else shown + self._stops.flush()
+
+    def _release(self, text: str) -> str:
+        self.num_characters += len(text)
+        return self._stops.push(text, may_stop=self.num_tokens > self._min_tokens)

@@ -1,0 +1,167 @@
+"""A real server for tests: a tiny seeded model, the real engine, registry and application, a real uvicorn."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import httpx
+import openai
+import torch
+import uvicorn
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from server.app import build_app
+from server.config import Settings
+from server.engine.engine import BatchingEngine, EngineSettings
+from server.engine.model import LoadedModel, prepare_model
+from server.keys import ApiKeys
+from server.text import TextProcessor
+from vectors.store import VectorStore
+from vectors.vector import SteeringVector
+
+HIDDEN = 32
+LAYERS = 3
+CONTEXT = 512
+MODEL = "tiny"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['content'] == 'forbidden' %}{{ raise_exception('this word is forbidden') }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' + mood|default('') }}{% endif %}"
+)
+
+
+def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+    """One token a byte, and ChatML's markers."""
+    specials = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: number for number, symbol in enumerate([*specials, *alphabet])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|im_start|>"],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def tiny_model() -> LoadedModel:
+    """A seeded Llama over bytes; its end token is `<|im_end|>`."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=259,
+        hidden_size=HIDDEN,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.25,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    module = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        module.lm_head.weight[:3] = 0.0  # it hardly ever ends by itself, so that tests know how long answers are
+    return prepare_model(module, model_id=MODEL)
+
+
+def direction(seed: int, scale: float = 8.0) -> torch.Tensor:
+    """A random direction long enough to change what the tiny model says."""
+    return torch.randn(HIDDEN, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def vector(seed: int, *layers: int) -> SteeringVector:
+    """A vector with a random direction at each of `layers` (default: block 1)."""
+    return SteeringVector({layer: direction(seed + layer) for layer in layers or (1,)})
+
+
+def eventually(is_so: Callable[[], bool], *, within: float = 20.0) -> None:
+    """Wait until `is_so`, checked again and again; fails after `within` seconds."""
+    deadline = time.monotonic() + within
+    pause = threading.Event()
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not become so in time"
+        pause.wait(0.005)
+
+
+@dataclass
+class Server:
+    """A running server and what a test may look at behind it."""
+
+    url: str
+    engine: BatchingEngine
+    store: VectorStore
+    text: TextProcessor
+    key: str | None = None
+    _closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The authorization, if there is a key."""
+        return {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
+
+    @cached_property
+    def http(self) -> httpx.Client:
+        """A plain HTTP client."""
+        return self._closing.enter_context(httpx.Client(base_url=self.url, headers=self.headers, timeout=60))
+
+    @cached_property
+    def sdk(self) -> openai.OpenAI:
+        """The official client."""
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key or "none", max_retries=0, timeout=60)
+        return self._closing.enter_context(client)
+
+    def is_idle(self) -> bool:
+        """True when nothing runs and nothing is held."""
+        stats = self.engine.stats()
+        held = (stats.num_running, stats.num_waiting, stats.num_rows_in_use)
+        return held == (0, 0, 0) and stats.num_free_pages == stats.num_pages
+
+
+@contextlib.contextmanager
+def serving(
+    folder: Path,
+    *,
+    keys: ApiKeys | None = None,
+    key: str | None = None,
+    chat_template: str | None = CHAT_TEMPLATE,
+    engine_settings: EngineSettings | None = None,
+    engine_class: type[BatchingEngine] = BatchingEngine,
+    http: str = "auto",
+    **settings: object,
+) -> Iterator[Server]:
+    """Serve the tiny model from another thread on a free port, with the registry in `folder`."""
+    limits = engine_settings or EngineSettings(num_pages=400, page_size=8, max_running=40, max_batch_tokens=128)
+    text = TextProcessor(byte_tokenizer(chat_template))
+    with VectorStore(folder / "vectors") as store, engine_class(tiny_model(), limits) as engine:
+        app = build_app(Settings(**settings), engine, text, store, keys)  # type: ignore[arg-type]
+        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", http=http)
+        listener = socket.create_server(("127.0.0.1", 0))
+        runner = uvicorn.Server(config)
+        thread = threading.Thread(target=runner.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            eventually(lambda: runner.started)
+            server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, store, text, key)
+            with server._closing:
+                yield server
+        finally:
+            runner.should_exit = True
+            thread.join()
+            listener.close()

@@ -1,0 +1,94 @@
+"""Keys and roles over HTTP: who may call what, and that no key is ever told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from server.keys import ApiKeys
+from tests.server.api.serving import Server, serving, vector
+from vectors.formats import encode_safetensors
+
+USE, MANAGE = "use-key-1", "manage-key-1"
+PATH = "/v1/steering/vectors"
+HELLO: Any = [{"role": "user", "content": "hi"}]
+
+USED: list[tuple[str, str, Any]] = [
+    ("GET", "/v1/models", None),
+    ("GET", "/v1/models/tiny", None),
+    ("GET", PATH, None),
+    ("GET", f"{PATH}/kept", None),
+    ("GET", f"{PATH}/kept/content", None),
+    ("GET", "/metrics", None),
+    ("POST", "/v1/chat/completions", {"messages": HELLO, "max_tokens": 1}),
+    ("POST", "/v1/completions", {"prompt": "a", "max_tokens": 1}),
+]
+MANAGED: list[tuple[str, str, Any]] = [
+    ("PUT", f"{PATH}/kept", None),
+    ("POST", PATH, {"name": "new", "directions": {"0": [1.0] * 32}}),
+    ("PATCH", f"{PATH}/kept", {"default_scale": 2}),
+    ("POST", f"{PATH}/kept/rollback", {"revision": "0" * 8}),
+    ("DELETE", f"{PATH}/nobody", None),
+]
+OPEN = ("/health", "/ready", "/version")
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with one key of each role; its clients hold none."""
+    with serving(tmp_path_factory.mktemp("data"), keys=ApiKeys(use=[USE], manage=[MANAGE])) as running:
+        running.store.put("kept", vector(1))
+        yield running
+
+
+def call(server: Server, method: str, path: str, body: Any, authorization: str | None) -> Any:
+    """A call with this authorization."""
+    headers = {} if authorization is None else {"Authorization": authorization}
+    content = encode_safetensors(vector(1)) if method == "PUT" else None
+    return server.http.request(method, path, json=body, content=content, headers=headers)
+
+
+@pytest.mark.parametrize(("method", "path", "body"), USED + MANAGED)
+def test_without_a_valid_key_nothing_is_done(locked: Server, method: str, path: str, body: Any) -> None:
+    for authorization in (None, "Bearer wrong", f"Basic {USE}", "Bearer", USE, f"Bearer {USE}x", "Bearer \xe9"):
+        encoded = authorization.encode("latin-1") if authorization is not None else None
+        response = call(locked, method, path, body, encoded)  # type: ignore[arg-type]
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "invalid_api_key"
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert USE not in response.text
+
+
+@pytest.mark.parametrize(("method", "path", "body"), USED)
+def test_both_roles_may_use(locked: Server, method: str, path: str, body: Any) -> None:
+    for key in (USE, MANAGE):
+        assert call(locked, method, path, body, f"Bearer {key}").status_code == 200
+
+
+@pytest.mark.parametrize(("method", "path", "body"), MANAGED)
+def test_only_manage_may_change_the_registry(locked: Server, method: str, path: str, body: Any) -> None:
+    refused = call(locked, method, path, body, f"Bearer {USE}")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "insufficient_permissions")
+    assert call(locked, method, path, body, f"Bearer {MANAGE}").status_code in (200, 201, 404)
+
+
+@pytest.mark.parametrize("path", OPEN)
+def test_probes_need_no_key(locked: Server, path: str) -> None:
+    assert call(locked, "GET", path, None, None).status_code == 200
+
+
+def test_a_refused_upload_is_not_read(locked: Server) -> None:
+    response = locked.http.put(f"{PATH}/kept", content=b"x" * 100, headers={"Authorization": f"Bearer {USE}"})
+    assert response.status_code == 403
+
+
+def test_the_sdk_sees_its_own_exceptions(locked: Server) -> None:
+    with openai.OpenAI(base_url=f"{locked.url}/v1", api_key="wrong", max_retries=0) as client:
+        with pytest.raises(openai.AuthenticationError):
+            client.models.list()
+        with pytest.raises(openai.PermissionDeniedError):
+            client.with_options(api_key=USE).delete("/steering/vectors/kept", cast_to=object)
+        assert client.with_options(api_key=USE).models.list().data[0].id == "tiny"

@@ -1,0 +1,74 @@
+"""Prompts become the token ids that the tokenizer and the chat template mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.errors import InvalidRequest
+from server.text import TextProcessor, TokenizerRefused, load_text
+from tests.server.api.serving import byte_tokenizer
+from tests.shared_files import shared
+
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+def test_a_chat_is_rendered_and_encoded_without_more_special_tokens() -> None:
+    text = TextProcessor(byte_tokenizer())
+    assert text.render_chat(HELLO) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    token_ids = text.encode_chat(HELLO)
+    assert [token_id for token_id in token_ids if text.table.is_special(token_id)] == [1, 2, 1]
+
+
+def test_template_kwargs_reach_the_template() -> None:
+    text = TextProcessor(byte_tokenizer())
+    assert text.render_chat(HELLO, {"mood": "happily: "}).endswith("assistant\nhappily: ")
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template", "tokenize", "messages", "add_generation_prompt", "tools", "conversation"]
+)
+def test_template_kwargs_cannot_take_the_servers_place(name: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        TextProcessor(byte_tokenizer()).render_chat(HELLO, {name: "x"})
+    assert caught.value.param == f"chat_template_kwargs.{name}"
+
+
+def test_a_model_without_template_refuses_chats_unless_one_is_given(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        TextProcessor(byte_tokenizer(chat_template=None)).render_chat(HELLO)
+    assert caught.value.code == "no_chat_template"
+    byte_tokenizer(chat_template=None).save_pretrained(tmp_path)
+    template = tmp_path / "mine.jinja"
+    template.write_text("{{ messages[0]['content'] }}!")
+    assert load_text(tmp_path, chat_template=template).render_chat(HELLO) == "hi!"
+
+
+def test_what_a_template_raises_is_the_clients_to_know() -> None:
+    with pytest.raises(InvalidRequest, match="this word is forbidden") as caught:
+        TextProcessor(byte_tokenizer()).render_chat([{"role": "user", "content": "forbidden"}])
+    assert caught.value.code == "chat_template_error"
+
+
+def test_templates_run_in_a_sandbox() -> None:
+    template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(InvalidRequest, match="unsafe"):
+        TextProcessor(byte_tokenizer(), chat_template=template).render_chat(HELLO)
+
+
+def test_prompts_get_the_tokenizers_own_special_tokens() -> None:
+    text = load_text(shared("models/stories260K"))
+    assert text.encode("Once")[0] == 1
+    assert text.encode("Once", add_special_tokens=False)[0] != 1
+    assert text.decode(text.encode("Once upon")) == "Once upon"
+    assert not text.has_text([1])
+    assert text.has_text(text.encode("Once"))
+
+
+def test_a_missing_tokenizer_or_template_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerRefused, match="tokenizer"):
+        load_text(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(TokenizerRefused, match="cannot be read"):
+        load_text(tmp_path, chat_template=tmp_path / "missing.jinja")
