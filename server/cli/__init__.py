@@ -1,0 +1,49 @@
+"""The command line: `tiller serve`, `tiller chat`, `tiller vectors`. The only reader of argv and environment.
+
+Importing it is cheap: what loads a model is imported by `serve` alone. It does not know how a request is served.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from server.cli.errors import CommandFailed
+from server.cli.parser import build_parser
+
+__all__ = ["main"]
+
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    environ = os.environ if environ is None else environ
+    arguments = build_parser().parse_args(argv)
+    try:
+        if arguments.command == "serve":
+            from server.cli.serve import serve
+
+            return serve(vars(arguments), environ)
+        if arguments.command == "chat":
+            from server.cli.chat import chat
+
+            return chat(arguments, environ)
+        from server.cli.vectors import vectors
+
+        return vectors(arguments, environ)
+    except CommandFailed as error:
+        print(f"tiller: {_one_line(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("tiller: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # whoever read our output is gone; keep Python from complaining when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,116 @@
+"""What a server says when it is ready: address, model, memory, vectors, keys, and a curl to paste.
+
+It is handed what it shows and knows no running part.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from server.engine.protocol import EngineStats, ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What there is to say. `steers_with` is a vector that fits the model, if the registry has one."""
+
+    url: str
+    model: ModelInfo
+    stats: EngineStats
+    is_demo: bool
+    has_chat_template: bool
+    num_vectors: int
+    steers_with: str | None
+    needs_key: bool
+    is_insecure: bool
+
+    def lines(self) -> list[str]:
+        """The banner."""
+        model, stats = self.model, self.stats
+        lines = [
+            f"tiller is ready at {self.url}",
+            "",
+            f"  model    {model.model_id}: {model.architecture}, {_count(model.num_parameters)} parameters, "
+            f"{_size(model.num_bytes)} in {model.dtype} on {model.device}, context {model.max_model_len} tokens",
+        ]
+        if self.is_demo:
+            lines += [
+                "           the embedded demo: a toy made to show steering, which knows little and errs often;",
+                "           tiller serve MODEL serves a real one",
+            ]
+        lines += [
+            f"  memory   {stats.num_pages} KV pages of {stats.page_size} tokens = {stats.num_pages * stats.page_size} "
+            "tokens",
+            f"  vectors  {self._vectors()}",
+            f"  keys     {self._keys()}",
+            "",
+            "Try:",
+            "",
+            *(f"  {line}" for line in self.curl().splitlines()),
+            "",
+            "Ctrl-C ends it after the requests under way.",
+        ]
+        return lines
+
+    def fields(self) -> dict[str, Any]:
+        """The same for a JSON log."""
+        model, stats = self.model, self.stats
+        return {
+            "url": self.url,
+            "model": model.model_id,
+            "architecture": model.architecture,
+            "num_parameters": model.num_parameters,
+            "num_bytes": model.num_bytes,
+            "dtype": model.dtype,
+            "device": model.device,
+            "max_model_len": model.max_model_len,
+            "kv_pages": stats.num_pages,
+            "kv_tokens": stats.num_pages * stats.page_size,
+            "num_vectors": self.num_vectors,
+            "needs_key": self.needs_key,
+            "is_demo": self.is_demo,
+        }
+
+    def curl(self) -> str:
+        """A command that works as it stands (with a key in `TILLER_API_KEY`, where keys are needed)."""
+        body: dict[str, Any] = {"model": self.model.model_id}
+        if self.has_chat_template:
+            path = "/v1/chat/completions"
+            body["messages"] = [{"role": "user", "content": "How was your day?"}]
+        else:
+            path = "/v1/completions"
+            body |= {"prompt": "Once upon a time", "max_tokens": min(40, max(1, self.model.max_model_len // 2))}
+        if self.steers_with is not None:
+            body["steering"] = [{"vector": self.steers_with}]
+        parts = [f"curl {self.url}{path}", "-H 'Content-Type: application/json'"]
+        if self.needs_key:
+            parts.append('-H "Authorization: Bearer $TILLER_API_KEY"')
+        parts.append(f"-d {shlex.quote(json.dumps(body))}")
+        return " \\\n  ".join(parts)
+
+    def _vectors(self) -> str:
+        if self.num_vectors == 0:
+            return "none yet; add one with: tiller vectors put NAME FILE"
+        fitting = "" if self.steers_with is not None else ", none of which fits this model"
+        return f"{self.num_vectors} in the registry{fitting}"
+
+    def _keys(self) -> str:
+        if self.needs_key:
+            return "needed: requests carry one as 'Authorization: Bearer KEY'"
+        if self.is_insecure:
+            return "none (--insecure): whoever reaches this address may do anything"
+        return "none: only this machine reaches the server"
+
+
+def _count(number: int) -> str:
+    for divisor, unit in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if number >= divisor:
+            return f"{number / divisor:.3g} {unit}"
+    return str(number)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

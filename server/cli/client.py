@@ -1,0 +1,106 @@
+"""The running server as seen from the terminal: one HTTP client whose failures are lines that people can read.
+
+It knows OpenAI's error envelope and event streams; it does not know chats or vectors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import httpx
+
+from server.cli.errors import USAGE, CommandFailed
+
+_TIMEOUT = httpx.Timeout(10.0, read=300.0)  # the first token of an answer may have to wait in the queue
+
+
+class ServerClient:
+    """Calls a server at `url`; every failure is a `CommandFailed`."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self._url = url.rstrip("/").removesuffix("/v1")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        try:
+            if httpx.URL(self._url).scheme not in ("http", "https"):
+                raise httpx.InvalidURL("it must begin with http:// or https://")
+            self._client = httpx.Client(base_url=self._url, headers=headers, timeout=_TIMEOUT)
+        except httpx.InvalidURL as error:
+            raise CommandFailed(f"--url {url}: {error}", USAGE) from None
+        except UnicodeEncodeError:
+            raise CommandFailed("the API key has characters other than ASCII", USAGE) from None
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace, environ: Mapping[str, str]) -> Self:
+        """The client that `--url` and `--api-key` describe; the key may come from `TILLER_API_KEY`."""
+        return cls(arguments.url, arguments.api_key or environ.get("TILLER_API_KEY"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._client.close()
+
+    def call(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """One request; its response, when the server accepted it."""
+        with self._readable_failures():
+            response = self._client.request(method, path, **request)
+        if not response.is_success:
+            raise _refusal(response)
+        return response
+
+    def events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The JSON events of a streamed answer to `body`, until `[DONE]`; an error event is raised."""
+        with self._readable_failures(), self._client.stream("POST", path, json=body) as response:
+            if not response.is_success:
+                response.read()
+                raise _refusal(response)
+            for line in response.iter_lines():
+                if not line.startswith("data:"):
+                    continue
+                data = line.removeprefix("data:").strip()
+                if data == "[DONE]":
+                    return
+                event = _json_object(data)
+                if "error" in event:
+                    raise CommandFailed(_message_of(event) or "the server reported an error")
+                yield event
+        raise CommandFailed("the answer ended before it was complete")
+
+    @contextlib.contextmanager
+    def _readable_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.ConnectError:
+            raise CommandFailed(f"no server answers at {self._url}: is 'tiller serve' running?") from None
+        except httpx.TimeoutException:
+            raise CommandFailed(f"{self._url} did not answer in time") from None
+        except httpx.HTTPError as error:
+            raise CommandFailed(f"{self._url}: {error or type(error).__name__}") from None
+
+
+def _refusal(response: httpx.Response) -> CommandFailed:
+    try:
+        message = _message_of(response.json())
+    except ValueError:
+        message = None
+    return CommandFailed(f"{message or response.reason_phrase} (HTTP {response.status_code})")
+
+
+def _message_of(body: object) -> str | None:
+    error = body.get("error") if isinstance(body, dict) else None
+    message = error.get("message") if isinstance(error, dict) else None
+    return message if isinstance(message, str) else None
+
+
+def _json_object(data: str) -> dict[str, Any]:
+    try:
+        event = json.loads(data)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict):
+        raise CommandFailed("the server sent an event that is not JSON; is it a tiller server?")
+    return event

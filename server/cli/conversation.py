@@ -1,0 +1,83 @@
+"""What was said in a terminal chat, and the steering asked for. It knows neither terminal nor server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+_CHOICES = {"positions": ("prompt", "response", "all"), "operation": ("add", "ablate", "clamp")}
+
+
+class InvalidCommand(Exception):
+    """A line that begins with `/` and cannot be obeyed."""
+
+
+class Conversation:
+    """The turns so far; grows by whole exchanges, so that it always alternates."""
+
+    def __init__(self, system: str | None = None) -> None:
+        self.system: str | None = None
+        self.steering: list[dict[str, Any]] = []
+        self._turns: list[dict[str, str]] = []
+        self.begin(system)
+
+    def begin(self, system: str | None) -> None:
+        """Forget what was said; the steering stays."""
+        self.system = system
+        self._turns = [{"role": "system", "content": system}] if system else []
+
+    def messages_with(self, text: str) -> list[dict[str, str]]:
+        """The messages of a request that asks `text` next."""
+        return [*self._turns, {"role": "user", "content": text}]
+
+    def add(self, text: str, answer: str) -> None:
+        """Remember an exchange."""
+        self._turns = [*self.messages_with(text), {"role": "assistant", "content": answer}]
+
+    def steer(self, command: str) -> None:
+        """Obey what follows `/steer`: nothing, `off`, or an entry. Raises `InvalidCommand`."""
+        if command == "off":
+            self.steering = []
+        elif command:
+            entry = parse_entry(command)
+            kept = [other for other in self.steering if other["vector"] != entry["vector"]]
+            self.steering = [*kept, entry]
+
+
+def parse_entry(command: str) -> dict[str, Any]:
+    """`honest 1.5 layers=12-16 positions=all` -> an entry of a request's `steering`. Raises `InvalidCommand`."""
+    name, *rest = command.split()
+    entry: dict[str, Any] = {"vector": name}
+    for part in rest:
+        field, separator, value = part.partition("=")
+        if not separator:
+            field, value = "scale", part
+        if field in entry:
+            raise InvalidCommand(f"{field} is given twice")
+        if field == "scale":
+            entry[field] = _number(value)
+        elif (field == "layers" and value) or value in _CHOICES.get(field, ()):
+            entry[field] = value
+        elif field in _CHOICES:
+            raise InvalidCommand(f"{field} must be one of {', '.join(_CHOICES[field])}")
+        else:
+            raise InvalidCommand(
+                f"{part!r} is not understood: /steer NAME [SCALE] [layers=…] [positions=…] [operation=…]"
+            )
+    return entry
+
+
+def describe_entry(entry: Mapping[str, Any]) -> str:
+    """An entry as it was asked for."""
+    return " ".join([entry["vector"], *(f"{field}={value}" for field, value in entry.items() if field != "vector")])
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InvalidCommand(f"the scale must be a number, not {text!r}")
+    return number

@@ -1,0 +1,100 @@
+"""What may be typed: the argument parser, its settings taken from the table in `server.config`.
+
+It checks the shape of a command line only; values of settings are checked together with the environment's.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from server import __version__
+from server.config import options
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `tiller`; `command` names the command, `action` the action of `vectors`."""
+    parser = argparse.ArgumentParser(
+        prog="tiller",
+        description="An OpenAI-compatible inference server whose every request can be steered.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"tiller {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_serve(commands)
+    _add_chat(commands)
+    _add_vectors(commands)
+    return parser
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="serve a model",
+        description="Serve a model, or the embedded demo model when none is named.",
+        epilog="API keys: TILLER_API_KEYS (use) and TILLER_MANAGE_KEYS (use and change the registry), comma-separated.",
+        allow_abbrev=False,
+    )
+    for option in options():
+        help_text = f"{option.help} (default: {option.default_text}; {option.variable})".replace("%", "%%")
+        if option.is_positional:
+            serve.add_argument(option.name, nargs="?", metavar=option.metavar, help=help_text)
+        elif option.is_switch:
+            serve.add_argument(option.flag, action="store_const", const="true", help=help_text)
+        else:
+            serve.add_argument(option.flag, metavar=option.metavar, help=help_text)
+
+
+def _add_chat(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    chat = commands.add_parser(
+        "chat",
+        help="chat with a running server",
+        description="Chat in the terminal with a running server; /help lists what can be typed there.",
+        allow_abbrev=False,
+    )
+    _add_connection(chat)
+    chat.add_argument("--model", metavar="ID", help="model to ask; may carry steering, as in base+honest:1.5")
+    chat.add_argument("--system", metavar="TEXT", help="system prompt")
+    chat.add_argument("--temperature", type=float, metavar="NUMBER", help="0 always takes the likeliest token")
+    chat.add_argument("--max-tokens", type=int, metavar="COUNT", help="longest answer")
+    chat.add_argument("--seed", type=int, metavar="NUMBER", help="makes sampling repeatable")
+
+
+def _add_vectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    vectors = commands.add_parser(
+        "vectors", help="list, put, get and remove steering vectors of a running server", allow_abbrev=False
+    )
+    actions = vectors.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    listing = actions.add_parser("list", help="show the registry", allow_abbrev=False)
+    listing.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+
+    put = actions.add_parser("put", help="upload a vector as a new name or revision", allow_abbrev=False)
+    put.add_argument("name", metavar="NAME")
+    put.add_argument("file", metavar="FILE", help="safetensors, GGUF control vector, or .pt")
+    put.add_argument("--layer", type=int, metavar="N", help="decoder block of a file that holds one bare direction")
+    put.add_argument(
+        "--convention", choices=["as_applied", "as_derived"], help="how a GGUF file counts its layers (see the docs)"
+    )
+    put.add_argument("--scale", type=float, metavar="NUMBER", help="default scale")
+    put.add_argument("--positions", choices=["prompt", "response", "all"], help="default positions")
+    put.add_argument("--operation", choices=["add", "ablate", "clamp"], help="default operation")
+    put.add_argument("--description", metavar="TEXT")
+
+    get = actions.add_parser("get", help="download a vector", allow_abbrev=False)
+    get.add_argument("name", metavar="NAME")
+    get.add_argument(
+        "-o", "--output", metavar="FILE", help="where to write ('-': standard output; default: NAME.FORMAT)"
+    )
+    get.add_argument("--format", choices=["safetensors", "gguf"], default="safetensors")
+
+    remove = actions.add_parser("rm", help="remove a vector", allow_abbrev=False)
+    remove.add_argument("name", metavar="NAME")
+    for action in (listing, put, get, remove):
+        _add_connection(action)
+
+
+def _add_connection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", default=DEFAULT_URL, metavar="URL", help=f"the server (default: {DEFAULT_URL})")
+    parser.add_argument("--api-key", metavar="KEY", help="API key (default: $TILLER_API_KEY)")

@@ -1,0 +1,122 @@
+"""Runs `python -m server.cli` as a person would, and reads what it says."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+ROOT = Path(__file__).parents[3]
+TINY_STORIES = ROOT.parent / "shared" / "models" / "TinyStories-656K"
+DEADLINE = 120.0
+"""Seconds after which something that must come is missing; never a measure."""
+
+_READY = re.compile(r"tiller is ready at (http://\S+)")
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without any setting of ours."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TILLER_")}
+    return {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120", **(extra or {})}
+
+
+def tiller(
+    *arguments: str | Path, stdin: str = "", environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "server.cli", *map(str, arguments)],
+        cwd=ROOT,
+        input=stdin,
+        env=environment(environ),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=DEADLINE,
+        check=False,
+    )
+
+
+class ServerProcess:
+    """A `tiller serve` on a free port with a data directory of its own; as a context, ended at its end."""
+
+    def __init__(self, data_dir: Path, *arguments: str | Path, environ: Mapping[str, str] | None = None) -> None:
+        command = [sys.executable, "-m", "server.cli", "serve", *map(str, arguments)]
+        self._process = subprocess.Popen(
+            [*command, "--port", "0", "--data-dir", str(data_dir)],
+            cwd=ROOT,
+            env=environment(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+        )
+        self.lines: list[str] = []
+        self._arriving: queue.Queue[str | None] = queue.Queue()
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,))
+        self._reader.start()
+
+    def wait_for_line(self, pattern: str | re.Pattern[str]) -> re.Match[str]:
+        """The first line from here on that `pattern` finds."""
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            line = self._arriving.get(timeout=max(0.0, deadline - time.monotonic()))
+            assert line is not None, f"the server ended without saying {pattern!r}:\n{self.output}"
+            self.lines.append(line)
+            if found := re.search(pattern, line):
+                return found
+
+    def wait_until_ready(self) -> str:
+        """The URL of the server; the whole banner is in `lines` then."""
+        url = self.wait_for_line(_READY)[1]
+        self.wait_for_line("Ctrl-C ends it")
+        return url
+
+    def signal(self, number: int) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit code."""
+        code = self._process.wait(DEADLINE)
+        self._reader.join(DEADLINE)
+        while not self._arriving.empty():
+            line = self._arriving.get_nowait()
+            if line is not None:
+                self.lines.append(line)
+        return code
+
+    def stop(self) -> int:
+        """Ctrl-C once, and the exit code."""
+        self.signal(signal.SIGINT)
+        return self.wait()
+
+    @property
+    def output(self) -> str:
+        """Everything read so far."""
+        return "".join(self.lines)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self.wait()
+
+    def _read(self, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                self._arriving.put(line)
+        self._arriving.put(None)

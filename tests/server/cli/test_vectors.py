@@ -1,0 +1,80 @@
+"""`tiller vectors` against a running server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server.cli.running import tiller
+
+
+@pytest.fixture
+def stored(server_url: str, vector_file: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a vector in the registry, the test's own."""
+    name: str = request.node.name[:60]
+    shown = tiller("vectors", "put", name, vector_file, "--url", server_url)
+    assert shown.returncode == 0, shown.stderr
+    yield name
+    tiller("vectors", "rm", name, "--url", server_url)
+
+
+def test_put_list_get_rm(server_url: str, stored: str, tmp_path: Path) -> None:
+    listed = tiller("vectors", "list", "--url", server_url)
+    assert listed.returncode == 0
+    (row,) = [line for line in listed.stdout.splitlines() if line.startswith(stored)]
+    assert row.split()[2:] == ["0", "1", "add", "response"]
+
+    file = tmp_path / "copy"
+    assert tiller("vectors", "get", stored, "-o", file, "--url", server_url).returncode == 0
+    again = tiller("vectors", "put", f"{stored}2", file, "--url", server_url)
+    assert again.stdout.split("@")[1][:12] == row.split()[1]  # a download uploaded is the same revision
+
+    for name in (stored, f"{stored}2"):
+        assert tiller("vectors", "rm", name, "--url", server_url).stdout == f"{name}: removed\n"
+    assert stored not in tiller("vectors", "list", "--url", server_url).stdout
+
+
+def test_defaults_are_set_by_options(server_url: str, stored: str, vector_file: Path) -> None:
+    options = ["--scale", "-0.5", "--positions", "all", "--operation", "clamp", "--description", "Mood, [bold]née[/]"]
+    shown = tiller("vectors", "put", stored, vector_file, *options, "--url", server_url)
+    assert shown.returncode == 0, shown.stderr
+    listed = tiller("vectors", "list", "--json", "--url", server_url)
+    (vector,) = [vector for vector in map(json.loads, listed.stdout.splitlines()) if vector["name"] == stored]
+    assert (vector["default_scale"], vector["positions"], vector["operation"]) == (-0.5, "all", "clamp")
+    assert vector["description"] == "Mood, [bold]née[/]"
+    assert "[bold]née[/]" in tiller("vectors", "list", "--url", server_url).stdout
+
+
+def test_what_the_server_refuses_is_one_line(server_url: str, stored: str, vector_file: Path) -> None:
+    refused = tiller("vectors", "put", stored, vector_file, "--layer", "1", "--url", server_url)
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert "layer" in refused.stderr
+    assert "HTTP 400" in refused.stderr
+    for name in ("nobody", "../up", "a/b", ".."):
+        missing = tiller("vectors", "get", name, "-o", "-", "--url", server_url)
+        assert (missing.returncode, missing.stdout, missing.stderr.count("\n")) == (1, "", 1)
+
+
+def test_a_file_that_is_not_there_is_named(server_url: str, tmp_path: Path) -> None:
+    shown = tiller("vectors", "put", "x", tmp_path / "none", "--url", server_url)
+    assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+    assert "none cannot be read: No such file" in shown.stderr
+
+
+def test_get_does_not_overwrite_unasked(server_url: str, stored: str, tmp_path: Path) -> None:
+    taken = tmp_path / "taken.safetensors"
+    taken.write_bytes(b"mine")
+    shown = tiller("vectors", "get", str(tmp_path / "taken"), "--url", server_url)
+    assert (shown.returncode, taken.read_bytes()) == (1, b"mine")
+    shown = tiller("vectors", "get", stored, "-o", taken, "--url", server_url)
+    assert shown.stdout == f"{taken}: {taken.stat().st_size} bytes\n"
+    assert b"residual.0" in taken.read_bytes()
+
+
+def test_the_format_is_the_servers_to_make(server_url: str, stored: str, tmp_path: Path) -> None:
+    refused = tiller("vectors", "get", stored, "--format", "gguf", "-o", tmp_path / "v", "--url", server_url)
+    assert "cannot hold layer 0" in refused.stderr
+    assert not (tmp_path / "v").exists()
