@@ -47,7 +47,7 @@ class TextProcessor:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat_template: str | None = None) -> None:
         self._tokenizer = tokenizer
-        self._chat_template = chat_template if chat_template is not None else tokenizer.chat_template
+        self._chat_template = chat_template
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         if self._backend is not None:
             self._backend.no_truncation()  # a prompt that is too long is refused, never cut
@@ -57,7 +57,7 @@ class TextProcessor:
     @property
     def has_chat_template(self) -> bool:
         """True when chats can be rendered."""
-        return self._chat_template is not None
+        return (self._chat_template or self._tokenizer.chat_template) is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, with the tokenizer's default special tokens unless told otherwise."""
@@ -81,7 +81,7 @@ class TextProcessor:
 
         Raises `InvalidRequest`: no template, reserved arguments, or the template's own refusal.
         """
-        if self._chat_template is None:
+        if not self.has_chat_template:
             raise InvalidRequest(
                 "this model has no chat template; use /v1/completions, or start the server with --chat-template FILE",
                 code="no_chat_template",

@@ -58,8 +58,8 @@ class ModelSites:
 def find_sites(model: nn.Module) -> ModelSites:
     """Find the decoder blocks of a transformers causal language model and the sites in each.
 
-    The blocks are the shallowest `ModuleList` as long as the config's `num_hidden_layers`. Raises
-    `SitesNotFound` when there is none.
+    The blocks are the shallowest `ModuleList` as long as the config's `num_hidden_layers`, before others the one
+    whose members hold attention modules. Raises `SitesNotFound` when there is none.
     """
     config: Any = getattr(model, "config", None)
     text_config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
@@ -71,7 +71,7 @@ def find_sites(model: nn.Module) -> ModelSites:
             "only decoder language models can be steered"
         )
     candidates = [
-        (name.count("."), name, module)
+        (not _has_attention(module), name.count("."), name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == num_layers
     ]
@@ -80,7 +80,7 @@ def find_sites(model: nn.Module) -> ModelSites:
             f"{type(model).__name__}: no ModuleList of {num_layers} decoder blocks was found; "
             "if the blocks are kept otherwise, teach vectors/sites.py where"
         )
-    blocks = tuple(min(candidates, key=lambda candidate: candidate[:2])[2])
+    blocks = tuple(min(candidates, key=lambda candidate: candidate[:3])[3])
     modules: dict[Site, tuple[nn.Module, ...]] = {"residual": blocks}
     for site, names in _ATTRIBUTE_NAMES.items():
         for name in names:
@@ -89,6 +89,11 @@ def find_sites(model: nn.Module) -> ModelSites:
                 modules[site] = found
                 break
     return ModelSites(num_layers, hidden_size, MappingProxyType(modules))
+
+
+def _has_attention(blocks: nn.ModuleList) -> bool:
+    names = _ATTRIBUTE_NAMES["attention"]
+    return all(any(isinstance(getattr(block, name, None), nn.Module) for name in names) for block in blocks)
 
 
 def activation_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -65,7 +65,8 @@ class AttentionStep:
 
     `keys[layer]` and `values[layer]` are `[kv_heads, slots, head_dim]`; `slots` int64 `[tokens]` says where each new
     token goes. Without KV (`keys` empty) the step is a probe: no segment has a past and nothing is written.
-    `calls` lists the layers that called; `shapes` records each layer's (kv_heads, key_dim, value_dim).
+    `calls` lists the layers that called; a probe notes each layer's `shapes` (kv_heads, key_dim, value_dim) and
+    `windows` (tokens, or None).
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class AttentionStep:
         self.values = values
         self.calls: list[int] = []
         self.shapes: dict[int, tuple[int, int, int]] = {}
+        self.windows: dict[int, int | None] = {}
         self.decoding = [segment for segment in segments if segment.num_new == 1 and keys]
         self.chunks = [segment for segment in segments if segment.num_new > 1 or not keys]
         self.decode_tokens = torch.tensor([segment.start for segment in self.decoding], device=slots.device)
@@ -163,6 +165,7 @@ def paged_attention(
         step.values[layer].index_copy_(1, step.slots, new_values)
     else:
         step.shapes[layer] = (key.shape[1], key.shape[-1], value.shape[-1])
+        step.windows[layer] = sliding_window
     queries = query[0]  # [heads, tokens, dim]
     decoded = None
     if step.decoding:

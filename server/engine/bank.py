@@ -74,8 +74,8 @@ class LowRankOperations:
             self.gains = _grown(self.gains, 0, len(operations))
             self.offsets = _grown(self.offsets, 0, len(operations))
         for slot, entry in enumerate(operations):
-            direction = entry.directions[layer].to(torch.float32)
-            norm = direction.norm()
+            direction = entry.directions[layer].to(torch.float64)  # in float32 the squares of a norm may vanish
+            norm = float(direction.norm())
             self.units[slot, row] = direction / norm
             self.gains[slot, row] = entry.scale if entry.operation == "ablate" else 1.0
             self.offsets[slot, row] = 0.0 if entry.operation == "ablate" else entry.scale * norm
@@ -131,11 +131,21 @@ class SteeringBank:
 
     def acquire(self, plan: SteeringPlan) -> PlanRows:
         """Rows for every phase of `plan`; `release` them once. The work is that of writing new rows."""
-        return PlanRows(*(self._acquire_phase(plan, phase) for phase in Phase))
+        rows: list[int] = []
+        try:
+            for phase in Phase:
+                rows.append(self._acquire_phase(plan, phase))
+        except BaseException:
+            self._release_rows(rows)
+            raise
+        return PlanRows(*rows)
 
     def release(self, rows: PlanRows) -> None:
         """Give back what `acquire` gave."""
-        for row in (rows.prompt, rows.boundary, rows.response):
+        self._release_rows((rows.prompt, rows.boundary, rows.response))
+
+    def _release_rows(self, rows: Sequence[int]) -> None:
+        for row in rows:
             if row != 0:
                 self._release_row(row)
 
@@ -171,7 +181,7 @@ class SteeringBank:
     def _write(self, fingerprint: bytes, entries: Sequence[PlanEntry]) -> int:
         if not self._free:
             self._grow()
-        row = self._free.pop()
+        row = self._free[-1]  # taken at the end: a write that fails leaves it free
         adds: dict[Place, Tensor] = {}
         low_rank: dict[Place, list[PlanEntry]] = {}
         preserving: set[Place] = set()
@@ -194,6 +204,7 @@ class SteeringBank:
                 operations = LowRankOperations(self._capacity, self._hidden_size, self._device)
                 self._low_rank[place] = operations
             operations.write(row, low_rank.get(place, []), place[1], place in preserving)
+        self._free.pop()
         self._rows[row] = _Row(fingerprint, 0, frozenset(adds), low_rank_places)
         self._row_of[fingerprint] = row
         self._uses_of_adds.update(adds.keys())

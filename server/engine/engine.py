@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,9 @@ from server.engine.sequence import Sequence
 from server.errors import ContextLengthExceeded, InvalidRequest, Overloaded, Unavailable
 
 _log = logging.getLogger(__name__)
+
+_FAILED = "the engine failed"
+_NOT_FINITE = "the model's output is not finite; a smaller scale may help"
 
 _FINAL_STATE = {
     FinishReason.STOP: RequestState.FINISHED,
@@ -112,7 +116,8 @@ class BatchingEngine:
         )
         self._sequences: dict[str, Sequence] = {}
         self._changed = threading.Condition()
-        self._inbox: deque[Sequence | str] = deque()
+        self._submitted: deque[Sequence] = deque()
+        self._aborted: deque[Sequence] = deque()
         self._accepts = True
         self._stops = False
         self._thread: threading.Thread | None = None
@@ -129,6 +134,11 @@ class BatchingEngine:
     def is_accepting(self) -> bool:
         """See `protocol.Engine.is_accepting`."""
         return self._accepts
+
+    @property
+    def max_requests(self) -> int:
+        """See `protocol.Engine.max_requests`."""
+        return self._settings.max_queue + self._settings.max_running
 
     def stats(self) -> EngineStats:
         """Counters as they were before the engine's latest events were emitted, or later."""
@@ -151,7 +161,7 @@ class BatchingEngine:
         """Refuse new requests and wait up to `timeout` seconds for those under way; True when all ended."""
         with self._changed:
             self._accepts = False
-            return self._changed.wait_for(lambda: not self._sequences and not self._inbox, timeout)
+            return self._changed.wait_for(lambda: not self._sequences, timeout)
 
     def close(self) -> None:
         """Abort what is under way, stop the thread, free the model's hooks. Idempotent."""
@@ -174,20 +184,23 @@ class BatchingEngine:
             if request.request_id in self._sequences:
                 raise InvalidRequest("a request with this id is under way", code="duplicate_request_id")
             if request.priority is Priority.LIVE:
-                num_queued = self._scheduler.num_waiting + len(self._inbox)
+                num_submitted = sum(other.request.priority is Priority.LIVE for other in self._submitted)
+                num_queued = self._scheduler.num_waiting_live + num_submitted
                 if num_queued >= self._settings.max_queue + self._settings.max_running - self._scheduler.num_running:
                     raise Overloaded(
                         f"{num_queued} requests are waiting; try again later", headers={"Retry-After": "1"}
                     )
             self._sequences[request.request_id] = sequence
-            self._inbox.append(sequence)
+            self._submitted.append(sequence)
             self._changed.notify_all()
 
     def abort(self, request_id: str) -> None:
         """See `protocol.Engine.abort`."""
         with self._changed:
-            self._inbox.append(request_id)
-            self._changed.notify_all()
+            sequence = self._sequences.get(request_id)
+            if sequence is not None:
+                self._aborted.append(sequence)
+                self._changed.notify_all()
 
     def score(
         self,
@@ -198,7 +211,7 @@ class BatchingEngine:
         priority: Priority = Priority.BACKGROUND,
     ) -> Future[list[list[float]]]:
         """See `protocol.Engine.score`. Choices that differ in their last token only share one forward pass."""
-        result: Future[list[list[float]]] = Future()
+        result: Future[list[list[float]]] = _uncancellable()
         heads: dict[tuple[int, ...], list[int]] = {}
         for index, choice in enumerate(choices):
             if not choice:
@@ -210,15 +223,16 @@ class BatchingEngine:
 
             def receive(output: TokenOutput, indices: list[int] = indices) -> None:
                 nonlocal num_missing
+                if result.done():
+                    return
                 if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
-                    if not result.done():
-                        result.set_exception(Unavailable(output.error or "the scoring was aborted"))
+                    result.set_exception(Unavailable(output.error or "the scoring was aborted"))
                     return
                 shared = [known.logprob for known in output.known_logprobs or () if known is not None]
                 for index, last in zip(indices, output.scores or (), strict=True):
                     scores[index] = [*shared, last]
                 num_missing -= 1
-                if num_missing == 0 and not result.done():
+                if num_missing == 0:
                     result.set_result(scores)
 
             self.submit(
@@ -248,7 +262,7 @@ class BatchingEngine:
         priority: Priority = Priority.BACKGROUND,
     ) -> Future[dict[int, Tensor]]:
         """See `protocol.Engine.capture`."""
-        result: Future[dict[int, Tensor]] = Future()
+        result: Future[dict[int, Tensor]] = _uncancellable()
 
         def receive(output: TokenOutput) -> None:
             if output.activations is None:
@@ -283,7 +297,7 @@ class BatchingEngine:
         except Exception:  # any failure of a step ends its requests, never the engine
             _log.exception("a step of %d requests failed", len(chunks))
             failed = [chunk.sequence for chunk in chunks if not chunk.sequence.state.is_final]
-            events += [self._finish(sequence, FinishReason.ERROR, error="the engine failed") for sequence in failed]
+            events += [self._finish(sequence, FinishReason.ERROR, error=_FAILED) for sequence in failed]
         self._totals["steps"] += 1
         self._publish()
         self._emit(events)
@@ -294,9 +308,10 @@ class BatchingEngine:
         tokens = (*request.prompt, *request.forced)
         if not request.prompt:
             raise InvalidRequest("the prompt is empty", code="empty_prompt", param="prompt")
-        if len(tokens) + request.max_tokens > info.max_model_len:
+        most = min(info.max_model_len, self._pool.num_pages * self._pool.page_size)
+        if len(tokens) + request.max_tokens > most:
             raise ContextLengthExceeded(
-                f"this model's context is {info.max_model_len} tokens; {len(tokens)} in the prompt and "
+                f"this model's context is {most} tokens; {len(tokens)} in the prompt and "
                 f"{request.max_tokens} to generate are {len(tokens) + request.max_tokens}",
                 param="messages",
             )
@@ -323,33 +338,47 @@ class BatchingEngine:
         return f"{kind}-{next(self._ids)}"
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(self._has_work)
-                if self._stops:
-                    break
-            self.step()
-        self._read_inbox()
-        events = [self._finish(sequence, FinishReason.ABORT) for sequence in list(self._sequences.values())]
-        self._publish()
-        self._emit(events)
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(self._has_work)
+                    if self._stops:
+                        break
+                self.step()
+            self._read_inbox()
+            events = [self._finish(sequence, FinishReason.ABORT) for sequence in list(self._sequences.values())]
+            self._publish()
+            self._emit(events)
+        except Exception:  # a bug of ours between two steps: nobody may be left waiting for an answer
+            _log.critical("the engine stopped", exc_info=True)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Refuse everything from now on and end what is there, whatever state it is in."""
+        with self._changed:
+            self._accepts = False
+            left = list(self._sequences.values())
+        self._emit(
+            [
+                (sequence, TokenOutput(sequence.request.request_id, finish_reason=FinishReason.ERROR, error=_FAILED))
+                for sequence in left
+            ]
+        )
 
     def _has_work(self) -> bool:
-        return self._stops or bool(self._inbox) or self._scheduler.num_running + self._scheduler.num_waiting > 0
+        is_busy = self._scheduler.num_running + self._scheduler.num_waiting > 0
+        return self._stops or is_busy or bool(self._submitted or self._aborted)
 
     def _read_inbox(self) -> None:
+        with self._changed:
+            while self._submitted:
+                self._scheduler.add(self._submitted.popleft())
+                self._totals["requests"] += 1
+            aborted = list(self._aborted)
+            self._aborted.clear()
         events = []
-        while True:
-            with self._changed:
-                if not self._inbox:
-                    break
-                message = self._inbox.popleft()
-                if isinstance(message, Sequence):
-                    self._scheduler.add(message)
-                    self._totals["requests"] += 1
-                    continue
-            sequence = self._sequences.get(message)
-            if sequence is not None:
+        for sequence in aborted:
+            if not sequence.state.is_final:
                 events.append(self._finish(sequence, FinishReason.ABORT))
         self._publish()
         self._emit(events)
@@ -365,6 +394,9 @@ class BatchingEngine:
         sampling: list[ChunkResult] = []
         for result in results:
             sequence = result.chunk.sequence
+            if not result.is_finite:  # its KV may be as bad, so its pages are not offered to others
+                events.append(self._finish(sequence, FinishReason.ERROR, error=_NOT_FINITE))
+                continue
             self._note_known(result)
             is_last = result.chunk.is_last
             sequence.advance(result.chunk.num_new, self._pool)
@@ -411,14 +443,11 @@ class BatchingEngine:
         scores: tuple[float, ...] | None = None,
         error: str | None = None,
     ) -> tuple[Sequence, TokenOutput]:
-        """The one way out: pages and rows go back, and the last event is made."""
+        """The one way out: pages and rows go back, and the last event is made (`_emit` then forgets the request)."""
         self._scheduler.remove(sequence, _FINAL_STATE[reason])
         if sequence.rows is not None:
             self._bank.release(sequence.rows)
             sequence.rows = None
-        with self._changed:
-            del self._sequences[sequence.request.request_id]
-            self._changed.notify_all()
         request = sequence.request
         is_complete = reason in (FinishReason.STOP, FinishReason.LENGTH)
         wants_known = is_complete and request.logprobs_start is not None
@@ -440,6 +469,10 @@ class BatchingEngine:
                 sequence.sink(output)
             except Exception:  # a sink that raises is its owner's bug; the others must get their tokens
                 _log.exception("the sink of request %s raised", output.request_id)
+            if output.finish_reason is not None:
+                with self._changed:
+                    self._sequences.pop(output.request_id, None)
+                    self._changed.notify_all()
 
     def _publish(self) -> None:
         self._stats = self._snapshot()
@@ -460,6 +493,13 @@ class BatchingEngine:
             total_preemptions=self._scheduler.num_preemptions,
             total_steps=self._totals["steps"],
         )
+
+
+def _uncancellable() -> Future[Any]:
+    """A future whose `cancel` does nothing: what was submitted will be computed."""
+    result: Future[Any] = Future()
+    result.set_running_or_notify_cancel()
+    return result
 
 
 def _finish_reason(sequence: Sequence, token: int) -> FinishReason | None:

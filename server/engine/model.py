@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from server.engine.attention import ATTENTION_NAME, AttentionStep, Segment, attention_step
 from server.engine.protocol import ModelInfo
-from vectors.sites import ModelSites, SitesNotFound, find_sites
+from vectors.sites import ModelSites, SitesNotFound, activation_of, find_sites
+from vectors.vector import Site
 
 _log = logging.getLogger(__name__)
 
@@ -74,8 +78,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ModelRefused(f"unknown device {name!r}; use auto, cpu, cuda, cuda:N or mps") from None
-    is_there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not is_there.get(device.type, False):
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= counts.get(device.type, 0):
         raise ModelRefused(f"device {name!r} is not available on this machine; try --device auto")
     return device
 
@@ -110,14 +114,16 @@ def load_model(
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelRefused(f"{source}: transformers cannot load it: {reason}") from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ModelRefused(f"{source}: transformers cannot load it: {_first_line(error)}") from error
     if adapter is not None:
         on_progress("merging the adapter")
         module = _merge_adapter(module, adapter)
     on_progress(f"moving to {target}")
-    module = module.to(target).eval()
+    try:
+        module = module.to(target).eval()
+    except RuntimeError as error:
+        raise ModelRefused(f"{source} does not fit on {target}: {_first_line(error)}") from error
     on_progress("probing the attention")
     name = model_id or (Path(source).name if Path(source).is_dir() else str(source))
     return prepare_model(module, model_id=name, max_model_len=max_model_len)
@@ -132,8 +138,9 @@ def prepare_model(module: PreTrainedModel, *, model_id: str = "model", max_model
     architecture = type(module).__name__
     text_config = module.config.get_text_config(decoder=True)
     parameter = next(module.parameters())
-    kv_shapes = _probe(module, sites.num_layers, parameter.device)
+    step, sites = _probe(module, sites, parameter.device)
     length = _max_model_len(text_config, max_model_len)
+    _check_windows(architecture, text_config, step.windows, length)
     parameters = list(module.parameters())
     info = ModelInfo(
         model_id=model_id,
@@ -151,11 +158,16 @@ def prepare_model(module: PreTrainedModel, *, model_id: str = "model", max_model
         device=str(parameter.device),
     )
     keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
+    kv_shapes = tuple(step.shapes[layer] for layer in range(sites.num_layers))
     return LoadedModel(module, sites, info, kv_shapes, parameter.dtype, parameter.device, keeps_logits)
 
 
-def _probe(module: PreTrainedModel, num_layers: int, device: torch.device) -> tuple[tuple[int, int, int], ...]:
-    """Run one tiny step; every layer must call our attention exactly once."""
+def _probe(module: PreTrainedModel, sites: ModelSites, device: torch.device) -> tuple[AttentionStep, ModelSites]:
+    """Run one tiny step; every layer must call our attention exactly once.
+
+    Returns the step, with what it noted, and the sites whose modules gave one activation a token in every block.
+    """
+    num_layers = sites.num_layers
     architecture = type(module).__name__
     module.set_attn_implementation(ATTENTION_NAME)
     if module.config._attn_implementation != ATTENTION_NAME:
@@ -165,6 +177,18 @@ def _probe(module: PreTrainedModel, num_layers: int, device: torch.device) -> tu
         )
     slots = torch.arange(_PROBE_LENGTH, device=device)
     step = AttentionStep([Segment(0, _PROBE_LENGTH, 0, ((0, _PROBE_LENGTH),))], slots)
+    seen: Counter[Site] = Counter()
+
+    def look(site: Site) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            activation = activation_of(output)
+            seen[site] += activation.numel() == _PROBE_LENGTH * sites.hidden_size and activation.is_contiguous()
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(look(site)) for site, modules in sites.modules.items() for module in modules
+    ]
     try:
         with torch.inference_mode(), attention_step(step):
             module(
@@ -174,22 +198,48 @@ def _probe(module: PreTrainedModel, num_layers: int, device: torch.device) -> tu
             )
     except NotImplementedError as error:
         raise ModelRefused(f"{architecture}: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
     if sorted(step.calls) != list(range(num_layers)):
         raise ModelRefused(
             f"{architecture}: {len(set(step.calls))} of {num_layers} layers called the attention function; "
             "models with other kinds of layers (linear attention, state spaces, shared KV) are not supported"
         )
-    return tuple(step.shapes[layer] for layer in range(num_layers))
+    sound = {site: modules for site, modules in sites.modules.items() if seen[site] == num_layers}
+    return step, replace(sites, modules=MappingProxyType(sound))
+
+
+def _check_windows(architecture: str, config: Any, windows: Mapping[int, int | None], length: int) -> None:
+    """Refuse a model whose attention is limited by a mask that is never built here.
+
+    What the configuration says of each layer must have reached the attention function.
+    """
+    promised = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False or not isinstance(promised, int) or promised >= length:
+        promised = None
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if promised else "full_attention"] * len(
+        windows
+    )
+    for layer, kind in enumerate(kinds[: len(windows)]):
+        if kind not in ("full_attention", "sliding_attention"):
+            raise ModelRefused(f"{architecture}: layer {layer} has {kind}, which paged attention lacks")
+        if kind == "sliding_attention" and promised and windows[layer] is None:
+            raise ModelRefused(
+                f"{architecture}: layer {layer} keeps its sliding window of {promised} tokens in a mask of its own, "
+                f"which paged attention lacks; with --max-model-len {promised} it can be served"
+            )
 
 
 def _max_model_len(config: Any, asked: int | None) -> int:
     """The context: what was asked, within what the position encoding computes exactly."""
     allowed = int(getattr(config, "max_position_embeddings", 0) or 0)
     rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
-    kinds = {entry.get("rope_type") for entry in (rope, *rope.values()) if isinstance(entry, dict)}
-    if kinds & {"dynamic", "longrope"}:
+    for entry in (rope, *rope.values()):
+        if not isinstance(entry, dict) or entry.get("rope_type") not in ("dynamic", "longrope"):
+            continue
         # their frequencies depend on the longest sequence of a batch, which would couple neighbours
-        original = rope.get("original_max_position_embeddings") or getattr(
+        original = entry.get("original_max_position_embeddings") or getattr(
             config, "original_max_position_embeddings", None
         )
         allowed = min(allowed, int(original)) if original else allowed
@@ -226,7 +276,11 @@ def _merge_adapter(module: PreTrainedModel, adapter: str) -> PreTrainedModel:
         raise ModelRefused("--adapter needs the 'peft' package: pip install 'tiller[adapter]'") from None
     try:
         merged: PreTrainedModel = PeftModel.from_pretrained(module, adapter).merge_and_unload()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelRefused(f"adapter {adapter}: {reason}") from error
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ModelRefused(f"adapter {adapter}: {_first_line(error)}") from error
     return merged
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -18,13 +18,13 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from server.errors import InvalidRequest, from_vectors_error
@@ -169,6 +169,8 @@ class SteeringPlan:
         return [entry.echo() for entry in self.entries]
 
 
+_LARGEST = torch.finfo(torch.float32).max
+
 UNSTEERED = SteeringPlan()
 """The plan of a request without steering."""
 
@@ -201,6 +203,9 @@ class VectorLookup(Protocol):
     def get(self, name: str, revision_prefix: str | None = None) -> PinnedVector: ...
 
 
+MAX_LAYERS = 4096
+"""How many layers an entry may name: more than any model has."""
+
 _LAYER_RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
 
 
@@ -225,10 +230,8 @@ def parse_layers(layers: str | Sequence[int], param: str) -> tuple[int, ...]:
                 raise InvalidRequest(
                     f"layers: the range {first}-{last} is reversed", code="invalid_layers", param=param
                 )
-            if last - first > 10_000:
-                raise InvalidRequest(
-                    f"layers: the range {first}-{last} is too long", code="invalid_layers", param=param
-                )
+            if len(numbers) + last - first >= MAX_LAYERS:
+                raise InvalidRequest(f"layers: more than {MAX_LAYERS} are named", code="invalid_layers", param=param)
             numbers.extend(range(first, last + 1))
     else:
         numbers.extend(layers)
@@ -237,6 +240,12 @@ def parse_layers(layers: str | Sequence[int], param: str) -> tuple[int, ...]:
     if len(set(numbers)) != len(numbers):
         raise InvalidRequest("layers: a layer is named twice", code="invalid_layers", param=param)
     return tuple(numbers)
+
+
+def _listed(layers: Sequence[int]) -> str:
+    """The layers as a message shows them: the first ones of many."""
+    shown = ", ".join(map(str, layers[:16]))
+    return shown if len(layers) <= 16 else f"{shown}, … ({len(layers)} in all)"
 
 
 def _resolve_entry(spec: SteeringSpec, lookup: VectorLookup, model: SteerableModel) -> PlanEntry:
@@ -263,7 +272,7 @@ def _resolve_entry(spec: SteeringSpec, lookup: VectorLookup, model: SteerableMod
     outside = [layer for layer in layers if not 0 <= layer < model.num_layers]
     if outside:
         raise InvalidRequest(
-            f"layers {outside} are outside the model, which has blocks 0 to {model.num_layers - 1}",
+            f"layers {_listed(outside)} are outside the model, which has blocks 0 to {model.num_layers - 1}",
             code="invalid_layers",
             param=layers_param,
         )
@@ -274,14 +283,20 @@ def _resolve_entry(spec: SteeringSpec, lookup: VectorLookup, model: SteerableMod
         missing = [layer for layer in layers if layer not in vector.directions]
         if missing:
             raise InvalidRequest(
-                f"vector {pinned.name!r} holds no direction at layers {missing}; it has {list(vector.layers)}",
+                f"vector {pinned.name!r} holds no direction at layers {_listed(missing)}; it has "
+                f"{_listed(vector.layers)}",
                 code="invalid_layers",
                 param=layers_param,
             )
         directions = {layer: vector.directions[layer] for layer in layers}
     scale = spec.scale if spec.scale is not None else vector.default_scale
-    if not math.isfinite(scale):
-        raise InvalidRequest("scale must be finite", code="invalid_scale", param=f"{spec.param}.scale")
+    longest = max(vector.norms.values())
+    if not abs(scale) * longest < _LARGEST:  # also true of NaN
+        raise InvalidRequest(
+            f"scale {scale:g} times a direction of length {longest:.3g} is outside float32",
+            code="invalid_scale",
+            param=spec.param if spec.param == "model" else f"{spec.param}.scale",
+        )
     return PlanEntry(
         vector=pinned.name,
         revision=pinned.revision,

@@ -72,6 +72,11 @@ class Engine(Protocol):
         """False once the engine drains or has stopped."""
         ...
 
+    @property
+    def max_requests(self) -> int:
+        """How many live requests it takes at a time, running and waiting; more at once can never be accepted."""
+        ...
+
     def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
         """Queue `request`; its events go to `sink`, the last of them with a finish reason.
 

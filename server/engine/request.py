@@ -51,10 +51,10 @@ class Priority(enum.IntEnum):
 class SamplingParams:
     """How a row of logits becomes a token. Every field is honoured per row of a batch.
 
-    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 and `min_p` 0 filter nothing. `seed` None draws fresh
-    entropy. Penalties follow OpenAI (`presence`, `frequency`: output tokens) and vLLM (`repetition`: prompt and
-    output tokens). `logit_bias` maps token id to an added bias. Tokens in `stop_token_ids` and the model's end
-    tokens end the request and cannot be drawn before `min_tokens`; `ignore_eos` disarms the end tokens only.
+    `temperature` below 1e-5 is greedy, as in vLLM. `top_k` 0 and `top_p` 1 and `min_p` 0 filter nothing. `seed` None
+    draws fresh entropy. Penalties follow OpenAI (`presence`, `frequency`: output tokens) and vLLM (`repetition`:
+    prompt and output tokens). `logit_bias` maps token id to an added bias. Tokens in `stop_token_ids` and the model's
+    end tokens end the request and cannot be drawn before `min_tokens`; `ignore_eos` disarms the end tokens only.
     """
 
     temperature: float = 1.0
@@ -73,7 +73,7 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         """True when the likeliest token is taken."""
-        return self.temperature == 0.0
+        return self.temperature < 1e-5
 
     @property
     def has_penalties(self) -> bool:

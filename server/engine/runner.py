@@ -26,13 +26,15 @@ class ChunkResult:
 
     `next_logits`: `[vocabulary]` after the chunk's last token, when the chunk is the sequence's last.
     `known_logits`: `[n, vocabulary]`, the logits that score known tokens, from the sequence's
-    `next_logprob_position` on. `activations`: `{layer: {position: float32 [hidden]}}` on the CPU.
+    `next_logprob_position` on. `activations`: `{layer: {position: float32 [hidden]}}` on the CPU. `is_finite`: False
+    when the model gave NaN or infinity for one of the logits' rows, by too strong a steering, say.
     """
 
     chunk: Chunk
     next_logits: Tensor | None
     known_logits: Tensor | None
     activations: dict[int, dict[int, Tensor]]
+    is_finite: bool
 
 
 class Runner:
@@ -86,7 +88,7 @@ class Runner:
         return self._split(chunks, wanted, logits, activations)
 
     def _to_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._device, non_blocking=True)
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._device)
 
     def _activations(self, chunks: Sequence[Chunk], starts: Sequence[int]) -> StepActivations:
         activations = StepActivations()
@@ -120,10 +122,12 @@ class Runner:
     ) -> list[ChunkResult]:
         captured = {place: tensor.cpu() for place, tensor in activations.captured.items()}
         taken: dict[Place, int] = dict.fromkeys(captured, 0)
+        is_finite = torch.isfinite(logits.amax(dim=-1)).tolist()
         results = []
         offset = 0
         for chunk, rows in zip(chunks, wanted, strict=True):
-            of_chunk = logits[offset : offset + len(rows)]
+            own = slice(offset, offset + len(rows))
+            of_chunk = logits[own]
             offset += len(rows)
             has_next = chunk.is_last and bool(rows) and rows[-1] == chunk.num_new - 1
             known = of_chunk[:-1] if has_next else of_chunk
@@ -138,7 +142,8 @@ class Runner:
                     found[layer] = {
                         position: captured[place][first + index] for index, position in enumerate(positions)
                     }
-            results.append(ChunkResult(chunk, of_chunk[-1] if has_next else None, known if len(known) else None, found))
+            next_logits, known_logits = of_chunk[-1] if has_next else None, known if len(known) else None
+            results.append(ChunkResult(chunk, next_logits, known_logits, found, all(is_finite[own])))
         return results
 
 

@@ -156,19 +156,21 @@ def _choose_free(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
 
 
 def _choose_filtered(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+    """Every filter is a threshold on the probability, so tied tokens stay or go together whatever their order."""
     probabilities = _probabilities(logits, rows)
     vocabulary = logits.shape[-1]
     top_k = [row.params.top_k if 0 < row.params.top_k < vocabulary else vocabulary for row in rows]
-    ranked, order = (
-        probabilities.topk(max(top_k), dim=-1) if max(top_k) < vocabulary else probabilities.sort(-1, descending=True)
-    )
+    if max(top_k) < vocabulary:
+        ranked = probabilities.topk(max(top_k), dim=-1).values
+    else:
+        ranked = probabilities.sort(-1, descending=True).values
     rank = torch.arange(ranked.shape[-1], device=logits.device)
     keep = rank < torch.tensor(top_k, device=logits.device).unsqueeze(1)
     keep &= ranked >= _column([row.params.min_p for row in rows], ranked) * ranked[:, :1]
     weights = ranked * keep
     cumulative = weights.cumsum(dim=-1)
-    before = cumulative - weights
-    keep = before < _column([row.params.top_p for row in rows], ranked) * cumulative[:, -1:]
+    keep &= cumulative - weights < _column([row.params.top_p for row in rows], ranked) * cumulative[:, -1:]
     keep[:, 0] = True  # the likeliest token always stays, also with top_p 0
-    picked = _pick(weights * keep, rows)
-    return [int(token) for token in order.gather(1, picked.unsqueeze(1))[:, 0].tolist()]
+    threshold = ranked.masked_fill(~keep, torch.inf).amin(dim=-1, keepdim=True)
+    picked = _pick(probabilities * (probabilities >= threshold), rows)
+    return [int(token) for token in picked.tolist()]

@@ -51,14 +51,14 @@ class Scheduler:
         return sum(len(queue) for queue in self._waiting.values())
 
     @property
+    def num_waiting_live(self) -> int:
+        """Sequences of live requests in the queues."""
+        return len(self._waiting[Priority.LIVE])
+
+    @property
     def running(self) -> tuple[Sequence, ...]:
         """The sequences that hold pages, most urgent first."""
         return tuple(self._running)
-
-    @property
-    def waiting(self) -> tuple[Sequence, ...]:
-        """The sequences in the queues, most urgent first."""
-        return tuple(sequence for queue in self._waiting.values() for sequence in queue)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
@@ -76,24 +76,24 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """The next step; empty when there is nothing to do."""
         num_new: dict[Sequence, int] = {}
-        budget = self._max_batch_tokens
         num_preemptions = self.num_preemptions
-        decoding = [sequence for sequence in self._running if sequence.num_to_compute == 1]
-        prefilling = [sequence for sequence in self._running if sequence.num_to_compute > 1]
-        for sequence in (*decoding, *prefilling):
-            if sequence.state is RequestState.QUEUED or budget == 0:
-                continue
-            wanted = min(sequence.num_to_compute, budget)
-            if self._make_room(sequence, wanted, num_new):
-                num_new[sequence] = wanted
-                budget = self._max_batch_tokens - sum(num_new.values())
-        while budget > 0 and num_preemptions == self.num_preemptions:
-            admitted = self._admit_next(budget)
-            if admitted is None:
-                break
-            num_new[admitted] = min(admitted.num_to_compute, budget)
-            budget -= num_new[admitted]
+        for priority in Priority:
+            self._continue(priority, num_new)
+            if self.num_preemptions > num_preemptions:
+                break  # whoever had to yield, or is less urgent, waits for a step in which there is room
+            self._admit(priority, num_new)
         return [Chunk(sequence, number) for sequence, number in num_new.items()]
+
+    def _budget(self, num_new: dict[Sequence, int]) -> int:
+        return self._max_batch_tokens - sum(num_new.values())
+
+    def _continue(self, priority: Priority, num_new: dict[Sequence, int]) -> None:
+        """Go on with the running sequences of `priority`: those that decode, then those that prefill."""
+        running = [sequence for sequence in self._running if sequence.request.priority is priority]
+        for sequence in sorted(running, key=lambda sequence: sequence.num_to_compute > 1):
+            wanted = min(sequence.num_to_compute, self._budget(num_new))
+            if sequence.state is not RequestState.QUEUED and wanted > 0 and self._make_room(sequence, wanted, num_new):
+                num_new[sequence] = wanted
 
     def _make_room(self, sequence: Sequence, wanted: int, num_new: dict[Sequence, int]) -> bool:
         """Pages for `wanted` more tokens, at the cost of less urgent sequences; False if it had to yield itself."""
@@ -105,30 +105,34 @@ class Scheduler:
                 return False
         return True
 
+    def _admit(self, priority: Priority, num_new: dict[Sequence, int]) -> None:
+        """Start waiting sequences of `priority` while the step has tokens left and room is found for them."""
+        queue = self._waiting[priority]
+        while queue and (budget := self._budget(num_new)) > 0:
+            if len(self._running) < self._max_running and self._can_start(queue[0], budget):
+                sequence = queue.popleft()
+                if sequence.num_cached_tokens is None:
+                    sequence.num_cached_tokens = sequence.num_computed
+                sequence.become(RequestState.PREFILLING)
+                self._running.append(sequence)
+                self._running.sort(key=lambda running: running.request.priority)
+                num_new[sequence] = min(sequence.num_to_compute, budget)
+            elif self._running and self._running[-1].request.priority > priority:
+                self._preempt(self._running[-1])
+            else:
+                break
+
+    def _can_start(self, sequence: Sequence, budget: int) -> bool:
+        """Take the pages of a waiting sequence's first chunk, cached ones included; False when there are too few."""
+        sequence.take_cached_pages(self._pool)
+        if sequence.reserve(self._pool, sequence.num_computed + min(sequence.num_to_compute, budget)):
+            return True
+        sequence.release_pages(self._pool)
+        return False
+
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         sequence.release_pages(self._pool)
         sequence.become(RequestState.QUEUED)
         self._waiting[sequence.request.priority].appendleft(sequence)
         self.num_preemptions += 1
-
-    def _admit_next(self, budget: int) -> Sequence | None:
-        """Start the most urgent waiting sequence, if there is a place and there are pages for its first chunk."""
-        if len(self._running) >= self._max_running:
-            return None
-        queue = next((queue for queue in self._waiting.values() if queue), None)
-        if queue is None:
-            return None
-        sequence = queue[0]
-        sequence.take_cached_pages(self._pool)
-        wanted = min(sequence.num_to_compute, budget)
-        if not sequence.reserve(self._pool, sequence.num_computed + wanted):
-            sequence.release_pages(self._pool)
-            return None
-        queue.popleft()
-        if sequence.num_cached_tokens is None:
-            sequence.num_cached_tokens = sequence.num_computed
-        sequence.become(RequestState.PREFILLING)
-        self._running.append(sequence)
-        self._running.sort(key=lambda running: running.request.priority)
-        return sequence

@@ -117,11 +117,12 @@ class Sequence:
         self.num_computed = len(self.pages) * self._page_size
 
     def reserve(self, pool: PagePool, num_tokens: int) -> bool:
-        """Hold pages for the first `num_tokens` tokens; False when the pool ran out (what was got is kept)."""
+        """Hold pages for the first `num_tokens` tokens; False, and nothing is taken, when the pool has too few."""
+        if -(-num_tokens // self._page_size) - len(self.pages) > pool.num_available:
+            return False
         while len(self.pages) * self._page_size < num_tokens:
             page = pool.allocate(self.pages[-1] if self.pages else None)
-            if page is None:
-                return False
+            assert page is not None
             self._append_page(page)
         return True
 

@@ -45,6 +45,12 @@ def test_a_model_without_template_refuses_chats_unless_one_is_given(tmp_path: Pa
     assert load_text(tmp_path, chat_template=template).render_chat(HELLO) == "hi!"
 
 
+def test_of_several_templates_the_default_one_renders() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"default": "{{ messages[0]['content'] }}!", "tool_use": "{{ tools }}"}
+    assert TextProcessor(tokenizer).render_chat(HELLO) == "hi!"
+
+
 def test_what_a_template_raises_is_the_clients_to_know() -> None:
     with pytest.raises(InvalidRequest, match="this word is forbidden") as caught:
         TextProcessor(byte_tokenizer()).render_chat([{"role": "user", "content": "forbidden"}])

@@ -8,7 +8,7 @@ import torch
 
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.model import LoadedModel, prepare_model
-from server.engine.plan import PlanEntry, SteeringPlan
+from server.engine.plan import UNSTEERED, PlanEntry, SteeringPlan
 from server.engine.request import GenerationRequest, SamplingParams, TokenOutput
 from tests.families import HIDDEN, LAYERS, build
 from tests.reference import Steer
@@ -74,6 +74,38 @@ def prompt_of(length: int, seed: int = 0, vocabulary: int = 101) -> tuple[int, .
 def random_direction(seed: int, scale: float = 3.0) -> torch.Tensor:
     """A random direction long enough to change what a tiny model says."""
     return torch.randn(HIDDEN, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def mixed_requests(model: LoadedModel) -> list[GenerationRequest]:
+    """Greedy and sampled, steered and not, short and long, with prefixes in common."""
+    vocabulary, hidden = model.info.vocab_size, model.info.hidden_size
+
+    def direction(seed: int) -> torch.Tensor:
+        return torch.randn(hidden, generator=torch.Generator().manual_seed(seed)) * 3.0
+
+    common = prompt_of(22, vocabulary=vocabulary)
+    plans = [
+        UNSTEERED,
+        plan_of(Steer(direction(1), 1)),
+        plan_of(Steer(direction(1), 1, positions="all")),
+        plan_of(Steer(direction(2), 0, "mlp", positions="prompt", operation="ablate")),
+    ]
+    requests = []
+    for index in range(12):
+        prompt = common[: 6 + 2 * index] if index % 2 else prompt_of(3 + 2 * index, vocabulary=vocabulary)
+        sampling = GREEDY if index % 3 else SamplingParams(temperature=0.8, top_p=0.9, seed=index)
+        requests.append(GenerationRequest(str(index), prompt, 5 + index, sampling, plans[index % 4]))
+    return requests
+
+
+def alone(model: LoadedModel, requests: Iterable[GenerationRequest]) -> dict[str, list[int]]:
+    """Each request's tokens in an engine of its own: no chunks, no shared pages, no neighbours."""
+    answers = {}
+    for request in requests:
+        engine = engine_of(model, prefix_cache=False, max_batch_tokens=4096)
+        answers[request.request_id] = tokens_of(run(engine, [request])[request.request_id])
+        engine.close()
+    return answers
 
 
 def plan_of(*steers: Steer) -> SteeringPlan:

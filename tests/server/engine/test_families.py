@@ -51,6 +51,58 @@ def test_model_without_attention_interface_is_refused() -> None:
         prepare_model(model)
 
 
+def test_a_window_that_only_a_mask_would_keep_is_refused_beyond_it() -> None:
+    config = transformers.PhimoeConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        max_position_embeddings=64,
+        sliding_window=7,
+    )
+    model = transformers.PhimoeForCausalLM(config).eval()
+    with pytest.raises(ModelRefused, match="sliding window of 7 tokens"):
+        prepare_model(model)
+    assert prepare_model(model, max_model_len=7).info.max_model_len == 7
+
+
+def test_layers_of_an_unknown_kind_are_refused() -> None:
+    config = transformers.Llama4TextConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        intermediate_size_mlp=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        interleave_moe_layer_step=1,
+        attention_chunk_size=8,
+        max_position_embeddings=64,
+    )
+    model = transformers.Llama4ForCausalLM(config).eval()
+    with pytest.raises(ModelRefused, match="layer 0 has chunked_attention"):
+        prepare_model(model)
+
+
+def test_a_site_without_one_activation_a_token_is_not_offered() -> None:
+    model = build("llama")
+    assert "attention" in prepare_model(model).info.sites
+    model.model.layers[2].post_attention_layernorm.register_forward_hook(lambda *_: torch.zeros(1, 4, 2 * 32))
+    model.model.layers[2].mlp = torch.nn.Sequential(torch.nn.Linear(64, 32))
+    assert prepare_model(model).info.sites == ("residual", "attention", "mlp")
+
+
+def test_blocks_are_told_from_other_lists_of_the_same_length() -> None:
+    model = build("llama")
+    model.model.a_projection = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in model.model.layers)
+    assert prepare_model(model).sites.modules["residual"] == tuple(model.model.layers)
+
+
 def test_dynamic_rope_is_limited_to_where_it_is_exact() -> None:
     config = CONFIGS["llama"]()
     config.rope_parameters = {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 import torch
 
 from server.engine.engine import BatchingEngine
+from server.engine.model import load_model
 from server.engine.plan import UNSTEERED, SteeringPlan
 from server.engine.request import (
     CaptureSpec,
@@ -18,47 +20,45 @@ from server.engine.request import (
     TokenOutput,
 )
 from server.errors import ContextLengthExceeded, InvalidRequest, Overloaded, Unavailable
-from tests.families import build
+from tests.families import CONFIGS, build
 from tests.reference import Steer, activations, greedy, steered_logits
 from tests.server.engine.driving import (
     GREEDY,
+    alone,
     assert_nothing_held,
     engine_of,
     loaded,
+    mixed_requests,
     plan_of,
     prompt_of,
     random_direction,
     run,
     tokens_of,
 )
-
-
-def mixed_requests() -> list[GenerationRequest]:
-    """Greedy and sampled, steered and not, short and long, with prefixes in common."""
-    common = prompt_of(22)
-    plans: list[SteeringPlan] = [
-        UNSTEERED,
-        plan_of(Steer(random_direction(1), 1)),
-        plan_of(Steer(random_direction(1), 1, positions="all")),
-        plan_of(Steer(random_direction(2), 0, "mlp", positions="prompt", operation="ablate")),
-    ]
-    requests = []
-    for index in range(12):
-        prompt = common[: 6 + 2 * index] if index % 2 else prompt_of(3 + 2 * index)
-        sampling = GREEDY if index % 3 else SamplingParams(temperature=0.8, top_p=0.9, seed=index)
-        requests.append(GenerationRequest(str(index), prompt, 5 + index, sampling, plans[index % 4]))
-    return requests
+from tests.shared_files import shared
 
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, list[int]]:
-    """Each request alone, in an engine of its own: no chunks, no shared pages, no neighbours."""
-    answers = {}
-    for request in mixed_requests():
-        engine = engine_of(loaded(), prefix_cache=False, max_batch_tokens=4096)
-        answers[request.request_id] = tokens_of(run(engine, [request])[request.request_id])
+    model = loaded()
+    return alone(model, mixed_requests(model))
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "models/stories260K", "models/TinyStories-656K"])
+def test_nothing_but_the_request_matters_on_every_model(name: str) -> None:
+    """Chunks, batches, shared prefixes, preemption and repetition change no token, sampled ones included."""
+    model = loaded(name) if name in CONFIGS else load_model(shared(name), device="cpu")
+    requests = mixed_requests(model)
+    expected = alone(model, requests)
+    for changes in ({"max_batch_tokens": 7}, {"num_pages": 16, "max_batch_tokens": 32}):
+        engine = engine_of(model, **changes)
+        for _ in range(2):  # the second time every prompt is in the cache
+            outputs = run(engine, requests)
+            assert {name: tokens_of(events) for name, events in outputs.items()} == expected, changes
+        stats = engine.stats()
+        assert stats.total_cached_tokens > 0
+        assert (stats.total_preemptions > 0) is ("num_pages" in changes)
         engine.close()
-    return answers
 
 
 @pytest.mark.parametrize("max_batch_tokens", [3, 8, 37, 4096])
@@ -66,17 +66,19 @@ def expected() -> dict[str, list[int]]:
 def test_chunks_batches_and_shared_prefixes_change_nothing(
     expected: dict[str, list[int]], max_batch_tokens: int, prefix_cache: bool
 ) -> None:
-    engine = engine_of(loaded(), max_batch_tokens=max_batch_tokens, prefix_cache=prefix_cache)
+    model = loaded()
+    engine = engine_of(model, max_batch_tokens=max_batch_tokens, prefix_cache=prefix_cache)
     for _ in range(2):  # the second time every prompt is in the cache
-        outputs = run(engine, mixed_requests())
+        outputs = run(engine, mixed_requests(model))
         assert {name: tokens_of(events) for name, events in outputs.items()} == expected
     assert (engine.stats().total_cached_tokens > 0) is prefix_cache
     engine.close()
 
 
 def test_preemption_changes_nothing(expected: dict[str, list[int]]) -> None:
-    engine = engine_of(loaded(), num_pages=16, max_batch_tokens=32)
-    outputs = run(engine, mixed_requests())
+    model = loaded()
+    engine = engine_of(model, num_pages=16, max_batch_tokens=32)
+    outputs = run(engine, mixed_requests(model))
     assert {name: tokens_of(events) for name, events in outputs.items()} == expected
     assert engine.stats().total_preemptions > 0
     engine.close()
@@ -128,7 +130,15 @@ def test_generated_pages_are_reused_where_steering_agrees() -> None:
 def test_whatever_happens_everything_is_given_back(seed: int) -> None:
     """Random submits, aborts, stops and failures over a small pool; afterwards free = total."""
     choose = random.Random(seed)
-    engine = engine_of(loaded(), num_pages=20, max_batch_tokens=24, max_running=6)
+    model = loaded()
+    engine = engine_of(model, num_pages=20, max_batch_tokens=24, max_running=6)
+    num_passes = itertools.count(1)
+
+    def break_now_and_then(*_: object) -> None:
+        if next(num_passes) % 60 == 0:
+            raise RuntimeError("a step that fails")
+
+    model.module.model.layers[1].register_forward_hook(break_now_and_then)
     ended: dict[str, FinishReason] = {}
     live: set[str] = set()
 
@@ -157,23 +167,36 @@ def test_whatever_happens_everything_is_given_back(seed: int) -> None:
     while engine.step():
         pass
     assert not live
-    assert set(ended.values()) == {FinishReason.STOP, FinishReason.LENGTH, FinishReason.ABORT}
+    assert set(ended.values()) == set(FinishReason)
     assert_nothing_held(engine)
     engine.close()
 
 
 def test_a_step_that_raises_fails_its_requests_and_no_others() -> None:
+    """Two running requests that share cached pages fail in mid-decode; the one that waited for a place does not."""
     model = loaded()
-    engine = engine_of(model)
+    engine = engine_of(model, max_running=2)
+    run(engine, [GenerationRequest("warm", prompt_of(9), 1, GREEDY)])
+    events: list[TokenOutput] = []
+    for name in ("first", "second", "waiting"):
+        engine.submit(GenerationRequest(name, prompt_of(9), 8, GREEDY), events.append)
+    for _ in range(4):
+        engine.step()
     broken = model.module.model.layers[1].register_forward_hook(lambda *_: 1 / 0)
-    failed = run(engine, [GenerationRequest(str(index), prompt_of(5), 4, GREEDY) for index in range(3)])
-    assert [events[-1].finish_reason for events in failed.values()] == [FinishReason.ERROR] * 3
-    assert all(events[-1].error == "the engine failed" for events in failed.values())
+    engine.step()
     broken.remove()
-    assert (
-        tokens_of(run(engine, [GenerationRequest("x", prompt_of(5), 4, GREEDY)])["x"])
-        == greedy(build("llama"), prompt_of(5), 4)[0]
-    )
+    while engine.step():
+        pass
+    last = {event.request_id: event for event in events if event.finish_reason is not None}
+    assert {name: event.finish_reason for name, event in last.items()} == {
+        "first": FinishReason.ERROR,
+        "second": FinishReason.ERROR,
+        "waiting": FinishReason.LENGTH,
+    }
+    assert last["first"].error == "the engine failed"
+    survivor = tokens_of([event for event in events if event.request_id == "waiting"])
+    assert survivor == greedy(build("llama"), prompt_of(9), 8)[0]
+    assert_nothing_held(engine)
     engine.close()
 
 

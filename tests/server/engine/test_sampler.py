@@ -102,6 +102,18 @@ def test_rows_of_a_mixed_batch_equal_the_same_rows_alone() -> None:
         assert batch[7] != 3
 
 
+def test_neighbours_change_no_draw_among_tied_tokens() -> None:
+    """Logits in bfloat16 tie often, and how ties are ranked must not depend on what else is in the batch."""
+    logits = torch.randn(1, 8000, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    neighbours = (SamplingParams(top_k=50), SamplingParams(top_p=0.9), SamplingParams(min_p=0.1, top_k=3))
+    for seed in range(40):
+        params = SamplingParams(top_k=20, top_p=0.95, seed=seed)
+        (alone,) = sample(logits, [RowSampler(params, NO_EOS, ())])
+        for neighbour in neighbours:
+            rows = [RowSampler(neighbour, NO_EOS, ()), RowSampler(params, NO_EOS, ())]
+            assert sample(logits.expand(2, -1), rows)[1] == alone
+
+
 def test_penalties_equal_their_definitions() -> None:
     prompt, output = (1, 2, 2), [2, 9, 9]
     logits = logits_of(5)

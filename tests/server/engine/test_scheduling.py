@@ -1,0 +1,74 @@
+"""Who runs first: live requests before background ones, whatever the latter hold; nobody loses what was computed."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.engine.request import GenerationRequest, Priority, TokenOutput
+from server.errors import ContextLengthExceeded, Overloaded
+from tests.families import build
+from tests.reference import greedy
+from tests.server.engine.driving import GREEDY, assert_nothing_held, engine_of, loaded, prompt_of, run, tokens_of
+
+
+def request(name: str, priority: Priority, length: int = 9, num_tokens: int = 20) -> GenerationRequest:
+    return GenerationRequest(name, prompt_of(length), num_tokens, GREEDY, priority=priority)
+
+
+@pytest.mark.parametrize("limits", [{"max_running": 1}, {"num_pages": 9}, {"max_batch_tokens": 1}], ids=repr)
+def test_a_live_request_does_not_wait_for_background_work_under_way(limits: dict[str, int]) -> None:
+    """Background work yields its place, its pages and the step's tokens, and ends with the same tokens."""
+    engine = engine_of(loaded(), **limits)
+    events: list[TokenOutput] = []
+    engine.submit(request("background", Priority.BACKGROUND), events.append)
+    while len(events) < 4:
+        engine.step()
+    engine.submit(request("live", Priority.LIVE), events.append)
+    while engine.step():
+        pass
+    ended = [event.request_id for event in events if event.finish_reason is not None]
+    assert ended == ["live", "background"]
+    expected, _ = greedy(build("llama"), prompt_of(9), 20)
+    for name in ended:
+        assert tokens_of([event for event in events if event.request_id == name]) == expected
+    assert_nothing_held(engine)
+    engine.close()
+
+
+def test_background_work_does_not_fill_the_queue_of_live_requests() -> None:
+    engine = engine_of(loaded(), max_queue=2, max_running=2)
+    for _ in range(20):
+        engine.score(prompt_of(5), [(1,), (2,)])
+    for number in range(4):
+        engine.submit(request(str(number), Priority.LIVE, num_tokens=2), lambda output: None)
+    with pytest.raises(Overloaded):
+        engine.submit(request("one too many", Priority.LIVE), lambda output: None)
+    while engine.step():
+        pass
+    assert_nothing_held(engine)
+    engine.close()
+
+
+def test_a_request_that_must_wait_leaves_the_prefix_cache_alone() -> None:
+    engine = engine_of(loaded(), num_pages=16)
+    shared = request("first", Priority.LIVE, length=24, num_tokens=1)
+    run(engine, [shared])
+    engine.submit(request("long", Priority.LIVE, length=5, num_tokens=24), lambda output: None)
+    for _ in range(3):
+        engine.step()
+    events: list[TokenOutput] = []
+    engine.submit(GenerationRequest("blocked", prompt_of(60), 4, GREEDY), lambda output: None)
+    engine.step()
+    engine.submit(GenerationRequest("again", prompt_of(24), 1, GREEDY), events.append)
+    while engine.step():
+        pass
+    assert_nothing_held(engine)
+    engine.close()
+
+
+def test_what_the_pages_cannot_hold_is_refused_and_never_waits() -> None:
+    engine = engine_of(loaded(), num_pages=4)
+    with pytest.raises(ContextLengthExceeded, match="context is 16 tokens"):
+        engine.submit(request("x", Priority.LIVE, length=9, num_tokens=8), lambda output: None)
+    assert tokens_of(run(engine, [request("x", Priority.LIVE, length=9, num_tokens=7)])["x"])
+    engine.close()
