@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from server.api.auth import require
 from server.api.bodies import MAX_JSON_BYTES, read_model
-from server.api.choices import choices_of, finite, tokens_to_generate, usage_of
+from server.api.choices import check_num_choices, choices_of, finite, tokens_to_generate, usage_of
 from server.api.connection import while_connected
 from server.api.generation import Choice, Generation, TokenEntry
 from server.api.protocol import ChatRequest
@@ -46,6 +46,7 @@ async def create_chat_completion(request: Request) -> Response:
 
 
 async def _prepare(body: ChatRequest, services: Services) -> _ChatAnswer:
+    check_num_choices(body.num_choices, services)
     plan = await plan_of(body, services)
     messages = [message.for_template() for message in body.messages]
     prompt = await run_sync(services.text.encode_chat, messages, body.chat_template_kwargs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from server.api.generation import Choice
@@ -18,8 +19,8 @@ from server.engine.request import GenerationRequest, SamplingParams
 from server.errors import ContextLengthExceeded, InvalidRequest
 
 
-def sampling_of(request: GenerationFields, defaults: Mapping[str, float], index: int) -> SamplingParams:
-    """The sampling of choice `index`: what the request says, else what the model's authors chose."""
+def sampling_of(request: GenerationFields, defaults: Mapping[str, float]) -> SamplingParams:
+    """The sampling of a request but for its seeds: what the request says, else what the model's authors chose."""
 
     def chosen(name: str, neutral: float) -> float:
         asked = getattr(request, name)
@@ -30,7 +31,6 @@ def sampling_of(request: GenerationFields, defaults: Mapping[str, float], index:
         top_p=chosen("top_p", 1.0),
         top_k=max(0, int(chosen("top_k", 0))),
         min_p=chosen("min_p", 0.0),
-        seed=seed_of_choice(request.seed, index),
         repetition_penalty=chosen("repetition_penalty", 1.0),
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
@@ -66,6 +66,17 @@ def tokens_to_generate(
     return room if default is None else min(default, room)
 
 
+def check_num_choices(number: int, services: Services) -> None:
+    """Raise `InvalidRequest` for more answers than the server could ever take at a time."""
+    most = services.engine.max_requests
+    if number > most:
+        raise InvalidRequest(
+            f"n: the request asks for {number} answers, this server takes {most} at a time",
+            code="invalid_value",
+            param="n",
+        )
+
+
 def check_tokens(request: GenerationFields, max_tokens: int, vocab_size: int) -> None:
     """Raise `InvalidRequest` for token ids that the model does not have and for a `min_tokens` above `max_tokens`."""
     for name, token_ids in (("logit_bias", request.logit_bias), ("stop_token_ids", request.stop_token_ids or ())):
@@ -98,6 +109,7 @@ def choices_of(
 ) -> list[Choice]:
     """The `n` choices that answer `prompt`, numbered from `first_index`."""
     check_tokens(request, max_tokens, services.engine.info.vocab_size)
+    sampling = sampling_of(request, services.engine.info.sampling_defaults)
     return [
         Choice(
             index=first_index + index,
@@ -105,7 +117,7 @@ def choices_of(
                 request_id=f"{response_id}-{first_index + index}",
                 prompt=tuple(prompt),
                 max_tokens=max_tokens,
-                sampling=sampling_of(request, services.engine.info.sampling_defaults, index),
+                sampling=replace(sampling, seed=seed_of_choice(request.seed, index)),
                 plan=plan,
                 num_logprobs=num_logprobs,
             ),

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from server.api.auth import require
 from server.api.bodies import MAX_JSON_BYTES, read_model
-from server.api.choices import choices_of, finite, tokens_to_generate, usage_of
+from server.api.choices import check_num_choices, choices_of, finite, tokens_to_generate, usage_of
 from server.api.connection import while_connected
 from server.api.generation import Choice, Generation, TokenEntry
 from server.api.protocol import CompletionRequest
@@ -78,6 +78,7 @@ def _encode(prompts: Sequence[str | list[int]], text: TextProcessor, vocab_size:
 
 
 async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAnswer:
+    check_num_choices(len(body.prompt) * body.num_choices, services)
     plan = await plan_of(body, services)
     info = services.engine.info
     prompts = await run_sync(_encode, body.prompt, services.text, info.vocab_size)

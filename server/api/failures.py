@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from server.errors import ApiError, InvalidRequest, from_vectors_error
+from server.errors import ApiError, EngineFailure, InvalidRequest, from_vectors_error
 from vectors.errors import VectorsError
+
+_log = logging.getLogger(__name__)
 
 _CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
@@ -31,6 +34,8 @@ def install(app: FastAPI) -> None:
 
 async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    if isinstance(error, EngineFailure):
+        _log.error("%s", error, exc_info=error)
     return response_of(error)
 
 

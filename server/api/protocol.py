@@ -19,6 +19,8 @@ MAX_PROMPTS = 2048
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 MAX_STEERING_ENTRIES = 64
+MAX_MODEL_NAME_LENGTH = 4096
+MAX_TOKEN_IDS = 4096
 MAX_TOP_LOGPROBS = 20
 
 
@@ -73,6 +75,8 @@ def _logit_bias(value: Any) -> Any:
         return {}
     if not isinstance(value, dict):
         raise PydanticCustomError("invalid_type", "give an object of token ids and numbers")
+    if len(value) > MAX_TOKEN_IDS:
+        raise PydanticCustomError("invalid_value", "at most {most} tokens", {"most": MAX_TOKEN_IDS})
     biases: dict[int, float] = {}
     for token, bias in value.items():
         if not (isinstance(token, str) and token.isascii() and token.isdigit() and len(token) <= 9):
@@ -130,7 +134,7 @@ class StreamOptions(WireModel):
 class GenerationFields(WireModel):
     """What chat and completion requests have in common."""
 
-    model: str | None = None
+    model: Annotated[str, Field(max_length=MAX_MODEL_NAME_LENGTH)] | None = None
     steering: Annotated[list[SteeringEntry], Field(max_length=MAX_STEERING_ENTRIES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -143,11 +147,11 @@ class GenerationFields(WireModel):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     logit_bias: Annotated[dict[int, float], BeforeValidator(_logit_bias)] = Field(default_factory=dict)
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=MAX_TOKEN_IDS)] | None = None
     return_token_ids: bool | None = None
     user: str | None = None
 

@@ -10,7 +10,7 @@ import re
 
 from anyio.to_thread import run_sync
 
-from server.api.protocol import GenerationFields, SteeringEntry
+from server.api.protocol import MAX_STEERING_ENTRIES, GenerationFields, SteeringEntry
 from server.api.services import Services
 from server.engine.plan import UNSTEERED, SteeringPlan, SteeringSpec, parse_layers, resolve_plan
 from server.errors import InvalidRequest, NotFound
@@ -68,6 +68,12 @@ async def plan_of(request: GenerationFields, services: Services) -> SteeringPlan
     specs += [spec_of_entry(entry, index) for index, entry in enumerate(request.steering or ())]
     if not specs:
         return UNSTEERED
+    if len(specs) > MAX_STEERING_ENTRIES:
+        raise InvalidRequest(
+            f"at most {MAX_STEERING_ENTRIES} vectors may steer a request, this one names {len(specs)}",
+            code="invalid_steering",
+            param="steering" if request.steering else "model",
+        )
     plan = await run_sync(resolve_plan, specs, services.store, services.engine.info)  # may read a file
     for name in {entry.vector for entry in plan.entries}:
         services.metrics.count_vector(name)

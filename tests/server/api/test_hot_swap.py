@@ -15,7 +15,7 @@ from tests.server.api.serving import LAYERS, MODEL, Server, direction, eventuall
 
 NUM_STREAMS = 32
 NUM_SWAPS = 100
-NUM_TOKENS = 48
+NUM_TOKENS = 200
 LIMITS = EngineSettings(num_pages=1024, page_size=8, max_running=NUM_STREAMS, max_batch_tokens=256)
 
 
@@ -75,6 +75,7 @@ async def scenario(server: Server) -> None:
         choose = random.Random(0)
         for number in range(NUM_SWAPS):
             await swap(http, choose, number)
+        assert not any(stream.done() for stream in streams), "the registry must change while all of them run"
         together = await asyncio.gather(*streams)
         assert together == alone
 

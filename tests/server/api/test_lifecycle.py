@@ -53,14 +53,34 @@ def test_leaving_before_the_answer_aborts_it(server: Server) -> None:
     assert server.engine.stats().total_generated_tokens - generated < 8 * 500
 
 
+class HeldEngine(BatchingEngine):
+    """Does not begin by itself, so that a test knows what waits."""
+
+    def start(self) -> HeldEngine:
+        """Nothing yet; `BatchingEngine.start` begins."""
+        return self
+
+
 def test_a_full_queue_is_429_with_retry_after(tmp_path: Path) -> None:
     limits = EngineSettings(num_pages=400, page_size=8, max_running=2, max_batch_tokens=64, max_queue=1)
-    with serving(tmp_path, engine_settings=limits) as server:
+    with serving(tmp_path, engine_settings=limits, engine_class=HeldEngine) as server:
+        for name in ("first", "second"):
+            server.engine.submit(GenerationRequest(name, (5, 6), 3), lambda output: None)
         with pytest.raises(openai.RateLimitError) as caught:
-            server.sdk.chat.completions.create(model="tiny", messages=LONG["messages"], n=8)
+            server.sdk.chat.completions.create(model="tiny", messages=LONG["messages"], n=2)
         assert caught.value.code == "queue_full"
         assert caught.value.response.headers["retry-after"]
-        eventually(server.is_idle)  # the choices that had been taken were aborted
+        BatchingEngine.start(server.engine)
+        eventually(lambda: server.engine.stats().total_requests == 3)
+        eventually(server.is_idle)
+        assert server.engine.stats().total_generated_tokens <= 6  # the choice that had been taken was aborted
+
+
+def test_more_answers_than_the_server_can_ever_take_are_refused(tmp_path: Path) -> None:
+    limits = EngineSettings(num_pages=400, page_size=8, max_running=2, max_batch_tokens=64, max_queue=1)
+    with serving(tmp_path, engine_settings=limits) as server, pytest.raises(openai.BadRequestError) as caught:
+        server.sdk.chat.completions.create(model="tiny", messages=LONG["messages"], n=4)
+    assert caught.value.param == "n"
 
 
 def test_a_draining_server_finishes_and_refuses(tmp_path: Path) -> None:
@@ -136,6 +156,18 @@ def test_the_unexpected_is_logged_with_its_id_and_not_told(tmp_path: Path, caplo
         assert response.json()["error"]["type"] == "server_error"
         assert str(tmp_path) not in response.text
         eventually(lambda: any(getattr(record, "request_id", None) == "mine-7" for record in caplog.records))
+
+
+def test_a_damaged_registry_is_told_to_the_log_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(tmp_path) as server:
+        revision = server.store.put("doomed", vector(1))[0].revision
+    damaged = tmp_path / "vectors" / "objects" / f"{revision}.safetensors"
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    with serving(tmp_path) as server, caplog.at_level(logging.ERROR):
+        response = server.http.post("/v1/chat/completions", json=LONG | {"model": "tiny+doomed"})
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "registry_failure")
+    assert revision not in response.text
+    assert any(record.exc_info and revision in record.exc_text for record in caplog.records if record.exc_text)
 
 
 def test_a_path_cannot_forge_log_lines(server: Server, caplog: pytest.LogCaptureFixture) -> None:
