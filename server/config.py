@@ -152,7 +152,9 @@ class Settings:
         "DTYPE",
         "auto (as stored), float32, bfloat16 or float16",
     )
-    revision: str | None = _option(None, _text, "REVISION", "branch, tag or commit of a hub model", "the main branch")
+    revision: str | None = _option(
+        None, _text, "REVISION", "branch, tag or commit of a hub model; refused with a folder", "the main branch"
+    )
     adapter: str | None = _option(
         None, _text, "ADAPTER", "folder or hub id of a PEFT LoRA, merged into the model", "none"
     )
@@ -226,8 +228,9 @@ _INTRODUCTION = """\
 # Settings
 
 Every setting of `tiller serve` is a flag and an environment variable. A flag wins over its variable, a variable over
-the default; an empty variable counts as not given. This page is made from `server/config.py`
-(`python -m server.config > docs/settings.md`); a test keeps it current.
+the default; an empty variable counts as not given, and a `TILLER_…` variable that is not on this page is warned
+about. This page is made from `server/config.py` (`python -m server.config > docs/settings.md`); a test keeps it
+current.
 
 | flag | variable | default | meaning |
 |---|---|---|---|
@@ -247,7 +250,7 @@ A key file has a key a line, `use:KEY` or `manage:KEY`; empty lines and lines th
 that others may write to is refused. Without any key everyone who reaches the server may do everything, so it then
 listens on loopback addresses only, unless `--insecure` says otherwise.
 
-The clients `tiller chat` and `tiller vectors` read their key from `TILLER_API_KEY`.
+The clients `tiller chat` and `tiller vectors` read their key from `TILLER_API_KEY`, which gives a server none.
 """
 
 

@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 USE_VARIABLE = "TILLER_API_KEYS"
 MANAGE_VARIABLE = "TILLER_MANAGE_KEYS"
+CLIENT_VARIABLE = "TILLER_API_KEY"
+"""Where the clients find the key that they send; it gives a server none."""
 
 
 class KeysRefused(ValueError):
@@ -38,7 +40,7 @@ class ApiKeys:
     def __init__(self, *, use: Iterable[str] = (), manage: Iterable[str] = ()) -> None:
         # a key of both roles is a manage key, so manage comes last and wins in `role_of`
         self._digests = tuple(
-            (_digest(_checked(key, f"a {role.name.lower()} key")), role)
+            (_digest(checked_key(key, f"a {role.name.lower()} key")), role)
             for role, keys in ((Role.USE, use), (Role.MANAGE, manage))
             for key in keys
         )
@@ -96,8 +98,8 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def _checked(key: str, source: str) -> str:
-    """`key`, if it can travel in an Authorization header."""
+def checked_key(key: str, source: str) -> str:
+    """`key`, if it can travel in an Authorization header; else `KeysRefused`, which names `source` only."""
     if not key or not all("!" <= character <= "~" for character in key):
         raise KeysRefused(f"{source} is empty or has spaces or characters other than printable ASCII")
     return key
@@ -110,7 +112,7 @@ def _split(environ: Mapping[str, str], variable: str) -> list[str]:
     keys = [part.strip() for part in text.split(",") if part.strip()]
     if not keys:
         raise KeysRefused(f"{variable} is set and holds no key")
-    return [_checked(key, f"a key of {variable}") for key in keys]
+    return [checked_key(key, f"a key of {variable}") for key in keys]
 
 
 def _read(file: Path) -> list[tuple[Role, str]]:
@@ -132,7 +134,7 @@ def _read(file: Path) -> list[tuple[Role, str]]:
         role_name, separator, key = line.strip().partition(":")
         if not separator or role_name.strip().lower() not in ("use", "manage"):
             raise KeysRefused(f"--api-key-file {file}, line {number}: expected use:KEY or manage:KEY")
-        key = _checked(key.strip(), f"--api-key-file {file}, line {number}: the key")
+        key = checked_key(key.strip(), f"--api-key-file {file}, line {number}: the key")
         keys.append((Role[role_name.strip().upper()], key))
     if not keys:
         raise KeysRefused(f"--api-key-file {file} holds no key")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from server.cli.errors import CommandFailed
+from server.cli.output import discard_output
 from server.cli.parser import build_parser
 
 __all__ = ["main"]
@@ -40,8 +41,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         print("tiller: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
-        # whoever read our output is gone; keep Python from complaining when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 1
 
 

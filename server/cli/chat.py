@@ -13,12 +13,22 @@ from typing import Any
 
 from rich.console import Console
 
-from server.cli.client import ServerClient
+from server.cli.client import ServerClient, expect
 from server.cli.conversation import Conversation, InvalidCommand, describe_entry
 from server.cli.errors import CommandFailed
 from server.cli.vectors import all_vectors, ranges, show_vectors
 
 _PROMPT = "> "
+_MODELS = {"data": [{"id": str}]}
+_CHUNK = {"choices": [{"delta": {"content": str | None}}]}
+_PLAN_ENTRY = {
+    "vector": str,
+    "revision": str,
+    "scale": int | float,
+    "operation": str,
+    "layers": [int],
+    "positions": str,
+}
 
 HELP = """\
 /steer NAME [SCALE] [layers=12-16,20] [positions=prompt|response|all] [operation=add|ablate|clamp]
@@ -125,9 +135,9 @@ class _Terminal:
         plan: list[dict[str, Any]] = []
         try:
             for event in self._client.events("/v1/chat/completions", body):
-                plan = event.get("steering") or plan
-                for choice in event.get("choices", ()):
-                    part = choice.get("delta", {}).get("content") or ""
+                plan = expect(event.get("steering") or plan, [_PLAN_ENTRY])
+                for choice in expect(event, _CHUNK)["choices"]:
+                    part = choice["delta"].get("content") or ""
                     parts.append(part)
                     print(printable(part), end="", flush=True)
         except KeyboardInterrupt:
@@ -163,7 +173,7 @@ def describe_plan_entry(entry: Mapping[str, Any]) -> str:
 
 
 def _only_model(client: ServerClient) -> str:
-    models = client.call("GET", "/v1/models").json().get("data") or []
+    models = client.read("GET", "/v1/models", _MODELS)["data"]
     if not models:
         raise CommandFailed("the server lists no model; name one with --model")
     return str(models[0]["id"])

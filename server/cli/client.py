@@ -14,6 +14,7 @@ from typing import Any, Self
 import httpx
 
 from server.cli.errors import USAGE, CommandFailed
+from server.keys import CLIENT_VARIABLE, KeysRefused, checked_key
 
 _TIMEOUT = httpx.Timeout(10.0, read=300.0)  # the first token of an answer may have to wait in the queue
 
@@ -23,20 +24,20 @@ class ServerClient:
 
     def __init__(self, url: str, api_key: str | None) -> None:
         self._url = url.rstrip("/").removesuffix("/v1")
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
+            headers = {"Authorization": f"Bearer {checked_key(api_key, CLIENT_VARIABLE)}"} if api_key else {}
             if httpx.URL(self._url).scheme not in ("http", "https"):
                 raise httpx.InvalidURL("it must begin with http:// or https://")
             self._client = httpx.Client(base_url=self._url, headers=headers, timeout=_TIMEOUT)
         except httpx.InvalidURL as error:
             raise CommandFailed(f"--url {url}: {error}", USAGE) from None
-        except UnicodeEncodeError:
-            raise CommandFailed("the API key has characters other than ASCII", USAGE) from None
+        except KeysRefused as error:
+            raise CommandFailed(str(error), USAGE) from None
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace, environ: Mapping[str, str]) -> Self:
-        """The client that `--url` and `--api-key` describe; the key may come from `TILLER_API_KEY`."""
-        return cls(arguments.url, arguments.api_key or environ.get("TILLER_API_KEY"))
+        """The client of `--url`, with the key of `TILLER_API_KEY`."""
+        return cls(arguments.url, environ.get(CLIENT_VARIABLE))
 
     def __enter__(self) -> Self:
         return self
@@ -52,8 +53,12 @@ class ServerClient:
             raise _refusal(response)
         return response
 
+    def read(self, method: str, path: str, shape: Any, **request: Any) -> Any:
+        """The JSON that one request is answered with, which must have `shape` (see `expect`)."""
+        return expect(_parsed(self.call(method, path, **request).content), shape)
+
     def events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The JSON events of a streamed answer to `body`, until `[DONE]`; an error event is raised."""
+        """The JSON objects of a streamed answer to `body`, until `[DONE]`; an error event is raised."""
         with self._readable_failures(), self._client.stream("POST", path, json=body) as response:
             if not response.is_success:
                 response.read()
@@ -64,7 +69,7 @@ class ServerClient:
                 data = line.removeprefix("data:").strip()
                 if data == "[DONE]":
                     return
-                event = _json_object(data)
+                event = expect(_parsed(data), {})
                 if "error" in event:
                     raise CommandFailed(_message_of(event) or "the server reported an error")
                 yield event
@@ -74,7 +79,7 @@ class ServerClient:
     def _readable_failures(self) -> Iterator[None]:
         try:
             yield
-        except httpx.ConnectError:
+        except (httpx.ConnectError, UnicodeError):  # the latter for a host that no name server can be asked for
             raise CommandFailed(f"no server answers at {self._url}: is 'tiller serve' running?") from None
         except httpx.TimeoutException:
             raise CommandFailed(f"{self._url} did not answer in time") from None
@@ -83,10 +88,7 @@ class ServerClient:
 
 
 def _refusal(response: httpx.Response) -> CommandFailed:
-    try:
-        message = _message_of(response.json())
-    except ValueError:
-        message = None
+    message = _message_of(_parsed(response.content))
     return CommandFailed(f"{message or response.reason_phrase} (HTTP {response.status_code})")
 
 
@@ -96,11 +98,32 @@ def _message_of(body: object) -> str | None:
     return message if isinstance(message, str) else None
 
 
-def _json_object(data: str) -> dict[str, Any]:
+def _parsed(data: str | bytes) -> Any:
+    """What `data` says in JSON; None when it is not JSON."""
     try:
-        event = json.loads(data)
+        return json.loads(data)
     except ValueError:
-        event = None
-    if not isinstance(event, dict):
-        raise CommandFailed("the server sent an event that is not JSON; is it a tiller server?")
-    return event
+        return None
+
+
+def expect(answer: Any, shape: Any) -> Any:
+    """`answer`, if it has `shape`: a type, a list of one shape, or a dict of them that other fields may join.
+
+    A field that is not there is None. Raises `CommandFailed`.
+    """
+    if not _has_shape(answer, shape):
+        raise not_understood()
+    return answer
+
+
+def not_understood() -> CommandFailed:
+    """The failure to show when the answer is no tiller server's."""
+    return CommandFailed("the answer is not one of a tiller server; does something else listen at that address?")
+
+
+def _has_shape(value: Any, shape: Any) -> bool:
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(_has_shape(value.get(name), part) for name, part in shape.items())
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_has_shape(part, shape[0]) for part in value)
+    return isinstance(value, shape)

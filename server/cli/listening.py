@@ -20,7 +20,7 @@ from server.cli.errors import CommandFailed
 
 _log = logging.getLogger(__name__)
 
-_FLUSH_SECONDS = 5
+FLUSH_SECONDS = 5
 """How long, after the last request ended, its connection may take to receive the rest."""
 
 
@@ -68,7 +68,7 @@ class DrainingServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,  # `server.api.access` logs every exchange, with its id
                 server_header=False,
-                timeout_graceful_shutdown=_FLUSH_SECONDS,
+                timeout_graceful_shutdown=FLUSH_SECONDS,
             )
         )
         self._on_ready = on_ready

@@ -9,6 +9,7 @@ import argparse
 
 from server import __version__
 from server.config import options
+from server.keys import CLIENT_VARIABLE, MANAGE_VARIABLE, USE_VARIABLE
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -33,7 +34,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "serve",
         help="serve a model",
         description="Serve a model, or the embedded demo model when none is named.",
-        epilog="API keys: TILLER_API_KEYS (use) and TILLER_MANAGE_KEYS (use and change the registry), comma-separated.",
+        epilog=f"API keys: {USE_VARIABLE} (use) and {MANAGE_VARIABLE} (use and change the registry), comma-separated.",
         allow_abbrev=False,
     )
     for option in options():
@@ -97,4 +98,4 @@ def _add_vectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", default=DEFAULT_URL, metavar="URL", help=f"the server (default: {DEFAULT_URL})")
-    parser.add_argument("--api-key", metavar="KEY", help="API key (default: $TILLER_API_KEY)")
+    parser.epilog = f"API key, where the server asks for one: {CLIENT_VARIABLE}."

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from server.cli.errors import USAGE, CommandFailed
 from server.cli.logs import set_up_logging
-from server.config import Settings, SettingsRefused
+from server.cli.output import discard_output
+from server.config import Settings, SettingsRefused, options
 from server.demo import MODEL_DIR, MODEL_NAME, VECTORS_DIR
-from server.keys import ApiKeys, KeysRefused, check_exposure
+from server.keys import CLIENT_VARIABLE, MANAGE_VARIABLE, USE_VARIABLE, ApiKeys, KeysRefused, check_exposure
 
 if TYPE_CHECKING:
     from server.cli.banner import Readiness
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
     from vectors.store import VectorStore
 
 _log = logging.getLogger(__name__)
+_ready_log = logging.getLogger(f"{__name__}.ready")
+_ready_log.setLevel(logging.INFO)  # whoever reads a JSON log waits for this line, at whatever level the rest is
 
-_DRAIN_SECONDS = 30.0
+DRAIN_SECONDS = 30.0
+"""How long requests under way may take to finish after the first signal."""
+
 _PAGE_SIZE = 16
 
 
@@ -58,6 +63,7 @@ def serve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
         settings = Settings.from_sources(flags, environ)
         set_up_logging(settings.log_level, as_json=settings.log_json)
         keys = ApiKeys.from_sources(environ, settings.api_key_file)
+        _warn_of_variables(environ, keys)
         check_exposure(settings.host, keys, settings.insecure)
     except (SettingsRefused, KeysRefused) as error:
         raise CommandFailed(str(error), USAGE) from None
@@ -72,7 +78,32 @@ def serve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
     return 0
 
 
+def _warn_of_variables(environ: Mapping[str, str], keys: ApiKeys) -> None:
+    """Name the variables that were meant for a server and do nothing for this one."""
+    known = {USE_VARIABLE, MANAGE_VARIABLE, CLIENT_VARIABLE, *(option.variable for option in options())}
+    for variable in sorted(environ):
+        if variable.startswith("TILLER_") and variable not in known:
+            _log.warning("%s is set and is no setting; see tiller serve --help", variable)
+    if environ.get(CLIENT_VARIABLE) and keys.is_open:
+        _log.warning(
+            "%s is the key that clients send; the server's own are %s and %s, and it has none",
+            CLIENT_VARIABLE,
+            USE_VARIABLE,
+            MANAGE_VARIABLE,
+        )
+
+
 def _source_of(settings: Settings) -> _Source:
+    source = _named_source(settings)
+    if settings.revision is not None and source.is_local:
+        raise CommandFailed(
+            f"--revision {settings.revision}: only models of the hub have revisions, and {source.location} is a folder",
+            USAGE,
+        )
+    return source
+
+
+def _named_source(settings: Settings) -> _Source:
     if settings.model is None:
         if not MODEL_DIR.is_dir():
             raise CommandFailed("the embedded model is missing from this installation; name a MODEL to serve")
@@ -157,13 +188,17 @@ def _run(settings: Settings, keys: ApiKeys, source: _Source, parts: _Parts, boun
     def announce() -> None:
         readiness = _readiness(url_of(bound), settings, keys, source, parts)
         if settings.log_json:
-            _log.warning("ready", extra={"fields": readiness.fields()})
-        else:
+            _ready_log.info("ready", extra={"fields": readiness.fields()})
+            return
+        try:
             print("\n".join(readiness.lines()), flush=True)
+        except OSError as error:  # whoever read it is gone; the requests still come
+            discard_output()
+            _log.warning("ready at %s, which standard output does not take: %s", readiness.url, error.strerror)
 
     def drain() -> None:
-        if not parts.engine.drain(_DRAIN_SECONDS):
-            _log.warning("some requests took longer than %g s and were aborted", _DRAIN_SECONDS)
+        if not parts.engine.drain(DRAIN_SECONDS):
+            _log.warning("some requests took longer than %g s and were aborted", DRAIN_SECONDS)
         parts.engine.close()
 
     app = build_app(settings, parts.engine, parts.text, parts.store, keys)

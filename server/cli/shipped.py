@@ -1,6 +1,6 @@
-"""Puts the embedded model's vectors into the registry, each of them once in the life of a data directory.
+"""Puts the embedded model's vectors into the registry, and those of a later release over those of an earlier one.
 
-A marker file remembers what was put. So a name that its owner took, changed or deleted is left alone for good.
+A marker file remembers what was shipped. So a name that its owner took, changed or deleted is left alone.
 It does not know how the vectors were made.
 """
 
@@ -19,7 +19,7 @@ MARKER = "shipped-vectors.json"
 
 
 def put_shipped_vectors(store: VectorStore, folder: Path, data_dir: Path, model: SteerableModel) -> list[str]:
-    """Put each vector of `folder` that was never put before and whose name is free; returns the names put.
+    """Put each vector of `folder` that is new and whose name is as the last release left it; returns the names put.
 
     Raises `CommandFailed` for a damaged marker and `VectorsError` for a damaged vector.
     """
@@ -28,11 +28,12 @@ def put_shipped_vectors(store: VectorStore, folder: Path, data_dir: Path, model:
     taken = set(store.names())
     put = []
     for file in sorted(folder.glob("*.safetensors")):
-        if file.stem in known:
-            continue
         vector = decode(file.read_bytes(), num_layers=model.num_layers, hidden_size=model.hidden_size)
+        if known.get(file.stem) == vector.revision:
+            continue
         vector.fit(model.num_layers, model.hidden_size, model.sites)
-        if file.stem not in taken:
+        current = store.get(file.stem).revision if file.stem in taken else None
+        if current == known.get(file.stem):  # both None: a free name that was never shipped
             store.put(file.stem, vector)
             put.append(file.stem)
         known[file.stem] = vector.revision

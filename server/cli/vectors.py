@@ -17,11 +17,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from server.cli.client import ServerClient
+from server.cli.client import ServerClient, expect, not_understood
 from server.cli.errors import CommandFailed
 
 _ROOT = "/v1/steering/vectors"
 _PAGE = 100
+_VECTOR = {
+    "name": str,
+    "revision": str,
+    "site": str,
+    "layers": [int],
+    "bytes": int,
+    "default_scale": int | float,
+    "operation": str,
+    "positions": str,
+    "description": str | None,
+}
 
 
 def vectors(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -36,11 +47,11 @@ def all_vectors(client: ServerClient) -> Iterator[dict[str, Any]]:
     """Every vector of the registry, by name."""
     query: dict[str, str | int] = {"limit": _PAGE, "order": "asc"}
     while True:
-        page = client.call("GET", _ROOT, params=query).json()
+        page = client.read("GET", _ROOT, {"data": [_VECTOR], "has_more": bool}, params=query)
         yield from page["data"]
         if not page["has_more"]:
             return
-        query["after"] = page["last_id"]
+        query["after"] = expect(page.get("last_id"), str)
 
 
 def show_vectors(found: list[dict[str, Any]], console: Console) -> None:
@@ -104,7 +115,7 @@ def _put(client: ServerClient, arguments: argparse.Namespace) -> None:
         request = {"files": {"file": (file.name, content)}, "data": {"metadata": json.dumps(metadata)}}
     else:
         request = {"content": content, "headers": {"Content-Type": "application/octet-stream"}}
-    vector = client.call("PUT", _path_of(arguments.name), **request).json()
+    vector = client.read("PUT", _path_of(arguments.name), _VECTOR, **request)
     layers = ranges(vector["layers"])
     print(f"{vector['name']}@{vector['revision'][:12]}: {vector['site']} at layers {layers}, {vector['bytes']} bytes")
 
@@ -114,7 +125,10 @@ def _get(client: ServerClient, arguments: argparse.Namespace) -> None:
     if arguments.output is None and target.exists():
         raise CommandFailed(f"{target} exists; name a file with -o to overwrite it")
     path = f"{_path_of(arguments.name)}/content"
-    content = client.call("GET", path, params={"format": arguments.format}).content
+    response = client.call("GET", path, params={"format": arguments.format})
+    if response.headers.get("Content-Type") != "application/octet-stream":
+        raise not_understood()
+    content = response.content
     if arguments.output == "-":
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
@@ -127,7 +141,7 @@ def _get(client: ServerClient, arguments: argparse.Namespace) -> None:
 
 
 def _remove(client: ServerClient, arguments: argparse.Namespace) -> None:
-    client.call("DELETE", _path_of(arguments.name))
+    client.read("DELETE", _path_of(arguments.name), {"deleted": bool})
     print(f"{arguments.name}: removed")
 
 

@@ -46,23 +46,33 @@ def tiller(
 
 
 class ServerProcess:
-    """A `tiller serve` on a free port with a data directory of its own; as a context, ended at its end."""
+    """A `tiller serve` on a free port with a data directory of its own; as a context, ended at its end.
 
-    def __init__(self, data_dir: Path, *arguments: str | Path, environ: Mapping[str, str] | None = None) -> None:
+    `stdout`: the file descriptor for its standard output, where that shall not be among `lines`.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *arguments: str | Path,
+        environ: Mapping[str, str] | None = None,
+        stdout: int | None = None,
+    ) -> None:
         command = [sys.executable, "-m", "server.cli", "serve", *map(str, arguments)]
         self._process = subprocess.Popen(
             [*command, "--port", "0", "--data-dir", str(data_dir)],
             cwd=ROOT,
             env=environment(environ),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=subprocess.STDOUT if stdout is None else subprocess.PIPE,
             encoding="utf-8",
         )
         self.lines: list[str] = []
         self._arriving: queue.Queue[str | None] = queue.Queue()
-        assert self._process.stdout is not None
-        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,))
+        stream = self._process.stdout or self._process.stderr
+        assert stream is not None
+        self._reader = threading.Thread(target=self._read, args=(stream,))
         self._reader.start()
 
     def wait_for_line(self, pattern: str | re.Pattern[str]) -> re.Match[str]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
+import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from server import __version__
+from server.cli import main
 from server.config import options
+from server.demo import MODEL_DIR
 from tests.server.cli.running import ROOT, environment, tiller
 
 
@@ -96,6 +102,32 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     assert_one_line(tiller("serve", tmp_path / "none"), 2, "none: there is no such folder")
 
 
+def test_a_folder_has_no_revision(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    assert_one_line(tiller("serve", tmp_path / "model", "--revision", "v1"), 2, "--revision v1", "model is a folder")
+    assert_one_line(tiller("serve", environ={"TILLER_REVISION": "v1"}), 2, "--revision v1", f"{MODEL_DIR} is a folder")
+
+
+def test_a_variable_that_is_no_setting_is_warned_about(tmp_path: Path) -> None:
+    environ = {"TILLER_PROT": "hush", "TILLER_PORT": "0", "TILLER_API_KEYS": "hush", "TILLER_MANAGE_KEYS": "hush"}
+    shown = tiller("serve", tmp_path / "none", environ=environ)
+    assert shown.returncode == 2
+    warning, _ = shown.stderr.splitlines()
+    assert "WARNING" in warning
+    assert "TILLER_PROT is set and is no setting" in warning
+    assert "hush" not in warning
+
+
+def test_the_key_of_the_clients_gives_a_server_none(tmp_path: Path) -> None:
+    shown = tiller("serve", tmp_path / "none", environ={"TILLER_API_KEY": "hush"})
+    warning, _ = shown.stderr.splitlines()
+    assert "TILLER_API_KEY is the key that clients send" in warning
+    assert "TILLER_API_KEYS and TILLER_MANAGE_KEYS" in warning
+    assert "hush" not in warning
+    both = {"TILLER_API_KEY": "hush", "TILLER_MANAGE_KEYS": "hush"}
+    assert_one_line(tiller("serve", tmp_path / "none", environ=both), 2, "no such folder")
+
+
 def test_a_file_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert_one_line(tiller("serve", tmp_path / "model.safetensors"), 2, "is a file, not the folder of a model")
@@ -133,7 +165,100 @@ def test_an_unwritable_data_directory_is_named(tmp_path: Path) -> None:
         ("http://127.0.0.1:1", 1, "no server answers at http://127.0.0.1:1"),
         ("ftp://127.0.0.1", 2, "must begin with http://"),
         ("127.0.0.1:8000", 2, "--url"),
+        ("http://..", 1, "no server answers at http://.."),
     ],
 )
 def test_a_client_says_where_it_looked(url: str, code: int, said: str) -> None:
     assert_one_line(tiller("vectors", "list", "--url", url), code, said)
+
+
+@pytest.mark.parametrize("key", ["secret\n", "secret\r", "two secrets", "sécret"])
+def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(key: str) -> None:
+    shown = tiller("vectors", "list", "--url", "http://127.0.0.1:1", environ={"TILLER_API_KEY": key})
+    assert_one_line(shown, 2, "TILLER_API_KEY", "printable ASCII")
+    assert "cret" not in shown.stderr
+
+
+@pytest.mark.parametrize("command", [["chat"], ["vectors", "list"], ["vectors", "rm", "x"]])
+def test_no_command_line_takes_a_key(command: list[str]) -> None:
+    """Everyone on a machine may read the command lines of its processes."""
+    shown = tiller(*command, "--api-key", "secret", "--url", "http://127.0.0.1:1")
+    assert (shown.returncode, "unrecognized arguments" in shown.stderr) == (2, True)
+
+
+@contextlib.contextmanager
+def somebody_else(body: bytes) -> Iterator[str]:
+    """The URL of an HTTP server that is not ours: it answers everything with `body`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_PUT = do_POST = do_DELETE = answer
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("arguments", [["chat"], *(["vectors", action] for action in ("list", "put", "get", "rm"))])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"data": 5, "has_more": false}',
+        b'{"data": [5], "has_more": false}',
+        b'{"data": [{"id": 5}], "has_more": false}',
+        b'{"data": [], "has_more": true}',
+    ],
+)
+def test_what_somebody_else_answers_is_one_line(
+    arguments: list[str], body: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"v")
+    more = {"put": ["x", str(tmp_path / "file")], "get": ["x", "-o", str(tmp_path / "got")], "rm": ["x"]}
+    with somebody_else(body) as url:
+        assert main([*arguments, *more.get(arguments[-1], []), "--url", url], {}) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.fullmatch(r"tiller: (the answer is not one of a tiller server|the server lists no model).*\n", shown.err)
+    assert not (tmp_path / "got").exists()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "hello",
+        "[]",
+        "{}",
+        '{"choices": 5}',
+        '{"choices": [5]}',
+        '{"choices": [{"delta": 5}]}',
+        '{"choices": [{"delta": {"content": 5}}]}',
+        '{"choices": [], "steering": 5}',
+        '{"choices": [], "steering": [{"vector": "x"}]}',
+    ],
+)
+def test_a_stream_of_somebody_else_is_one_line(event: str) -> None:
+    with somebody_else(f"data: {event}\n\ndata: [DONE]\n\n".encode()) as url:
+        shown = tiller("chat", "--model", "x", "--url", url, stdin="Hello\n")
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert re.fullmatch(r"error: the answer is not one of a tiller server.*\n", shown.stderr)

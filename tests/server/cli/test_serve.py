@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shlex
 import signal
 from collections.abc import Iterator
@@ -111,7 +112,7 @@ def test_keys_are_asked_for(tiny_model: Path, tmp_path: Path) -> None:
         shown = tiller("vectors", "rm", "x", "--url", url, environ={"TILLER_API_KEY": "use-it"})
         assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
         assert "HTTP 403" in shown.stderr
-        shown = tiller("vectors", "rm", "x", "--url", url, "--api-key", "change-it")
+        shown = tiller("vectors", "rm", "x", "--url", url, environ={"TILLER_API_KEY": "change-it"})
         assert "HTTP 404" in shown.stderr
         assert server.stop() == 0
         assert "use-it" not in server.output
@@ -126,6 +127,27 @@ def test_json_logs(tiny_model: Path, tmp_path: Path) -> None:
         assert server.stop() == 0
         entries = [json.loads(line) for line in server.lines]
         assert all({"time", "level", "logger", "message"} <= entry.keys() for entry in entries)
+
+
+def test_the_ready_line_of_a_json_log_is_there_at_every_level(tiny_model: Path, tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, tiny_model, "--log-json", "--log-level", "error") as server:
+        server.wait_for_line('"message": "ready"')
+        entry = json.loads(server.lines[-1])
+        assert entry["level"] == "info"
+        assert completion(entry["url"]).status_code == 200
+        assert server.stop() == 0
+        assert [json.loads(line)["message"] for line in server.lines] == ["ready"]
+
+
+def test_a_banner_that_nobody_reads_stops_no_server(tiny_model: Path, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    buffered = {"PYTHONUNBUFFERED": ""}  # so that the end of the process has something left to flush
+    with ServerProcess(tmp_path, tiny_model, environ=buffered, stdout=writing) as server:
+        os.close(writing)
+        url = server.wait_for_line(r"ready at (http://\S+), which")[1]
+        assert completion(url).status_code == 200
+        assert server.stop() == 0, server.output
 
 
 def test_one_data_directory_has_one_server(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Shipped vectors come into the registry once, and never against its owner's wish."""
+"""Shipped vectors come into the registry, later ones over earlier ones, and never against its owner's wish."""
 
 from __future__ import annotations
 
@@ -75,6 +75,26 @@ def test_a_deleted_one_stays_deleted_and_a_changed_one_changed(
     assert put_shipped_vectors(store, folder, tmp_path, MODEL) == []
     assert store.names() == ["honest"]
     assert store.get("honest").revision == changed.revision
+
+
+def test_a_later_release_replaces_what_nobody_touched(store: VectorStore, folder: Path, tmp_path: Path) -> None:
+    for release in (5.0, 6.0):
+        put_shipped_vectors(store, folder, tmp_path, MODEL)
+        (folder / "cheerful.safetensors").write_bytes(encode_safetensors(vector(release)))
+        assert put_shipped_vectors(store, folder, tmp_path, MODEL) == ["cheerful"]
+        assert store.get("cheerful").revision == vector(release).revision
+    assert [record.revision for record in store.history("cheerful")][1:] == [vector(5.0).revision, vector(1.0).revision]
+
+
+def test_a_release_that_was_rolled_back_stays_so(store: VectorStore, folder: Path, tmp_path: Path) -> None:
+    put_shipped_vectors(store, folder, tmp_path, MODEL)
+    (folder / "cheerful.safetensors").write_bytes(encode_safetensors(vector(5.0)))
+    put_shipped_vectors(store, folder, tmp_path, MODEL)
+    store.rollback("cheerful", vector(1.0).revision)
+    for release in (5.0, 6.0):
+        (folder / "cheerful.safetensors").write_bytes(encode_safetensors(vector(release)))
+        assert put_shipped_vectors(store, folder, tmp_path, MODEL) == []
+    assert store.get("cheerful").revision == vector(1.0).revision
 
 
 def test_a_later_release_may_bring_another_one(store: VectorStore, folder: Path, tmp_path: Path) -> None:
