@@ -8,6 +8,9 @@
 Every file is written beside its place, flushed to the disk and renamed over it, objects before the name that refers
 to them; so a name always points to complete content, and what was acknowledged survives a kill or a power loss.
 The store does not know models, requests or HTTP. Vectors handed out live on when their name goes.
+
+Changes wait for each other under one lock. Readers take none: what they look names up in is replaced and never
+changed, so nobody waits for a disk that somebody else writes to.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ import os
 import re
 import threading
 import time
-from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from vectors.errors import (
     InvalidRevision,
@@ -43,6 +47,8 @@ _REVISION = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 _NUM_CACHED_VECTORS = 512
 
+_Read = TypeVar("_Read")
+
 
 def check_name(name: str) -> str:
     """`name`, if it may name a vector; raises `InvalidVectorName`."""
@@ -62,11 +68,15 @@ class RevisionRecord:
 
 @dataclass(frozen=True, slots=True)
 class StoredVector:
-    """A revision of a name with its content; stays valid whatever becomes of the name."""
+    """A revision of a name with its content; stays valid whatever becomes of the name.
+
+    `history`: every revision that the name had at that moment, newest first.
+    """
 
     name: str
     vector: SteeringVector
     record: RevisionRecord
+    history: tuple[RevisionRecord, ...]
 
     @property
     def revision(self) -> str:
@@ -102,9 +112,8 @@ class VectorStore:
     def __init__(self, root: Path) -> None:
         self._objects = root / "objects"
         self._names_folder = root / "names"
-        self._objects.mkdir(parents=True, exist_ok=True)
-        self._names_folder.mkdir(exist_ok=True)
-        _flush_folder(root)  # or the folders themselves might not outlast a power loss
+        for folder in (self._objects, self._names_folder):
+            _make_folder(folder)
         self._lock_file = (root / "lock").open("w")
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,10 +121,12 @@ class VectorStore:
             self._lock_file.close()
             raise StoreLocked(f"another process has the vector store {root} open") from None
         self._lock = threading.RLock()
-        self._cache: OrderedDict[str, SteeringVector] = OrderedDict()
+        self._load = lru_cache(_NUM_CACHED_VECTORS)(self._read_vector)
         try:
             self._remove_leftovers()
-            self._names = {_name_of(path.stem): self._read_name(path) for path in self._names_folder.glob("*.json")}
+            self._names: Mapping[str, _NameRecord] = {
+                _name_of(path.stem): self._read_name(path) for path in self._names_folder.glob("*.json")
+            }
             self._remove_orphans()
         except BaseException:
             self.close()
@@ -142,20 +153,19 @@ class VectorStore:
         """
         check_name(name)
         content = encode_safetensors(vector)
+        record = RevisionRecord(vector.revision, int(time.time()), len(content))
         with self._lock:
             known = self._names.get(name)
             if if_none_match and known is not None:
                 raise RevisionMismatch(f"vector {name!r} exists")
             self._check_match(name, known, if_match)
-            record = RevisionRecord(vector.revision, int(time.time()), len(content))
             if known is not None and known.current == record.revision:
-                return StoredVector(name, vector, known.find(name, None)), False
+                return StoredVector(name, vector, known.find(name, None), known.history), False
             self._write(self._object_path(record.revision), content)
             older = known.history if known is not None else ()
             history = (record, *(other for other in older if other.revision != record.revision))
             self._point(name, _NameRecord(record.revision, history))
-            self._remember(record.revision, vector)
-            return StoredVector(name, vector, record), known is None
+            return StoredVector(name, vector, record, history), known is None
 
     def create(self, name: str, vector: SteeringVector) -> StoredVector:
         """Like `put`, for a name that is free; else `VectorExists`."""
@@ -164,31 +174,43 @@ class VectorStore:
         except RevisionMismatch:
             raise VectorExists(name) from None
 
+    def change(self, name: str, changes: Mapping[str, Any], *, if_match: str | None = None) -> StoredVector:
+        """Put the current vector of `name` with other defaults or descriptions; the directions stay."""
+        with self._lock:
+            current = self.get(name)
+            return self.put(name, current.vector.with_defaults(**changes), if_match=if_match)[0]
+
     def get(self, name: str, revision_prefix: str | None = None) -> StoredVector:
         """The current revision of `name`, or the one whose hash begins so.
 
         Raises `VectorNotFound`, `RevisionNotFound`, `InvalidRevision`, `InvalidVectorName`, `StoreCorrupt`.
         """
-        with self._lock:
-            record = self._record(name).find(name, revision_prefix)
-            return StoredVector(name, self._load(record.revision), record)
+
+        def read() -> StoredVector:
+            known = self._record(name)
+            record = known.find(name, revision_prefix)
+            return StoredVector(name, self._load(record.revision), record, known.history)
+
+        return self._reading(read)
 
     def content(self, name: str, revision_prefix: str | None = None) -> bytes:
         """The canonical file of a revision."""
-        with self._lock:
-            return self._read_object(self._record(name).find(name, revision_prefix).revision)[0]
+        return self._reading(lambda: self._read_object(self._record(name).find(name, revision_prefix).revision)[0])
 
     def history(self, name: str) -> tuple[RevisionRecord, ...]:
         """Every revision of `name`, newest first."""
-        with self._lock:
-            return self._record(name).history
+        return self._record(name).history
+
+    def current_records(self) -> dict[str, RevisionRecord]:
+        """The current revision of every name, in order of names; no vector is read."""
+        names = self._names
+        return {name: names[name].find(name, None) for name in sorted(names)}
 
     def names(
         self, *, after: str | None = None, limit: int | None = None, order: Literal["asc", "desc"] = "asc"
     ) -> list[str]:
         """Names in order, beginning after `after` (which need not exist)."""
-        with self._lock:
-            names = sorted(self._names, reverse=order == "desc")
+        names = sorted(self._names, reverse=order == "desc")
         if after is not None:
             names = [name for name in names if (name > after if order == "asc" else name < after)]
         return names if limit is None else names[:limit]
@@ -202,7 +224,7 @@ class VectorStore:
             vector = self._load(record.revision)
             if record.revision != known.current:
                 self._point(name, _NameRecord(record.revision, known.history))
-            return StoredVector(name, vector, record)
+            return StoredVector(name, vector, record, known.history)
 
     def remove(self, name: str, *, if_match: str | None = None) -> None:
         """Forget `name` and every revision that no other name has. Vectors handed out stay usable."""
@@ -211,13 +233,12 @@ class VectorStore:
             self._check_match(name, known, if_match)
             self._check_open()
             self._name_path(name).unlink()
-            _flush_folder(self._names_folder)
-            del self._names[name]
+            self._flush(self._names_folder)
+            self._names = {other: record for other, record in self._names.items() if other != name}
             kept = self._referenced()
             for record in known.history:
                 if record.revision not in kept:
                     self._object_path(record.revision).unlink(missing_ok=True)
-                    self._cache.pop(record.revision, None)
 
     def _record(self, name: str) -> _NameRecord:
         check_name(name)
@@ -254,7 +275,7 @@ class VectorStore:
             ],
         }
         self._write(self._name_path(name), json.dumps(entry, indent=1).encode())
-        self._names[name] = record
+        self._names = {**self._names, name: record}
 
     def _write(self, path: Path, content: bytes) -> None:
         """Put `content` at `path` so that after any crash the file is whole or as it was."""
@@ -269,20 +290,33 @@ class VectorStore:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _flush_folder(path.parent)
+        self._flush(path.parent)
 
-    def _load(self, revision: str) -> SteeringVector:
-        vector = self._cache.get(revision)
-        if vector is None:
-            _, vector = self._read_object(revision)
-        self._remember(revision, vector)
-        return vector
+    def _flush(self, folder: Path) -> None:
+        """Make what was done in `folder` durable; when the disk refuses, the store takes no more changes.
 
-    def _remember(self, revision: str, vector: SteeringVector) -> None:
-        self._cache[revision] = vector
-        self._cache.move_to_end(revision)
-        while len(self._cache) > _NUM_CACHED_VECTORS:
-            self._cache.popitem(last=False)
+        The change may then be there or not when the store is opened anew. It was not acknowledged, and readers of
+        this store go on without it.
+        """
+        try:
+            _flush_folder(folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def _reading(self, read: Callable[[], _Read]) -> _Read:
+        """What `read` gives; if it finds a file missing, once more while nobody changes anything.
+
+        A name may have gone, with its files, after it was looked up.
+        """
+        try:
+            return read()
+        except StoreCorrupt:
+            with self._lock:
+                return read()
+
+    def _read_vector(self, revision: str) -> SteeringVector:
+        return self._read_object(revision)[1]
 
     def _read_object(self, revision: str) -> tuple[bytes, SteeringVector]:
         """A revision's file and what it holds, which must have that hash."""
@@ -354,6 +388,14 @@ def _file_stem(name: str) -> str:
 
 def _name_of(stem: str) -> str:
     return re.sub(r"\^([a-z])", lambda letter: letter[1].upper(), stem)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make `folder` and those above it that are missing, each of them durable."""
+    if not folder.parent.is_dir():
+        _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _flush_folder(folder.parent)
 
 
 def _flush_folder(folder: Path) -> None:

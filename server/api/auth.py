@@ -1,25 +1,29 @@
 """Who may call what: a bearer key's role against the role that a route needs.
 
-A manage key may do whatever a use key may. Without keys the server is open to whoever reaches it.
+A manage key may do whatever a use key may. Without keys the server is open to whoever reaches it on this machine,
+but for web pages from elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
-from server.api.services import services_of
+from server.api.services import Services, services_of
 from server.errors import Forbidden, Unauthorized
-from server.keys import Role
+from server.keys import KeysRefused, Role, check_exposure
 
 
 def require(needed: Role) -> Callable[[Request], Awaitable[None]]:
     """A dependency that refuses callers whose key does not allow `needed`."""
 
     async def check(request: Request) -> None:
-        keys = services_of(request).keys
+        services = services_of(request)
+        keys = services.keys
         if keys.is_open:
+            _refuse_strangers(request, services)
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
@@ -33,3 +37,22 @@ def require(needed: Role) -> Callable[[Request], Awaitable[None]]:
             raise Forbidden("this API key may use the server and not change its vectors")
 
     return check
+
+
+def _refuse_strangers(request: Request, services: Services) -> None:
+    """Raise for a page or a name on which a server without keys may not listen.
+
+    A browser sends a page's posts to this machine for any site, and to any name that a site lets point here.
+    """
+    origin = request.headers.get("origin")
+    authorities = [request.headers.get("host", "")]
+    if origin is not None:
+        authorities.append(origin.partition("://")[2])
+    for authority in authorities:
+        try:
+            check_exposure(urlsplit(f"//{authority}").hostname or "", services.keys, services.settings.insecure)
+        except (KeysRefused, ValueError):
+            raise Forbidden(
+                f"{authority[:100]!r} is not this machine: without API keys only its own names and pages are answered",
+                code="cross_origin",
+            ) from None

@@ -1,4 +1,7 @@
-"""`If-Match` and `If-None-Match` as the registry honours them: one revision, or `*`. Anything else is refused."""
+"""`If-Match` and `If-None-Match` as the registry honours them: one revision, or `*`.
+
+Anything else is refused, and so is either of them where a call does not honour it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,13 @@ from starlette.requests import Request
 from server.errors import InvalidRequest
 
 _TAG = re.compile(r'"([0-9a-fA-F]{64})"')
+
+
+def refuse_preconditions(request: Request, *names: str) -> None:
+    """Raise if the request has any of these headers, which its call does not honour."""
+    for name in names:
+        if name in request.headers:
+            raise InvalidRequest(f"{name}: not honoured by this call", code="invalid_header", param=name)
 
 
 def if_match_of(request: Request) -> str | None:

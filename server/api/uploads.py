@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 from typing import Any
 
 import numpy as np
 import torch
+from anyio.to_thread import run_sync
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -18,6 +20,8 @@ from server.errors import InvalidRequest
 from vectors.formats import ImportOptions
 from vectors.vector import MAX_LAYER, MAX_METADATA_BYTES
 
+_MAX_METADATA_PART = 2 * MAX_METADATA_BYTES
+
 
 async def read_upload(request: Request, limit: int) -> tuple[bytes, ImportOptions]:
     """The uploaded file and what the upload says about it.
@@ -25,31 +29,29 @@ async def read_upload(request: Request, limit: int) -> tuple[bytes, ImportOption
     The body is the file itself, or multipart with the parts `file` and, if wanted, `metadata` (JSON). Raises
     `PayloadTooLarge` unread when a larger length is announced, else as soon as more than `limit` bytes came.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json":
+    kind, parameters = parse_options_header(request.headers.get("content-type"))
+    if kind == b"application/json":
         raise InvalidRequest(
             "Content-Type: a file is application/octet-stream or multipart/form-data; "
             "numbers in JSON go to POST /v1/steering/vectors",
             code="invalid_header",
             param="Content-Type",
         )
-    if kind != "multipart/form-data":
+    if kind != b"multipart/form-data":
         return await read_body(request, limit), ImportOptions()
+    if parameters.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
+        raise InvalidRequest("Content-Type: the only charset is utf-8", code="invalid_header", param="Content-Type")
     parser = MultiPartParser(
         request.headers,
         limited_stream(request, limit),
         max_files=2,
         max_fields=2,
-        max_part_size=2 * MAX_METADATA_BYTES,
+        max_part_size=_MAX_METADATA_PART,
     )
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise InvalidRequest(f"the multipart body is malformed: {error.message}", code="invalid_multipart") from None
-    except KeyError:
-        raise InvalidRequest(
-            "Content-Type: multipart/form-data needs a boundary", code="invalid_header", param="Content-Type"
-        ) from None
     try:
         return await _parts_of(form)
     finally:
@@ -70,39 +72,55 @@ async def _parts_of(form: FormData) -> tuple[bytes, ImportOptions]:
         raise InvalidRequest("file: required and missing", code="missing_required_parameter", param="file")
     if metadata is None:
         return await file.read(), ImportOptions()
-    text = metadata.encode() if isinstance(metadata, str) else await metadata.read()
-    return await file.read(), ImportOptions.from_json(parse_json(text, "metadata"))
+    text = metadata.encode() if isinstance(metadata, str) else await metadata.read(_MAX_METADATA_PART + 1)
+    if len(text) > _MAX_METADATA_PART:
+        raise InvalidRequest(
+            f"metadata: larger than {_MAX_METADATA_PART} bytes", code="invalid_value", param="metadata"
+        )
+    options = await run_sync(lambda: ImportOptions.from_json(parse_json(text, "metadata")))
+    return await file.read(), options
 
 
-def directions_of(given: dict[str, Any]) -> dict[int, Tensor]:
-    """`{"12": [floats] or base64 of little-endian float32}` -> float32 tensors by layer."""
+def directions_of(given: dict[str, Any], *, num_layers: int, hidden_size: int) -> dict[int, Tensor]:
+    """`{"12": [floats] or base64 of little-endian float32}` -> float32 tensors `[hidden_size]` by layer.
+
+    What cannot be for a model of these numbers is refused before it is converted.
+    """
+    if len(given) > num_layers:
+        raise _invalid(f"directions: {len(given)} layers, the model has {num_layers}", "directions")
     directions: dict[int, Tensor] = {}
     for key, numbers in given.items():
         param = f"directions.{key[:20]}"
         if not (key.isascii() and key.isdigit() and len(key) <= 4 and int(key) <= MAX_LAYER):
-            raise InvalidRequest(f"{param}: not a layer's number", code="invalid_vector", param=param)
+            raise _invalid(f"{param}: not a layer's number", param)
         if int(key) in directions:
-            raise InvalidRequest(f"{param}: the layer is there twice", code="invalid_vector", param=param)
-        directions[int(key)] = _direction_of(numbers, param)
+            raise _invalid(f"{param}: the layer is there twice", param)
+        directions[int(key)] = _direction_of(numbers, hidden_size, param)
     return directions
 
 
-def _direction_of(numbers: Any, param: str) -> Tensor:
-    if isinstance(numbers, list) and all(type(number) in (int, float) for number in numbers):
+def _direction_of(numbers: Any, hidden_size: int, param: str) -> Tensor:
+    if isinstance(numbers, list):
+        if len(numbers) != hidden_size:
+            raise _invalid(f"{param}: {len(numbers)} numbers, the model's hidden size is {hidden_size}", param)
+        if not all(type(number) in (int, float) for number in numbers):
+            raise _invalid(f"{param}: something in the list is no number", param)
         try:
             with np.errstate(over="ignore"):  # an overflow becomes infinity, which is refused by name
                 values = np.array(numbers, dtype=np.float64).astype(np.float32)
         except OverflowError:
-            raise InvalidRequest(f"{param}: a number is too large", code="invalid_vector", param=param) from None
+            raise _invalid(f"{param}: a number is too large", param) from None
         return torch.from_numpy(values)
     if isinstance(numbers, str):
-        try:
-            data = base64.b64decode(numbers, validate=True)
-            return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
-        except (binascii.Error, ValueError):
-            raise InvalidRequest(
-                f"{param}: not base64 of little-endian float32 numbers", code="invalid_vector", param=param
-            ) from None
-    raise InvalidRequest(
-        f"{param}: give a list of numbers, or base64 of little-endian float32", code="invalid_vector", param=param
-    )
+        num_bytes = hidden_size * 4
+        if len(numbers) == -(-num_bytes // 3) * 4:
+            with contextlib.suppress(ValueError):  # what is no base64 is refused below, like a wrong length
+                data = base64.b64decode(numbers, validate=True)
+                if len(data) == num_bytes:
+                    return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
+        raise _invalid(f"{param}: not base64 of {hidden_size} little-endian float32 numbers", param)
+    raise _invalid(f"{param}: give a list of numbers, or base64 of little-endian float32", param)
+
+
+def _invalid(message: str, param: str) -> InvalidRequest:
+    return InvalidRequest(message, code="invalid_vector", param=param)

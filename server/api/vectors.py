@@ -1,13 +1,13 @@
 """The vector registry under `/v1/steering/vectors`: upload, create, list, get, change, roll back, delete.
 
-Files are decoded and stored off the event loop. It knows HTTP's preconditions and the wire's objects; what a vector
-is and how it is kept is the `vectors` package's.
+Files are read, decoded and stored off the event loop, and answers that are large are made there. It knows HTTP's
+preconditions and the wire's objects; what a vector is and how it is kept is the `vectors` package's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+import logging
+from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
@@ -15,15 +15,15 @@ from starlette.responses import JSONResponse, Response
 
 from server.api.auth import require
 from server.api.bodies import MAX_JSON_BYTES, read_model, refuse_unknown_query
-from server.api.preconditions import if_match_of, if_none_match_of
+from server.api.preconditions import if_match_of, if_none_match_of, refuse_preconditions
 from server.api.protocol import CreateVectorRequest, PatchVectorRequest, RollbackRequest
 from server.api.services import Services, services_of
 from server.api.uploads import directions_of, read_upload
 from server.errors import InvalidRequest
 from server.keys import Role
-from vectors.errors import RevisionMismatch, VectorNotFound
+from vectors.errors import StoreCorrupt, VectorNotFound
 from vectors.formats import ImportOptions, decode, encode_gguf
-from vectors.store import RevisionRecord, StoredVector, check_name
+from vectors.store import StoredVector, check_name
 from vectors.vector import SteeringVector
 
 router = APIRouter(prefix="/v1/steering/vectors")
@@ -34,8 +34,7 @@ _DEFAULT_LIMIT = 20
 _MOST_LISTED = 100
 _FORMATS = ("safetensors", "gguf")
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+_log = logging.getLogger(__name__)
 
 
 @router.put("/{name}", dependencies=_MAY_CHANGE)
@@ -47,14 +46,14 @@ async def put_vector(request: Request, name: str) -> Response:
     if_match, if_none_match = if_match_of(request), if_none_match_of(request)
     data, options = await read_upload(request, services.max_upload_bytes)
 
-    def store() -> tuple[StoredVector, bool]:
+    def store() -> Response:
         info = services.engine.info
         vector = decode(data, options=options, num_layers=info.num_layers, hidden_size=info.hidden_size)
         _check_fit(vector, services)
-        return services.store.put(name, vector, if_match=if_match, if_none_match=if_none_match)
+        stored, is_new = services.store.put(name, vector, if_match=if_match, if_none_match=if_none_match)
+        return _answer(stored, status=201 if is_new else 200)
 
-    stored, is_new = await run_sync(store)
-    return _answer(stored, status=201 if is_new else 200)
+    return await run_sync(store)
 
 
 @router.post("", dependencies=_MAY_CHANGE)
@@ -62,17 +61,20 @@ async def create_vector(request: Request) -> Response:
     """Make a vector from numbers in the body."""
     services = services_of(request)
     refuse_unknown_query(request)
+    refuse_preconditions(request, "If-Match", "If-None-Match")
     body = await read_model(request, CreateVectorRequest, services.max_upload_bytes)
 
-    def store() -> StoredVector:
+    def store() -> Response:
         check_name(body.name)
         given = body.model_dump(exclude={"name", "directions"}, exclude_none=True)
         ImportOptions(overrides=given)
-        vector = SteeringVector(directions_of(body.directions), **given)
+        info = services.engine.info
+        directions = directions_of(body.directions, num_layers=info.num_layers, hidden_size=info.hidden_size)
+        vector = SteeringVector(directions, **given)
         _check_fit(vector, services)
-        return services.store.create(body.name, vector)
+        return _answer(services.store.create(body.name, vector), status=201)
 
-    return _answer(await run_sync(store), status=201)
+    return await run_sync(store)
 
 
 @router.get("", dependencies=_MAY_READ)
@@ -86,21 +88,20 @@ async def list_vectors(request: Request) -> Response:
         raise InvalidRequest("order: give asc or desc", code="invalid_value", param="order")
     after = request.query_params.get("after")
 
-    def page() -> list[StoredVector]:
+    def page() -> Response:
         names = services.store.names(after=after, limit=limit + 1, order="asc" if order == "asc" else "desc")
-        return [stored for name in names if (stored := _get_or_none(services, name)) is not None]
-
-    found = await run_sync(page)
-    data = [_object_of(stored) for stored in found[:limit]]
-    return JSONResponse(
-        {
+        shown = names[:limit]
+        found = (_get_or_none(services, name) for name in shown)
+        listing = {
             "object": "list",
-            "data": data,
-            "first_id": data[0]["id"] if data else None,
-            "last_id": data[-1]["id"] if data else None,
-            "has_more": len(found) > limit,
+            "data": [_object_of(stored) for stored in found if stored is not None],
+            "first_id": shown[0] if shown else None,
+            "last_id": shown[-1] if shown else None,
+            "has_more": len(names) > limit,
         }
-    )
+        return JSONResponse(listing)
+
+    return await run_sync(page)
 
 
 @router.get("/{name}", dependencies=_MAY_READ)
@@ -109,27 +110,28 @@ async def get_vector(request: Request, name: str) -> Response:
     services = services_of(request)
     refuse_unknown_query(request)
 
-    def read() -> tuple[StoredVector, tuple[RevisionRecord, ...]]:
-        return services.store.get(name), services.store.history(name)
+    def read() -> Response:
+        stored = services.store.get(name)
+        history = [
+            {"revision": record.revision, "created_at": record.created_at, "bytes": record.num_bytes}
+            for record in stored.history
+        ]
+        return _answer(stored, history=history)
 
-    stored, history = await run_sync(read)
-    known = [
-        {"revision": record.revision, "created_at": record.created_at, "bytes": record.num_bytes} for record in history
-    ]
-    return _answer(stored, history=known)
+    return await run_sync(read)
 
 
 @router.get("/{name}/content", dependencies=_MAY_READ)
 async def get_content(request: Request, name: str) -> Response:
-    """The current revision of `name` as a file."""
+    """A revision of `name` as a file: the current one, or the one that `revision` begins."""
     services = services_of(request)
-    refuse_unknown_query(request, "format")
+    refuse_unknown_query(request, "format", "revision")
     kind = request.query_params.get("format", "safetensors")
     if kind not in _FORMATS:
         raise InvalidRequest(f"format: give {' or '.join(_FORMATS)}", code="invalid_value", param="format")
 
     def read() -> tuple[str, bytes]:
-        stored = services.store.get(name)
+        stored = services.store.get(name, request.query_params.get("revision"))
         if kind == "gguf":
             return stored.revision, encode_gguf(stored.vector)
         return stored.revision, services.store.content(name, stored.revision)
@@ -147,6 +149,7 @@ async def patch_vector(request: Request, name: str) -> Response:
     """Change defaults and descriptions of `name`; the directions stay."""
     services = services_of(request)
     refuse_unknown_query(request)
+    refuse_preconditions(request, "If-None-Match")
     if_match = if_match_of(request)
     body = await read_model(request, PatchVectorRequest, MAX_JSON_BYTES)
     changes = body.model_dump(exclude_none=True)
@@ -154,18 +157,7 @@ async def patch_vector(request: Request, name: str) -> Response:
         fields = ", ".join(PatchVectorRequest.model_fields)
         raise InvalidRequest(f"nothing to change; there are {fields}", code="missing_required_parameter")
 
-    def store() -> StoredVector:
-        while True:
-            current = services.store.get(name)
-            expected = current.revision if if_match in (None, "*") else if_match
-            try:
-                changed = current.vector.with_defaults(**changes)
-                return services.store.put(name, changed, if_match=expected)[0]
-            except RevisionMismatch:
-                if if_match not in (None, "*"):
-                    raise
-
-    return _answer(await run_sync(store))
+    return await run_sync(lambda: _answer(services.store.change(name, changes, if_match=if_match)))
 
 
 @router.post("/{name}/rollback", dependencies=_MAY_CHANGE)
@@ -173,9 +165,10 @@ async def roll_back(request: Request, name: str) -> Response:
     """Point `name` at an earlier revision of its history."""
     services = services_of(request)
     refuse_unknown_query(request)
+    refuse_preconditions(request, "If-None-Match")
     if_match = if_match_of(request)
     body = await read_model(request, RollbackRequest, MAX_JSON_BYTES)
-    return _answer(await run_sync(_call(services.store.rollback, name, body.revision, if_match=if_match)))
+    return await run_sync(lambda: _answer(services.store.rollback(name, body.revision, if_match=if_match)))
 
 
 @router.delete("/{name}", dependencies=_MAY_CHANGE)
@@ -183,12 +176,10 @@ async def delete_vector(request: Request, name: str) -> Response:
     """Forget `name`; requests that were accepted finish with what they had."""
     services = services_of(request)
     refuse_unknown_query(request)
-    await run_sync(_call(services.store.remove, name, if_match=if_match_of(request)))
+    refuse_preconditions(request, "If-None-Match")
+    if_match = if_match_of(request)
+    await run_sync(lambda: services.store.remove(name, if_match=if_match))
     return JSONResponse({"id": name, "object": "steering.vector.deleted", "deleted": True})
-
-
-def _call(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> Callable[[], _R]:
-    return lambda: function(*args, **kwargs)
 
 
 def _check_fit(vector: SteeringVector, services: Services) -> None:
@@ -197,10 +188,13 @@ def _check_fit(vector: SteeringVector, services: Services) -> None:
 
 
 def _get_or_none(services: Services, name: str) -> StoredVector | None:
-    """None when the name went away meanwhile."""
+    """None when the name went away meanwhile, or its file is damaged, as asking for the name itself will say."""
     try:
         return services.store.get(name)
     except VectorNotFound:
+        return None
+    except StoreCorrupt as error:
+        _log.error("left out of the list: %s", error)
         return None
 
 

@@ -68,7 +68,8 @@ def test_put_and_get(store: VectorStore) -> None:
     assert torch.equal(got.vector.directions[0], vector(1).directions[0])
     assert store.content("calm") == encode_safetensors(vector(1))
     assert stored.record.num_bytes == len(store.content("calm"))
-    assert store.history("calm") == (stored.record,)
+    assert store.history("calm") == stored.history == (stored.record,)
+    assert store.current_records() == {"calm": stored.record}
 
 
 def test_a_new_revision_becomes_current_and_the_old_stays(store: VectorStore) -> None:
@@ -596,6 +597,7 @@ def test_a_name_swapped_by_many_threads_is_always_one_whole_vector(tmp_path: Pat
             while any(writing):
                 got = store.get("calm")
                 assert got.vector.revision == got.revision
+                assert got.record in got.history
                 assert torch.equal(got.vector.directions[0], choices[got.revision].directions[0])
                 content = store.content("calm", got.revision)
                 assert content == encode_safetensors(choices[got.revision])
@@ -641,6 +643,31 @@ def test_compare_and_swap_loses_no_step(store: VectorStore) -> None:
 
     run_together([step] * 5)
     assert store.get("count").vector.default_scale == 50
+
+
+def test_a_change_is_of_the_revision_that_it_names(store: VectorStore) -> None:
+    one, other = vector(1), vector(2)
+    store.put("calm", one)
+
+    def move() -> None:
+        for step in range(60):
+            store.put("calm", other if step % 2 else one)
+
+    def change() -> None:
+        for step in range(60):
+            try:
+                changed = store.change("calm", {"default_scale": step + 2}, if_match=one.revision)
+            except RevisionMismatch:
+                continue
+            assert changed.vector == one.with_defaults(default_scale=step + 2)
+
+    run_together([move, change])
+    store.put("calm", one)
+    assert store.change("calm", {"default_scale": 0.5}).vector == one.with_defaults(default_scale=0.5)
+    with pytest.raises(RevisionMismatch):
+        store.change("calm", {"default_scale": 3}, if_match=one.revision)
+    with pytest.raises(VectorNotFound):
+        store.change("gone", {"default_scale": 3})
 
 
 def test_names_that_come_and_go_leave_only_what_is_there(tmp_path: Path) -> None:

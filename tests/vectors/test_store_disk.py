@@ -1,7 +1,12 @@
-"""What lies on the disk: file names that differ on every disk, and one owner of the files."""
+"""What lies on the disk: file names that differ on every disk, one owner of the files, and what is made durable.
+
+Python's audit events tell what a process asks of the disk, and let a test refuse it or hold it up.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +40,108 @@ def test_a_closed_store_changes_nothing(tmp_path: Path) -> None:
         with pytest.raises(StoreLocked):
             store.remove("v")
         assert owner.get("v").revision == A.revision
+
+
+ROOT = Path(__file__).parents[2]
+PRELUDE = """
+import errno, os, sys, threading
+from pathlib import Path
+import torch
+from vectors.errors import StoreLocked
+from vectors.store import VectorStore
+from vectors.vector import SteeringVector
+A, B = (SteeringVector({0: torch.ones(4)}, default_scale=scale) for scale in (1.0, 2.0))
+root = Path(sys.argv[1])
+"""
+
+
+def run(script: str, root: Path) -> list[str]:
+    """The lines that `script` says in a process of its own, which its audit hook then ends with."""
+    command = [sys.executable, "-c", PRELUDE + script, str(root)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=True).stdout.split("\n")
+
+
+def test_every_folder_that_is_made_is_flushed_in_its_parent(tmp_path: Path) -> None:
+    said = run(
+        """
+def listen(event, arguments):
+    if event == "os.mkdir":
+        print("made", arguments[0])
+    elif event == "open" and arguments[1] is None and Path(arguments[0]).is_dir():
+        print("flushed", arguments[0])
+VectorStore(root / "one" / "two" / "three").close()  # so that nothing else is imported while it listens
+sys.addaudithook(listen)
+VectorStore(root / "1" / "2" / "3").close()
+""",
+        tmp_path,
+    )
+    made = [line.removeprefix("made ") for line in said if line.startswith("made ")]
+    top = tmp_path / "1"
+    assert set(made) == {
+        str(folder) for folder in (top, top / "2", top / "2/3", top / "2/3/objects", top / "2/3/names")
+    }
+    for folder in made:
+        assert f"flushed {Path(folder).parent}" in said[said.index(f"made {folder}") :]
+
+
+@pytest.mark.parametrize("change", ["put('v', B)", "rollback('v', A.revision)", "remove('v')", "put('new', A)"])
+def test_a_store_whose_disk_refuses_a_flush_takes_no_more_changes(tmp_path: Path, change: str) -> None:
+    """What was acknowledged is read on; what was not may be there once the store is opened anew, and whole."""
+    said = run(
+        f"""
+refusing = False
+def refuse(event, arguments):
+    if refusing and event == "open" and arguments[1] is None and Path(arguments[0]).name == "names":
+        raise OSError(errno.EIO, "the disk refuses")
+sys.addaudithook(refuse)
+store = VectorStore(root)
+store.put("v", A)
+store.put("v", B)
+store.rollback("v", B.revision)
+if "put('v'" in {change!r}:
+    store.rollback("v", A.revision)
+before = store.get("v"), store.names()
+refusing = True
+try:
+    store.{change}
+except OSError as error:
+    print(error.strerror)
+refusing = False
+print((store.get("v"), store.names()) == before)
+for again in (lambda: store.put("w", A), lambda: store.rollback("v", A.revision[:8]), lambda: store.remove("v")):
+    try:
+        again()
+    except StoreLocked as error:
+        print("locked")
+with VectorStore(root) as anew:
+    print([anew.get(name).revision in (A.revision, B.revision) for name in anew.names()].count(False))
+""",
+        tmp_path,
+    )
+    assert said[:2] == ["the disk refuses", "True"]
+    assert said[2:].count("locked") >= 2
+    assert said[-2:] == ["0", ""]
+
+
+def test_readers_do_not_wait_for_a_disk_that_a_writer_waits_for(tmp_path: Path) -> None:
+    said = run(
+        """
+reached, let_go = threading.Event(), threading.Event()
+def hold_up(event, arguments):
+    if event == "os.rename" and "B" in threading.current_thread().name:
+        reached.set()
+        let_go.wait()
+store = VectorStore(root)
+store.put("v", A)
+sys.addaudithook(hold_up)
+writer = threading.Thread(target=store.put, args=("v", B), name="B")
+writer.start()
+reached.wait()
+print(store.get("v").revision == A.revision, store.names(), len(store.history("v")), len(store.content("v")) > 0)
+let_go.set()
+writer.join()
+print(store.get("v").revision == B.revision)
+""",
+        tmp_path,
+    )
+    assert said == ["True ['v'] 1 True", "True", ""]

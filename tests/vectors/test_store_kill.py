@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+import torch
 
 from vectors.errors import VectorNotFound
 from vectors.store import VectorStore
+from vectors.vector import SteeringVector
 
 ROOT = Path(__file__).parents[2]
 GONE = "-"
+NUM_CUT = 200
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +42,11 @@ class Ledger:
 
     def __init__(self) -> None:
         self.acknowledged: dict[str, str] = {}
+        self.kept: dict[str, set[str]] = {}
+        """Every revision acknowledged since the name last went."""
         self.begun: tuple[str, str] | None = None
         self.num_done = 0
+        self.num_cut = 0
 
     def note(self, line: str) -> None:
         if line.strip() == "open":
@@ -50,8 +57,15 @@ class Ledger:
         else:
             assert (verb, self.begun) == ("done", (name, state)), line
             self.acknowledged[name] = state
+            self._keep(name, state)
             self.begun = None
             self.num_done += 1
+
+    def _keep(self, name: str, state: str) -> None:
+        if state == GONE:
+            self.kept.pop(name, None)
+        else:
+            self.kept.setdefault(name, set()).add(state)
 
     def settle(self, store: VectorStore) -> None:
         """Compare with what was found, and take it as the ground of the next round."""
@@ -61,6 +75,12 @@ class Ledger:
             if self.begun is not None and self.begun[0] == name:
                 allowed.add(self.begun[1])
             assert found.get(name, GONE) in allowed, f"{name} is {found.get(name, GONE)}, not one of {allowed}"
+        if self.begun is not None:
+            self.num_cut += 1
+            self._keep(self.begun[0], found.get(self.begun[0], GONE))
+        for name, revisions in self.kept.items():
+            lost = revisions - {record.revision for record in store.history(name)}
+            assert not lost, f"{name} lost {lost}"
         self.acknowledged = found
         self.begun = None
 
@@ -106,21 +126,15 @@ def check(root: Path, ledger: Ledger) -> None:
     assert {path.stem for path in (root / "names").iterdir()} == set(ledger.acknowledged)
 
 
-def kill_many(worker: subprocess.Popen[str], root: Path, seeds: range) -> Ledger:
-    ledger = Ledger()
-    for seed in seeds:
-        kill_once(worker, root, seed, ledger)
-        check(root, ledger)
-    return ledger
-
-
 def test_acknowledged_changes_survive_kills(worker: subprocess.Popen[str], tmp_path: Path) -> None:
-    assert kill_many(worker, tmp_path, range(15)).num_done > 15
-
-
-@pytest.mark.slow
-def test_acknowledged_changes_survive_many_kills(worker: subprocess.Popen[str], tmp_path: Path) -> None:
-    assert kill_many(worker, tmp_path, range(100, 300)).num_done > 200
+    """Lives of a child, one after the other, until 200 changes were cut short."""
+    ledger = Ledger()
+    for seed in itertools.count():
+        kill_once(worker, tmp_path, seed, ledger)
+        check(tmp_path, ledger)
+        if ledger.num_cut == NUM_CUT:
+            break
+    assert ledger.num_done > NUM_CUT
 
 
 def test_ledger_tells_a_lost_change(tmp_path: Path) -> None:
@@ -132,4 +146,16 @@ def test_ledger_tells_a_lost_change(tmp_path: Path) -> None:
         with pytest.raises(VectorNotFound):
             store.get("one")
         with pytest.raises(AssertionError, match="one is -, not one of"):
+            ledger.settle(store)
+
+
+def test_ledger_tells_a_lost_revision(tmp_path: Path) -> None:
+    """The same for an older revision of a name that is still there."""
+    ledger = Ledger()
+    with VectorStore(tmp_path) as store:
+        current = store.put("one", SteeringVector({0: torch.ones(4)}))[0].revision
+        for revision in ("abc", current):
+            ledger.note(f"begin one {revision}")
+            ledger.note(f"done one {revision}")
+        with pytest.raises(AssertionError, match="one lost"):
             ledger.settle(store)

@@ -1,9 +1,11 @@
 """The zip archives of `torch.save`, read without running anything of theirs.
 
-The pickle is interpreted here, by a short table of operations over tensors, text, numbers, lists, tuples and dicts
-with plain keys: no name in it is imported and nothing in it is called or hashed. (`torch.load(weights_only=True)`
-is safe from code, but nested tuples as dict keys can hang it or overflow its stack.) Tensors are views into the
-archive's members, so nothing is allocated beyond the file's own size. Knows nothing about vectors.
+The pickle is interpreted here, by a short table of operations over tensors, text, numbers, lists, tuples and dicts:
+no name in it is imported and nothing in it is called. Dict keys are text, whose hashes nobody can foresee, or whole
+numbers too small for two to have one hash. (`torch.load(weights_only=True)` is safe from code, but nested tuples as
+dict keys can hang it or overflow its stack.) Operations are counted, and each costs no more than what it takes off
+the stack. Tensors are views into the archive's members, so nothing is allocated beyond the file's own size. Knows
+nothing about vectors.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ from vectors.errors import InvalidVector
 _MAX_MEMBERS = 10_000
 _MAX_PICKLE_BYTES = 4 << 20
 _MAX_PICKLE_OPERATIONS = 500_000
+_MAX_ENTRIES = 10_000
+_MAX_NUMBER_AS_KEY = 9_999
+_MAX_DIMENSIONS = 8
+_MEMBER_SIGNATURE = b"PK\x01\x02"
 _STORAGES: Mapping[str, torch.dtype] = MappingProxyType(
     {
         "torch FloatStorage": torch.float32,
@@ -52,6 +58,8 @@ _TUPLES: Mapping[str, int] = MappingProxyType({"TUPLE1": 1, "TUPLE2": 2, "TUPLE3
 
 def read_archive(data: bytes) -> Any:
     """What `torch.save` was given: a tensor, or plain containers of them. Raises `InvalidVector`."""
+    if data.count(_MEMBER_SIGNATURE) > _MAX_MEMBERS:  # each member has one, and ZipFile makes an object of each
+        raise InvalidVector(f"the archive has more than {_MAX_MEMBERS} members")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             pickled, records = _inspect_members(archive, len(data))
@@ -65,8 +73,6 @@ def read_archive(data: bytes) -> Any:
 def _inspect_members(archive: zipfile.ZipFile, num_bytes: int) -> tuple[zipfile.ZipInfo, dict[str, zipfile.ZipInfo]]:
     """The pickle and the tensors' members by key, once the archive is sure to be no larger than it says."""
     members = archive.infolist()
-    if len(members) > _MAX_MEMBERS:
-        raise InvalidVector(f"the archive has {len(members)} members")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise InvalidVector("the archive is compressed, which torch.save never does")
     if sum(member.file_size for member in members) > num_bytes:
@@ -183,7 +189,11 @@ class _Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in (str, int):
                 raise InvalidVector(f"the pickle has a dict with a {type(key).__name__} as key; use layers")
+            if type(key) is int and not 0 <= key <= _MAX_NUMBER_AS_KEY:
+                raise InvalidVector(f"the pickle has a dict with a key outside 0 to {_MAX_NUMBER_AS_KEY}; use layers")
             target[key] = value
+            if len(target) > _MAX_ENTRIES:
+                raise InvalidVector(f"the pickle has a dict of more than {_MAX_ENTRIES} entries")
 
     def _storage(self, kind: object, name: object, key: object, _location: object, length: object) -> _Storage:
         """A persistent id: `("storage", the storage's class, the member's key, the device, its length)`."""
@@ -212,10 +222,12 @@ def _reduce(name: str, arguments: tuple[Any, ...]) -> Any:
     if name == _PARAMETER:
         return _of(Tensor, arguments[0])
     if name == _TENSOR:
-        storage, offset, size, stride, _requires_grad, _hooks, *metadata = arguments
-        if any(metadata):
+        storage, offset, size, stride, _requires_grad, _hooks, *metadata = arguments[:8]
+        if len(metadata) > 1 or any(metadata):
             raise InvalidVector("the pickle holds a conjugated or negated view; save a clone of it")
-        return _of(_Storage, storage).values.as_strided(_of(tuple, size), _of(tuple, stride), offset)
+        if len(_of(tuple, size)) > _MAX_DIMENSIONS:
+            raise InvalidVector(f"the pickle holds a tensor of {len(size)} dimensions")
+        return _of(_Storage, storage).values.as_strided(size, _of(tuple, stride), offset)
     raise InvalidVector("the pickle calls something; only tensors and plain containers are read")
 
 

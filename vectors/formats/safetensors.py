@@ -84,7 +84,7 @@ def decode_safetensors(data: bytes, options: ImportOptions) -> SteeringVector:
 
 
 def _header(data: bytes) -> dict[str, Any]:
-    (length,) = struct.unpack_from("<Q", data)
+    length = int.from_bytes(data[:8], "little")
     if length > min(len(data) - 8, _MAX_HEADER_BYTES):
         raise InvalidVector("the safetensors header is longer than the file or than is sensible: truncated?")
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -92,3 +94,38 @@ def test_the_sdk_sees_its_own_exceptions(locked: Server) -> None:
         with pytest.raises(openai.PermissionDeniedError):
             client.with_options(api_key=USE).delete("/steering/vectors/kept", cast_to=object)
         assert client.with_options(api_key=USE).models.list().data[0].id == "tiny"
+
+
+STRANGERS = [
+    "evil.example",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "192.168.0.7",
+    "0.0.0.0",
+    "[::2]",
+    "x:y",
+]
+OWN = ["127.0.0.1", "127.0.0.1:8000", "localhost", "LOCALHOST:3000", "[::1]:8000", "127.8.8.8"]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), USED + MANAGED)
+def test_without_keys_no_page_from_elsewhere_is_answered(server: Server, method: str, path: str, body: Any) -> None:
+    before = server.store.current_records()
+    foreign = [{"Host": host} for host in STRANGERS] + [{"Origin": f"https://{host}"} for host in STRANGERS]
+    for headers in (*foreign, {"Origin": "null"}, {"Origin": ""}, {"Origin": "file://"}, {"Host": ""}):
+        response = server.http.request(method, path, content=json.dumps(body), headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (403, "cross_origin"), headers
+    assert server.store.current_records() == before
+
+
+def test_without_keys_this_machine_is_answered_under_all_its_names(server: Server) -> None:
+    for host in OWN:
+        assert server.http.get("/v1/models", headers={"Host": host}).status_code == 200
+        assert server.http.get("/v1/models", headers={"Origin": f"http://{host}"}).status_code == 200
+
+
+def test_whoever_has_a_key_or_accepted_the_risk_is_asked_for_no_name(locked: Server, tmp_path: Path) -> None:
+    foreign = {"Host": "tiller.example", "Origin": "https://page.example"}
+    assert locked.http.get("/v1/models", headers=foreign | {"Authorization": f"Bearer {USE}"}).status_code == 200
+    with serving(tmp_path, insecure=True) as insecure:
+        assert insecure.http.get("/v1/models", headers=foreign).status_code == 200

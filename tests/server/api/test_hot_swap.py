@@ -4,19 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from pathlib import Path
 
 import httpx
 import openai
 from safetensors.torch import save
 
-from server.engine.engine import EngineSettings
+from server.engine.engine import BatchingEngine, EngineSettings
 from tests.server.api.serving import LAYERS, MODEL, Server, direction, eventually, serving
 
 NUM_STREAMS = 32
 NUM_SWAPS = 100
 NUM_TOKENS = 200
 LIMITS = EngineSettings(num_pages=1024, page_size=8, max_running=NUM_STREAMS, max_batch_tokens=256)
+
+
+class PacedEngine(BatchingEngine):
+    """Once `pace` was called it takes as many steps as it is allowed, so that a test knows what still runs."""
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*parts)  # type: ignore[arg-type]
+        self._pace = threading.Condition()
+        self._num_allowed: int | None = None
+
+    def pace(self, num_steps: int | None) -> None:
+        """Allow that many steps from now on; None: as many as there are."""
+        with self._pace:
+            self._num_allowed = num_steps
+            self._pace.notify_all()
+
+    @property
+    def is_held(self) -> bool:
+        """True when it waits to be allowed a step."""
+        return self._num_allowed == 0
+
+    def step(self) -> bool:
+        """See `BatchingEngine.step`."""
+        with self._pace:
+            self._pace.wait_for(lambda: self._num_allowed != 0)
+            if self._num_allowed is not None:
+                self._num_allowed -= 1
+        return super().step()
 
 
 def file_of(seed: int, layer: int) -> bytes:
@@ -69,13 +98,21 @@ async def scenario(server: Server) -> None:
         alone = [await streamed(client, index) for index in range(NUM_STREAMS)]
         assert len({text for text, _ in alone}) == NUM_STREAMS, "the vectors must make a difference"
 
+        engine = server.engine
+        assert isinstance(engine, PacedEngine)
+        engine.pace(0)
         started = [asyncio.Event() for _ in range(NUM_STREAMS)]
         streams = [asyncio.create_task(streamed(client, index, started[index])) for index in range(NUM_STREAMS)]
-        await asyncio.gather(*(event.wait() for event in started))
+        while not all(event.is_set() for event in started):
+            if engine.is_held:
+                engine.pace(1)
+            await asyncio.sleep(0)
         choose = random.Random(0)
         for number in range(NUM_SWAPS):
             await swap(http, choose, number)
+            engine.pace(1)
         assert not any(stream.done() for stream in streams), "the registry must change while all of them run"
+        engine.pace(None)
         together = await asyncio.gather(*streams)
         assert together == alone
 
@@ -87,6 +124,6 @@ async def scenario(server: Server) -> None:
 
 
 def test_streams_keep_what_they_began_with(tmp_path: Path) -> None:
-    with serving(tmp_path, engine_settings=LIMITS) as server:
+    with serving(tmp_path, engine_settings=LIMITS, engine_class=PacedEngine) as server:
         asyncio.run(scenario(server))
         eventually(server.is_idle)

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import struct
+import sys
 import zipfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save
 
 from tests.server.api.serving import HIDDEN, LAYERS, Server, direction, eventually, vector
-from tests.vectors.pickles import archive, saved
+from tests.vectors.pickles import archive, number, saved
 from vectors.formats import encode_gguf, encode_safetensors
 from vectors.vector import SteeringVector
 
@@ -100,7 +101,11 @@ UPLOADS: dict[str, bytes] = {
     "zip without a pickle": zipped({"readme.txt": b"hello"}),
     "zip of paths": zipped({"../../data.pkl": b"\x80\x02N."}),
     "pickle bomb of nested lists": saved(NESTED),
-    "pickle bomb of memos": archive(b"]q\x00" + b"(h\x00h\x00h\x00h\x00lq\x00" * 100_00),
+    "pickle bomb of doubled tuples": archive(b")q\x00" + b"(h\x00h\x00h\x00h\x00tq\x00" * 10_000),
+    "pickle bomb of memos": archive(b"N" + b"".join(b"r" + struct.pack("<I", 80_000 * i) for i in range(50_000))),
+    "pickle bomb of equal hashes": archive(
+        b"}(" + b"".join(number(7 + step * sys.hash_info.modulus) + b"N" for step in range(20_000)) + b"u"
+    ),
     "giant strided tensor": saved(torch.ones(1).expand(2**40)),
     "giant strided matrix": saved(torch.ones(1, HIDDEN).expand(2**33, HIDDEN)),
     "doubles": saved(torch.ones(LAYERS, HIDDEN, dtype=torch.float64)),
@@ -139,3 +144,41 @@ def test_an_upload_is_refused_and_changes_nothing(server: Server, what: str) -> 
     assert registry(server) == before
     assert not MARK.exists()
     eventually(server.is_idle)
+
+
+def multipart(metadata: bytes, name: bytes = b"metadata") -> bytes:
+    """A form with a good file and this part."""
+    parts = [
+        b'Content-Disposition: form-data; name="file"; filename="x"\r\n\r\n' + SAFETENSORS,
+        b'Content-Disposition: form-data; name="' + name + b'"\r\n\r\n' + metadata,
+    ]
+    return b"".join(b"--b\r\n" + part + b"\r\n" for part in parts) + b"--b--\r\n"
+
+
+@pytest.mark.parametrize(
+    "charset", ["unicode_escape", "undefined", "utf-16", "latin-1", "utf-7", "idna", "rot13", "nonsense", ""]
+)
+@pytest.mark.parametrize(("metadata", "name"), [(b"{}", b"\\ud800"), (b"\\ud800", b"metadata"), (b"{}", b"metadata")])
+def test_a_form_in_any_charset_but_utf8_is_refused(server: Server, charset: str, metadata: bytes, name: bytes) -> None:
+    before = registry(server)
+    kind = {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+    response = server.http.put(f"{PATH}/calm", content=multipart(metadata, name), headers=kind)
+    assert (response.status_code, error_of(response)["param"]) == (400, "Content-Type")
+    assert registry(server) == before
+
+
+@pytest.mark.parametrize("charset", ["", "; charset=utf-8", '; charset="UTF-8"'])
+def test_a_form_in_utf8_is_read(server: Server, charset: str) -> None:
+    kind = {"content-type": f"multipart/form-data; boundary=b{charset}"}
+    body = multipart('{"description": "é😀"}'.encode())
+    response = server.http.put(f"{PATH}/form", content=body, headers=kind)
+    assert (response.status_code, response.json()["description"]) in ((201, "é😀"), (200, "é😀"))
+    assert server.http.delete(f"{PATH}/form").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "kind", ["multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=other"]
+)
+def test_a_form_without_its_boundary_is_refused(server: Server, kind: str) -> None:
+    response = server.http.put(f"{PATH}/calm", content=multipart(b"{}"), headers={"content-type": kind})
+    assert (response.status_code, error_of(response)["code"]) == (400, "invalid_multipart")

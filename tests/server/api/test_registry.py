@@ -7,6 +7,8 @@ import io
 import json
 import socket
 import struct
+import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.server.api.serving import HIDDEN, Server, direction, vector
+from tests.server.api.serving import HIDDEN, LAYERS, Server, direction, serving, vector
 from vectors.formats import encode_safetensors
 
 PATH = "/v1/steering/vectors"
@@ -136,9 +138,85 @@ def test_preconditions_hold_or_nothing_happens(server: Server) -> None:
     assert server.http.delete(path, headers=stale).status_code == 412
     assert server.store.get("guarded").revision == newer.json()["revision"]
     assert put(server, "guarded-not", file_of(1), **{"If-Match": "*"}).status_code == 412
+    assert server.store.get("guarded").revision == newer.json()["revision"]
     for name, value in (("If-Match", 'W/"x"'), ("If-Match", "abc"), ("If-None-Match", f'"{revision}"')):
         malformed = put(server, "guarded", file_of(22), **{name: value})
         assert (malformed.status_code, error_of(malformed)["param"]) == (400, name)
+
+
+def test_a_precondition_that_a_call_does_not_honour_is_refused(server: Server) -> None:
+    revision = put(server, "careful", file_of(23)).json()["revision"]
+    path, body = f"{PATH}/careful", {"name": "careless", "directions": {"0": [1.0] * HIDDEN}}
+    calls: list[tuple[str, str, Any, str]] = [
+        ("PATCH", path, {"default_scale": 3}, "If-None-Match"),
+        ("POST", f"{path}/rollback", {"revision": revision}, "If-None-Match"),
+        ("DELETE", path, None, "If-None-Match"),
+        ("POST", PATH, body, "If-None-Match"),
+        ("POST", PATH, body, "If-Match"),
+    ]
+    before = server.http.get(PATH).json()
+    for method, url, content, name in calls:
+        for value in ("*", f'"{revision}"', "abc"):
+            refused = server.http.request(method, url, json=content, headers={name: value})
+            assert (refused.status_code, error_of(refused)["param"]) == (400, name)
+    assert server.http.get(PATH).json() == before
+
+
+def test_a_patch_changes_the_revision_that_it_names_and_no_other(server: Server) -> None:
+    """Another client moves the name to and fro all the while."""
+    one, other = file_of(24), file_of(25)
+    named = put(server, "moving", one).json()
+    is_over = threading.Event()
+
+    def move() -> None:
+        with httpx.Client(base_url=server.url, timeout=60) as http:
+            while not is_over.is_set():
+                for content in (other, one):
+                    http.put(f"{PATH}/moving", content=content)
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        num_changed = 0
+        for number in range(120):
+            change, match = {"default_scale": float(number + 2)}, {"If-Match": f'"{named["revision"]}"'}
+            reply = server.http.patch(f"{PATH}/moving", json=change, headers=match)
+            assert reply.status_code in (200, 412)
+            if reply.status_code == 200:
+                num_changed += 1
+                assert reply.json()["norms"] == named["norms"]
+    finally:
+        is_over.set()
+        mover.join()
+    assert num_changed > 0
+
+
+def test_any_revision_can_be_downloaded(server: Server) -> None:
+    files = [file_of(seed) for seed in (26, 27, 28)]
+    made = [put(server, "chosen", content).json()["revision"] for content in files]
+    for revision, content in zip(made, files, strict=True):
+        for prefix in (revision, revision[:12]):
+            download = server.http.get(f"{PATH}/chosen/content", params={"revision": prefix})
+            assert (download.content, download.headers["etag"]) == (content, f'"{revision}"')
+    gguf = server.http.get(f"{PATH}/chosen/content", params={"revision": made[0], "format": "gguf"})
+    assert put(server, "chosen-copy", gguf.content).json()["norms"] == put(server, "chosen", files[0]).json()["norms"]
+    for prefix, status in (("0" * 12, 404), ("0a", 400), ("", 400)):
+        assert server.http.get(f"{PATH}/chosen/content", params={"revision": prefix}).status_code == status
+
+
+def test_a_damaged_file_spoils_no_listing(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        for seed, name in enumerate("abc"):
+            put(server, name, file_of(seed))
+        lost = server.store.history("b")[0].revision
+        (tmp_path / "vectors" / "objects" / f"{lost}.safetensors").write_bytes(b"lost")
+        assert [model.id for model in server.sdk.models.list()] == ["tiny", "tiny+a", "tiny+b", "tiny+c"]
+        assert server.sdk.models.retrieve("tiny+b").id == "tiny+b"
+        first = server.http.get(PATH, params={"limit": 2}).json()
+        assert ([entry["id"] for entry in first["data"]], first["last_id"], first["has_more"]) == (["a"], "b", True)
+        second = server.http.get(PATH, params={"limit": 2, "after": first["last_id"]}).json()
+        assert ([entry["id"] for entry in second["data"]], second["has_more"]) == (["c"], False)
+        assert server.http.get(f"{PATH}/b").status_code == 500
 
 
 def test_defaults_change_by_patch_and_go_back_by_rollback(server: Server) -> None:
@@ -202,7 +280,7 @@ def test_lists_come_in_pages_by_name(server: Server) -> None:
         assert (refused.status_code, error_of(refused)["param"]) == (400, next(iter(params)))
 
 
-def test_models_list_every_vector_that_fits(server: Server) -> None:
+def test_models_list_every_vector(server: Server) -> None:
     put(server, "listed", file_of(60))
     wide = safetensors.torch.save({"residual.0": torch.ones(HIDDEN + 1)})
     assert put(server, "wide", wide).status_code == 400
@@ -215,7 +293,7 @@ def test_models_list_every_vector_that_fits(server: Server) -> None:
 
 def test_a_body_announced_too_large_is_refused_unread(server: Server) -> None:
     before = server.store.names()
-    head = f"PUT {PATH}/huge HTTP/1.1\r\nHost: x\r\nContent-Length: {1 << 40}\r\n\r\n"
+    head = f"PUT {PATH}/huge HTTP/1.1\r\nHost: localhost\r\nContent-Length: {1 << 40}\r\n\r\n"
     assert b" 413 " in exchange(server, head.encode()).split(b"\r\n")[0]
     assert server.store.names() == before
 
@@ -239,7 +317,7 @@ def test_a_chunked_body_is_cut_off_where_it_becomes_too_large(server: Server) ->
 def test_an_interrupted_upload_leaves_the_registry_as_it_was(server: Server) -> None:
     before = server.store.names()
     content = file_of(70)
-    head = f"PUT {PATH}/half HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = f"PUT {PATH}/half HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
     assert exchange(server, head.encode() + content[:-1], half_close=True) == b""
     assert server.store.names() == before
 
@@ -295,14 +373,18 @@ def test_names_are_names_and_never_paths(server: Server, name: str) -> None:
     ("directions", "param"),
     [
         ({}, "directions"),
-        ({"0": []}, "residual.0"),
-        ({"0": [1.0]}, None),
+        ({"0": []}, "directions.0"),
+        ({"0": [1.0]}, "directions.0"),
+        ({"0": [1.0] * (HIDDEN + 1)}, "directions.0"),
+        ({str(layer): [1.0] * HIDDEN for layer in range(LAYERS + 1)}, "directions"),
         ({"0": ["1"] * HIDDEN}, "directions.0"),
         ({"0": [True] * HIDDEN}, "directions.0"),
         ({"0": [1e300] * HIDDEN}, "residual.0"),
         ({"0": [10**400] * HIDDEN}, "directions.0"),
         ({"0": "not base64!"}, "directions.0"),
         ({"0": "AAAA"}, "directions.0"),
+        ({"0": "A" * 172}, "directions.0"),
+        ({"0": "!" * 172}, "directions.0"),
         ({"zero": [1.0] * HIDDEN}, "directions.zero"),
         ({"-1": [1.0] * HIDDEN}, "directions.-1"),
         ({"7": [1.0] * HIDDEN}, "residual.7"),
