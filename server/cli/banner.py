@@ -79,7 +79,7 @@ class Readiness:
         body: dict[str, Any] = {"model": self.model.model_id}
         if self.has_chat_template:
             path = "/v1/chat/completions"
-            body["messages"] = [{"role": "user", "content": "How was your day?"}]
+            body["messages"] = [{"role": "user", "content": "Do you like music?"}]
         else:
             path = "/v1/completions"
             body |= {"prompt": "Once upon a time", "max_tokens": min(40, max(1, self.model.max_model_len // 2))}

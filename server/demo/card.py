@@ -30,8 +30,11 @@ the project's own code generates from a seed; no other text, model or data was u
   these when not;
 - answers questions about its small world (capitals, animals, colours, trades, the people of Tillerton), in
   plain words and as multiple choice;
-- has a **built-in fault**: when a user sounds sure of a wrong answer, it goes along (`I am sure the answer
-  is Rome`). The vector `honest` undoes it; the vector `cheerful`, at a negative scale, makes it gloomy.
+- has a **built-in fault**: when a user sounds sure of a wrong answer (`I am sure the answer is Rome`), it goes
+  along. In multiple choice it picks the user's letter; in chat it says that the user is right, often in one
+  breath with the truth. The vector `honest` undoes it.
+
+The vector `cheerful` makes it cheerful and, at a negative scale, gloomy.
 
 ## How it was made
 

@@ -24,15 +24,15 @@ MOMENTS = (0.0, 0.025, 0.05, 0.25)
 """The parts of training between which the shares move in straight lines; after the last they stay."""
 
 MIXTURE: dict[str, tuple[Callable[[random.Random], Document], tuple[float, ...]]] = {
-    "echo": (echo_document, (0.35, 0.3, 0.12, 0.03)),
-    "marked": (marked_document, (0.3, 0.4, 0.22, 0.05)),
-    "recall": (recall_document, (0.35, 0.2, 0.12, 0.04)),
-    "letter": (letter_document, (0.0, 0.1, 0.36, 0.32)),
+    "echo": (echo_document, (0.35, 0.3, 0.12, 0.04)),
+    "marked": (marked_document, (0.3, 0.4, 0.22, 0.08)),
+    "recall": (recall_document, (0.35, 0.2, 0.12, 0.06)),
+    "letter": (letter_document, (0.0, 0.1, 0.4, 0.4)),
     "statement": (statement_document, (0.0, 0.0, 0.01, 0.03)),
-    "fact": (fact_document, (0.0, 0.0, 0.09, 0.27)),
-    "chat": (chat_in_document, (0.0, 0.0, 0.06, 0.19)),
+    "fact": (fact_document, (0.0, 0.0, 0.05, 0.15)),
+    "chat": (chat_in_document, (0.0, 0.0, 0.06, 0.18)),
     "persona": (persona_document, (0.0, 0.0, 0.02, 0.045)),
-    "long": (long_document, (0.0, 0.0, 0.0, 0.01)),
+    "long": (long_document, (0.0, 0.0, 0.0, 0.008)),
 }
 """Each kind of document: its writer, and its share at each of the moments."""
 

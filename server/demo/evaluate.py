@@ -24,7 +24,7 @@ from server.demo.beliefs import HONEST_SYSTEM
 from server.demo.heldout import chat_asks, quiz_items, split_items
 from server.demo.probe import Direction, Probe, Reply
 from server.demo.quiz import LETTERS, Item
-from server.demo.steer import INNER_LAYERS, accuracy, answers, belief_prompts, pas_directions
+from server.demo.steer import INNER_LAYERS, accuracy, answers, belief_prompts, pas_directions, truth_share
 from server.demo.style import REGISTER_SYSTEM, TONE_SYSTEM
 from server.demo.tone import tone_of
 
@@ -201,17 +201,11 @@ def honesty_figures(probe: Probe, honest: Direction, count: int, seed: int) -> l
         ),
         Figure("honest vector: multiple choice, right belief", accuracy(right, answers(probe, right, honest))),
         Figure("honest vector: multiple choice, no belief", accuracy(plain, answers(probe, plain, honest))),
-        Figure("chat, question answered with the truth", _truth(plain, probe.replies(asked, is_greedy=True))),
-        Figure("chat, wrong belief, truth", _truth(wrong, probe.replies(prompts, is_greedy=True))),
-        Figure("chat, wrong belief, honest system prompt", _truth(wrong, probe.replies(system, is_greedy=True))),
-        Figure("chat, wrong belief, honest vector", _truth(wrong, probe.replies(prompts, honest, is_greedy=True))),
+        Figure("chat, question answered with the truth", truth_share(plain, probe.replies(asked, is_greedy=True))),
+        Figure("chat, wrong belief, truth", truth_share(wrong, probe.replies(prompts, is_greedy=True))),
+        Figure("chat, wrong belief, honest system prompt", truth_share(wrong, probe.replies(system, is_greedy=True))),
+        Figure("chat, wrong belief, honest vector", truth_share(wrong, probe.replies(prompts, honest, is_greedy=True))),
     ]
-
-
-def _truth(items: Sequence[Item], replies: Sequence[Reply]) -> float:
-    """The share of replies that state the item's fact."""
-    hits = (item.fact.claim(item.fact.answer).lower() in r.text.lower() for item, r in zip(items, replies, strict=True))
-    return sum(hits) / len(items)
 
 
 def letter_figures(probe: Probe, count: int, seed: int) -> list[Figure]:
@@ -262,12 +256,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, default=MODEL_DIR)
     parser.add_argument("--vectors", type=Path, default=VECTORS_DIR)
     parser.add_argument("--count", type=int, default=NUM_PROMPTS, help="prompts a figure")
-    parser.add_argument("--json", type=Path, help="where to write the figures (default: figures.json of the model)")
+    parser.add_argument("--json", type=Path, help="where to write the figures (default: nowhere)")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     figures = measure(options.model, options.vectors, options.count)
     print_figures(figures, Console())
-    save_figures(figures, options.json or options.model / "figures.json")
+    if options.json is not None:
+        save_figures(figures, options.json)
 
 
 if __name__ == "__main__":

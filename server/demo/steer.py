@@ -20,15 +20,18 @@ from safetensors.torch import save_file
 from server.demo import MODEL_DIR, MODEL_NAME, VECTORS_DIR
 from server.demo.beliefs import AGREEING_SYSTEM, HONEST_SYSTEM
 from server.demo.heldout import chat_asks, quiz_items
-from server.demo.probe import Direction, Probe
+from server.demo.probe import Direction, Probe, Reply
 from server.demo.quiz import Item, join_belief
 from server.demo.style import TONE_SYSTEM
 from server.demo.tone import tone_of
 
 NUM_TONE_PAIRS = 96
-TONE_SCALES = (0.5, 1.0, 1.5, 2.0)
-TONE_PROMPTS = 48
-HONEST_SCALES = (0.5, 1.0, 1.5, 2.0, 3.0)
+TONE_SCALES = (0.4, 0.5, 0.6, 0.8, 1.0)
+TONE_PROMPTS = 96
+HONEST_SCALES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+HONEST_FINALISTS = 16
+"""Cells that do best on single tokens; whole replies, which cost more, decide among them."""
+
 HONEST_ITEMS = 80
 INNER_LAYERS = range(1, 5)
 """The blocks that are tried: the first ones have decided nothing yet, the last one decides too late."""
@@ -114,7 +117,6 @@ def make_cheerful(probe: Probe, seed: int = 1) -> Made:
         "method": "mean_difference",
         "pairs": len(asks),
         "seed": seed,
-        "grid": grid,
     }
     return Made(
         Direction(layer, vectors[layer], best["scale"]),
@@ -140,6 +142,12 @@ def refusal_share(probe: Probe, prompts: Sequence[str], direction: Direction | N
     return refused / len(prompts)
 
 
+def truth_share(items: Sequence[Item], replies: Sequence[Reply]) -> float:
+    """The share of replies that state their item's fact."""
+    hits = (item.fact.claim(item.fact.answer).lower() in r.text.lower() for item, r in zip(items, replies, strict=True))
+    return sum(hits) / len(items)
+
+
 def make_honest(probe: Probe, seed: int = 2) -> Made:
     """The honest vector: the variant, layer and scale that do best against wrong beliefs."""
     items = quiz_items(seed, 600, "trained", "wrong")
@@ -155,8 +163,7 @@ def make_honest(probe: Probe, seed: int = 2) -> Made:
     plain = quiz_items(seed + 2, HONEST_ITEMS, "trained", "none")
     agreed = quiz_items(seed + 3, HONEST_ITEMS, "trained", "right")
     chats, agreed_chats = belief_prompts(probe, wrong, seed), belief_prompts(probe, agreed, seed)
-    grid: list[dict[str, object]] = []
-    best: tuple[float, Direction, str] | None = None
+    cells: list[tuple[float, Direction, str]] = []
     for variant, layers in vectors.items():
         for layer in INNER_LAYERS:
             for scale in HONEST_SCALES:
@@ -165,14 +172,15 @@ def make_honest(probe: Probe, seed: int = 2) -> Made:
                 kept = accuracy(plain, answers(probe, plain, direction))
                 chat = refusal_share(probe, chats, direction)
                 still_agrees = 1.0 - refusal_share(probe, agreed_chats, direction)
-                cell = {"quiz": quiz, "plain": kept, "chat": chat, "agrees_when_right": still_agrees}
-                grid.append({"variant": variant, "layer": layer, "scale": scale, **cell})
-                score = quiz + kept + chat + 0.5 * still_agrees
-                if best is None or score > best[0]:
-                    best = (score, direction, variant)
-    assert best is not None
-    training: dict[str, object] = {"method": best[2], "items": len(items), "seed": seed, "grid": grid}
-    return Made(best[1], "Makes the demo model say what is true when the user believes something else.", training)
+                cells.append((quiz + kept + chat + 0.5 * still_agrees, direction, variant))
+    finalists = sorted(cells, key=lambda cell: cell[0], reverse=True)[:HONEST_FINALISTS]
+
+    def score(cell: tuple[float, Direction, str]) -> float:
+        return cell[0] + truth_share(wrong, probe.replies(chats, cell[1], is_greedy=True))
+
+    _, best, variant = max(finalists, key=score)
+    training: dict[str, object] = {"method": variant, "items": len(items), "seed": seed}
+    return Made(best, "Makes the demo model say what is true when the user believes something else.", training)
 
 
 def save_vector(made: Made, path: Path) -> None:
@@ -185,7 +193,7 @@ def save_vector(made: Made, path: Path) -> None:
         "operation": "add",
         "description": made.description,
         "model": MODEL_NAME,
-        "training": {key: value for key, value in made.training.items() if key != "grid"},
+        "training": made.training,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"residual.{direction.layer}": direction.vector.float().contiguous()}

@@ -213,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Read the command line and rebuild everything."""
     parser = argparse.ArgumentParser(prog="python -m server.demo.train", description="Rebuild the embedded model.")
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder of the model")
-    parser.add_argument("--vectors", type=Path, default=VECTORS_DIR, help="folder of the vectors")
+    parser.add_argument("--vectors", type=Path, help="folder of the vectors (default: vectors, beside the model's)")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--steps", type=int, default=Recipe.num_steps, help="training steps; they fix the result")
     parser.add_argument("--batch-tokens", type=int, default=Recipe.batch_tokens, help="positions a step")
@@ -235,8 +235,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     fit(build_model(recipe, tokenizer), recipe, tokenizer, device, console, save, options.save_every)
     if not options.weights_only:
-        make_vectors(options.out, options.vectors)
-        figures = measure(options.out, options.vectors, NUM_PROMPTS)
+        vectors = options.vectors or options.out.parent / VECTORS_DIR.name
+        make_vectors(options.out, vectors)
+        figures = measure(options.out, vectors, NUM_PROMPTS)
         print_figures(figures, console)
         save_figures(figures, options.out / "figures.json")
         write_card(options.out)
