@@ -248,7 +248,8 @@ Keys come from the environment, so that they show in no process list, or from `-
 
 A key file has a key a line, `use:KEY` or `manage:KEY`; empty lines and lines that begin with `#` are skipped. A file
 that others may write to is refused. Without any key everyone who reaches the server may do everything, so it then
-listens on loopback addresses only, unless `--insecure` says otherwise.
+listens on loopback addresses only, and answers neither other host names nor web pages from elsewhere (403
+`cross_origin`), unless `--insecure` says otherwise.
 
 The clients `tiller chat` and `tiller vectors` read their key from `TILLER_API_KEY`, which gives a server none.
 """

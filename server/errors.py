@@ -85,7 +85,7 @@ class Unauthorized(ApiError):
 
 
 class Forbidden(ApiError):
-    """The key is known, its role does not allow the call."""
+    """The key's role does not allow the call, or a server without keys is asked by a page from elsewhere."""
 
     status = 403
     type = "permission_error"

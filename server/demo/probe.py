@@ -61,10 +61,11 @@ class Probe:
         return self.tokenizer(list(texts), return_tensors="pt", padding=True, return_token_type_ids=False)
 
     @contextmanager
-    def steered(self, direction: Direction | None) -> Iterator[None]:
-        """Add `scale · vector` to the block's output at the last position of every forward pass.
+    def steered(self, direction: Direction | None, first: int = -1) -> Iterator[None]:
+        """Add `scale · vector` to the block's output from position `first` on, in every forward pass.
 
-        With a KV cache these are the last prompt token and every generated token: the positions `response`.
+        By default at the last position only, which with a KV cache is the last prompt token and every generated
+        token: the positions `response`.
         """
         if direction is None:
             yield
@@ -73,7 +74,7 @@ class Probe:
 
         def add(_module: object, _inputs: object, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
-            hidden[:, -1] += shift
+            hidden[:, first:] += shift
             return output
 
         handle = self.model.model.layers[direction.layer].register_forward_hook(add)
@@ -152,27 +153,8 @@ class Probe:
             if not target:
                 continue
             ids = torch.tensor([prompt_ids + target])
-            with self._steered_from(direction, len(prompt_ids) - 1):
+            with self.steered(direction, len(prompt_ids) - 1):
                 logits = self.model(input_ids=ids).logits[0, len(prompt_ids) - 1 : -1].float()
             total += float(torch.nn.functional.cross_entropy(logits, torch.tensor(target), reduction="sum"))
             count += len(target)
         return float(torch.tensor(total / max(1, count)).exp())
-
-    @contextmanager
-    def _steered_from(self, direction: Direction | None, first: int) -> Iterator[None]:
-        """Steer every position from `first` on, in one pass without cache."""
-        if direction is None:
-            yield
-            return
-        shift = direction.vector * direction.scale
-
-        def add(_module: object, _inputs: object, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
-            hidden[:, first:] += shift
-            return output
-
-        handle = self.model.model.layers[direction.layer].register_forward_hook(add)
-        try:
-            yield
-        finally:
-            handle.remove()

@@ -9,14 +9,12 @@ vectors are stored.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 from collections import deque
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +24,7 @@ from server.engine.cache import PagePool
 from server.engine.model import LoadedModel, ModelRefused
 from server.engine.plan import UNSTEERED, SteeringPlan
 from server.engine.protocol import EngineStats, ModelInfo
+from server.engine.queries import capture, score
 from server.engine.request import (
     CaptureSpec,
     FinishReason,
@@ -121,7 +120,6 @@ class BatchingEngine:
         self._accepts = True
         self._stops = False
         self._thread: threading.Thread | None = None
-        self._ids = itertools.count()
         self._totals = {"requests": 0, "prompt": 0, "cached": 0, "generated": 0, "steps": 0}
         self._stats = self._snapshot()
 
@@ -210,48 +208,8 @@ class BatchingEngine:
         plan: SteeringPlan = UNSTEERED,
         priority: Priority = Priority.BACKGROUND,
     ) -> Future[list[list[float]]]:
-        """See `protocol.Engine.score`. Choices that differ in their last token only share one forward pass."""
-        result: Future[list[list[float]]] = _uncancellable()
-        heads: dict[tuple[int, ...], list[int]] = {}
-        for index, choice in enumerate(choices):
-            if not choice:
-                raise InvalidRequest("an empty choice has no probability", code="invalid_choice", param="choices")
-            heads.setdefault(tuple(choice[:-1]), []).append(index)
-        scores: list[list[float]] = [[] for _ in choices]
-        num_missing = len(heads)
-        for head, indices in heads.items():
-
-            def receive(output: TokenOutput, indices: list[int] = indices) -> None:
-                nonlocal num_missing
-                if result.done():
-                    return
-                if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
-                    result.set_exception(Unavailable(output.error or "the scoring was aborted"))
-                    return
-                shared = [known.logprob for known in output.known_logprobs or () if known is not None]
-                for index, last in zip(indices, output.scores or (), strict=True):
-                    scores[index] = [*shared, last]
-                num_missing -= 1
-                if num_missing == 0:
-                    result.set_result(scores)
-
-            self.submit(
-                GenerationRequest(
-                    request_id=self._own_id("score"),
-                    prompt=tuple(prompt),
-                    forced=head,
-                    max_tokens=0,
-                    plan=plan,
-                    logprobs_start=len(prompt),
-                    num_logprobs=0,
-                    score_token_ids=tuple(choices[index][-1] for index in indices),
-                    priority=priority,
-                ),
-                receive,
-            )
-        if not choices:
-            result.set_result([])
-        return result
+        """See `protocol.Engine.score`."""
+        return score(self.submit, prompt, choices, plan, priority)
 
     def capture(
         self,
@@ -262,26 +220,7 @@ class BatchingEngine:
         priority: Priority = Priority.BACKGROUND,
     ) -> Future[dict[int, Tensor]]:
         """See `protocol.Engine.capture`."""
-        result: Future[dict[int, Tensor]] = _uncancellable()
-
-        def receive(output: TokenOutput) -> None:
-            if output.activations is None:
-                result.set_exception(Unavailable(output.error or "the capture was aborted"))
-            else:
-                result.set_result(dict(output.activations))
-
-        self.submit(
-            GenerationRequest(
-                request_id=self._own_id("capture"),
-                prompt=tuple(prompt),
-                max_tokens=0,
-                plan=plan,
-                capture=spec,
-                priority=priority,
-            ),
-            receive,
-        )
-        return result
+        return capture(self.submit, prompt, spec, plan, priority)
 
     def step(self) -> bool:
         """Schedule, run, sample, emit; False when there was nothing to do."""
@@ -333,9 +272,6 @@ class BatchingEngine:
                 raise InvalidRequest("the capture names a site or layer that the model lacks", code="invalid_capture")
             if not all(-len(tokens) <= position < len(tokens) for position in spec.positions):
                 raise InvalidRequest("the capture names a position outside the prompt", code="invalid_capture")
-
-    def _own_id(self, kind: str) -> str:
-        return f"{kind}-{next(self._ids)}"
 
     def _run(self) -> None:
         try:
@@ -493,13 +429,6 @@ class BatchingEngine:
             total_preemptions=self._scheduler.num_preemptions,
             total_steps=self._totals["steps"],
         )
-
-
-def _uncancellable() -> Future[Any]:
-    """A future whose `cancel` does nothing: what was submitted will be computed."""
-    result: Future[Any] = Future()
-    result.set_running_or_notify_cancel()
-    return result
 
 
 def _finish_reason(sequence: Sequence, token: int) -> FinishReason | None:
