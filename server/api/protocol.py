@@ -41,9 +41,7 @@ class WireModel(BaseModel):
         for name, neutral in cls.unsupported.items():
             value = data.get(name)
             if value is not None and not any(value == other and type(value) is type(other) for other in neutral):
-                raise PydanticCustomError(
-                    "unsupported_parameter", "{name} is not supported yet by this server", {"name": name, "at": name}
-                )
+                raise PydanticCustomError("unsupported_parameter", "not supported yet by this server", {"at": name})
         return {name: value for name, value in data.items() if name not in cls.unsupported}
 
 
