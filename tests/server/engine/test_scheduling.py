@@ -50,18 +50,21 @@ def test_background_work_does_not_fill_the_queue_of_live_requests() -> None:
 
 
 def test_a_request_that_must_wait_leaves_the_prefix_cache_alone() -> None:
+    """Looking in vain for pages evicts nothing: what was cached before is cached after."""
     engine = engine_of(loaded(), num_pages=16)
-    shared = request("first", Priority.LIVE, length=24, num_tokens=1)
-    run(engine, [shared])
+    run(engine, [request("first", Priority.LIVE, length=24, num_tokens=1)])
     engine.submit(request("long", Priority.LIVE, length=5, num_tokens=24), lambda output: None)
     for _ in range(3):
         engine.step()
-    events: list[TokenOutput] = []
     engine.submit(GenerationRequest("blocked", prompt_of(60), 4, GREEDY), lambda output: None)
     engine.step()
+    assert engine.stats().num_waiting == 1
+    engine.abort("blocked")
+    events: list[TokenOutput] = []
     engine.submit(GenerationRequest("again", prompt_of(24), 1, GREEDY), events.append)
     while engine.step():
         pass
+    assert events[-1].num_cached_tokens == 20  # all whole pages before the last token
     assert_nothing_held(engine)
     engine.close()
 
