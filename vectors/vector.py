@@ -23,6 +23,9 @@ from vectors.errors import InvalidVector
 Site = Literal["residual", "attention", "mlp", "post_attention_norm"]
 """A place in a decoder block; see `sites.py`."""
 
+Place = tuple[Site, int]
+"""A (site, layer)."""
+
 Operation = Literal["add", "ablate", "clamp"]
 """What is done along a direction: add it, remove its component, or set its component."""
 

@@ -36,13 +36,15 @@ _HARMLESS_ARGUMENTS = frozenset(
 class Segment:
     """The new tokens of one sequence in a step: pack positions `[start, end)`, after `num_past` tokens in the KV.
 
-    `stretches` are the slots `[first, last)` that hold the past **and** the new tokens, in order.
+    `stretches` are the slots `[first, last)` that hold the past **and** the new tokens, in order. New tokens that are
+    branching see the past and themselves, none of the others, and are not kept: `stretches` hold the past only.
     """
 
     start: int
     end: int
     num_past: int
     stretches: tuple[tuple[int, int], ...]
+    is_branching: bool = False
 
     @property
     def num_new(self) -> int:
@@ -60,11 +62,15 @@ class DecodeSpans:
     row_of_part: Tensor | None
 
 
+def _is_decoding(segment: Segment) -> bool:
+    return segment.num_new == 1 and not segment.is_branching
+
+
 class AttentionStep:
     """What the attention of one forward pass works on.
 
     `keys[layer]` and `values[layer]` are `[kv_heads, slots, head_dim]`; `slots` int64 `[tokens]` says where each new
-    token goes. Without KV (`keys` empty) the step is a probe: no segment has a past and nothing is written.
+    token goes that is kept. Without KV (`keys` empty) the step is a probe: no segment has a past and nothing is written.
     `calls` lists the layers that called; a probe notes each layer's `shapes` (kv_heads, key_dim, value_dim) and
     `windows` (tokens, or None).
     """
@@ -78,8 +84,12 @@ class AttentionStep:
         self.calls: list[int] = []
         self.shapes: dict[int, tuple[int, int, int]] = {}
         self.windows: dict[int, int | None] = {}
-        self.decoding = [segment for segment in segments if segment.num_new == 1 and keys]
-        self.chunks = [segment for segment in segments if segment.num_new > 1 or not keys]
+        self.decoding = [segment for segment in segments if _is_decoding(segment) and keys]
+        self.chunks = [segment for segment in segments if not _is_decoding(segment) or not keys]
+        kept = [range(segment.start, segment.end) for segment in segments if not segment.is_branching]
+        self.kept: Tensor | None = None
+        if len(kept) < len(segments):
+            self.kept = self._on_device([token for tokens in kept for token in tokens])
         self.decode_tokens = torch.tensor([segment.start for segment in self.decoding], device=slots.device)
         self._spans: dict[int | None, DecodeSpans] = {}
 
@@ -161,8 +171,9 @@ def paged_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     new_keys, new_values = key[0], value[0]
     if step.keys:
-        step.keys[layer].index_copy_(1, step.slots, new_keys)
-        step.values[layer].index_copy_(1, step.slots, new_values)
+        kept = step.kept
+        step.keys[layer].index_copy_(1, step.slots, new_keys if kept is None else new_keys.index_select(1, kept))
+        step.values[layer].index_copy_(1, step.slots, new_values if kept is None else new_values.index_select(1, kept))
     else:
         step.shapes[layer] = (key.shape[1], key.shape[-1], value.shape[-1])
         step.windows[layer] = sliding_window
@@ -250,6 +261,8 @@ def _attend_chunk(
 ) -> Attended:
     """A chunk of a prompt, `[heads, new, dim]`: its past by stretches, then itself, causally."""
     num_past, num_new = segment.num_past, segment.num_new
+    if segment.is_branching:
+        return _attend_branches(queries, new_keys, new_values, step, layer, segment, scale, window, softcap)
     parts = []
     offset = 0
     for first, last in segment.stretches:
@@ -270,6 +283,32 @@ def _attend_chunk(
         parts.append(_attend(queries, new_keys, new_values, scale, softcap, mask))
     else:
         parts.append(_attend(queries, new_keys, new_values, scale, softcap, is_causal=True))
+    return parts[0] if len(parts) == 1 else _merge(parts)
+
+
+def _attend_branches(
+    queries: Tensor,
+    own_keys: Tensor,
+    own_values: Tensor,
+    step: AttentionStep,
+    layer: int,
+    segment: Segment,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Attended:
+    """Branches, `[heads, new, dim]`, all at the position after the past: each sees the past and itself."""
+    groups = queries.shape[0] // own_keys.shape[0]
+    own = (queries.float() * own_keys.float().repeat_interleave(groups, 0)).sum(-1) * scale
+    if softcap is not None:
+        own = torch.tanh(own / softcap) * softcap
+    parts = [(own_values.repeat_interleave(groups, 0), own)]
+    skip = max(0, segment.num_past + 1 - window) if window is not None else 0
+    for first, last in segment.stretches:
+        if skip < last - first:
+            view = slice(first + skip, last)
+            parts.append(_attend(queries, step.keys[layer][:, view], step.values[layer][:, view], scale, softcap))
+        skip = max(0, skip - (last - first))
     return parts[0] if len(parts) == 1 else _merge(parts)
 
 

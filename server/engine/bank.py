@@ -18,21 +18,19 @@ import torch
 from torch import Tensor
 
 from server.engine.plan import Phase, PlanEntry, SteeringPlan
-from vectors.vector import Site
+from vectors.vector import Place, Site
 
 _INITIAL_ROWS = 8
-
-Place = tuple[Site, int]
-"""A (site, layer)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRows:
-    """The bank rows of one running plan, by phase; 0 where the phase is unsteered."""
+    """The bank rows of one running plan, by phase; 0 where the phase is unsteered. `branches`: one row a branch."""
 
     prompt: int
     boundary: int
     response: int
+    branches: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -129,20 +127,26 @@ class SteeringBank:
         """Rows held by running plans (row 0 is nobody's)."""
         return len(self._rows)
 
-    def acquire(self, plan: SteeringPlan) -> PlanRows:
-        """Rows for every phase of `plan`; `release` them once. The work is that of writing new rows."""
+    def acquire(self, plan: SteeringPlan, branches: Sequence[SteeringPlan] = ()) -> PlanRows:
+        """Rows for every phase of `plan` and the boundary of each branch; `release` them once.
+
+        The work is that of writing new rows.
+        """
         rows: list[int] = []
         try:
             for phase in Phase:
                 rows.append(self._acquire_phase(plan, phase))
+            for branch in branches:
+                rows.append(self._acquire_phase(branch, Phase.BOUNDARY))
         except BaseException:
             self._release_rows(rows)
             raise
-        return PlanRows(*rows)
+        prompt, boundary, response, *others = rows
+        return PlanRows(prompt, boundary, response, tuple(others))
 
     def release(self, rows: PlanRows) -> None:
         """Give back what `acquire` gave."""
-        self._release_rows((rows.prompt, rows.boundary, rows.response))
+        self._release_rows((rows.prompt, rows.boundary, rows.response, *rows.branches))
 
     def _release_rows(self, rows: Sequence[int]) -> None:
         for row in rows:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
@@ -22,7 +23,8 @@ from torch import Tensor
 from server.engine.bank import SteeringBank
 from server.engine.cache import PagePool
 from server.engine.model import LoadedModel, ModelRefused
-from server.engine.plan import UNSTEERED, SteeringPlan
+from server.engine.pacing import BackgroundPace
+from server.engine.plan import UNSTEERED, Phase, SteeringPlan
 from server.engine.protocol import EngineStats, ModelInfo
 from server.engine.queries import capture, score
 from server.engine.request import (
@@ -40,6 +42,7 @@ from server.engine.sampler import logprobs_of, sample
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.errors import ContextLengthExceeded, InvalidRequest, Overloaded, Unavailable
+from vectors.vector import Place
 
 _log = logging.getLogger(__name__)
 
@@ -113,6 +116,7 @@ class BatchingEngine:
         self._scheduler = Scheduler(
             self._pool, max_running=settings.max_running, max_batch_tokens=settings.max_batch_tokens
         )
+        self._pace = BackgroundPace()
         self._sequences: dict[str, Sequence] = {}
         self._changed = threading.Condition()
         self._submitted: deque[Sequence] = deque()
@@ -218,16 +222,18 @@ class BatchingEngine:
         *,
         plan: SteeringPlan = UNSTEERED,
         priority: Priority = Priority.BACKGROUND,
-    ) -> Future[dict[int, Tensor]]:
+    ) -> Future[dict[Place, Tensor]]:
         """See `protocol.Engine.capture`."""
         return capture(self.submit, prompt, spec, plan, priority)
 
     def step(self) -> bool:
         """Schedule, run, sample, emit; False when there was nothing to do."""
         self._read_inbox()
-        chunks = self._scheduler.schedule()
+        has_live = self._scheduler.has_live
+        chunks = self._scheduler.schedule(self._pace.max_tokens() if has_live else None)
         if not chunks:
             return False
+        started = time.monotonic()
         events: list[tuple[Sequence, TokenOutput]] = []
         try:
             for chunk in chunks:
@@ -238,6 +244,9 @@ class BatchingEngine:
             failed = [chunk.sequence for chunk in chunks if not chunk.sequence.state.is_final]
             events += [self._finish(sequence, FinishReason.ERROR, error=_FAILED) for sequence in failed]
         self._totals["steps"] += 1
+        if has_live:
+            has_background = any(chunk.sequence.request.priority is not Priority.LIVE for chunk in chunks)
+            self._pace.note(time.monotonic() - started, has_background=has_background)
         self._publish()
         self._emit(events)
         return True
@@ -268,10 +277,13 @@ class BatchingEngine:
             )
         spec = request.capture
         if spec is not None:
-            if spec.site not in info.sites or not all(0 <= layer < info.num_layers for layer in spec.layers):
+            if not set(spec.sites) <= set(info.sites) or not all(0 <= layer < info.num_layers for layer in spec.layers):
                 raise InvalidRequest("the capture names a site or layer that the model lacks", code="invalid_capture")
             if not all(-len(tokens) <= position < len(tokens) for position in spec.positions):
                 raise InvalidRequest("the capture names a position outside the prompt", code="invalid_capture")
+
+        if request.branches:
+            _check_branches(request)
 
     def _run(self) -> None:
         try:
@@ -321,7 +333,7 @@ class BatchingEngine:
 
     def _acquire_rows(self, sequence: Sequence) -> None:
         if sequence.rows is None:
-            sequence.rows = self._bank.acquire(sequence.request.plan)
+            sequence.rows = self._bank.acquire(sequence.request.plan, sequence.request.branches)
             self._totals["prompt"] += sequence.num_prompt
             self._totals["cached"] += sequence.num_cached_tokens or 0
 
@@ -333,8 +345,14 @@ class BatchingEngine:
             if not result.is_finite:  # its KV may be as bad, so its pages are not offered to others
                 events.append(self._finish(sequence, FinishReason.ERROR, error=_NOT_FINITE))
                 continue
-            self._note_known(result)
             is_last = result.chunk.is_last
+            if result.branch_logits is not None:
+                sequence.add_branch_scores(_branch_scores(result.branch_logits, sequence.request.score_token_ids))
+                if is_last:
+                    scores = torch.cat(sequence.branch_scores)
+                    events.append(self._finish(sequence, FinishReason.LENGTH, branch_scores=scores))
+                continue
+            self._note_known(result)
             sequence.advance(result.chunk.num_new, self._pool)
             if is_last and sequence.request.max_tokens > 0:
                 sampling.append(result)
@@ -345,8 +363,8 @@ class BatchingEngine:
 
     def _note_known(self, result: ChunkResult) -> None:
         sequence = result.chunk.sequence
-        for layer, found in result.activations.items():
-            sequence.activations.setdefault(layer, {}).update(found)
+        for place, found in result.activations.items():
+            sequence.activations.setdefault(place, {}).update(found)
         if result.known_logits is not None:
             first = sequence.next_logprob_position + 1
             tokens = sequence.tokens[first : first + len(result.known_logits)]
@@ -377,6 +395,7 @@ class BatchingEngine:
         token: int | None = None,
         logprobs: TokenLogprobs | None = None,
         scores: tuple[float, ...] | None = None,
+        branch_scores: Tensor | None = None,
         error: str | None = None,
     ) -> tuple[Sequence, TokenOutput]:
         """The one way out: pages and rows go back, and the last event is made (`_emit` then forgets the request)."""
@@ -395,6 +414,7 @@ class BatchingEngine:
             sequence.num_cached_tokens or 0,
             known_logprobs=tuple(sequence.known_logprobs) if wants_known else None,
             scores=scores,
+            branch_scores=branch_scores,
             activations=_stacked(sequence) if is_complete and request.capture is not None else None,
             error=error,
         )
@@ -456,8 +476,22 @@ def _scores(result: ChunkResult) -> tuple[float, ...] | None:
     return tuple(float(value) for value in logprobs[list(token_ids)].tolist())
 
 
-def _stacked(sequence: Sequence) -> dict[int, Tensor]:
+def _branch_scores(logits: Tensor, token_ids: Seq[int]) -> Tensor:
+    logprobs = torch.log_softmax(logits.to(torch.float32), dim=-1)
+    return logprobs[:, list(token_ids)].cpu()
+
+
+def _check_branches(request: GenerationRequest) -> None:
+    is_plain = request.max_tokens == 0 and not request.forced and request.capture is None
+    shared = request.plan.fingerprint(Phase.PROMPT)
+    if not is_plain or request.logprobs_start is not None or not request.score_token_ids:
+        raise InvalidRequest("branches only score the next token", code="invalid_branches", param="branches")
+    if any(branch.fingerprint(Phase.PROMPT) != shared for branch in request.branches):
+        raise InvalidRequest("a branch steers the tokens that all share", code="invalid_branches", param="branches")
+
+
+def _stacked(sequence: Sequence) -> dict[Place, Tensor]:
     return {
-        layer: torch.stack([found[position] for position in sequence.capture_positions])
-        for layer, found in sequence.activations.items()
+        place: torch.stack([found[position] for position in sequence.capture_positions])
+        for place, found in sequence.activations.items()
     }

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from server.engine.bank import LowRankOperations, Place, SteeringBank
+from server.engine.bank import LowRankOperations, SteeringBank
 from vectors.sites import ModelSites, activation_of
+from vectors.vector import Place
 
 
 @dataclass

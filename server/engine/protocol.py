@@ -14,6 +14,7 @@ from torch import Tensor
 
 from server.engine.plan import UNSTEERED, SteeringPlan
 from server.engine.request import CaptureSpec, GenerationRequest, OutputSink, Priority
+from vectors.vector import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,8 @@ class Engine(Protocol):
         *,
         plan: SteeringPlan = UNSTEERED,
         priority: Priority = Priority.BACKGROUND,
-    ) -> Future[dict[int, Tensor]]:
-        """Activations `{layer: float32 [positions, hidden]}` (CPU) of `prompt` as `spec` says."""
+    ) -> Future[dict[Place, Tensor]]:
+        """Activations `{(site, layer): float32 [positions, hidden]}` (CPU) of `prompt` as `spec` says."""
         ...
 
     def stats(self) -> EngineStats:

@@ -22,6 +22,7 @@ from server.engine.request import (
     TokenOutput,
 )
 from server.errors import InvalidRequest, Unavailable
+from vectors.vector import Place
 
 Submit = Callable[[GenerationRequest, OutputSink], None]
 
@@ -76,9 +77,9 @@ def score(
 
 def capture(
     submit: Submit, prompt: Sequence[int], spec: CaptureSpec, plan: SteeringPlan, priority: Priority
-) -> Future[dict[int, Tensor]]:
+) -> Future[dict[Place, Tensor]]:
     """Activations of `prompt` as `spec` says; see `protocol.Engine.capture`."""
-    result: Future[dict[int, Tensor]] = _uncancellable()
+    result: Future[dict[Place, Tensor]] = _uncancellable()
 
     def receive(output: TokenOutput) -> None:
         if output.activations is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from server.engine.plan import UNSTEERED, SteeringPlan
-from vectors.vector import Site
+from vectors.vector import Place, Site
 
 
 class RequestState(enum.Enum):
@@ -83,13 +83,13 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class CaptureSpec:
-    """Activations to hand back: at `site`, after steering, for each of `layers`, at `positions`.
+    """Activations to hand back: at each of `sites`, after steering, for each of `layers`, at `positions`.
 
     `positions` index the tokens of prompt + forced; negative ones count from the end.
     """
 
     layers: tuple[int, ...]
-    site: Site = "residual"
+    sites: tuple[Site, ...] = ("residual",)
     positions: tuple[int, ...] = (-1,)
 
 
@@ -102,6 +102,10 @@ class GenerationRequest:
     log-probability of each sampled token and that many of the likeliest. `logprobs_start` asks the same for
     the known tokens (prompt + forced) from that index on (index 0 has none and is given as None).
     `score_token_ids` asks for the log-probabilities of these tokens as the next after prompt + forced.
+
+    `branches` asks for those scores under many plans at once: the prompt's last token is computed once for each of
+    them, side by side, after the other tokens as `plan` steers them. So the plans may differ from `plan` at the
+    last prompt token only, and nothing is generated, forced, captured or scored but the next token.
     """
 
     request_id: str
@@ -113,6 +117,7 @@ class GenerationRequest:
     num_logprobs: int | None = None
     logprobs_start: int | None = None
     score_token_ids: tuple[int, ...] = ()
+    branches: tuple[SteeringPlan, ...] = ()
     capture: CaptureSpec | None = None
     priority: Priority = Priority.LIVE
 
@@ -133,7 +138,8 @@ class TokenOutput:
 
     `token_id` None: an event without a token (nothing was to be generated, abort, failure). An end or stop token is
     given like any other. What follows comes with the last event: `known_logprobs` for `logprobs_start` (None for
-    index 0), `scores` for `score_token_ids`, `activations` `{layer: float32 [positions, hidden]}` for `capture`.
+    index 0), `scores` for `score_token_ids`, `activations` `{(site, layer): float32 [positions, hidden]}` for
+    `capture`, `branch_scores` float32 `[branches, score_token_ids]` (CPU; NaN where a plan broke the model).
     `num_cached_tokens`: prompt tokens that came from the prefix cache.
     """
 
@@ -144,7 +150,8 @@ class TokenOutput:
     num_cached_tokens: int = 0
     known_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     scores: tuple[float, ...] | None = None
-    activations: Mapping[int, Tensor] | None = None
+    branch_scores: Tensor | None = None
+    activations: Mapping[Place, Tensor] | None = None
     error: str | None = None
 
 

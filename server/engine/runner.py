@@ -6,6 +6,7 @@ chunk was chosen, or what becomes of the logits.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 
 from server.engine.attention import AttentionStep, attention_step
-from server.engine.bank import Place, SteeringBank
+from server.engine.bank import SteeringBank
 from server.engine.hooks import ActivationHooks, StepActivations
 from server.engine.model import LoadedModel
 from server.engine.scheduler import Chunk
+from vectors.vector import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +28,20 @@ class ChunkResult:
 
     `next_logits`: `[vocabulary]` after the chunk's last token, when the chunk is the sequence's last.
     `known_logits`: `[n, vocabulary]`, the logits that score known tokens, from the sequence's
-    `next_logprob_position` on. `activations`: `{layer: {position: float32 [hidden]}}` on the CPU. `is_finite`: False
+    `next_logprob_position` on. `activations`: `{(site, layer): {position: float32 [hidden]}}` on the CPU. `is_finite`: False
     when the model gave NaN or infinity for one of the logits' rows, by too strong a steering, say.
+    `branch_logits`: `[n, vocabulary]` of a chunk of branches, whose rows need not be finite.
     """
 
     chunk: Chunk
     next_logits: Tensor | None
     known_logits: Tensor | None
-    activations: dict[int, dict[int, Tensor]]
+    activations: dict[Place, dict[int, Tensor]]
     is_finite: bool
+    branch_logits: Tensor | None = None
+
+
+_NO_SLOTS = np.empty(0, dtype=np.int64)
 
 
 class Runner:
@@ -69,16 +76,20 @@ class Runner:
         for chunk, start in zip(chunks, starts, strict=False):
             sequence = chunk.sequence
             first, last = sequence.num_computed, sequence.num_computed + chunk.num_new
-            tokens.extend(sequence.tokens[first:last])
-            positions.append(np.arange(first, last))
             segment = sequence.segment(start, chunk.num_new)
             segments.append(segment)
+            if segment.is_branching:
+                tokens.extend(sequence.tokens[-1:] * chunk.num_new)
+                positions.append(np.full(chunk.num_new, first))
+                continue
+            tokens.extend(sequence.tokens[first:last])
+            positions.append(np.arange(first, last))
             stretches = np.concatenate([np.arange(*stretch) for stretch in segment.stretches])
             slots.append(stretches[first:last])
         wanted = [_wanted_logits(chunk) for chunk in chunks]
         rows_wanted = [start + row for start, rows in zip(starts, wanted, strict=False) for row in rows]
         activations = self._activations(chunks, starts)
-        step = AttentionStep(segments, self._to_device(np.concatenate(slots)), self._keys, self._values)
+        step = AttentionStep(segments, self._to_device(np.concatenate([_NO_SLOTS, *slots])), self._keys, self._values)
         with attention_step(step), self._hooks.step(activations):
             logits = self._model.forward(
                 self._to_device(np.asarray(tokens)),
@@ -104,12 +115,11 @@ class Runner:
             spec = chunk.sequence.request.capture
             if spec is not None:
                 offset = start - chunk.sequence.num_computed
-                for layer in spec.layers:
-                    indices.setdefault((spec.site, layer), []).extend(
-                        offset + position for position in _positions_captured(chunk)
-                    )
+                tokens = [offset + position for position in _positions_captured(chunk)]
+                for place in itertools.product(spec.sites, spec.layers):
+                    indices.setdefault(place, []).extend(tokens)
         activations.captures = {
-            place: self._to_device(np.asarray(tokens)) for place, tokens in indices.items() if tokens
+            place: self._to_device(np.asarray(wanted)) for place, wanted in indices.items() if wanted
         }
         return activations
 
@@ -129,17 +139,19 @@ class Runner:
             own = slice(offset, offset + len(rows))
             of_chunk = logits[own]
             offset += len(rows)
+            if chunk.sequence.is_branching:
+                results.append(ChunkResult(chunk, None, None, {}, True, branch_logits=of_chunk))
+                continue
             has_next = chunk.is_last and bool(rows) and rows[-1] == chunk.num_new - 1
             known = of_chunk[:-1] if has_next else of_chunk
-            found: dict[int, dict[int, Tensor]] = {}
+            found: dict[Place, dict[int, Tensor]] = {}
             spec = chunk.sequence.request.capture
             if spec is not None:
                 positions = _positions_captured(chunk)
-                for layer in spec.layers if positions else ():
-                    place = (spec.site, layer)
+                for place in itertools.product(spec.sites, spec.layers) if positions else ():
                     first = taken[place]
                     taken[place] = first + len(positions)
-                    found[layer] = {
+                    found[place] = {
                         position: captured[place][first + index] for index, position in enumerate(positions)
                     }
             next_logits, known_logits = of_chunk[-1] if has_next else None, known if len(known) else None
@@ -152,6 +164,8 @@ def _rows_of(chunk: Chunk) -> np.ndarray:
     sequence = chunk.sequence
     first, last = sequence.num_computed, sequence.num_computed + chunk.num_new
     assert sequence.rows is not None
+    if sequence.is_branching:
+        return np.asarray(sequence.rows.branches[sequence.next_branches][: chunk.num_new], dtype=np.int64)
     boundary = sequence.num_prompt - 1
     rows = np.full(chunk.num_new, sequence.rows.response, dtype=np.int64)
     rows[: max(0, min(last, boundary) - first)] = sequence.rows.prompt
@@ -166,6 +180,8 @@ def _wanted_logits(chunk: Chunk) -> list[int]:
     The position before the first sampled token scores nothing known, so it comes once, at the end.
     """
     sequence = chunk.sequence
+    if sequence.request.branches:
+        return list(range(chunk.num_new)) if sequence.is_branching else []
     first, last = sequence.num_computed, sequence.num_computed + chunk.num_new
     known = range(max(first, sequence.next_logprob_position), min(last, sequence.num_known - 1))
     offsets = [position - first for position in known]

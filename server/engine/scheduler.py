@@ -38,6 +38,7 @@ class Scheduler:
         self._max_batch_tokens = max_batch_tokens
         self._waiting: dict[Priority, deque[Sequence]] = {priority: deque() for priority in Priority}
         self._running: list[Sequence] = []
+        self._max_background_tokens: int | None = None
         self.num_preemptions = 0
 
     @property
@@ -54,6 +55,13 @@ class Scheduler:
     def num_waiting_live(self) -> int:
         """Sequences of live requests in the queues."""
         return len(self._waiting[Priority.LIVE])
+
+    @property
+    def has_live(self) -> bool:
+        """True when a live request runs or waits."""
+        return self.num_waiting_live > 0 or any(
+            sequence.request.priority is Priority.LIVE for sequence in self._running
+        )
 
     @property
     def running(self) -> tuple[Sequence, ...]:
@@ -73,8 +81,9 @@ class Scheduler:
             sequence.release_pages(self._pool)
         sequence.become(state)
 
-    def schedule(self) -> list[Chunk]:
-        """The next step; empty when there is nothing to do."""
+    def schedule(self, max_background_tokens: int | None = None) -> list[Chunk]:
+        """The next step, with at most so many tokens of background requests; empty when there is nothing to do."""
+        self._max_background_tokens = max_background_tokens
         num_new: dict[Sequence, int] = {}
         num_preemptions = self.num_preemptions
         for priority in Priority:
@@ -84,20 +93,25 @@ class Scheduler:
             self._admit(priority, num_new)
         return [Chunk(sequence, number) for sequence, number in num_new.items()]
 
-    def _budget(self, num_new: dict[Sequence, int]) -> int:
-        return self._max_batch_tokens - sum(num_new.values())
+    def _budget(self, priority: Priority, num_new: dict[Sequence, int]) -> int:
+        """Tokens that the step has left for requests of `priority`."""
+        left = self._max_batch_tokens - sum(num_new.values())
+        if priority is Priority.LIVE or self._max_background_tokens is None:
+            return left
+        spent = sum(number for sequence, number in num_new.items() if sequence.request.priority is priority)
+        return min(left, self._max_background_tokens - spent)
 
     def _continue(self, priority: Priority, num_new: dict[Sequence, int]) -> None:
         """Go on with the running sequences of `priority`: those that decode, then those that prefill."""
         running = [sequence for sequence in self._running if sequence.request.priority is priority]
         for sequence in sorted(running, key=lambda sequence: sequence.num_to_compute > 1):
-            wanted = min(sequence.num_to_compute, self._budget(num_new))
+            wanted = min(sequence.max_chunk, self._budget(priority, num_new))
             if sequence.state is not RequestState.QUEUED and wanted > 0 and self._make_room(sequence, wanted, num_new):
                 num_new[sequence] = wanted
 
     def _make_room(self, sequence: Sequence, wanted: int, num_new: dict[Sequence, int]) -> bool:
         """Pages for `wanted` more tokens, at the cost of less urgent sequences; False if it had to yield itself."""
-        while not sequence.reserve(self._pool, sequence.num_computed + wanted):
+        while not sequence.reserve(self._pool, sequence.num_slots_with(wanted)):
             victim = self._running[-1]
             num_new.pop(victim, None)
             self._preempt(victim)
@@ -108,7 +122,7 @@ class Scheduler:
     def _admit(self, priority: Priority, num_new: dict[Sequence, int]) -> None:
         """Start waiting sequences of `priority` while the step has tokens left and room is found for them."""
         queue = self._waiting[priority]
-        while queue and (budget := self._budget(num_new)) > 0:
+        while queue and (budget := self._budget(priority, num_new)) > 0:
             if len(self._running) < self._max_running and self._can_start(queue[0], budget):
                 sequence = queue.popleft()
                 if sequence.num_cached_tokens is None:
@@ -116,7 +130,7 @@ class Scheduler:
                 sequence.become(RequestState.PREFILLING)
                 self._running.append(sequence)
                 self._running.sort(key=lambda running: running.request.priority)
-                num_new[sequence] = min(sequence.num_to_compute, budget)
+                num_new[sequence] = min(sequence.max_chunk, budget)
             elif self._running and self._running[-1].request.priority > priority:
                 self._preempt(self._running[-1])
             else:
@@ -125,7 +139,7 @@ class Scheduler:
     def _can_start(self, sequence: Sequence, budget: int) -> bool:
         """Take the pages of a waiting sequence's first chunk, cached ones included; False when there are too few."""
         sequence.take_cached_pages(self._pool)
-        if sequence.reserve(self._pool, sequence.num_computed + min(sequence.num_to_compute, budget)):
+        if sequence.reserve(self._pool, sequence.num_slots_with(min(sequence.max_chunk, budget))):
             return True
         sequence.release_pages(self._pool)
         return False

@@ -13,6 +13,7 @@ from server.engine.bank import PlanRows
 from server.engine.cache import ROOT_KEY, PageKey, PagePool, page_key
 from server.engine.request import GenerationRequest, OutputSink, RequestState, TokenLogprobs
 from server.engine.sampler import RowSampler
+from vectors.vector import Place
 
 _NEXT_STATES: dict[RequestState, frozenset[RequestState]] = {
     RequestState.QUEUED: frozenset({RequestState.PREFILLING, RequestState.ABORTED, RequestState.FAILED}),
@@ -49,7 +50,9 @@ class Sequence:
         self.rows: PlanRows | None = None
         self.pages: list[int] = []
         self.known_logprobs: list[TokenLogprobs | None] = []
-        self.activations: dict[int, dict[int, Tensor]] = {}
+        self.activations: dict[Place, dict[int, Tensor]] = {}
+        self.branch_scores: list[Tensor] = []
+        self._num_branches_done = 0
         self._page_size = page_size
         self._stretches: list[list[int]] = []
         self._num_keyed = 0
@@ -70,8 +73,41 @@ class Sequence:
 
     @property
     def num_to_compute(self) -> int:
-        """Tokens whose KV is missing; 1 for a decoding sequence."""
+        """Tokens whose KV is missing, and branches not scored yet; 1 for a decoding sequence."""
+        if self.request.branches:
+            return self.num_prompt - 1 - self.num_computed + self.num_branches_left
         return len(self.tokens) - self.num_computed
+
+    @property
+    def num_branches_left(self) -> int:
+        """Branches not scored yet."""
+        return len(self.request.branches) - self._num_branches_done
+
+    @property
+    def is_branching(self) -> bool:
+        """True when all that the branches share is in the KV cache: the next chunk is branches."""
+        return bool(self.request.branches) and self.num_computed == self.num_prompt - 1
+
+    @property
+    def max_chunk(self) -> int:
+        """The most tokens that the next chunk may have: it is either branches or what comes before them."""
+        if self.request.branches and not self.is_branching:
+            return self.num_prompt - 1 - self.num_computed
+        return self.num_to_compute
+
+    @property
+    def next_branches(self) -> slice:
+        """The branches from the first one that is not scored yet."""
+        return slice(self._num_branches_done, None)
+
+    def num_slots_with(self, num_new: int) -> int:
+        """Tokens in the KV cache after a chunk of `num_new`; branches leave nothing there."""
+        return self.num_computed + (0 if self.is_branching else num_new)
+
+    def add_branch_scores(self, scores: Tensor) -> None:
+        """Note the scores `[branches, tokens]` of the next branches."""
+        self.branch_scores.append(scores)
+        self._num_branches_done += scores.shape[0]
 
     @property
     def num_generated(self) -> int:
@@ -146,7 +182,7 @@ class Sequence:
 
     def segment(self, start: int, num_new: int) -> Segment:
         """The next `num_new` tokens as the attention sees them, at `start` of the pack."""
-        num_slots = self.num_computed + num_new
+        num_slots = self.num_slots_with(num_new)
         stretches = []
         for first_page, num_pages in self._stretches:
             length = min(num_pages * self._page_size, num_slots)
@@ -155,7 +191,7 @@ class Sequence:
             first = first_page * self._page_size
             stretches.append((first, first + length))
             num_slots -= length
-        return Segment(start, start + num_new, self.num_computed, tuple(stretches))
+        return Segment(start, start + num_new, self.num_computed, tuple(stretches), self.is_branching)
 
     def _append_page(self, page: int) -> None:
         self.pages.append(page)

@@ -250,11 +250,11 @@ def test_capture_equals_a_plain_forward_pass() -> None:
     engine: BatchingEngine = engine_of(loaded(), max_batch_tokens=5)
     run(engine, [GenerationRequest("warm", prompt, 1, GREEDY)])  # captured positions must not come from the cache
     for site in ("residual", "attention", "mlp", "post_attention_norm"):
-        spec = CaptureSpec((0, 2), site=site, positions=(-1, 0, 6))  # type: ignore[arg-type]
+        spec = CaptureSpec((0, 2), sites=(site,), positions=(-1, 0, 6))  # type: ignore[arg-type]
         future = engine.capture(prompt, spec)
         while engine.step():
             pass
-        for layer, found in future.result(0).items():
+        for (_, layer), found in future.result(0).items():
             plain = activations(model, prompt, site, layer)[[12, 0, 6]]
             torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-4)
     assert_nothing_held(engine)

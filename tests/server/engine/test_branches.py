@@ -1,0 +1,136 @@
+"""One prompt's last token under many plans at once: equal to each plan alone, on plain transformers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from server.engine.pacing import BackgroundPace
+from server.engine.plan import UNSTEERED, SteeringPlan
+from server.engine.request import CaptureSpec, GenerationRequest, Priority
+from server.errors import InvalidRequest
+from tests.families import CONFIGS, build
+from tests.reference import Steer, steered_logits
+from tests.server.engine.driving import (
+    GREEDY,
+    assert_nothing_held,
+    engine_of,
+    loaded,
+    plan_of,
+    prompt_of,
+    random_direction,
+    run,
+    tokens_of,
+)
+
+TOKENS = (3, 50, 7)
+STEERS: list[tuple[Steer, ...]] = [
+    (),
+    (Steer(random_direction(1), 0),),
+    (Steer(random_direction(2), 1, scale=-1.5), Steer(random_direction(3), 0, "mlp")),
+    (Steer(random_direction(4), 2, operation="ablate"),),
+    (Steer(random_direction(1), 0, scale=2.0),),
+    (Steer(random_direction(5), 1, "attention", operation="clamp"),),
+    (Steer(random_direction(6), 2, preserve_norm=True),),
+]
+
+
+def branching(name: str, prompt: tuple[int, ...], plans: list[SteeringPlan], **changes: object) -> GenerationRequest:
+    return GenerationRequest(  # type: ignore[arg-type]
+        name,
+        prompt,
+        0,
+        **{"branches": tuple(plans), "score_token_ids": TOKENS, "priority": Priority.BACKGROUND, **changes},
+    )
+
+
+def expected(family: str, prompt: tuple[int, ...]) -> torch.Tensor:
+    model = build(family)
+    rows = [torch.log_softmax(steered_logits(model, prompt, steers)[-1], -1)[list(TOKENS)] for steers in STEERS]
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_branch_equals_its_plan_alone(family: str) -> None:
+    engine = engine_of(loaded(family), max_batch_tokens=5)
+    plans = [plan_of(*steers) for steers in STEERS]
+    prompts = [prompt_of(length) for length in (1, 2, 5, 9, 26)]
+    requests = [branching(str(length), prompt, plans) for length, prompt in enumerate(prompts)]
+    requests += [branching("again", prompts[-1], plans), GenerationRequest("live", prompts[-1], 6, GREEDY)]
+    outputs = run(engine, requests)
+    for name, prompt in [*((str(index), prompt) for index, prompt in enumerate(prompts)), ("again", prompts[-1])]:
+        (event,) = outputs[name]
+        assert event.branch_scores is not None
+        torch.testing.assert_close(event.branch_scores, expected(family, prompt), atol=1e-4, rtol=1e-4)
+    engine.close()
+
+
+def test_branches_survive_preemption_and_leave_the_others_alone() -> None:
+    engine = engine_of(loaded(), num_pages=9, max_batch_tokens=8)
+    plans = [plan_of(*steers) for steers in STEERS] * 4
+    requests = [branching(str(index), prompt_of(17, index), plans) for index in range(3)]
+    engine_alone = engine_of(loaded())
+    live = [GenerationRequest(f"live{index}", prompt_of(11, index), 9, GREEDY) for index in range(3)]
+    alone = {request.request_id: tokens_of(run(engine_alone, [request])[request.request_id]) for request in live}
+    late = iter(live)
+    outputs: dict[str, list[int]] = {}
+
+    def submit_one(number: int) -> None:
+        if number % 3 == 1 and (request := next(late, None)) is not None:
+            engine.submit(
+                request, lambda output: outputs.setdefault(output.request_id, []).append(output.token_id or 0)
+            )
+
+    events = run(engine, requests, submit_one)
+    assert engine.stats().total_preemptions > 0
+    assert outputs == alone
+    for index, request in enumerate(requests):
+        (event,) = events[request.request_id]
+        assert event.branch_scores is not None
+        wanted = expected("llama", prompt_of(17, index)).repeat(4, 1)
+        torch.testing.assert_close(event.branch_scores, wanted, atol=1e-4, rtol=1e-4)
+    assert_nothing_held(engine)
+    engine.close()
+    engine_alone.close()
+
+
+def test_a_branch_that_breaks_the_model_is_not_a_number_and_the_others_are() -> None:
+    engine = engine_of(loaded())
+    plans = [UNSTEERED, plan_of(Steer(random_direction(1), 0, scale=1e38)), plan_of(Steer(random_direction(1), 0))]
+    (event,) = run(engine, [branching("x", prompt_of(9), plans)])["x"]
+    assert event.branch_scores is not None
+    assert event.branch_scores.isfinite().all(dim=1).tolist() == [True, False, True]
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_tokens": 1},
+        {"forced": (1,)},
+        {"score_token_ids": ()},
+        {"capture": CaptureSpec((0,))},
+        {"logprobs_start": 0},
+        {"branches": (plan_of(Steer(random_direction(1), 0, positions="all")),)},
+    ],
+)
+def test_what_branches_cannot_do_is_refused(changes: dict[str, object]) -> None:
+    engine = engine_of(loaded())
+    request = {"request_id": "x", "prompt": (1, 2), "max_tokens": 0, "branches": (UNSTEERED,), "score_token_ids": (1,)}
+    with pytest.raises(InvalidRequest):
+        engine.submit(GenerationRequest(**(request | changes)), print)  # type: ignore[arg-type]
+    engine.close()
+
+
+def test_background_work_takes_its_share_of_the_time_and_no_more() -> None:
+    pace = BackgroundPace(share=0.2)
+    live = background = 0.0
+    num_with = 0
+    for _ in range(4000):
+        has_background = pace.max_tokens() > 0
+        pace.note(0.004 if has_background else 0.001, has_background=has_background)
+        live += 0.001
+        background += 0.003 if has_background else 0.0
+        num_with += has_background
+    assert num_with > 100
+    assert 0.15 < background / live < 0.25
