@@ -3,6 +3,9 @@
 VectorsError
 ├── InvalidVector               the directions or their description cannot be used; says what and where
 │   └── UnknownFormat           the bytes are in no format that can be read
+├── InvalidData                 labelled data that cannot be used; names the file, the line and what is wrong
+├── InvalidMethod               a training method that does not exist, contradicts itself or does not fit the data
+├── MissingDependency           an optional package that this needs is not installed; says how to get it
 ├── VectorTooLarge              the file is larger than allowed
 ├── InvalidVectorName           a name outside the allowed characters
 ├── InvalidRevision             a revision that is no hash prefix of at least 6 digits, or fits several
@@ -35,6 +38,28 @@ class InvalidVector(VectorsError):
 
 class UnknownFormat(InvalidVector):
     """The bytes are in no format that can be read."""
+
+
+class InvalidData(VectorsError):
+    """Labelled data cannot be used. `file` is its name, `line` the 1-based line (or row) of the trouble, if known."""
+
+    def __init__(self, message: str, file: str = "data", line: int | None = None) -> None:
+        place = f"{file}, line {line}" if line is not None else file
+        super().__init__(f"{place}: {message}".encode(errors="replace").decode())
+        self.file = file
+        self.line = line
+
+
+class InvalidMethod(VectorsError):
+    """A training method that does not exist, contradicts itself or does not fit the data; `param` names the option."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message.encode(errors="replace").decode())
+        self.param = None if param is None else param.encode(errors="replace").decode()
+
+
+class MissingDependency(VectorsError):
+    """An optional package is not installed; the message says which and how to get it."""
 
 
 class VectorTooLarge(VectorsError):

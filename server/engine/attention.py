@@ -70,7 +70,7 @@ class AttentionStep:
     """What the attention of one forward pass works on.
 
     `keys[layer]` and `values[layer]` are `[kv_heads, slots, head_dim]`; `slots` int64 `[tokens]` says where each new
-    token goes that is kept. Without KV (`keys` empty) the step is a probe: no segment has a past and nothing is written.
+    token goes that is kept. Without KV (`keys` empty) the step is a probe: no segment has a past, nothing is written.
     `calls` lists the layers that called; a probe notes each layer's `shapes` (kv_heads, key_dim, value_dim) and
     `windows` (tokens, or None).
     """

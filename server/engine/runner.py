@@ -28,8 +28,8 @@ class ChunkResult:
 
     `next_logits`: `[vocabulary]` after the chunk's last token, when the chunk is the sequence's last.
     `known_logits`: `[n, vocabulary]`, the logits that score known tokens, from the sequence's
-    `next_logprob_position` on. `activations`: `{(site, layer): {position: float32 [hidden]}}` on the CPU. `is_finite`: False
-    when the model gave NaN or infinity for one of the logits' rows, by too strong a steering, say.
+    `next_logprob_position` on. `activations`: `{(site, layer): {position: float32 [hidden]}}` on the CPU.
+    `is_finite`: False when the model gave NaN or infinity for one of the logits' rows, by too strong a steering, say.
     `branch_logits`: `[n, vocabulary]` of a chunk of branches, whose rows need not be finite.
     """
 
