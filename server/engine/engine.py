@@ -26,7 +26,7 @@ from server.engine.model import LoadedModel, ModelRefused
 from server.engine.pacing import BackgroundPace
 from server.engine.plan import UNSTEERED, Phase, SteeringPlan
 from server.engine.protocol import EngineStats, ModelInfo
-from server.engine.queries import capture, score
+from server.engine.queries import capture, score, score_branches
 from server.engine.request import (
     CaptureSpec,
     FinishReason,
@@ -214,6 +214,17 @@ class BatchingEngine:
     ) -> Future[list[list[float]]]:
         """See `protocol.Engine.score`."""
         return score(self.submit, prompt, choices, plan, priority)
+
+    def score_branches(
+        self,
+        prompt: Seq[int],
+        token_ids: Seq[int],
+        branches: Seq[SteeringPlan],
+        *,
+        priority: Priority = Priority.BACKGROUND,
+    ) -> Future[Tensor]:
+        """See `protocol.Engine.score_branches`."""
+        return score_branches(self.submit, prompt, token_ids, branches, priority)
 
     def capture(
         self,

@@ -101,6 +101,20 @@ class Engine(Protocol):
         """Log-probabilities of the tokens of each choice as continuation of `prompt`, steered by `plan`."""
         ...
 
+    def score_branches(
+        self,
+        prompt: Sequence[int],
+        token_ids: Sequence[int],
+        branches: Sequence[SteeringPlan],
+        *,
+        priority: Priority = Priority.BACKGROUND,
+    ) -> Future[Tensor]:
+        """Log-probabilities, float32 `[branches, tokens]` (CPU), of the next tokens after `prompt` under each plan.
+
+        The plans steer the last prompt token, nothing before it. A plan that breaks the model gives NaN.
+        """
+        ...
+
     def capture(
         self,
         prompt: Sequence[int],

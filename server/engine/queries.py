@@ -75,6 +75,34 @@ def score(
     return result
 
 
+def score_branches(
+    submit: Submit,
+    prompt: Sequence[int],
+    token_ids: Sequence[int],
+    branches: Sequence[SteeringPlan],
+    priority: Priority,
+) -> Future[Tensor]:
+    """Log-probabilities of next tokens under each plan; see `protocol.Engine.score_branches`."""
+    result: Future[Tensor] = _uncancellable()
+
+    def receive(output: TokenOutput) -> None:
+        if output.branch_scores is None:
+            result.set_exception(Unavailable(output.error or "the scoring was aborted"))
+        else:
+            result.set_result(output.branch_scores)
+
+    request = GenerationRequest(
+        request_id=f"branches-{uuid.uuid4().hex}",
+        prompt=tuple(prompt),
+        max_tokens=0,
+        branches=tuple(branches),
+        score_token_ids=tuple(token_ids),
+        priority=priority,
+    )
+    submit(request, receive)
+    return result
+
+
 def capture(
     submit: Submit, prompt: Sequence[int], spec: CaptureSpec, plan: SteeringPlan, priority: Priority
 ) -> Future[dict[Place, Tensor]]:

@@ -1,0 +1,106 @@
+"""What labelled data is made of: items with options, and pairs of texts.
+
+An item knows its content and where it was read; it does not know prompts, letters, files' formats or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+MAX_CHOICES = 26
+"""As many as there are letters."""
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceItem:
+    """A question with 2 to `MAX_CHOICES` different options, `answer` the index of the right one.
+
+    `context` is what a prompt asks to remember (a user's opinion, say). `line` (1-based) is where it was read.
+    """
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    context: str | None = None
+    line: int = 0
+
+    @property
+    def answer_text(self) -> str:
+        """The right option."""
+        return self.choices[self.answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairItem:
+    """Two texts after the same prompt, of which `positive` is the wanted one.
+
+    `prompt` is text (empty when the data has none) or the turns of a chat.
+    """
+
+    positive: str
+    negative: str
+    prompt: str | tuple[Message, ...] = ""
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TextItem:
+    """A plain text, on which a vector's harm to the language is measured."""
+
+    text: str
+    line: int = 0
+
+
+Item = ChoiceItem | PairItem
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Items of one kind, in the order of their file.
+
+    `sha256` (64 hex digits) is the hash of the file's bytes, or of all files' bytes one after the other.
+    """
+
+    name: str
+    sha256: str
+    items: tuple[ChoiceItem, ...] | tuple[PairItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShownItem:
+    """A choice item with its options in a prompt's order: `order[place]` is the index of the option at that place."""
+
+    item: ChoiceItem
+    order: tuple[int, ...]
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The options as shown."""
+        return tuple(self.item.choices[index] for index in self.order)
+
+    @property
+    def answer(self) -> int:
+        """The place of the right option, 0 for A."""
+        return self.order.index(self.item.answer)
+
+    def rotations(self) -> tuple[ShownItem, ...]:
+        """The item under every rotation of its options, beginning with this one."""
+        order = self.order
+        return tuple(ShownItem(self.item, order[first:] + order[:first]) for first in range(len(order)))
+
+
+def kind_of(items: Sequence[Item]) -> type[ChoiceItem] | type[PairItem]:
+    """The one kind that the items of a data set have."""
+    return type(items[0])
