@@ -5,12 +5,13 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from server import __version__
-from server.api import chat, completions, failures, models, operations, vectors
+from server.api import chat, completions, failures, files, fine_tuning, models, operations, vectors
 from server.api.access import AccessLayer
 from server.api.metrics import Metrics
 from server.api.services import Services
 from server.config import Settings
 from server.engine.protocol import Engine
+from server.jobs.worker import JobWorker
 from server.keys import ApiKeys
 from server.text import TextProcessor
 from vectors.store import VectorStore
@@ -22,8 +23,12 @@ def build_app(
     text: TextProcessor,
     store: VectorStore,
     keys: ApiKeys | None = None,
+    jobs: JobWorker | None = None,
 ) -> FastAPI:
-    """The application; without `keys` it is open. It refuses new work as soon as the engine does."""
+    """The application; without `keys` it is open, without `jobs` it trains nothing.
+
+    It refuses new work as soon as the engine does.
+    """
     metrics = Metrics(engine)
     app = FastAPI(
         title="tiller", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
@@ -35,8 +40,9 @@ def build_app(
         store=store,
         keys=keys if keys is not None else ApiKeys(),
         metrics=metrics,
+        jobs=jobs,
     )
-    for module in (chat, completions, models, vectors, operations):
+    for module in (chat, completions, models, vectors, files, fine_tuning, operations):
         app.include_router(module.router)
     failures.install(app)
     app.add_middleware(AccessLayer, metrics=metrics)

@@ -176,9 +176,7 @@ class Settings:
         "what --max-running needs, within half of the free memory",
     )
     max_batch_tokens: int = _option(512, _whole(1, 1_000_000), "TOKENS", "most tokens that one step computes")
-    max_upload_mib: float = _option(
-        64.0, _above_zero(65536), "MIB", "largest vector file that an upload may have", "64"
-    )
+    max_upload_mib: float = _option(64.0, _above_zero(65536), "MIB", "largest file that an upload may have", "64")
     max_queue: int = _option(1024, _whole(0, 1_000_000), "COUNT", "most requests that wait; more are answered with 429")
     api_key_file: Path | None = _option(
         None, _path, "FILE", "file with API keys, lines of use:KEY and manage:KEY", "none"
@@ -244,7 +242,7 @@ Keys come from the environment, so that they show in no process list, or from `-
 | variable | meaning |
 |---|---|
 | `TILLER_API_KEYS` | comma-separated keys that may use the model and read the registry of vectors |
-| `TILLER_MANAGE_KEYS` | comma-separated keys that may also change the registry |
+| `TILLER_MANAGE_KEYS` | comma-separated keys that may also change the registry, keep files and train |
 
 A key file has a key a line, `use:KEY` or `manage:KEY`; empty lines and lines that begin with `#` are skipped. A file
 that others may write to is refused. Without any key everyone who reaches the server may do everything, so it then

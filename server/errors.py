@@ -21,9 +21,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from vectors.errors import (
+    InvalidData,
+    InvalidMethod,
     InvalidRevision,
     InvalidVector,
     InvalidVectorName,
+    MissingDependency,
     RevisionMismatch,
     RevisionNotFound,
     VectorExists,
@@ -137,13 +140,16 @@ class EngineFailure(ApiError):
 
 
 class Unavailable(ApiError):
-    """The server is starting, draining or stopped."""
+    """The server is starting, draining or stopped, or lacks a part that this needs."""
 
     status = 503
 
 
 _VECTORS_ERRORS: tuple[tuple[type[VectorsError], type[ApiError], str], ...] = (
     (InvalidVector, InvalidRequest, "invalid_vector"),
+    (InvalidData, InvalidRequest, "invalid_training_data"),
+    (InvalidMethod, InvalidRequest, "invalid_method"),
+    (MissingDependency, Unavailable, "missing_dependency"),
     (InvalidVectorName, InvalidRequest, "invalid_vector_name"),
     (InvalidRevision, InvalidRequest, "invalid_revision"),
     (VectorNotFound, NotFound, "vector_not_found"),
@@ -158,6 +164,6 @@ def from_vectors_error(error: VectorsError, param: str | None = None) -> ApiErro
     """What a client sees of an error of the vectors package; `param` when the error does not name one itself."""
     for source, target, code in _VECTORS_ERRORS:
         if isinstance(error, source):
-            own = error.param if isinstance(error, InvalidVector) else None
+            own = error.param if isinstance(error, InvalidVector | InvalidMethod) else None
             return target(str(error), code=code, param=own or param)
     return EngineFailure("the vector registry failed; the server's log has the details", code="registry_failure")

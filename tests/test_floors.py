@@ -24,6 +24,8 @@ FLOORS: list[tuple[str, ...]] = [
     ("vectors.evaluate",),
     ("vectors.task",),
     ("vectors.study",),
+    ("vectors.study_data", "vectors.study_tables"),
+    ("vectors.study_run",),
     ("server.errors", "server.config", "server.keys"),
     ("server.engine",),
     ("server.detokenizer",),
@@ -31,13 +33,13 @@ FLOORS: list[tuple[str, ...]] = [
     ("server.probe",),
     ("server.jobs",),
     ("server.api", "server.demo", "server.training"),
-    ("server.app",),
+    ("server.app", "server.bench"),
     ("server.cli",),
 ]
 """From the ground up; a module belongs to the longest name that it begins with."""
 
-COMMANDS = ("server.cli", "server.demo.")
-"""What is run by name: `tiller`, and the steps that make the embedded model."""
+COMMANDS = ("server.cli", "server.demo.", "server.bench.")
+"""What is run by name: `tiller`, the steps that make the embedded model, and measurements."""
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

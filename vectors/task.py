@@ -7,6 +7,7 @@ It does not know where data comes from, where vectors are kept, or where files g
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
-from vectors.errors import InvalidMethod
+from vectors.errors import InvalidMethod, MissingDependency
 from vectors.evaluate import evaluate, sweep
 from vectors.method import Method
 from vectors.plots import Bar, CurvePoint, accuracy_bars, heat_map, size_curve
@@ -83,6 +84,7 @@ def carry_out(
     task: Task, probe: Probe, data: TrainingData, *, steering: Sequence[Steering] = (), seed: int, report: Report
 ) -> Done:
     """Do `task`; `steering` is the vector that it names. Raises as `train`, `evaluate` and `sweep` do."""
+    check_installed()
     check_fit(task.method, probe)
     if task.kind == "evaluate":
         found = evaluate(probe, data, tuple(steering), task.method, seed=seed, report=report)
@@ -102,6 +104,13 @@ def carry_out(
         trained.is_recommended,
         trained.reason,
     )
+
+
+def check_installed() -> None:
+    """Raise `MissingDependency` now rather than after the work, where what reports need is not installed."""
+    for package in ("scipy", "statsmodels", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependency(f"training needs {package}, which is not installed: pip install 'tiller[train]'")
 
 
 def _files(report: dict[str, Any], plots: Sequence[tuple[str, bytes]]) -> tuple[tuple[str, bytes], ...]:

@@ -14,6 +14,7 @@ from server.api.metrics import Metrics
 from server.config import Settings
 from server.engine.protocol import Engine
 from server.errors import Unavailable
+from server.jobs.worker import JobWorker
 from server.keys import ApiKeys
 from server.text import TextProcessor
 from vectors.store import VectorStore
@@ -29,17 +30,24 @@ class Services:
     store: VectorStore
     keys: ApiKeys
     metrics: Metrics
+    jobs: JobWorker | None = None
     started_at: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def max_upload_bytes(self) -> int:
-        """The largest body of a request that brings a vector."""
+        """The largest body of a request that brings a file."""
         return int(self.settings.max_upload_mib * 2**20)
 
     def check_ready(self) -> None:
         """Raise `Unavailable` when new work is refused."""
         if not self.engine.is_accepting:
             raise Unavailable("the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
+
+    def training(self) -> JobWorker:
+        """Who keeps files and does training jobs. Raises `Unavailable` when this server has nobody for it."""
+        if self.jobs is None:
+            raise Unavailable("this server trains no vectors", code="training_not_available")
+        return self.jobs
 
 
 def services_of(request: Request) -> Services:

@@ -1,9 +1,10 @@
-"""Uploaded vectors as they come over the wire: a file's bytes, or numbers in JSON. Knows no file format."""
+"""Uploads as they come over the wire: a file's bytes, parts of a form, or numbers in JSON. Knows no file format."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ async def read_upload(request: Request, limit: int) -> tuple[bytes, ImportOption
     The body is the file itself, or multipart with the parts `file` and, if wanted, `metadata` (JSON). Raises
     `PayloadTooLarge` unread when a larger length is announced, else as soon as more than `limit` bytes came.
     """
-    kind, parameters = parse_options_header(request.headers.get("content-type"))
+    kind, _ = parse_options_header(request.headers.get("content-type"))
     if kind == b"application/json":
         raise InvalidRequest(
             "Content-Type: a file is application/octet-stream or multipart/form-data; "
@@ -39,23 +40,53 @@ async def read_upload(request: Request, limit: int) -> tuple[bytes, ImportOption
         )
     if kind != b"multipart/form-data":
         return await read_body(request, limit), ImportOptions()
+    async with multipart_form(request, limit, max_fields=2, max_field_bytes=_MAX_METADATA_PART) as form:
+        return await _parts_of(form)
+
+
+@contextlib.asynccontextmanager
+async def multipart_form(
+    request: Request, limit: int, *, max_fields: int, max_field_bytes: int
+) -> AsyncIterator[FormData]:
+    """The parts of a multipart body, its files on disk when they are large; gone when the context ends.
+
+    Raises `InvalidRequest` for a malformed body, `PayloadTooLarge` as `limited_stream` does.
+    """
+    _, parameters = parse_options_header(request.headers.get("content-type"))
     if parameters.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
         raise InvalidRequest("Content-Type: the only charset is utf-8", code="invalid_header", param="Content-Type")
-    parser = MultiPartParser(
+    parser = _WholeForm(
         request.headers,
         limited_stream(request, limit),
         max_files=2,
-        max_fields=2,
-        max_part_size=_MAX_METADATA_PART,
+        max_fields=max_fields,
+        max_part_size=max_field_bytes,
     )
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise InvalidRequest(f"the multipart body is malformed: {error.message}", code="invalid_multipart") from None
+    if not parser.is_whole:
+        parser.close_files()
+        raise InvalidRequest("the multipart body ends before its last boundary", code="invalid_multipart")
     try:
-        return await _parts_of(form)
+        yield form
     finally:
         await form.close()
+
+
+class _WholeForm(MultiPartParser):
+    """Starlette's parser, which takes a body that is cut off for a form without its last part."""
+
+    is_whole = False
+
+    def on_end(self) -> None:
+        self.is_whole = True
+
+    def close_files(self) -> None:
+        """Close what no form holds: the file of a part that did not end."""
+        for file in self._files_to_close_on_error:
+            file.close()
 
 
 async def _parts_of(form: FormData) -> tuple[bytes, ImportOptions]:

@@ -9,21 +9,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from server.cli.engine import ModelSource, loading, readable_failures, source_of, start_engine
 from server.cli.errors import USAGE, CommandFailed
 from server.cli.logs import set_up_logging
 from server.cli.output import discard_output
 from server.config import Settings, SettingsRefused, options
-from server.demo import MODEL_DIR, MODEL_NAME, VECTORS_DIR
+from server.demo import VECTORS_DIR
 from server.keys import CLIENT_VARIABLE, MANAGE_VARIABLE, USE_VARIABLE, ApiKeys, KeysRefused, check_exposure
 
 if TYPE_CHECKING:
     from server.cli.banner import Readiness
     from server.engine.engine import BatchingEngine
+    from server.jobs.worker import JobWorker
     from server.text import TextProcessor
     from vectors.store import VectorStore
 
@@ -34,27 +35,13 @@ _ready_log.setLevel(logging.INFO)  # whoever reads a JSON log waits for this lin
 DRAIN_SECONDS = 30.0
 """How long requests under way may take to finish after the first signal."""
 
-_PAGE_SIZE = 16
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Where the model comes from, and the id that it has in the API."""
-
-    location: str
-    model_id: str
-    is_demo: bool = False
-
-    @property
-    def is_local(self) -> bool:
-        return Path(self.location).is_dir()
-
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
     store: VectorStore
     engine: BatchingEngine
     text: TextProcessor
+    jobs: JobWorker
 
 
 def serve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
@@ -67,7 +54,7 @@ def serve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
         check_exposure(settings.host, keys, settings.insecure)
     except (SettingsRefused, KeysRefused) as error:
         raise CommandFailed(str(error), USAGE) from None
-    source = _source_of(settings)
+    source = source_of(settings)
     from server.cli.listening import bind
 
     with contextlib.ExitStack() as cleanup:
@@ -93,95 +80,43 @@ def _warn_of_variables(environ: Mapping[str, str], keys: ApiKeys) -> None:
         )
 
 
-def _source_of(settings: Settings) -> _Source:
-    source = _named_source(settings)
-    if settings.revision is not None and source.is_local:
-        raise CommandFailed(
-            f"--revision {settings.revision}: only models of the hub have revisions, and {source.location} is a folder",
-            USAGE,
-        )
-    return source
-
-
-def _named_source(settings: Settings) -> _Source:
-    if settings.model is None:
-        if not MODEL_DIR.is_dir():
-            raise CommandFailed("the embedded model is missing from this installation; name a MODEL to serve")
-        return _Source(str(MODEL_DIR), settings.served_model_name or MODEL_NAME, is_demo=True)
-    path = Path(settings.model).expanduser()
-    if path.is_dir():
-        return _Source(str(path), settings.served_model_name or path.resolve().name)
-    looks_like_path = settings.model.startswith(("/", ".", "~")) or settings.model.count("/") > 1
-    if path.exists() or looks_like_path:
-        what = "is a file, not the folder of a model" if path.exists() else "there is no such folder"
-        raise CommandFailed(f"MODEL {settings.model}: {what}", USAGE)
-    return _Source(settings.model, settings.served_model_name or settings.model)
-
-
-def _build(settings: Settings, source: _Source, cleanup: contextlib.ExitStack) -> _Parts:
+def _build(settings: Settings, source: ModelSource, cleanup: contextlib.ExitStack) -> _Parts:
     """Load and start every part; what must be closed is left to `cleanup`."""
-    from server.cli.loading import progress_of, quiet_libraries
     from server.cli.shipped import put_shipped_vectors
-    from server.engine.model import ModelRefused
-    from server.text import TokenizerRefused, load_text
-    from vectors.errors import VectorsError
     from vectors.store import VectorStore
 
-    quiet_libraries(is_debugging=settings.log_level == "debug")
-    can_draw = source.is_local and not settings.log_json  # a download draws bars of its own
-    try:
+    with readable_failures(settings):
         store = cleanup.enter_context(VectorStore(settings.data_dir / "vectors"))
-        with progress_of(f"loading {source.model_id}", 7, can_draw=can_draw) as begin:
-            engine = _load_engine(settings, source, begin)
-            cleanup.callback(engine.close)
-            begin("reading the tokenizer")
-            text = load_text(source.location, revision=settings.revision, chat_template=settings.chat_template)
+        with loading(settings, source) as begin:
+            engine, text = start_engine(settings, source, cleanup, begin)
             if source.is_demo:
                 put_shipped_vectors(store, VECTORS_DIR, settings.data_dir, engine.info)
-    except (ModelRefused, TokenizerRefused, VectorsError) as error:
-        raise CommandFailed(str(error)) from error
-    except OSError as error:
-        raise CommandFailed(f"{error.filename or settings.data_dir}: {error.strerror or error}") from error
-    return _Parts(store, engine, text)
+            jobs = _start_jobs(settings, engine, text, store, cleanup)
+    return _Parts(store, engine, text, jobs)
 
 
-def _load_engine(settings: Settings, source: _Source, begin: Callable[[str], None]) -> BatchingEngine:
-    from server.cli.memory import free_bytes
-    from server.engine.engine import BatchingEngine, EngineSettings, num_pages_for
-    from server.engine.model import ModelRefused, load_model
+def _start_jobs(
+    settings: Settings,
+    engine: BatchingEngine,
+    text: TextProcessor,
+    store: VectorStore,
+    cleanup: contextlib.ExitStack,
+) -> JobWorker:
+    """Go on with the training jobs of the data directory; `cleanup` ends that before the parts they work with."""
+    from server.jobs.database import JobDatabase
+    from server.jobs.files import FileStore
+    from server.jobs.worker import JobWorker
+    from server.training import SteeringTrainer
 
-    model = load_model(
-        source.location,
-        model_id=source.model_id,
-        device=settings.device,
-        dtype=settings.dtype,
-        revision=settings.revision,
-        adapter=settings.adapter,
-        max_model_len=settings.max_model_len,
-        on_progress=begin,
-    )
-    begin("reserving the KV cache")
-    num_pages = num_pages_for(
-        model,
-        kv_cache_gib=settings.kv_cache_gib,
-        free_bytes=free_bytes(model.device),
-        max_running=settings.max_running,
-        page_size=_PAGE_SIZE,
-    )
-    limits = EngineSettings(
-        num_pages=num_pages,
-        page_size=_PAGE_SIZE,
-        max_running=settings.max_running,
-        max_batch_tokens=settings.max_batch_tokens,
-        max_queue=settings.max_queue,
-    )
-    try:
-        return BatchingEngine(model, limits).start()
-    except (MemoryError, RuntimeError) as error:
-        raise ModelRefused(f"the KV cache cannot be reserved: {error}; give a smaller --kv-cache-gib") from error
+    database = JobDatabase(settings.data_dir / "jobs.sqlite3")
+    cleanup.callback(database.close)
+    files = FileStore(settings.data_dir / "files", database)
+    jobs = JobWorker(database, files, store, SteeringTrainer(engine, text, store)).start()
+    cleanup.callback(jobs.close)
+    return jobs
 
 
-def _run(settings: Settings, keys: ApiKeys, source: _Source, parts: _Parts, bound: socket.socket) -> None:
+def _run(settings: Settings, keys: ApiKeys, source: ModelSource, parts: _Parts, bound: socket.socket) -> None:
     from server.app import build_app
     from server.cli.listening import DrainingServer, cannot_listen, url_of
 
@@ -197,11 +132,12 @@ def _run(settings: Settings, keys: ApiKeys, source: _Source, parts: _Parts, boun
             _log.warning("ready at %s, which standard output does not take: %s", readiness.url, error.strerror)
 
     def drain() -> None:
+        parts.jobs.close()
         if not parts.engine.drain(DRAIN_SECONDS):
             _log.warning("some requests took longer than %g s and were aborted", DRAIN_SECONDS)
         parts.engine.close()
 
-    app = build_app(settings, parts.engine, parts.text, parts.store, keys)
+    app = build_app(settings, parts.engine, parts.text, parts.store, keys, parts.jobs)
     server = DrainingServer(app, on_ready=announce, drain=drain)
     try:
         server.run_on(bound)
@@ -209,7 +145,7 @@ def _run(settings: Settings, keys: ApiKeys, source: _Source, parts: _Parts, boun
         raise cannot_listen(settings.host, settings.port, error) from error
 
 
-def _readiness(url: str, settings: Settings, keys: ApiKeys, source: _Source, parts: _Parts) -> Readiness:
+def _readiness(url: str, settings: Settings, keys: ApiKeys, source: ModelSource, parts: _Parts) -> Readiness:
     from server.cli.banner import Readiness
 
     names = parts.store.names()

@@ -22,6 +22,10 @@ from server.app import build_app
 from server.config import Settings
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.model import LoadedModel, prepare_model
+from server.jobs.database import JobDatabase
+from server.jobs.files import FileStore
+from server.jobs.trainer import Trainer
+from server.jobs.worker import JobWorker
 from server.keys import ApiKeys
 from server.text import TextProcessor
 from vectors.store import VectorStore
@@ -109,7 +113,14 @@ class Server:
     store: VectorStore
     text: TextProcessor
     key: str | None = None
+    worker: JobWorker | None = None
     _closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    @property
+    def jobs(self) -> JobWorker:
+        """Who does training jobs; only where a trainer was given."""
+        assert self.worker is not None
+        return self.worker
 
     @property
     def headers(self) -> dict[str, str]:
@@ -144,13 +155,24 @@ def serving(
     engine_settings: EngineSettings | None = None,
     engine_class: type[BatchingEngine] = BatchingEngine,
     http: str = "auto",
+    trainer: Trainer | None = None,
     **settings: object,
 ) -> Iterator[Server]:
-    """Serve the tiny model from another thread on a free port, with the registry in `folder`."""
+    """Serve the tiny model from another thread on a free port, with the registry in `folder`.
+
+    With a `trainer` it also does training jobs.
+    """
     limits = engine_settings or EngineSettings(num_pages=400, page_size=8, max_running=40, max_batch_tokens=128)
     text = TextProcessor(byte_tokenizer(chat_template))
-    with VectorStore(folder / "vectors") as store, engine_class(tiny_model(), limits) as engine:
-        app = build_app(Settings(**settings), engine, text, store, keys)  # type: ignore[arg-type]
+    with contextlib.ExitStack() as parts:
+        store = parts.enter_context(VectorStore(folder / "vectors"))
+        engine = parts.enter_context(engine_class(tiny_model(), limits))
+        worker = None
+        if trainer is not None:
+            database = parts.enter_context(JobDatabase(folder / "jobs.sqlite"))
+            files = FileStore(folder / "files", database)
+            worker = parts.enter_context(JobWorker(database, files, store, trainer)).start()
+        app = build_app(Settings(**settings), engine, text, store, keys, worker)  # type: ignore[arg-type]
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", http=http)
         listener = socket.create_server(("127.0.0.1", 0))
         runner = uvicorn.Server(config)
@@ -158,7 +180,7 @@ def serving(
         thread.start()
         try:
             eventually(lambda: runner.started)
-            server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, store, text, key)
+            server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, store, text, key, worker)
             with server._closing:
                 yield server
         finally:

@@ -1,0 +1,51 @@
+"""Pages of a list: the query's `limit`, `after` and `order`, and OpenAI's list object. Knows not what is listed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from starlette.requests import Request
+
+from server.errors import InvalidRequest
+from server.jobs.schema import is_id
+
+
+def limit_of(request: Request, *, default: int, most: int) -> int:
+    """How many are asked for. Raises `InvalidRequest`."""
+    text = request.query_params.get("limit")
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
+        raise InvalidRequest(f"limit: give a number from 1 to {most}", code="invalid_value", param="limit")
+    return int(text)
+
+
+def after_of(request: Request, kind: str) -> str | None:
+    """The id after which the page begins; it need not exist any more. Raises `InvalidRequest` for no such id."""
+    text = request.query_params.get("after")
+    if text is not None and not is_id(text, kind):
+        raise InvalidRequest(f"after: {text[:80]!r} is no id of what is listed", code="invalid_value", param="after")
+    return text
+
+
+def order_of(request: Request, default: Literal["asc", "desc"]) -> Literal["asc", "desc"]:
+    """`asc`: oldest first. Raises `InvalidRequest`."""
+    text = request.query_params.get("order", default)
+    if text == "asc":
+        return "asc"
+    if text == "desc":
+        return "desc"
+    raise InvalidRequest("order: give asc or desc", code="invalid_value", param="order")
+
+
+def page_of(objects: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """The list object of the first `limit` of `objects`; whoever asked for one more learns whether there are more."""
+    shown = list(objects[:limit])
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": len(objects) > limit,
+    }

@@ -1,0 +1,334 @@
+"""JobWorker: does training jobs one at a time, oldest first, on a thread of its own; the only one who changes them.
+
+How a job ends, so that a kill at any moment leaves a true state:
+
+    1. the result files are written, flushed to the disk, and not recorded yet
+    2. one transaction records them and keeps the vector's bytes: from here on the training is complete
+    3. the vector is put into the registry, which is atomic, and changes nothing when it is done again
+    4. one transaction marks the job succeeded and forgets the bytes
+
+Killed before 2, nothing of the run is left (bytes without a record go at the next start) and the job starts again;
+killed after 2, the next start goes on with 3, without training anew. Without a vector, 2 marks the job succeeded.
+
+It does not know how a vector is trained, nor HTTP.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from server.errors import InvalidRequest, NotFound, Unavailable
+from server.jobs.database import DatabaseRefused, JobDatabase
+from server.jobs.files import FileStore
+from server.jobs.progress import ProgressLog
+from server.jobs.records import (
+    RESULTS_PURPOSE,
+    TRAINING_PURPOSE,
+    Event,
+    FileRecord,
+    JobError,
+    JobRecord,
+    JobRequest,
+    JobStatus,
+    VectorReference,
+)
+from server.jobs.trainer import Outcome, Trainer
+from vectors.errors import InvalidData, InvalidMethod, InvalidVector, StoreCorrupt, StoreLocked, VectorsError
+from vectors.formats import ImportOptions
+from vectors.formats.safetensors import decode_safetensors, encode_safetensors
+from vectors.probe import Cancelled
+from vectors.store import VectorStore, check_name
+
+MAX_STARTS = 3
+"""How often a job is begun before it counts as what ends the server."""
+
+MAX_SEED = 2**31 - 1
+
+_NAME_ENDING = 8
+_MAX_STEM = 64 - 1 - _NAME_ENDING
+
+_log = logging.getLogger(__name__)
+
+
+class JobWorker:
+    """Creates, does and cancels jobs; thread-safe. `start` it to have them done, `close` it before its parts.
+
+    A worker that is not started takes jobs and leaves them queued. `clock` gives seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        database: JobDatabase,
+        files: FileStore,
+        store: VectorStore,
+        trainer: Trainer,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.database = database
+        self.files = files
+        self._store = store
+        self._trainer = trainer
+        self._clock = clock
+        self._changed = threading.Condition(threading.RLock())
+        self._stop = threading.Event()
+        """Set when the training that runs shall end."""
+        self._is_closing = False
+        self._has_broken = False
+        self._thread = threading.Thread(target=self._work, name="training jobs")
+
+    def start(self) -> JobWorker:
+        """Settle what the last server left, then do jobs. Returns itself."""
+        with self._changed:
+            self._settle()
+            self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Ask the training that runs to stop, and wait until it did; its job goes back to the queue."""
+        with self._changed:
+            self._is_closing = True
+            self._stop.set()
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def __enter__(self) -> JobWorker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def create(self, request: JobRequest) -> JobRecord:
+        """A new job. Raises `InvalidRequest`, `NotFound` and `VectorsError` for what can be known without its data."""
+        for param, identifier in request.files.items():
+            record = self.files.get(identifier, param)
+            if record.purpose != TRAINING_PURPOSE:
+                raise InvalidRequest(
+                    f"{param}: {identifier} was not uploaded with the purpose {TRAINING_PURPOSE}",
+                    code="invalid_value",
+                    param=param,
+                )
+        if request.name is not None:
+            check_name(request.name)
+        self._trainer.check(request)
+        identifier = self.database.new_id("ftjob")
+        filename = self.files.get(request.training_file, "training_file").filename
+        job = JobRecord(
+            id=identifier,
+            created_at=int(time.time()),
+            status=JobStatus.QUEUED,
+            model=request.model,
+            name=request.name if request.name is not None else name_for(filename, identifier),
+            training_file=request.training_file,
+            validation_file=request.validation_file,
+            retention_file=request.retention_file,
+            seed=request.seed if request.seed is not None else secrets.randbelow(MAX_SEED + 1),
+            steering=request.steering,
+            metadata=request.metadata,
+        )
+        with self._changed:
+            if self._is_closing or self._has_broken:
+                raise Unavailable("training has stopped", code="training_not_available")
+            self.database.add_job(job, Event("the job was created and waits for its turn"))
+            self._changed.notify_all()
+        return job
+
+    def get(self, identifier: str) -> JobRecord:
+        """A job as it stands. Raises `NotFound`."""
+        job = self.database.find_job(identifier)
+        if job is None:
+            raise NotFound(f"there is no job {identifier[:80]!r}", code="fine_tuning_job_not_found")
+        return job
+
+    def cancel(self, identifier: str) -> JobRecord:
+        """End a job: at once when it waits, soon when it runs. Raises `NotFound`, and `InvalidRequest` if it ended."""
+        with self._changed:
+            job = self.get(identifier)
+            if job.status.is_final:
+                raise InvalidRequest(f"the job {job.id} has ended: {job.status.label}", code="job_ended")
+            if job.fine_tuned_vector is not None:
+                raise InvalidRequest(f"the job {job.id} has ended: its vector is being published now", code="job_ended")
+            if job.status is not JobStatus.RUNNING:
+                return self._end(job, JobStatus.CANCELLED, [Event("the job was cancelled before it began")])
+            if job.is_cancel_asked:
+                return job
+            job = self.database.change_job(job.id, is_cancel_asked=True, events=[Event("the job is being cancelled")])
+            self._stop.set()
+            self._changed.notify_all()
+            return job
+
+    def wait(
+        self,
+        identifier: str,
+        is_so: Callable[[JobRecord], bool] = lambda job: job.status.is_final,
+        *,
+        timeout: float | None = None,
+    ) -> JobRecord:
+        """The job as soon as `is_so`, by default: as soon as it ended. Raises `TimeoutError` after so many seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: is_so(self.get(identifier)), timeout):
+                raise TimeoutError(f"{self.get(identifier)}")
+            return self.get(identifier)
+
+    def _work(self) -> None:
+        try:
+            while (job := self._take()) is not None:
+                self._do(job)
+        except Exception:  # the records cannot be kept: what was not told is settled at the next start
+            _log.exception("training has stopped")
+            with self._changed:
+                self._has_broken = True
+                self._changed.notify_all()
+
+    def _take(self) -> JobRecord | None:
+        """The oldest job that waits, which runs from now on; None when the worker is being closed."""
+        with self._changed:
+            while not self._is_closing:
+                queued = self.database.jobs(status=JobStatus.QUEUED, order="asc", limit=1)
+                if queued:
+                    self._stop.clear()
+                    return self._change(
+                        queued[0],
+                        status=JobStatus.RUNNING,
+                        started_at=int(time.time()),
+                        num_starts=queued[0].num_starts + 1,
+                        events=[Event("the job begins")],
+                    )
+                self._changed.wait()
+            return None
+
+    def _do(self, job: JobRecord) -> None:
+        """Run a job from its beginning to whatever end it has."""
+        progress = ProgressLog(self.database, job.id, self._notify, self._clock)
+        try:
+            self._trainer.check(job.request)
+            outcome = self._trainer.run(job, self.files.read, progress.report, self._stop.is_set)
+            self._complete(job, outcome, progress.finish())
+        except Exception as error:
+            with self._changed:
+                now = self.get(job.id)
+                if now.fine_tuned_vector is not None:  # complete: the next start goes on with its publication
+                    raise
+                self._end_badly(now, error, progress.finish())
+
+    def _complete(self, job: JobRecord, outcome: Outcome, events: list[Event]) -> None:
+        """Steps 1 to 4 of this module's docstring. Raises `Cancelled` when a client was faster than step 2."""
+        written: list[FileRecord] = []
+        try:
+            for filename, content in outcome.files:
+                written.append(self.files.write(filename, RESULTS_PURPOSE, io.BytesIO(content)))
+            known: dict[str, Any] = {
+                "results": written,
+                "result_files": tuple(record.id for record in written),
+                "trained_tokens": outcome.num_tokens,
+            }
+            with self._changed:
+                if self.get(job.id).is_cancel_asked:
+                    raise Cancelled
+                if outcome.vector is None:
+                    events += [Event(f"no vector is published: {outcome.reason}", "warn")]
+                    self._end(job, JobStatus.SUCCEEDED, events, **known)
+                    return
+                if not outcome.is_recommended:
+                    events += [Event(f"the vector is not recommended: {outcome.reason}", "warn")]
+                reference = VectorReference(job.name, outcome.vector.revision)
+                content = encode_safetensors(outcome.vector)
+                job = self._change(job, fine_tuned_vector=reference, unpublished=content, events=events, **known)
+        except BaseException:
+            if self.get(job.id).result_files == ():
+                for record in written:
+                    self.files.discard(record)
+            raise
+        self._publish(job, outcome.reason)
+
+    def _publish(self, job: JobRecord, reason: str = "") -> None:
+        """Steps 3 and 4, for a job whose training is complete."""
+        content = self.database.unpublished(job.id)
+        assert content is not None, job
+        try:
+            stored, _ = self._store.put(job.name, decode_safetensors(content, ImportOptions()))
+        except Exception:
+            _log.exception("the vector of %s cannot be published", job.id)
+            error = JobError("server_error", "the vector could not be published; the server's log has the details")
+            event = Event(error.message, "error")
+            self._end(job, JobStatus.FAILED, [event], error=error, fine_tuned_vector=None, unpublished=None)
+            return
+        told = f"the vector is published as {job.name}, revision {stored.revision[:12]}"
+        event = Event(f"{told}: {reason}" if reason else told)
+        reference = VectorReference(job.name, stored.revision)
+        self._end(job, JobStatus.SUCCEEDED, [event], fine_tuned_vector=reference, unpublished=None)
+
+    def _end_badly(self, job: JobRecord, error: Exception, events: list[Event]) -> None:
+        """End a job whose run raised, or put it back where the end of this server is why."""
+        if job.is_cancel_asked or (isinstance(error, Cancelled) and not self._is_closing):
+            self._end(job, JobStatus.CANCELLED, [*events, Event("the job was cancelled")])
+        elif self._is_closing:
+            # what stops on being asked did nothing wrong; whatever else is raised meanwhile counts as a start
+            num_starts = job.num_starts - 1 if isinstance(error, Cancelled) else job.num_starts
+            if not isinstance(error, Cancelled):
+                _log.error("%s raised while the server stopped", job.id, exc_info=error)
+            again = Event("the server is stopping; the job starts again when it is back", "warn")
+            self._put_back(job, [*events, again], num_starts=num_starts)
+        else:
+            told = _told(error)
+            if told.code == "server_error":
+                _log.error("%s failed", job.id, exc_info=error)
+            self._end(job, JobStatus.FAILED, [*events, Event(told.message, "error")], error=told)
+
+    def _settle(self) -> None:
+        """Bring what ran when the last server ended into a state that is true now."""
+        for job in self.database.jobs(status=JobStatus.RUNNING, order="asc"):
+            if job.fine_tuned_vector is not None:
+                self._publish(job)
+            elif job.is_cancel_asked:
+                self._end(job, JobStatus.CANCELLED, [Event("the job was cancelled")])
+            elif job.num_starts >= MAX_STARTS:
+                error = JobError("interrupted", f"the server stopped {job.num_starts} times while the job ran")
+                self._end(job, JobStatus.FAILED, [Event(error.message, "error")], error=error)
+            else:
+                self._put_back(job, [Event("the server stopped; the job starts again", "warn")])
+
+    def _put_back(self, job: JobRecord, events: list[Event], **changes: Any) -> None:
+        self._change(job, status=JobStatus.QUEUED, started_at=None, estimated_finish=None, events=events, **changes)
+
+    def _end(self, job: JobRecord, status: JobStatus, events: list[Event], **changes: Any) -> JobRecord:
+        return self._change(
+            job, status=status, finished_at=int(time.time()), estimated_finish=None, events=events, **changes
+        )
+
+    def _change(self, job: JobRecord, **changes: Any) -> JobRecord:
+        with self._changed:
+            changed = self.database.change_job(job.id, **changes)
+            self._changed.notify_all()
+            return changed
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+def name_for(filename: str, identifier: str) -> str:
+    """A vector's name from the training file's and the job's id: `quiz-3f9a1c2b`."""
+    stem = filename.replace("\\", "/").rpartition("/")[2]
+    stem = stem.rpartition(".")[0] or stem
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:_MAX_STEM].rstrip("-._")
+    return check_name(f"{stem or 'vector'}-{identifier[-_NAME_ENDING:]}")
+
+
+def _told(error: Exception) -> JobError:
+    """What a client sees of why a training failed."""
+    if isinstance(error, InvalidMethod):
+        return JobError("invalid_method", str(error), f"method.steering.{error.param}" if error.param else None)
+    if isinstance(error, InvalidData):
+        return JobError("invalid_training_data", str(error))
+    if isinstance(error, VectorsError) and not isinstance(error, StoreCorrupt | StoreLocked | DatabaseRefused):
+        return JobError("training_failed", str(error), error.param if isinstance(error, InvalidVector) else None)
+    return JobError("server_error", "the training failed; the server's log has the details")

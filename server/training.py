@@ -1,0 +1,73 @@
+"""SteeringTrainer: training jobs carried out on this server's own engine, beside its live traffic.
+
+It turns a job's files into data and the names of vectors into revisions; how training goes is `vectors.task`'s, and a
+job's life `server.jobs`'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from server.engine.plan import SteeringSpec, resolve_plan
+from server.engine.protocol import Engine
+from server.jobs.records import JobRecord, JobRequest
+from server.jobs.trainer import Outcome, Progress, ReadFile
+from server.probe import EngineProbe
+from server.text import TextProcessor
+from vectors.datasets import read_data, read_retention
+from vectors.probe import Steering
+from vectors.store import VectorStore
+from vectors.task import Task, carry_out, check_installed
+from vectors.train import TrainingData, check_fit
+
+
+class SteeringTrainer:
+    """Implements `server.jobs.trainer.Trainer` on `engine`."""
+
+    def __init__(self, engine: Engine, text: TextProcessor, store: VectorStore) -> None:
+        self._engine = engine
+        self._text = text
+        self._store = store
+
+    def check(self, job: JobRequest) -> None:
+        """See `Trainer.check`: the options, the sites and layers, and the vector that is to be evaluated."""
+        check_installed()
+        task = Task.from_json(job.steering)
+        check_fit(task.method, EngineProbe(self._engine, self._text))
+        self._steering(task)
+
+    def run(
+        self,
+        job: JobRecord,
+        read_file: ReadFile,
+        report: Callable[[Progress], None],
+        is_cancelled: Callable[[], bool],
+    ) -> Outcome:
+        """See `Trainer.run`."""
+        task = Task.from_json(job.steering)
+        data = training_data(job, read_file)
+        probe = EngineProbe(self._engine, self._text, is_cancelled)
+        done = carry_out(task, probe, data, steering=self._steering(task), seed=job.seed, report=report)
+        return Outcome(done.vector, done.reason, done.files, done.num_tokens, done.is_recommended)
+
+    def _steering(self, task: Task) -> tuple[Steering, ...]:
+        if task.vector is None:
+            return ()
+        name, _, revision = task.vector.partition("@")
+        vector = self._store.get(name, revision or None).vector
+        resolve_plan([SteeringSpec(name, revision or None, task.scale)], self._store, self._engine.info)
+        return (Steering(vector, vector.default_scale if task.scale is None else task.scale),)
+
+
+def training_data(job: JobRecord, read_file: ReadFile) -> TrainingData:
+    """The job's files as data. Raises `InvalidData` naming the file and line."""
+    name, content = read_file(job.training_file)
+    items = read_data(content, name)
+    validation = None
+    if job.validation_file is not None:
+        name, content = read_file(job.validation_file)
+        validation = read_data(content, name)
+    if job.retention_file is None:
+        return TrainingData(items, validation)
+    name, content = read_file(job.retention_file)
+    return TrainingData(items, validation, *read_retention(content, name))
