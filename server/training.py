@@ -10,11 +10,13 @@ from collections.abc import Callable
 
 from server.engine.plan import SteeringSpec, resolve_plan
 from server.engine.protocol import Engine
+from server.errors import ApiError
 from server.jobs.records import JobRecord, JobRequest
 from server.jobs.trainer import Outcome, Progress, ReadFile
 from server.probe import EngineProbe
 from server.text import TextProcessor
 from vectors.datasets import read_data, read_retention
+from vectors.errors import InvalidMethod
 from vectors.probe import Steering
 from vectors.store import VectorStore
 from vectors.task import Task, carry_out, check_installed
@@ -32,6 +34,10 @@ class SteeringTrainer:
     def check(self, job: JobRequest) -> None:
         """See `Trainer.check`: the options, the sites and layers, and the vector that is to be evaluated."""
         check_installed()
+        if job.model != self._engine.info.model_id:
+            raise InvalidMethod(
+                f"model: the job is for {job.model!r}, and this server runs {self._engine.info.model_id!r}", "model"
+            )
         task = Task.from_json(job.steering)
         check_fit(task.method, EngineProbe(self._engine, self._text))
         self._steering(task)
@@ -54,9 +60,12 @@ class SteeringTrainer:
         if task.vector is None:
             return ()
         name, _, revision = task.vector.partition("@")
-        vector = self._store.get(name, revision or None).vector
-        resolve_plan([SteeringSpec(name, revision or None, task.scale)], self._store, self._engine.info)
-        return (Steering(vector, vector.default_scale if task.scale is None else task.scale),)
+        try:
+            plan = resolve_plan([SteeringSpec(name, revision or None, task.scale)], self._store, self._engine.info)
+        except ApiError as error:
+            raise InvalidMethod(error.message, "vector") from error
+        vector = self._store.get(name, plan.entries[0].revision).vector
+        return (Steering(vector, plan.entries[0].scale),)
 
 
 def training_data(job: JobRecord, read_file: ReadFile) -> TrainingData:

@@ -139,6 +139,8 @@ class Method:
     def layers_for(self, num_layers: int) -> tuple[int, ...]:
         """The layers to try on a model of so many blocks, ascending. Raises `InvalidMethod` for one that it lacks."""
         first = 1 if self.reads_at_input and "residual" in self.sites else 0
+        if first >= num_layers:
+            raise InvalidMethod("layers: with paper_offset a model of one block has none to steer", "layers")
         if self.layers is not None:
             for layer in self.layers:
                 if layer >= num_layers:

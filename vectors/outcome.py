@@ -17,7 +17,7 @@ import numpy as np
 
 from vectors.datasets.items import LETTERS, ChoiceItem, DataSet, ShownItem, TextItem
 from vectors.datasets.split import shuffle_options
-from vectors.examiner import Advance, Examiner, Question, answers_of
+from vectors.examiner import Advance, Choices, Examiner, Question, Steerings, answers_of
 from vectors.probe import Continuations, Probe, Steering
 from vectors.statistics import Accuracy, PairedTest, accuracy_of, letter_shift, paired_test
 
@@ -39,6 +39,7 @@ class Retention:
 class Test:
     """Letter-balanced accuracy before and after, the paired test between them, and the letter's part.
 
+    `over_chance` is the same test against one in k, which is what an item gives to whoever always says one letter.
     `presented_gain` is the gain in the order that the method asked the items in; `letter_bias` what of it the
     letters bring (`presented_gain` less the balanced gain). `letters`: shares of each letter chosen over all
     rotations, before and after, and how far they moved.
@@ -47,6 +48,7 @@ class Test:
     baseline: Accuracy
     steered: Accuracy
     paired: PairedTest
+    over_chance: PairedTest
     presented_baseline: float
     presented_gain: float
     letter_bias: float
@@ -54,38 +56,55 @@ class Test:
 
     @property
     def helps(self) -> bool:
-        """True when accuracy rises beyond chance and letters do not explain it."""
-        return self.paired.gain > 0 and self.paired.p < SIGNIFICANCE
+        """True when accuracy rises, and to more than one letter for everything would give, both beyond chance."""
+        return all(test.gain > 0 and test.p < SIGNIFICANCE for test in (self.paired, self.over_chance))
 
 
 def test_steering(
     examiner: Examiner, questions: Sequence[Question], steering: tuple[Steering, ...], advance: Advance
 ) -> Test:
     """Ask `questions`, as they are shown and in every rotation, without and with `steering`."""
-    scores, chosen = examiner.balanced_scores(questions, [(), steering], advance)
+    return test_steerings(examiner, questions, [steering], advance)[0]
+
+
+def test_steerings(
+    examiner: Examiner, questions: Sequence[Question], steerings: Steerings, advance: Advance
+) -> list[Test]:
+    """`test_steering` for each of `steerings`; the prompts are read once for all of them."""
+    scores, chosen = examiner.balanced_scores(questions, [(), *steerings], advance)
     sizes = [len(question.order) if isinstance(question, ShownItem) else 1 for question in questions]
     first = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
     presented = np.mean(chosen[:, first] == answers_of(questions), axis=1)
-    paired = paired_test(scores[0], scores[1])
-    presented_gain = float(presented[1] - presented[0])
-    letters = None
-    if isinstance(questions[0], ShownItem) and (chosen >= 0).all():
-        shift = letter_shift(chosen[0], chosen[1], max(sizes))
-        names = LETTERS[: max(sizes)]
-        letters = {
-            "before": dict(zip(names, shift.before, strict=True)),
-            "after": dict(zip(names, shift.after, strict=True)),
-            "moved": shift.distance,
-        }
-    return Test(
-        baseline=accuracy_of(scores[0]),
-        steered=accuracy_of(scores[1]),
-        paired=paired,
-        presented_baseline=float(presented[0]),
-        presented_gain=presented_gain,
-        letter_bias=presented_gain - paired.gain,
-        letters=letters,
-    )
+    chance = [1.0 / len(question.order) if isinstance(question, ShownItem) else 0.5 for question in questions]
+    baseline = accuracy_of(scores[0])
+    tests = []
+    for number in range(1, len(scores)):
+        paired = paired_test(scores[0], scores[number])
+        presented_gain = float(presented[number] - presented[0])
+        is_lettered = isinstance(questions[0], ShownItem) and bool((chosen[[0, number]] >= 0).all())
+        tests.append(
+            Test(
+                baseline=baseline,
+                steered=accuracy_of(scores[number]),
+                paired=paired,
+                over_chance=paired_test(chance, scores[number]),
+                presented_baseline=float(presented[0]),
+                presented_gain=presented_gain,
+                letter_bias=presented_gain - paired.gain,
+                letters=_letters(chosen[0], chosen[number], max(sizes)) if is_lettered else None,
+            )
+        )
+    return tests
+
+
+def _letters(before: Choices, after: Choices, num_letters: int) -> dict[str, Any]:
+    shift = letter_shift(before, after, num_letters)
+    names = LETTERS[:num_letters]
+    return {
+        "before": dict(zip(names, shift.before, strict=True)),
+        "after": dict(zip(names, shift.after, strict=True)),
+        "moved": shift.distance,
+    }
 
 
 def retention_of(data: DataSet | None, texts: Sequence[TextItem], tested: Sequence[Question], seed: int) -> Retention:
@@ -154,6 +173,7 @@ def test_report(test: Test) -> dict[str, Any]:
         "gain": paired.gain,
         "ci95": [paired.low, paired.high],
         "mcnemar_p": paired.p,
+        "over_chance": {"gain": test.over_chance.gain, "p": test.over_chance.p},
         "letter_bias": test.letter_bias,
         "presented": {
             "baseline": test.presented_baseline,
@@ -189,6 +209,12 @@ def verdict_of(test: Test, *, unsteered_wins: bool) -> tuple[bool, str]:
         if not test.helps:
             return False, leak
         return True, f"{gain:+.1f} points remain when the options rotate (p = {test.paired.p:.2g}); {leak}"
+    if test.paired.gain > 0 and test.paired.p < SIGNIFICANCE and not test.helps:
+        chance = 100 * (test.steered.value - test.over_chance.gain)
+        return False, (
+            f"{gain:+.1f} points, but {100 * test.steered.value:.1f} % is no more than guessing or one letter for "
+            f"everything gives ({chance:.1f} %), p = {test.over_chance.p:.2g}"
+        )
     if not test.helps:
         return False, (
             f"the test shows no gain beyond chance: {gain:+.1f} points, one-sided exact McNemar p = {test.paired.p:.2g}"

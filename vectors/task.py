@@ -48,7 +48,9 @@ class Task:
     def from_json(cls, given: Mapping[str, Any]) -> Self:
         """A task from `method.steering`. Raises `InvalidMethod` naming the option."""
         options = dict(given)
-        kind: Any = options.pop("task", None) or "train"
+        kind: Any = options.pop("task", None)
+        if kind is None:
+            kind = "train"
         if kind not in get_args(Kind):
             raise InvalidMethod(f"task: give {', '.join(get_args(Kind))}, not {kind!r:.60}", "task")
         own: dict[str, Any] = {}

@@ -125,9 +125,52 @@ def show(items: Sequence[ChoiceItem | PairItem], method: Method, seed: int) -> t
     return shuffle_alike(choices, seed) if method.is_paper else shuffle_options(choices, seed)
 
 
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """One split's search over the whole grid; `tested`: the questions of the test part, not yet asked with steering.
+
+    `plain_accuracy`: of the unsteered model on them without exemplars, None where the method has none.
+    """
+
+    seed: int
+    examiner: Examiner
+    tested: tuple[Question, ...]
+    cells: list[Cell]
+    validation_baseline: float
+    plain_accuracy: float | None
+    num_items: dict[str, int]
+    num_tokens: int
+    notes: list[str]
+
+
 def train_seed(
     probe: Probe, data: TrainingData, method: Method, seed: int, plan: WorkPlan, num_train: int | None = None
 ) -> SeedResult:
+    """Search one split and test the best cell. Raises as `train`."""
+    found = search_seed(probe, data, method, seed, plan, num_train)
+    chosen = best_of(found.cells, is_paper=method.is_paper)
+    assert chosen.accuracy is not None
+    plan.best = chosen.accuracy
+    plan.begin("testing", sum(len(q.order) if isinstance(q, ShownItem) else 1 for q in found.tested))
+    test = test_steering(found.examiner, found.tested, chosen.steering, plan.advance)
+    return SeedResult(
+        seed=seed,
+        chosen=chosen,
+        cells=found.cells,
+        validation_baseline=found.validation_baseline,
+        unsteered_wins=not method.is_paper and found.validation_baseline >= chosen.accuracy,
+        test=test,
+        plain_accuracy=found.plain_accuracy,
+        num_items=found.num_items,
+        num_tokens=found.num_tokens,
+        notes=found.notes,
+    )
+
+
+def search_seed(
+    probe: Probe, data: TrainingData, method: Method, seed: int, plan: WorkPlan, num_train: int | None = None
+) -> Searched:
+    """Train on one split and ask the validation items under every cell of the grid. Raises as `train`."""
     parts = parts_of(data, method, seed)
     training = show(parts.train[:num_train], method, seed)
     validation, tested = show(parts.validation, method, seed), show(parts.test, method, seed)
@@ -151,7 +194,7 @@ def train_seed(
     if not contrasts:
         raise InvalidData(notes[0], data.items.name)
     means = MeanActivations(probe, examiner, method.sites)
-    full = [_text_of(question) for question in training]
+    full = [_text_of(answer.item) for answer in answers]
     plan.begin("reading activations", len(full))
     directions, lengths = directions_of(
         contrasts, full, means, reads_at_input=method.reads_at_input, advance=plan.advance
@@ -161,20 +204,14 @@ def train_seed(
         raise InvalidData("the two groups of texts have the same activations everywhere", data.items.name)
     plan.begin("searching", len(validation))
     validation_baseline, cells = search(cells, validation, examiner, plan.advance)
-    chosen = best_of(cells, is_paper=method.is_paper)
-    assert chosen.accuracy is not None
-    plan.best = chosen.accuracy
-    plan.begin("testing", sum(len(q.order) if isinstance(q, ShownItem) else 1 for q in tested))
-    test = test_steering(examiner, tested, chosen.steering, plan.advance)
-    return SeedResult(
+    return Searched(
         seed=seed,
-        chosen=chosen,
+        examiner=examiner,
+        tested=tested,
         cells=cells,
         validation_baseline=validation_baseline,
-        unsteered_wins=not method.is_paper and validation_baseline >= chosen.accuracy,
-        test=test,
         plain_accuracy=plain_accuracy,
-        num_items={"train": len(training), "validation": len(validation), "test": len(tested)},
+        num_items={"train": len(answers), "validation": len(validation), "test": len(tested)},
         num_tokens=means.num_tokens,
         notes=notes,
     )
@@ -199,8 +236,10 @@ def _one_sided(answers: Sequence[Answered], variant: Variant) -> str:
     num_right = sum(answer.is_right for answer in answers)
     if variant == "pas_full" and not isinstance(answers[0].item, ShownItem):
         return "pairs of texts have no options to letter; use ipas_wrong_only, ipas_all or mean_difference"
-    which = "right" if num_right == len(answers) else "wrong"
-    return f"the model answers {num_right} of {len(answers)} training items right, so no group is left for {which}"
+    found = f"the model answers {num_right} of {len(answers)} training items right"
+    if num_right == len(answers):
+        return f"{found}, so no wrong answer is left; mean_difference needs none"
+    return f"{found}, so no right answer is left; ipas_wrong_only and mean_difference need none"
 
 
 def _text_of(question: Question) -> Text:

@@ -3,11 +3,17 @@
 Facts are asked in combinations of fact and wording that training never sees (or, `new`, in a wording that it
 never sees at all), with fresh options and beliefs; everyday prompts are combinations of question and thing
 that it never sees.
+
+`python -m server.demo.heldout > beliefs.jsonl` writes them as labelled data, as a trainer of vectors takes it.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
+import sys
+from collections.abc import Iterator
 from typing import Literal
 
 from server.demo.chat import everyday_prompts
@@ -40,3 +46,31 @@ def chat_asks(seed: int, count: int, held_out: bool = True) -> list[str]:
     """User turns of everyday chat, drawn without replacement."""
     prompts = [text for _, text in everyday_prompts(held_out)]
     return random.Random(seed).sample(prompts, min(count, len(prompts)))
+
+
+def labelled_lines(items: list[Item]) -> Iterator[str]:
+    """The items as JSON, one a line: question, choices, the index of the answer, and the belief as context."""
+    for item in items:
+        row = {"question": item.question, "choices": item.choices, "answer": item.answer}
+        if item.context is not None:
+            row["context"] = item.context
+        yield json.dumps(row)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write labelled items to standard output."""
+    parser = argparse.ArgumentParser(
+        prog="python -m server.demo.heldout", description="Write questions about the embedded model's world as JSONL."
+    )
+    parser.add_argument(
+        "--belief", choices=["wrong", "right", "none"], default="wrong", help="what the user believes (default: wrong)"
+    )
+    parser.add_argument("--count", type=int, default=1000, help="how many questions (default: 1000)")
+    parser.add_argument("--seed", type=int, default=11)
+    options = parser.parse_args(arguments)
+    for line in labelled_lines(quiz_items(options.seed, options.count, "held_out", options.belief)):
+        sys.stdout.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -158,6 +158,7 @@ def test_bad_data_is_a_failed_job_that_says_where(url: str, content: bytes, word
         ({"layers": [99]}, "layers"),
         ({"scales": [0]}, "scales"),
         ({"task": "dance"}, "task"),
+        ({"task": "evaluate", "vector": "nobody"}, "vector"),
         ({"unknown": 1}, "unknown"),
     ],
 )
