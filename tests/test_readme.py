@@ -23,11 +23,12 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 ADDRESS = "http://127.0.0.1:8000"
 TILLER = f"{Path(sys.executable).parent}/tiller"
-SERVE, CURL, VECTORS, CHAT, OWN_MODEL, TEST = COMMANDS = (
+SERVE, CURL, VECTORS, CHAT, TRAIN, OWN_MODEL, TEST = COMMANDS = (
     "make serve",
     "curl -s",
     "tiller vectors",
     "tiller chat",
+    "tiller train",
     "TILLER_MANAGE_KEYS=",
     "make test",
 )
@@ -137,6 +138,16 @@ def test_the_vectors_commands_and_the_chat_run(url: str, tmp_path: Path) -> None
     (chat,) = blocks("bash", holding=CHAT)
     answer = run(["bash", "-euc", chat.replace(".venv/bin/tiller chat", f"{TILLER} chat --url {url}")], tmp_path)
     assert "cheerful" in answer
+
+
+def test_the_training_command_makes_a_vector_that_helps(url: str, tmp_path: Path) -> None:
+    (training,) = blocks("bash", holding=TRAIN)
+    script = (
+        training.replace(ADDRESS, url).replace(".venv/bin/tiller", TILLER).replace(".venv/bin/python", sys.executable)
+    )
+    printed = run(["bash", "-euc", f"export PYTHONPATH={ROOT}\n{script}"], tmp_path)
+    assert re.search(r"verdict +it helps", printed)
+    assert httpx.get(f"{url}/v1/steering/vectors/frank").status_code == 200
 
 
 def test_the_own_model_command_serves_and_asks_for_its_key(tmp_path: Path) -> None:

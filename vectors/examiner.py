@@ -165,6 +165,11 @@ class Examiner:
                     raise InvalidData(
                         f"a text has {len(tokens)} tokens; the model takes {self._probe.max_length}", line=pair.line
                     )
+                if len(tokens) == len(prompt):
+                    raise InvalidData(
+                        "a text of one token with nothing before it has no probability; give a prompt or a longer text",
+                        line=pair.line,
+                    )
                 queries.append(Continuations(prompt, (tokens[len(prompt) :],), steering))
         means = np.full(len(queries), np.nan)
         for number, (logprobs,) in self._probe.continuation_logprobs(queries):

@@ -1,6 +1,7 @@
-"""The command line: `tiller serve`, `tiller chat`, `tiller vectors`. The only reader of argv and environment.
+"""The command line, `tiller`: serve, chat, vectors, train, evaluate, sweep. The only reader of argv and environment.
 
-Importing it is cheap: what loads a model is imported by `serve` alone. It does not know how a request is served.
+Importing it is cheap: what loads a model is imported by the commands that do. It does not know how a request is
+served.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from server.cli.errors import CommandFailed
 from server.cli.output import discard_output
 from server.cli.parser import build_parser
+from server.cli.training_parser import COMMANDS
 
 __all__ = ["main"]
 
@@ -31,6 +33,10 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             from server.cli.chat import chat
 
             return chat(arguments, environ)
+        if arguments.command in COMMANDS:
+            from server.cli.train import train
+
+            return train(arguments, environ)
         from server.cli.vectors import vectors
 
         return vectors(arguments, environ)

@@ -66,7 +66,8 @@ def test_the_image_installs_what_the_package_asks_for() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     ).stdout
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert printed.splitlines() == project["dependencies"] + project["optional-dependencies"]["adapter"]
+    extras = project["optional-dependencies"]
+    assert printed.splitlines() == project["dependencies"] + extras["adapter"] + extras["train"]
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])

@@ -1,0 +1,182 @@
+"""The arguments of `tiller train`, `evaluate` and `sweep`. It checks their shape only; see `training_options`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TypeAlias
+
+from server.config import options
+from server.keys import CLIENT_VARIABLE
+
+COMMANDS = ("train", "evaluate", "sweep")
+
+ENGINE_SETTINGS = (
+    "model",
+    "device",
+    "dtype",
+    "revision",
+    "adapter",
+    "chat_template",
+    "max_model_len",
+    "kv_cache_gib",
+    "data_dir",
+)
+"""Settings of `tiller serve` that training in this process has too."""
+
+_DATA_HELP = "labelled data (JSONL, CSV or Parquet), or task:NAME for one of the paper's, such as task:truthfulqa"
+_ROWS = """\
+Rows of DATA are one of
+  {"question", "choices", "answer": index or letter, "context"?}
+  {"question", "answer_matching_behavior", "answer_not_matching_behavior"}
+  {"input": {"messages"}, "preferred_output", "non_preferred_output"}
+  {"prompt"?, "positive", "negative"}
+"""
+_ENVIRONMENT = f"""\
+Without --url the model is loaded here, by the settings of tiller serve, which may also
+come from their TILLER_… variables. With --url the server does the work, beside its live
+traffic; where it has keys, {CLIENT_VARIABLE} must hold one that may manage.
+"""
+
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_training_commands(commands: _Commands) -> None:
+    """Add the three commands."""
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_sweep(commands)
+
+
+def _add_train(commands: _Commands) -> None:
+    train = _command(
+        commands,
+        "train",
+        "train a steering vector from labelled data",
+        "Train a steering vector from labelled data by Painless Activation Steering\n"
+        "(arXiv 2509.22739), test it on items that were held back, and say whether it helps.",
+        f"{_ROWS}\nexample: tiller train quiz.jsonl --name honest --layers 3-5\n\n{_ENVIRONMENT}",
+    )
+    train.add_argument("data", metavar="DATA", help=_DATA_HELP)
+    train.add_argument("--name", required=True, metavar="NAME", help="what the vector will be called")
+    _add_method(train)
+    train.add_argument("--seeds", metavar="N", help="train and test on N splits, and report the spread (default: 1)")
+    train.add_argument("--allow-no-gain", action="store_true", help="keep the vector even when it does not help")
+    _add_data(train, has_validation=True, has_retention=True)
+    _add_place(train, "./NAME")
+
+
+def _add_evaluate(commands: _Commands) -> None:
+    evaluate = _command(
+        commands,
+        "evaluate",
+        "test a steering vector that exists on labelled data",
+        "Test a steering vector on labelled data: accuracy with and without it, how much of\n"
+        "the change is only in the letters, and what it costs elsewhere.",
+        f"{_ROWS}\nexample: tiller evaluate honest/honest.safetensors quiz.jsonl --scale 1.5\n\n{_ENVIRONMENT}",
+    )
+    evaluate.add_argument(
+        "vector",
+        metavar="VECTOR",
+        help="vector file (safetensors, GGUF, .pt), or NAME[@REVISION] in the registry: the server's with --url, else "
+        "the one in --data-dir",
+    )
+    evaluate.add_argument("data", metavar="DATA", help=_DATA_HELP)
+    evaluate.add_argument("--scale", metavar="NUMBER", help="how strongly (default: the vector's own scale)")
+    _add_asking(evaluate)
+    _add_data(evaluate, has_validation=False, has_retention=True)
+    _add_place(evaluate, "./VECTOR-evaluation")
+
+
+def _add_sweep(commands: _Commands) -> None:
+    sweep = _command(
+        commands,
+        "sweep",
+        "train on more and more items, and show the accuracy over their number",
+        "Train on more and more items of one split, and test each time on the same held-out items.",
+        f"{_ROWS}\nexample: tiller sweep quiz.jsonl --sizes 12,50,200\n\n{_ENVIRONMENT}",
+    )
+    sweep.add_argument("data", metavar="DATA", help=_DATA_HELP)
+    sweep.add_argument("--sizes", metavar="LIST", help="numbers of training items (default: 12,25,50,… up to 2400)")
+    _add_method(sweep)
+    _add_data(sweep, has_validation=True, has_retention=False)
+    _add_place(sweep, "./DATA-sweep")
+
+
+def _command(commands: _Commands, name: str, help_text: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=help_text,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    _add_asking(parser)
+    group = parser.add_argument_group("how to train")
+    group.add_argument(
+        "--variant",
+        metavar="NAMES",
+        help="ipas_wrong_only (the paper's iPASwo, default), ipas_all (iPASa), pas_full (PASf), mean_difference, "
+        "several with commas, or all: the best on validation is taken",
+    )
+    group.add_argument(
+        "--site",
+        metavar="NAMES",
+        help="residual (default), attention, mlp, post_attention_norm, several with commas, or all",
+    )
+    group.add_argument("--layers", metavar="LIST", help="blocks to try, from 0, as in 8,11-14 (default: auto)")
+    group.add_argument("--scales", metavar="LIST", help="scales to try, as in 0.5,1,2 or --scales=-1,1 (default: auto)")
+    group.add_argument("--relative-scales", action="store_true", help="scales in units of mean ‖h‖ ÷ ‖v‖")
+    group.add_argument("--icl", metavar="K", help="show K solved items before every prompt (default: 0)")
+    group.add_argument(
+        "--paper-offset",
+        action=argparse.BooleanOptionalAction,
+        help="read directions one block before the one they steer (default: with --letters paper only)",
+    )
+    group.add_argument("--split", metavar="SHARES", help="training, validation and test share (default: 0.6,0.2,0.2)")
+
+
+def _add_asking(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how to ask")
+    group.add_argument("--prompt", metavar="KIND", help="raw text (default), or chat: the model's chat template")
+    group.add_argument(
+        "--letters",
+        metavar="KIND",
+        help="balanced: each item's options shuffled anew (default), or paper: all items alike",
+    )
+    group.add_argument("--max-items", metavar="N", help="most items that are used, drawn by the seed (default: 4000)")
+    group.add_argument("--seed", metavar="N", default="0", help="of the split and the shuffles (default: 0)")
+
+
+def _add_data(parser: argparse.ArgumentParser, *, has_validation: bool, has_retention: bool) -> None:
+    group = parser.add_argument_group("more data")
+    if has_validation:
+        group.add_argument("--validation", metavar="FILE", help="items to choose layer and scale by, or task:NAME")
+    if has_retention:
+        group.add_argument(
+            "--retention",
+            metavar="FILE",
+            help="questions or texts that must not get worse, or task:NAME, such as task:mmlu",
+        )
+    group.add_argument(
+        "--data-folder", metavar="FOLDER", help="where the published files of task:NAME lie (default: the hub)"
+    )
+
+
+def _add_place(parser: argparse.ArgumentParser, folder: str) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", metavar="FOLDER", help=f"folder for the report and its files (default: {folder})")
+    group.add_argument("--force", action="store_true", help="overwrite what an earlier run left there")
+    group.add_argument("--json", action="store_true", help="print the report as JSON instead of tables")
+    group = parser.add_argument_group("where to train")
+    group.add_argument("--url", metavar="URL", help="a running server that does the work")
+    for option in options():
+        if option.name in ENGINE_SETTINGS:
+            flag = "--model" if option.is_positional else option.flag
+            meaning = "folder or hub id of the model to steer" if option.is_positional else option.help
+            group.add_argument(
+                flag, metavar=option.metavar, help=f"{meaning} (default: {option.default_text})".replace("%", "%%")
+            )

@@ -1,0 +1,161 @@
+"""The report of a training, an evaluation or a sweep as tables for people. It knows reports only by their JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_Report = Mapping[str, Any]
+
+
+def show_report(report: _Report, console: Console) -> None:
+    """What was found, how sure it is, and what it costs; `report` is that of a training or an evaluation."""
+    test = report["test"]
+    console.print(_comparison(report))
+    console.print()
+    rows = []
+    if "chosen" in report:
+        rows += [("chosen", _chosen(report["chosen"])), ("validation", _validation(report))]
+    rows.append(("answers", _changes(test)))
+    if test["letters"] is not None:
+        rows.append(("letter bias", _letters(test)))
+    if t_test := _t_test(report.get("seeds")):
+        rows.append(("seeds", t_test))
+    rows.append(("data", _data(report["data"])))
+    if (kept := report["retention"]["perplexity"]) is not None:
+        rows.append(("texts", f"{kept['num_texts']}, {kept['texts'].replace('_', ' ')}"))
+    rows.append(("time", _time(report)))
+    rows += [("note", note) for note in report.get("notes", ())]
+    rows.append(("verdict", f"{'it helps' if report['recommended'] else 'not recommended'}: {report['reason']}"))
+    console.print(_facts(rows))
+
+
+def show_sweep(report: _Report, console: Console) -> None:
+    """The accuracy by the number of training items."""
+    table = _table("items", "unsteered", "steered", "gain", "p", "layer × scale")
+    has_variants = len({point["chosen"]["variant"] for point in report["points"] if "test" in point}) > 1
+    failed = []
+    for point in report["points"]:
+        if "test" not in point:
+            failed.append((f"{point['num_items']} items", point["reason"]))
+            continue
+        test, chosen = point["test"], point["chosen"]
+        cells = (
+            str(point["num_items"]),
+            _percent(point["baseline"]["value"]),
+            _accuracy(test["accuracy"]),
+            _gain(test),
+            f"{test['mcnemar_p']:.2g}",
+            f"{chosen['layer']} × {chosen['scale']:g}{' ' + chosen['variant'] if has_variants else ''}",
+        )
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    console.print()
+    console.print(_facts([*failed, ("data", _data(report["data"]))]))
+
+
+def _comparison(report: _Report) -> Table:
+    test, retention = report["test"], report["retention"]
+    table = _table("", "unsteered", "steered", "change")
+    table.add_row("test accuracy", _accuracy(report["baseline"]["test"]), _accuracy(test["accuracy"]), _gain(test))
+    if test["letters"] is not None:
+        shown = test["presented"]
+        before, after = _percent(shown["baseline"]), _percent(shown["steered"])
+        table.add_row("  in one order", before, after, _points(shown["gain"]))
+    if icl := report.get("icl"):
+        table.add_row("  without examples", _percent(icl["plain_baseline_test"]))
+    if (kept := retention["accuracy"]) is not None:
+        before, after = _accuracy(kept["baseline"]), _accuracy(kept["steered"])
+        table.add_row("retention", before, after, _points(kept["change"]))
+    if (kept := retention["perplexity"]) is not None:
+        table.add_row("text perplexity", f"{kept['baseline']:.4g}", f"{kept['steered']:.4g}", f"× {kept['ratio']:.3f}")
+    return table
+
+
+def _chosen(chosen: _Report) -> str:
+    layers = ", ".join(map(str, chosen["layers"]))
+    grid = "" if chosen["grid_scale"] == chosen["scale"] else f" (relative {chosen['grid_scale']:g})"
+    return (
+        f"{chosen['variant']}, {chosen['site']} layer {layers}, scale {chosen['scale']:.4g}{grid}; "
+        f"dose {chosen['dose']:.3g}, {chosen['relative_dose']:.2g} × the activation's length"
+    )
+
+
+def _validation(report: _Report) -> str:
+    return f"{_percent(report['baseline']['validation'])} → {_percent(report['chosen']['validation'])}"
+
+
+def _changes(test: _Report) -> str:
+    changed = f"{test['wrong_to_right']} items wrong → right, {test['right_to_wrong']} right → wrong"
+    return f"{changed}; one-sided exact McNemar p = {test['mcnemar_p']:.2g}"
+
+
+def _letters(test: _Report) -> str:
+    moved = ", ".join(
+        f"{letter} {_percent(share)} → {_percent(test['letters']['after'][letter])}"
+        for letter, share in test["letters"]["before"].items()
+    )
+    return f"{_points(test['letter_bias'])} points of the gain in one order; answers: {moved}"
+
+
+def _t_test(seeds: _Report | None) -> str | None:
+    if seeds is None or seeds["t_test"] is None:
+        return None
+    found = seeds["t_test"]
+    statistic = "" if found["t"] is None else f"t = {found['t']:.2f}, "
+    interval = f"({_points(found['low'])}, {_points(found['high'])})"
+    return (
+        f"{found['num_seeds']} splits gain {_points(found['mean'])} {interval} on average, {statistic}one-sided "
+        f"p = {found['p']:.2g}, which overstates: the splits share items"
+    )
+
+
+def _data(data: _Report) -> str:
+    parts = data.get("split")
+    split = "" if parts is None else f": {parts['train']} train, {parts['validation']} validation, {parts['test']} test"
+    return f"{data['name']}, {data['items']} items{split}"
+
+
+def _time(report: _Report) -> str:
+    seconds = report["seconds"]
+    speed = report.get("items_per_second")
+    phases = ", ".join(f"{phase} {value:.1f} s" for phase, value in seconds.items())
+    return f"{sum(seconds.values()):.1f} s ({phases})" + (f", {speed:.0f} answers a second" if speed else "")
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings[:-1]:
+        table.add_column(heading, no_wrap=True)
+    table.add_column(headings[-1], overflow="fold")
+    return table
+
+
+def _facts(rows: Sequence[tuple[str, str]]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    return table
+
+
+def _accuracy(accuracy: _Report) -> str:
+    return f"{_percent(accuracy['value'])} ({100 * accuracy['low']:.1f}–{100 * accuracy['high']:.1f})"
+
+
+def _gain(test: _Report) -> str:
+    low, high = test["ci95"]
+    return f"{_points(test['gain'])} ({_points(low)}, {_points(high)})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _points(share: float) -> str:
+    return f"{round(100 * share, 1) + 0.0:+.1f}"  # never -0.0
