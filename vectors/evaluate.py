@@ -6,6 +6,7 @@ It does not know how a training goes, nor where its reports are shown.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,19 @@ from vectors.datasets.items import ShownItem
 from vectors.errors import InvalidData
 from vectors.examiner import Examiner
 from vectors.method import Method
-from vectors.outcome import check_retention, interval_report, retention_of, test_report, test_steering, verdict_of
+from vectors.outcome import (
+    check_retention,
+    harm_of,
+    interval_report,
+    retention_of,
+    test_report,
+    test_steering,
+    verdict_of,
+)
 from vectors.probe import Probe, Steering
 from vectors.progress import Report, WorkPlan
 from vectors.report import cell_report
-from vectors.train import TrainingData, check_fit, parts_of, show, train_seed
+from vectors.train import TrainingData, check_fit, expected_work, parts_of, show, train_seed
 
 
 def evaluate(
@@ -38,8 +47,8 @@ def evaluate(
     examiner = Examiner(probe, method)
     plan.begin("testing", sum(len(q.order) if isinstance(q, ShownItem) else 1 for q in questions))
     test = test_steering(examiner, questions, steering, plan.advance)
-    plan.begin("retention", 2)
     retention = retention_of(data.retention_items, data.retention_texts, questions, seed)
+    plan.begin("retention", retention.num_prompts)
     kept = check_retention(probe, examiner, retention, steering, plan.advance)
     plan.end()
     is_recommended, reason = verdict_of(test, unsteered_wins=False)
@@ -50,10 +59,25 @@ def evaluate(
         "baseline": {"test": interval_report(test.baseline)},
         "test": test_report(test),
         "retention": kept,
+        "notes": harm_of(kept),
+        "steering": [
+            {
+                "revision": entry.vector.revision,
+                "site": entry.vector.site,
+                "layers": list(entry.vector.layers),
+                "scale": entry.scale,
+            }
+            for entry in steering
+        ],
         "recommended": is_recommended,
         "reason": reason,
         "seconds": {phase: round(value, 3) for phase, value in plan.seconds.items()},
     }
+
+
+def _of_size(report: Report, size: int) -> Report:
+    """`report`, told of which size a phase is."""
+    return lambda progress: report(replace(progress, phase=f"{size} items: {progress.phase}"))
 
 
 def sweep(
@@ -68,7 +92,7 @@ def sweep(
     tried = sorted({min(size, available) for size in sizes})
     points: list[dict[str, Any]] = []
     for size in tried:
-        plan = WorkPlan(report, {f"{size} items": 1.0})
+        plan = WorkPlan(_of_size(report, size), expected_work(data, method, probe))
         try:
             result = train_seed(probe, data, method, seed, plan, num_train=size)
         except InvalidData as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ from vectors.probe import Continuations, Probe, Steering
 from vectors.statistics import Accuracy, PairedTest, accuracy_of, letter_shift, paired_test
 
 SIGNIFICANCE = 0.05
+WORRYING_RATIO = 1.5
+"""Perplexity of plain text, steered over unsteered, from which a report warns."""
+
 MAX_RETENTION_ITEMS = 1000
 MAX_RETENTION_TEXTS = 200
 
@@ -33,6 +36,11 @@ class Retention:
     items: tuple[ShownItem, ...] = ()
     texts: tuple[str, ...] = ()
     texts_from: str = "retention_file"
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts it takes to check."""
+        return len(self.items) + 2 * len(self.texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +131,19 @@ def retention_of(data: DataSet | None, texts: Sequence[TextItem], tested: Sequen
     return Retention(shown, tuple(dict.fromkeys(own)), "the test items' own text")
 
 
+def harm_of(retention: Mapping[str, Any]) -> list[str]:
+    """What `check_retention` found to be lost, a sentence each: more than chance of accuracy, or of fluency."""
+    notes = []
+    accuracy, perplexity = retention["accuracy"], retention["perplexity"]
+    if accuracy is not None and accuracy["steered"]["value"] < accuracy["baseline"]["low"]:
+        notes.append(f"retention: accuracy on other items changes by {100 * accuracy['change']:+.1f} points")
+    if perplexity is not None and perplexity["ratio"] > WORRYING_RATIO:
+        notes.append(
+            f"retention: perplexity of plain text rises to {perplexity['ratio']:.2g} times; try a smaller scale"
+        )
+    return notes
+
+
 def check_retention(
     probe: Probe, examiner: Examiner, retention: Retention, steering: tuple[Steering, ...], advance: Advance
 ) -> dict[str, Any]:
@@ -131,14 +152,15 @@ def check_retention(
     Perplexity is that of the second half of each text after its first half, where the steering begins.
     """
     accuracy = None
+    num_items, num_texts = len(retention.items), len(retention.texts)
     if retention.items:
-        right = examiner.choose(retention.items, [(), steering]) == answers_of(retention.items)
+        right = examiner.choose(retention.items, [(), steering], advance) == answers_of(retention.items)
         before, after = (accuracy_of(row.astype(np.float64)) for row in right)
         accuracy = {"baseline": _interval(before), "steered": _interval(after), "change": after.value - before.value}
-    advance(1)
     plain = _perplexity(probe, retention.texts, ())
+    advance(num_items + num_texts)
     steered = _perplexity(probe, retention.texts, steering)
-    advance(2)
+    advance(num_items + 2 * num_texts)
     perplexity = None
     if plain is not None and steered is not None:
         perplexity = {

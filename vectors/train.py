@@ -22,7 +22,7 @@ from vectors.datasets.split import Parts, shuffle_alike, shuffle_options, split_
 from vectors.errors import InvalidData, InvalidMethod
 from vectors.examiner import Examiner, Question
 from vectors.method import Method, Variant
-from vectors.outcome import check_retention, retention_of, test_steering, verdict_of
+from vectors.outcome import MAX_RETENTION_ITEMS, check_retention, harm_of, retention_of, test_steering, verdict_of
 from vectors.probe import Probe
 from vectors.progress import Report, WorkPlan
 from vectors.prompts import Text, statements_of
@@ -78,24 +78,25 @@ def train(probe: Probe, data: TrainingData, method: Method, *, seed: int, report
     what the probe raises.
     """
     check_fit(method, probe)
-    plan = WorkPlan(report, _expected(data, method, probe))
+    plan = WorkPlan(report, expected_work(data, method, probe))
     results = [train_seed(probe, data, method, seed + number, plan) for number in range(method.seeds)]
     first = results[0]
     examiner = Examiner(probe, method)
     tested = parts_of(data, method, seed).test
     retention = retention_of(data.retention_items, data.retention_texts, show(tested, method, seed), seed)
-    plan.begin("retention", 2)
+    plan.begin("retention", retention.num_prompts)
     kept = check_retention(probe, examiner, retention, first.chosen.steering, plan.advance)
     plan.end()
     is_recommended, reason = verdict_of(first.test, unsteered_wins=first.unsteered_wins)
     reported = training_report(data.items, method, results, kept, plan.seconds)
+    reported["notes"] += harm_of(kept)
     reported |= {"recommended": is_recommended, "reason": reason}
     publishes = is_recommended or method.allow_no_gain
     vector = _vector(probe, first.chosen, reported) if publishes else None
     return Trained(vector, reported, first.cells, sum(result.num_tokens for result in results))
 
 
-def _expected(data: TrainingData, method: Method, probe: Probe) -> dict[str, float]:
+def expected_work(data: TrainingData, method: Method, probe: Probe) -> dict[str, float]:
     """Work by phase, in prompts; a cell costs a token an item, a small part of a prompt."""
     num_items = min(len(data.items.items), method.max_items)
     num_layers = len(method.layers_for(probe.num_layers))
@@ -106,7 +107,7 @@ def _expected(data: TrainingData, method: Method, probe: Probe) -> dict[str, flo
         "reading activations": 2.0 * method.split.train * num_items * method.seeds,
         "searching": num_validation * (1 + 0.02 * num_cells) * method.seeds,
         "testing": 6.0 * method.split.test * num_items * method.seeds,
-        "retention": 200.0,
+        "retention": 400.0 + min(MAX_RETENTION_ITEMS, len(data.retention_items.items) if data.retention_items else 0),
     }
 
 

@@ -1,4 +1,4 @@
-"""The command line, `tiller`: serve, chat, vectors, train, evaluate, sweep. The only reader of argv and environment.
+"""The command line, `tiller`: it serves, chats, keeps vectors, trains and studies. The only reader of argv and environment.
 
 Importing it is cheap: what loads a model is imported by the commands that do. It does not know how a request is
 served.
@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             from server.cli.train import train
 
             return train(arguments, environ)
+        if arguments.command == "study":
+            from server.cli.study import study
+
+            return study(arguments, environ)
         from server.cli.vectors import vectors
 
         return vectors(arguments, environ)

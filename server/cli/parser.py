@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 from server import __version__
+from server.cli.study import add_study
 from server.cli.training_parser import add_training_commands
 from server.config import options
 from server.keys import CLIENT_VARIABLE, MANAGE_VARIABLE, USE_VARIABLE
@@ -28,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_chat(commands)
     _add_vectors(commands)
     add_training_commands(commands)
+    add_study(commands)
     return parser
 
 
