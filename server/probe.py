@@ -164,7 +164,7 @@ def plan_of(steering: Sequence[Steering]) -> SteeringPlan:
             revision=entry.vector.revision,
             site=entry.vector.site,
             layers=entry.vector.layers,
-            scale=entry.scale,
+            scale=float(entry.scale),
             positions=entry.vector.positions,
             operation=entry.vector.operation,
             preserve_norm=False,

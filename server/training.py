@@ -39,6 +39,9 @@ class SteeringTrainer:
                 f"model: the job is for {job.model!r}, and this server runs {self._engine.info.model_id!r}", "model"
             )
         task = Task.from_json(job.steering)
+        for given, kinds in ((job.validation_file, ("train", "sweep")), (job.retention_file, ("train", "evaluate"))):
+            if given is not None and task.kind not in kinds:
+                raise InvalidMethod(f"the task {task.kind} does not read the file {given}", "task")
         check_fit(task.method, EngineProbe(self._engine, self._text))
         self._steering(task)
 

@@ -41,14 +41,23 @@ class UnknownFormat(InvalidVector):
     """The bytes are in no format that can be read."""
 
 
+UNNAMED = "data"
+"""The file of an `InvalidData` whose raiser did not know it."""
+
+
 class InvalidData(VectorsError):
     """Labelled data cannot be used. `file` is its name, `line` the 1-based line (or row) of the trouble, if known."""
 
-    def __init__(self, message: str, file: str = "data", line: int | None = None) -> None:
+    def __init__(self, message: str, file: str = UNNAMED, line: int | None = None) -> None:
         place = f"{file}, line {line}" if line is not None else file
         super().__init__(f"{place}: {message}".encode(errors="replace").decode())
+        self.reason = message
         self.file = file
         self.line = line
+
+    def in_file(self, file: str) -> InvalidData:
+        """The same trouble, told of `file`: for whoever knew the item and not where it came from."""
+        return InvalidData(self.reason, file, self.line)
 
 
 class InvalidMethod(VectorsError):

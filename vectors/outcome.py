@@ -98,7 +98,7 @@ def test_steerings(
                 over_chance=paired_test(chance, scores[number]),
                 presented_baseline=float(presented[0]),
                 presented_gain=presented_gain,
-                letter_bias=presented_gain - paired.gain,
+                letter_bias=presented_gain - paired.gain if isinstance(questions[0], ShownItem) else 0.0,
                 letters=_letters(chosen[0], chosen[number], max(sizes)) if is_lettered else None,
             )
         )
@@ -219,7 +219,7 @@ def _interval(accuracy: Accuracy) -> dict[str, Any]:
 
 def verdict_of(test: Test, *, unsteered_wins: bool) -> tuple[bool, str]:
     """Whether the steering is recommended, and why or why not, in a sentence."""
-    gain, letters = 100 * test.paired.gain, 100 * test.letter_bias
+    gain, letters = 100 * test.paired.gain, 100 * min(test.letter_bias, test.presented_gain)
     presented = 100 * test.presented_gain
     if unsteered_wins:
         return False, "no steered cell answered more validation items right than the unsteered model"

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
-from vectors.errors import InvalidMethod, MissingDependency
+from vectors.errors import UNNAMED, InvalidData, InvalidMethod, MissingDependency
 from vectors.evaluate import evaluate, sweep
 from vectors.method import Method
 from vectors.plots import Bar, CurvePoint, accuracy_bars, heat_map, size_curve
@@ -28,6 +28,13 @@ from vectors.train import TrainingData, check_fit, train
 from vectors.vector import SteeringVector
 
 Kind = Literal["train", "evaluate", "sweep"]
+
+_OPTIONS_OF: Mapping[str, tuple[str, ...]] = {
+    "evaluate": ("prompt", "letters", "max_items"),
+    "sweep": ("variant", "site", "layers", "scales", "split", "prompt", "letters", "icl", "max_items", "paper_offset",
+              "relative_scales"),
+}  # fmt: skip
+"""The method's options that a task other than training has."""
 
 SIZES = (12, 25, 50, 100, 200, 400, 800, 1600, 2400)
 MAX_SIZES = 32
@@ -61,6 +68,9 @@ class Task:
             if kind != owner:
                 raise InvalidMethod(f"{option}: only for the task {owner}", option)
             own[option] = value
+        for option in options:
+            if option not in _OPTIONS_OF.get(kind, (option,)) and options[option] is not None:
+                raise InvalidMethod(f"{option}: the task {kind} does not have it", option[:60])
         if kind == "evaluate" and not isinstance(own.get("vector"), str):
             raise InvalidMethod("vector: name the vector to evaluate", "vector")
         if "scale" in own:
@@ -88,8 +98,17 @@ def carry_out(
     """Do `task`; `steering` is the vector that it names. Raises as `train`, `evaluate` and `sweep` do."""
     check_installed()
     check_fit(task.method, probe)
+    try:
+        return _carry_out(task, probe, data, tuple(steering), seed, report)
+    except InvalidData as error:
+        raise error if error.file != UNNAMED else error.in_file(data.items.name) from error
+
+
+def _carry_out(
+    task: Task, probe: Probe, data: TrainingData, steering: tuple[Steering, ...], seed: int, report: Report
+) -> Done:
     if task.kind == "evaluate":
-        found = evaluate(probe, data, tuple(steering), task.method, seed=seed, report=report)
+        found = evaluate(probe, data, steering, task.method, seed=seed, report=report)
         files = _files(found, [("accuracy.png", _accuracy_plot(found))])
         return Done(None, found, files, 0, bool(found["recommended"]), str(found["reason"]))
     if task.kind == "sweep":

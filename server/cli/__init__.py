@@ -1,4 +1,4 @@
-"""The command line, `tiller`: it serves, chats, keeps vectors, trains and studies. The only reader of argv and environment.
+"""The command line: `tiller` serves, chats, keeps vectors, trains and studies. The only reader of argv and environment.
 
 Importing it is cheap: what loads a model is imported by the commands that do. It does not know how a request is
 served.
