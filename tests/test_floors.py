@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS: list[tuple[str, ...]] = [
-    ("vectors.errors", "server", "vectors"),
+    ("vectors.errors", "vectors.durable", "server", "vectors"),
     ("vectors.vector",),
     ("vectors.sites", "vectors.formats", "vectors.method", "vectors.progress", "vectors.statistics", "vectors.plots"),
     ("vectors.store", "vectors.datasets"),

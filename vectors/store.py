@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import threading
 import time
@@ -27,6 +26,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from vectors.durable import flush_folder, make_folder, replace_file
 from vectors.errors import (
     InvalidRevision,
     InvalidVector,
@@ -113,7 +113,7 @@ class VectorStore:
         self._objects = root / "objects"
         self._names_folder = root / "names"
         for folder in (self._objects, self._names_folder):
-            _make_folder(folder)
+            make_folder(folder)
         self._lock_file = (root / "lock").open("w")
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -280,16 +280,7 @@ class VectorStore:
     def _write(self, path: Path, content: bytes) -> None:
         """Put `content` at `path` so that after any crash the file is whole or as it was."""
         self._check_open()
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        replace_file(path, content)
         self._flush(path.parent)
 
     def _flush(self, folder: Path) -> None:
@@ -299,7 +290,7 @@ class VectorStore:
         this store go on without it.
         """
         try:
-            _flush_folder(folder)
+            flush_folder(folder)
         except BaseException:
             self.close()
             raise
@@ -388,20 +379,3 @@ def _file_stem(name: str) -> str:
 
 def _name_of(stem: str) -> str:
     return re.sub(r"\^([a-z])", lambda letter: letter[1].upper(), stem)
-
-
-def _make_folder(folder: Path) -> None:
-    """Make `folder` and those above it that are missing, each of them durable."""
-    if not folder.parent.is_dir():
-        _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _flush_folder(folder.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make renames and removals in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

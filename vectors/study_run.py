@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ import numpy as np
 
 from vectors.datasets.items import ChoiceItem, DataSet, ShownItem
 from vectors.datasets.split import shuffle_options
+from vectors.durable import flush_folder, replace_file
 from vectors.errors import InvalidData, InvalidMethod
 from vectors.examiner import Examiner, Question, answers_of
 from vectors.method import Method, Variant
@@ -323,18 +322,5 @@ class _Reporter:
 def _write(path: Path, content: bytes) -> None:
     """Put `content` at `path` so that after any crash the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(path, content)
+    flush_folder(path.parent)

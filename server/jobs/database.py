@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from server.errors import Conflict, NotFound
-from server.jobs.durable import flush_folder, make_folder
 from server.jobs.records import Event, EventRecord, FileRecord, JobRecord, JobStatus
 from server.jobs.schema import (
     APPLICATION_ID,
@@ -33,6 +32,7 @@ from server.jobs.schema import (
     job_row,
     moment_of,
 )
+from vectors.durable import flush_folder, make_folder
 from vectors.errors import VectorsError
 
 Kind = Literal["file", "ftjob", "ftevent"]

@@ -20,9 +20,9 @@ from typing import BinaryIO, Literal
 
 from server.errors import InvalidRequest
 from server.jobs.database import JobDatabase, missing_file
-from server.jobs.durable import flush_folder, make_folder
 from server.jobs.records import FileRecord
 from server.jobs.schema import is_id
+from vectors.durable import flush_folder, make_folder
 from vectors.errors import StoreCorrupt
 
 MAX_FILENAME_LENGTH = 255

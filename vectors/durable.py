@@ -1,0 +1,41 @@
+"""Files and folders that survive a kill and a power loss. It does not know what is in them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those above it that are missing, each of them durable."""
+    if not folder.parent.is_dir():
+        make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    flush_folder(folder.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make what was created, renamed or removed in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put `content` at `path` so that after any crash the file is whole or as it was.
+
+    That it is there at all is durable when its folder is flushed.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
