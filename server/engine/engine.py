@@ -116,7 +116,7 @@ class BatchingEngine:
         self._scheduler = Scheduler(
             self._pool, max_running=settings.max_running, max_batch_tokens=settings.max_batch_tokens
         )
-        self._pace = BackgroundPace()
+        self._background_pace = BackgroundPace()
         self._sequences: dict[str, Sequence] = {}
         self._changed = threading.Condition()
         self._submitted: deque[Sequence] = deque()
@@ -241,7 +241,7 @@ class BatchingEngine:
         """Schedule, run, sample, emit; False when there was nothing to do."""
         self._read_inbox()
         has_live = self._scheduler.has_live
-        chunks = self._scheduler.schedule(self._pace.max_tokens() if has_live else None)
+        chunks = self._scheduler.schedule(self._background_pace.max_tokens() if has_live else None)
         if not chunks:
             return False
         started = time.monotonic()
@@ -257,7 +257,7 @@ class BatchingEngine:
         self._totals["steps"] += 1
         if has_live:
             has_background = any(chunk.sequence.request.priority is not Priority.LIVE for chunk in chunks)
-            self._pace.note(time.monotonic() - started, has_background=has_background)
+            self._background_pace.note(time.monotonic() - started, has_background=has_background)
         self._publish()
         self._emit(events)
         return True
