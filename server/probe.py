@@ -6,6 +6,7 @@ traffic keeps its pace and the engine is never idle in between. It does not know
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from server.engine.plan import PlanEntry, SteeringPlan
+from server.engine.plan import Phase, PlanEntry, SteeringPlan
 from server.engine.protocol import Engine
 from server.engine.request import CaptureSpec
 from server.errors import ApiError
@@ -83,7 +84,8 @@ class EngineProbe:
     ) -> Iterator[tuple[int, Tensor]]:
         """See `vectors.probe.Probe.next_token_logprobs`."""
         plans = [plan_of(steering) for steering in steerings]
-        groups = [tuple(plans[first : first + MAX_BRANCHES]) for first in range(0, len(plans), MAX_BRANCHES)]
+        groups = _groups_of(plans)
+        order = torch.tensor([number for group in groups for number in group])
         rounds = range(0, len(prompts), _PROMPTS_PER_ROUND)
         tasks = (
             ((index, number), (index, number))
@@ -94,14 +96,16 @@ class EngineProbe:
 
         def score(task: tuple[int, int]) -> Future[Tensor]:
             index, number = task
-            return self._engine.score_branches(prompts[index], token_ids[index], groups[number])
+            branches = [plans[member] for member in groups[number]]
+            return self._engine.score_branches(prompts[index], token_ids[index], branches)
 
         found: dict[int, dict[int, Tensor]] = {}
         for (index, number), scores in self._stream(tasks, score):
             parts = found.setdefault(index, {})
             parts[number] = scores
             if len(parts) == len(groups):
-                yield index, torch.cat([parts[other] for other in range(len(groups))])
+                scores = torch.cat([parts[other] for other in range(len(groups))])
+                yield index, torch.empty_like(scores).index_copy_(0, order, scores)
                 del found[index]
 
     def continuation_logprobs(
@@ -133,9 +137,7 @@ class EngineProbe:
                     break
                 key, content = task
                 num_under_way += 1
-                self._begin(begin, content).add_done_callback(
-                    lambda future, key=key: finished.put((key, future))  # type: ignore[misc]
-                )
+                self._begin(begin, content).add_done_callback(functools.partial(_put, finished, key))
             if num_under_way == 0:
                 return
             key, future = finished.get()
@@ -154,6 +156,22 @@ class EngineProbe:
 
     def _failure(self, error: ApiError) -> Exception:
         return Cancelled() if self._is_cancelled() else ProbeFailed(error.message)
+
+
+def _put(finished: SimpleQueue[tuple[_Key, Future[_Result]]], key: _Key, future: Future[_Result]) -> None:
+    finished.put((key, future))
+
+
+def _groups_of(plans: Sequence[SteeringPlan]) -> list[list[int]]:
+    """The numbers of plans that one request can branch into: alike before the last prompt token, and not too many."""
+    alike: dict[bytes, list[int]] = {}
+    for number, plan in enumerate(plans):
+        alike.setdefault(plan.fingerprint(Phase.PROMPT), []).append(number)
+    return [
+        members[first : first + MAX_BRANCHES]
+        for members in alike.values()
+        for first in range(0, len(members), MAX_BRANCHES)
+    ]
 
 
 def plan_of(steering: Sequence[Steering]) -> SteeringPlan:

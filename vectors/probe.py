@@ -79,8 +79,8 @@ class Probe(Protocol):
     ) -> Iterator[tuple[int, Tensor]]:
         """Log-probabilities, float32 `[steerings, tokens]`, of `token_ids[i]` after `prompts[i]` under each steering.
 
-        The empty steering is the plain model. Positions must be `response`, so that every steering begins at the
-        prompt's last token and all of them share what comes before.
+        The empty steering is the plain model. Steerings that begin at the prompt's last token (positions `response`)
+        share what comes before it, and cost a token each.
         """
         ...
 

@@ -111,7 +111,8 @@ class Engine(Protocol):
     ) -> Future[Tensor]:
         """Log-probabilities, float32 `[branches, tokens]` (CPU), of the next tokens after `prompt` under each plan.
 
-        The plans steer the last prompt token, nothing before it. A plan that breaks the model gives NaN.
+        There is at least one, and all steer what comes before the last prompt token alike. A plan that breaks the
+        model gives NaN.
         """
         ...
 

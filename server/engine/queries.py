@@ -95,6 +95,7 @@ def score_branches(
         request_id=f"branches-{uuid.uuid4().hex}",
         prompt=tuple(prompt),
         max_tokens=0,
+        plan=branches[0],
         branches=tuple(branches),
         score_token_ids=tuple(token_ids),
         priority=priority,

@@ -21,6 +21,7 @@ from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.model import LoadedModel, load_model, prepare_model
 from server.probe import MAX_BRANCHES, EngineProbe
 from server.text import TextProcessor, load_text
+from tests.reference import Steer, steered_logits
 from tests.server.api.serving import byte_tokenizer
 from tests.shared_files import shared
 from tests.vectors.pas_reference import SITES, VARIANTS, Added, PlainModel, answer_of, best, plain_model, try_grid
@@ -370,6 +371,22 @@ def test_many_steerings_and_prompts_come_back_where_they_belong() -> None:
         assert found[index].shape == (len(steerings), 3)
         for number in [0, MAX_BRANCHES - 1, MAX_BRANCHES, *draw.sample(range(len(steerings)), 5)]:
             expected = plain.logprobs(prompts[index], added[number])[-1][[5, 6, 7]]
+            assert (found[index][number] - expected).abs().max() < 1e-4, (index, number)
+
+
+def test_steerings_of_other_positions_are_told_apart() -> None:
+    loaded, plain, text = symbol_model([])
+    prompts = [tuple(text.encode(f"{place} is a number of some length")) for place in range(5)]
+    steerings, steers = [], []
+    for number, positions in enumerate(("response", "all", "prompt", "response", "all")):
+        direction = torch.randn(32, generator=torch.Generator().manual_seed(number)) * 3
+        steerings.append((Steering(SteeringVector({number % 3: direction}, positions=positions), 1.0),))  # type: ignore[arg-type]
+        steers.append(Steer(direction, number % 3, positions=positions))
+    with probing(loaded, text) as probe:
+        found = dict(probe.next_token_logprobs(prompts, [(5, 6, 7)] * len(prompts), steerings))
+    for index, prompt in enumerate(prompts):
+        for number, steer in enumerate(steers):
+            expected = torch.log_softmax(steered_logits(plain.model, prompt, [steer])[-1], -1)[[5, 6, 7]]
             assert (found[index][number] - expected).abs().max() < 1e-4, (index, number)
 
 
