@@ -91,11 +91,13 @@ def sweep(
     available = len(parts_of(data, method, seed).train)
     tried = sorted({min(size, available) for size in sizes})
     points: list[dict[str, Any]] = []
+    failure = InvalidData("no size can be trained", data.items.name)
     for size in tried:
         plan = WorkPlan(_of_size(report, size), expected_work(data, method, probe))
         try:
             result = train_seed(probe, data, method, seed, plan, num_train=size)
         except InvalidData as error:
+            failure = error
             points.append({"num_items": size, "reason": str(error)})
             continue
         points.append(
@@ -107,7 +109,7 @@ def sweep(
             }
         )
     if not any("test" in point for point in points):
-        raise InvalidData(points[-1]["reason"], data.items.name)
+        raise failure
     return {
         "method": method.to_json(),
         "data": {"name": data.items.name, "sha256": data.items.sha256, "items": len(data.items.items)},

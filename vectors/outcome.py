@@ -156,7 +156,11 @@ def check_retention(
     if retention.items:
         right = examiner.choose(retention.items, [(), steering], advance) == answers_of(retention.items)
         before, after = (accuracy_of(row.astype(np.float64)) for row in right)
-        accuracy = {"baseline": _interval(before), "steered": _interval(after), "change": after.value - before.value}
+        accuracy = {
+            "baseline": interval_report(before),
+            "steered": interval_report(after),
+            "change": after.value - before.value,
+        }
     plain = _perplexity(probe, retention.texts, ())
     advance(num_items + num_texts)
     steered = _perplexity(probe, retention.texts, steering)
@@ -191,7 +195,7 @@ def test_report(test: Test) -> dict[str, Any]:
     """The test as the report shows it."""
     paired = test.paired
     return {
-        "accuracy": _interval(test.steered),
+        "accuracy": interval_report(test.steered),
         "gain": paired.gain,
         "ci95": [paired.low, paired.high],
         "mcnemar_p": paired.p,
@@ -210,10 +214,6 @@ def test_report(test: Test) -> dict[str, Any]:
 
 def interval_report(accuracy: Accuracy) -> dict[str, Any]:
     """An accuracy with its interval as the report shows it."""
-    return _interval(accuracy)
-
-
-def _interval(accuracy: Accuracy) -> dict[str, Any]:
     return dataclasses.asdict(accuracy)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
@@ -189,10 +188,9 @@ def _curve_plot(report: dict[str, Any]) -> bytes:
 
 
 def _scale(value: object) -> float:
-    if type(value) not in (int, float) or not abs(value) <= MAX_SCALE:  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_SCALE:  # NaN neither
         raise InvalidMethod(f"scale: give a number of at most {MAX_SCALE:g}, not {value!r:.60}", "scale")
-    assert isinstance(value, int | float)
-    return float(value) if math.isfinite(value) else 0.0
+    return float(value)
 
 
 def _sizes(value: object) -> tuple[int, ...]:

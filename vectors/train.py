@@ -112,6 +112,7 @@ def expected_work(data: TrainingData, method: Method, probe: Probe) -> dict[str,
 
 
 def parts_of(data: TrainingData, method: Method, seed: int) -> Parts[Any]:
+    """The items' split, its validation part replaced where other items are given for it. Raises `InvalidData`."""
     parts = split_items(data.items.items, method.split, seed, method.max_items, by_item=method.is_paper)
     if data.validation is None:
         return parts

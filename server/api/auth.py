@@ -34,7 +34,7 @@ def require(needed: Role) -> Callable[[Request], Awaitable[None]]:
         if role is None:
             raise Unauthorized("the API key is not valid", headers={"WWW-Authenticate": "Bearer"})
         if needed is Role.MANAGE and role is not Role.MANAGE:
-            raise Forbidden("this API key may use the server and not change its vectors")
+            raise Forbidden("this API key may use the server, and change none of its vectors, files and training jobs")
 
     return check
 

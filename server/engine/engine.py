@@ -20,11 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from server.engine.admission import check_request
 from server.engine.bank import SteeringBank
 from server.engine.cache import PagePool
 from server.engine.model import LoadedModel, ModelRefused
 from server.engine.pacing import BackgroundPace
-from server.engine.plan import UNSTEERED, Phase, SteeringPlan
+from server.engine.plan import UNSTEERED, SteeringPlan
 from server.engine.protocol import EngineStats, ModelInfo
 from server.engine.queries import capture, score, score_branches
 from server.engine.request import (
@@ -41,7 +42,7 @@ from server.engine.runner import ChunkResult, Runner
 from server.engine.sampler import logprobs_of, sample
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
-from server.errors import ContextLengthExceeded, InvalidRequest, Overloaded, Unavailable
+from server.errors import InvalidRequest, Overloaded, Unavailable
 from vectors.vector import Place
 
 _log = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ class BatchingEngine:
 
     def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
         """See `protocol.Engine.submit`."""
-        self._check(request)
+        check_request(request, self._model.info, self._pool.num_pages * self._pool.page_size)
         sequence = Sequence(request, sink, self._model.info.eos_token_ids, self._settings.page_size)
         with self._changed:
             if not self._accepts:
@@ -261,40 +262,6 @@ class BatchingEngine:
         self._publish()
         self._emit(events)
         return True
-
-    def _check(self, request: GenerationRequest) -> None:
-        info = self._model.info
-        tokens = (*request.prompt, *request.forced)
-        if not request.prompt:
-            raise InvalidRequest("the prompt is empty", code="empty_prompt", param="prompt")
-        most = min(info.max_model_len, self._pool.num_pages * self._pool.page_size)
-        if len(tokens) + request.max_tokens > most:
-            raise ContextLengthExceeded(
-                f"this model's context is {most} tokens; {len(tokens)} in the prompt and "
-                f"{request.max_tokens} to generate are {len(tokens) + request.max_tokens}",
-                param="messages",
-            )
-        named = (
-            *tokens,
-            *request.score_token_ids,
-            *request.sampling.logit_bias,
-            *request.sampling.stop_token_ids,
-        )
-        if min(named) < 0 or max(named) >= info.vocab_size:
-            raise InvalidRequest(
-                f"a token id is outside the vocabulary of {info.vocab_size}",
-                code="invalid_token",
-                param="prompt",
-            )
-        spec = request.capture
-        if spec is not None:
-            if not set(spec.sites) <= set(info.sites) or not all(0 <= layer < info.num_layers for layer in spec.layers):
-                raise InvalidRequest("the capture names a site or layer that the model lacks", code="invalid_capture")
-            if not all(-len(tokens) <= position < len(tokens) for position in spec.positions):
-                raise InvalidRequest("the capture names a position outside the prompt", code="invalid_capture")
-
-        if request.branches:
-            _check_branches(request)
 
     def _run(self) -> None:
         try:
@@ -490,15 +457,6 @@ def _scores(result: ChunkResult) -> tuple[float, ...] | None:
 def _branch_scores(logits: Tensor, token_ids: Seq[int]) -> Tensor:
     logprobs = torch.log_softmax(logits.to(torch.float32), dim=-1)
     return logprobs[:, list(token_ids)].cpu()
-
-
-def _check_branches(request: GenerationRequest) -> None:
-    is_plain = request.max_tokens == 0 and not request.forced and request.capture is None
-    shared = request.plan.fingerprint(Phase.PROMPT)
-    if not is_plain or request.logprobs_start is not None or not request.score_token_ids:
-        raise InvalidRequest("branches only score the next token", code="invalid_branches", param="branches")
-    if any(branch.fingerprint(Phase.PROMPT) != shared for branch in request.branches):
-        raise InvalidRequest("a branch steers the tokens that all share", code="invalid_branches", param="branches")
 
 
 def _stacked(sequence: Sequence) -> dict[Place, Tensor]:

@@ -70,6 +70,17 @@ def always_first(count: int) -> DataSet:
     return data_of(items)
 
 
+@pytest.mark.slow
+def test_labels_drawn_by_chance_are_rarely_taken_for_knowledge(probe: EngineProbe) -> None:
+    """The verdict is a test at 5 %: of 60 meaningless sets more than 8 would be recommended once in 350 times."""
+    taken = [
+        seed
+        for seed in range(60)
+        if run(probe, labelled_by_chance(150, 1000 + seed), seed, variant="all").is_recommended
+    ]
+    assert len(taken) <= 8, taken
+
+
 def run(probe: EngineProbe, data: DataSet, seed: int = 0, **options: object) -> Trained:
     """One training on a small grid."""
     method = Method.from_json(SMALL | options)
