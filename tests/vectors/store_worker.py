@@ -2,29 +2,23 @@
 
 The parent imports torch once and forks a child for each line of stdin, `folder seed`. A child says `child` and its
 process id, `open` once it has the store, then `begin name state` and `done name state` for each change, where the state
-is the revision that the name will have, or `-` when it goes; when it is dead the parent says `ended`.
+is the revision that the name will have, or `-` when it goes; when it is dead the parent says `ended-child`.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import sys
 from pathlib import Path
 
 import torch
 
+from tests.killing import fork_for_every_line, say
 from vectors.errors import VectorNotFound
 from vectors.store import VectorStore
 from vectors.vector import SteeringVector
 
 torch.set_num_threads(1)
 NAMES = ("one", "two", "three")
-
-
-def say(*words: str) -> None:
-    """One unbuffered line: what is written is out, whatever happens to the process."""
-    os.write(1, (" ".join(words) + "\n").encode())
 
 
 def vector(number: int) -> SteeringVector:
@@ -58,21 +52,5 @@ def work(root: Path, seed: int) -> None:
                 continue
 
 
-def main() -> None:
-    for line in sys.stdin:
-        folder, seed = line.split()
-        child = os.fork()
-        if child == 0:
-            try:
-                say("child", str(os.getpid()))
-                work(Path(folder), int(seed))
-            except BaseException as error:
-                say("failed", *repr(error).split())
-            finally:
-                os._exit(1)
-        os.waitpid(child, 0)
-        say("ended")
-
-
 if __name__ == "__main__":
-    main()
+    fork_for_every_line(work)

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,25 +15,19 @@ from typing import IO
 import pytest
 import torch
 
+from tests.killing import talking
 from vectors.errors import VectorNotFound
 from vectors.store import VectorStore
 from vectors.vector import SteeringVector
 
-ROOT = Path(__file__).parents[2]
 GONE = "-"
 NUM_CUT = 200
 
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-u", "-m", "tests.vectors.store_worker"]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
+    with talking("tests.vectors.store_worker") as talking_process:
+        yield talking_process
 
 
 class Ledger:
@@ -108,7 +101,7 @@ def kill_once(worker: subprocess.Popen[str], root: Path, seed: int, ledger: Ledg
     while time.perf_counter() < moment:
         pass
     os.kill(int(child), signal.SIGKILL)
-    for line in lines_until(worker.stdout, "ended"):
+    for line in lines_until(worker.stdout, "ended-child"):
         ledger.note(line)
 
 

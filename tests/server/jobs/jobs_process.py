@@ -9,9 +9,7 @@ status` for what it saw, and between them where the worker is: `read`, `extract`
 from __future__ import annotations
 
 import itertools
-import os
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,16 +21,12 @@ from server.jobs.database import JobDatabase
 from server.jobs.files import FileStore
 from server.jobs.records import FileRecord, JobRecord, JobRequest
 from server.jobs.worker import JobWorker
+from tests.killing import fork_for_every_line, say
 from tests.server.jobs.trainers import DATA, PairTrainer
 from vectors.store import StoredVector, VectorStore
 from vectors.vector import SteeringVector
 
 torch.set_num_threads(1)
-
-
-def say(*words: str) -> None:
-    """One unbuffered line: what is written is out, whatever happens to the process."""
-    os.write(1, (" ".join(words) + "\n").encode())
 
 
 class TalkingTrainer(PairTrainer):
@@ -94,21 +88,5 @@ def work(root: Path, seed: int) -> None:
                     say("ended", job.id, worker.wait(job.id).status.label)
 
 
-def main() -> None:
-    for line in sys.stdin:
-        folder, seed = line.split()
-        child = os.fork()
-        if child == 0:
-            try:
-                say("child", str(os.getpid()))
-                work(Path(folder), int(seed))
-            except BaseException as error:
-                say("failed", *repr(error).split())
-            finally:
-                os._exit(1)
-        os.waitpid(child, 0)
-        say("ended-child")
-
-
 if __name__ == "__main__":
-    main()
+    fork_for_every_line(work)

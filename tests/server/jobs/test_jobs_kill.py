@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ from server.jobs.database import JobDatabase
 from server.jobs.files import FileStore
 from server.jobs.records import RESULTS_PURPOSE, JobRecord, JobStatus
 from server.jobs.worker import MAX_STARTS, JobWorker
+from tests.killing import talking
 from tests.server.jobs.trainers import DATA, PHASES, PairTrainer
 from vectors.store import VectorStore
 
-ROOT = Path(__file__).parents[3]
 NUM_KILLS = 300
 LIVES_OF_A_FOLDER = 20
 MOMENTS = ("child", "open", "kept", "created", *PHASES, "writing", "completing", "publishing", "published", "ended")
@@ -30,14 +29,8 @@ MOMENTS = ("child", "open", "kept", "created", *PHASES, "writing", "completing",
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-u", "-m", "tests.server.jobs.jobs_process"]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        try:
-            yield process
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
+    with talking("tests.server.jobs.jobs_process") as talking_process:
+        yield talking_process
 
 
 class Ledger:
