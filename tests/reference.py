@@ -6,7 +6,7 @@ the design, on full forward passes without a KV cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,15 @@ class Steer:
     positions: str = "response"
     operation: str = "add"
     preserve_norm: bool = False
+    parts: tuple[str, ...] = ("reasoning", "content", "structured")
+
+
+PartOf = Callable[[Sequence[int]], str]
+"""The part that the next token belongs to, after these tokens of the response."""
+
+
+def _content_only(response: Sequence[int]) -> str:
+    return "content"
 
 
 def site_module(model: nn.Module, site: str, layer: int) -> nn.Module:
@@ -40,17 +49,17 @@ def site_module(model: nn.Module, site: str, layer: int) -> nn.Module:
     return next(getattr(block, name) for name in names if hasattr(block, name))
 
 
-def _in_scope(positions: str, position: int, num_prompt: int) -> bool:
-    if positions == "prompt":
-        return position < num_prompt
-    return positions == "all" or position >= num_prompt - 1
+def _in_scope(entry: Steer, position: int, num_prompt: int, part: str) -> bool:
+    if position < num_prompt and entry.positions in ("prompt", "all"):
+        return True
+    return entry.positions in ("response", "all") and position >= num_prompt - 1 and part in entry.parts
 
 
-def _steered(activation: Tensor, entries: Sequence[Steer], num_prompt: int) -> Tensor:
+def _steered(activation: Tensor, entries: Sequence[Steer], num_prompt: int, parts: Sequence[str]) -> Tensor:
     """Apply the entries of one place to `[tokens, hidden]`, token by token, in float32."""
     result = activation.clone()
     for position in range(activation.shape[0]):
-        active = [entry for entry in entries if _in_scope(entry.positions, position, num_prompt)]
+        active = [entry for entry in entries if _in_scope(entry, position, num_prompt, parts[position])]
         before = activation[position].float()
         h = before
         for entry in active:
@@ -68,14 +77,17 @@ def _steered(activation: Tensor, entries: Sequence[Steer], num_prompt: int) -> T
     return result
 
 
-def _install(model: nn.Module, steers: Sequence[Steer], num_prompt: int) -> list[torch.utils.hooks.RemovableHandle]:
+def _install(
+    model: nn.Module, steers: Sequence[Steer], num_prompt: int, parts: Sequence[str]
+) -> list[torch.utils.hooks.RemovableHandle]:
     handles = []
     for site, layer in {(steer.site, steer.layer) for steer in steers}:
         here = [steer for steer in steers if (steer.site, steer.layer) == (site, layer)]
 
         def hook(module: nn.Module, args: object, output: object, here: list[Steer] = here) -> object:
             activation = output[0] if isinstance(output, tuple) else output
-            changed = _steered(activation.reshape(-1, activation.shape[-1]), here, num_prompt).view_as(activation)
+            tokens = activation.reshape(-1, activation.shape[-1])
+            changed = _steered(tokens, here, num_prompt, parts).view_as(activation)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         handles.append(site_module(model, site, layer).register_forward_hook(hook))
@@ -84,10 +96,16 @@ def _install(model: nn.Module, steers: Sequence[Steer], num_prompt: int) -> list
 
 @torch.no_grad()
 def steered_logits(
-    model: nn.Module, tokens: Sequence[int], steers: Sequence[Steer] = (), num_prompt: int | None = None
+    model: nn.Module,
+    tokens: Sequence[int],
+    steers: Sequence[Steer] = (),
+    num_prompt: int | None = None,
+    part_of: PartOf = _content_only,
 ) -> Tensor:
     """Logits `[tokens, vocabulary]` of one full forward pass without a KV cache."""
-    handles = _install(model, steers, len(tokens) if num_prompt is None else num_prompt)
+    num_prompt = len(tokens) if num_prompt is None else num_prompt
+    parts = [part_of(tokens[num_prompt : max(num_prompt, position + 1)]) for position in range(len(tokens))]
+    handles = _install(model, steers, num_prompt, parts)
     try:
         return model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].float()
     finally:
@@ -96,13 +114,17 @@ def steered_logits(
 
 
 def greedy(
-    model: nn.Module, prompt: Sequence[int], num_tokens: int, steers: Sequence[Steer] = ()
+    model: nn.Module,
+    prompt: Sequence[int],
+    num_tokens: int,
+    steers: Sequence[Steer] = (),
+    part_of: PartOf = _content_only,
 ) -> tuple[list[int], Tensor]:
     """Greedy tokens and the log-probabilities `[num_tokens, vocabulary]` they were chosen by; a pass a token."""
     tokens = list(prompt)
     rows = []
     for _ in range(num_tokens):
-        logits = steered_logits(model, tokens, steers, len(prompt))[-1]
+        logits = steered_logits(model, tokens, steers, len(prompt), part_of)[-1]
         rows.append(torch.log_softmax(logits, -1))
         tokens.append(int(logits.argmax()))
     return tokens[len(prompt) :], torch.stack(rows)

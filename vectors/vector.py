@@ -32,9 +32,16 @@ Operation = Literal["add", "ablate", "clamp"]
 Positions = Literal["prompt", "response", "all"]
 """Which tokens are steered; `response` begins at the last prompt token."""
 
+Part = Literal["reasoning", "content", "structured", "tool_calls"]
+"""What a response token belongs to: the reasoning before the answer, the answer, an answer under a schema, a call."""
+
 SITES: tuple[Site, ...] = get_args(Site)
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 POSITIONS: tuple[Positions, ...] = get_args(Positions)
+PARTS: tuple[Part, ...] = get_args(Part)
+
+DEFAULT_PARTS: tuple[Part, ...] = ("reasoning", "content", "structured")
+"""A tool call is read by a program: it is steered only where somebody says so."""
 
 DTYPES: Mapping[torch.dtype, str] = MappingProxyType(
     {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -52,7 +59,8 @@ class SteeringVector:
     """Directions at one site.
 
     `directions`: layer (0-based decoder block) -> CPU tensor `[hidden]`, float32, float16 or bfloat16, kept as given
-    (iterates in the order of layers). `default_scale`, `operation` and `positions` hold where a request says nothing.
+    (iterates in the order of layers). `default_scale`, `operation`, `positions` and `parts` (of the response, in the
+    order of `PARTS`) hold where a request says nothing.
     `metadata` is the owner's JSON, `training` the record of how the vector was made, `model` what it was made for.
     Raises `InvalidVector` naming what is wrong and where.
     """
@@ -66,11 +74,13 @@ class SteeringVector:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] | None = None
     model: str | None = None
+    parts: tuple[Part, ...] = DEFAULT_PARTS
 
     def __post_init__(self) -> None:
         _check_choice("site", self.site, SITES)
         _check_choice("operation", self.operation, OPERATIONS)
         _check_choice("positions", self.positions, POSITIONS)
+        object.__setattr__(self, "parts", checked_parts(self.parts))
         object.__setattr__(self, "default_scale", _finite("default_scale", self.default_scale))
         for name, text, longest in (
             ("description", self.description, MAX_DESCRIPTION),
@@ -108,8 +118,12 @@ class SteeringVector:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Everything but the directions, as JSON; what the canonical file keeps under `steering_vector`."""
-        return {
+        """Everything but the directions, as JSON; what the canonical file keeps under `steering_vector`.
+
+        `parts` is there when it says more than the default, so that older files keep their revision.
+        """
+        parts = {} if self.parts == DEFAULT_PARTS else {"parts": list(self.parts)}
+        return parts | {
             "site": self.site,
             "default_scale": self.default_scale,
             "operation": self.operation,
@@ -161,6 +175,17 @@ def raw_bytes(direction: Tensor) -> bytes:
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices or not isinstance(value, str):
         raise InvalidVector(f"{name} must be one of {', '.join(choices)}, not {value!r:.60}", name)
+
+
+def checked_parts(value: object) -> tuple[Part, ...]:
+    """`value`, a list of some of `PARTS`, in their order; raises `InvalidVector` naming `parts`."""
+    if not isinstance(value, list | tuple) or not value:
+        raise InvalidVector(f"parts must be a list of some of {', '.join(PARTS)}", "parts")
+    if not all(isinstance(part, str) and part in PARTS for part in value):
+        raise InvalidVector(f"parts must be some of {', '.join(PARTS)}", "parts")
+    if len(set(value)) != len(value):
+        raise InvalidVector("parts names a part twice", "parts")
+    return tuple(part for part in PARTS if part in value)
 
 
 def _finite(name: str, value: object) -> float:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 from server.errors import InvalidRequest
-from vectors.vector import Operation, Positions
+from vectors.vector import PARTS, Operation, Part, Positions
 
 MAX_CHOICES = 128
 MAX_PROMPTS = 2048
@@ -117,6 +117,7 @@ class SteeringEntry(WireModel):
     scale: float | None = None
     layers: Annotated[list[int] | str | None, BeforeValidator(_layers)] = None
     positions: Positions | None = None
+    parts: Annotated[list[Part], Field(min_length=1, max_length=len(PARTS))] | None = None
     operation: Operation | None = None
     preserve_norm: bool = False
 
@@ -307,6 +308,7 @@ class CreateVectorRequest(WireModel):
     default_scale: float | None = None
     operation: str | None = None
     positions: str | None = None
+    parts: list[str] | None = None
     description: str | None = None
     metadata: dict[str, Any] | None = None
 
@@ -317,6 +319,7 @@ class PatchVectorRequest(WireModel):
     default_scale: float | None = None
     operation: str | None = None
     positions: str | None = None
+    parts: list[str] | None = None
     description: str | None = None
     metadata: dict[str, Any] | None = None
 

@@ -56,6 +56,7 @@ def spec_of_entry(entry: SteeringEntry, index: int) -> SteeringSpec:
         scale=entry.scale,
         layers=None if entry.layers is None else parse_layers(entry.layers, f"{param}.layers"),
         positions=entry.positions,
+        parts=None if entry.parts is None else tuple(entry.parts),
         operation=entry.operation,
         preserve_norm=entry.preserve_norm,
         param=param,

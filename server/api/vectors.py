@@ -218,6 +218,7 @@ def _object_of(stored: StoredVector) -> dict[str, Any]:
         "hidden_size": vector.hidden_size,
         "layers": list(vector.layers),
         "norms": {str(layer): norm for layer, norm in vector.norms.items()},
+        "parts": list(vector.parts),
         **vector.defaults,
     }
 

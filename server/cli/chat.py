@@ -31,7 +31,8 @@ _PLAN_ENTRY = {
 }
 
 HELP = """\
-/steer NAME [SCALE] [layers=12-16,20] [positions=prompt|response|all] [operation=add|ablate|clamp]
+/steer NAME [SCALE] [layers=12-16,20] [positions=prompt|response|all] [parts=content,reasoning]
+               [operation=add|ablate|clamp]
                steer with a vector; several add up, a name given again replaces its entry
 /steer         show the steering;  /steer off  end it
 /vectors       show the registry

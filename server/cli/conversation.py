@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _CHOICES = {"positions": ("prompt", "response", "all"), "operation": ("add", "ablate", "clamp")}
+_PARTS = ("reasoning", "content", "structured", "tool_calls")
 
 
 class InvalidCommand(Exception):
@@ -59,11 +60,13 @@ def parse_entry(command: str) -> dict[str, Any]:
             entry[field] = _number(value)
         elif (field == "layers" and value) or value in _CHOICES.get(field, ()):
             entry[field] = value
+        elif field == "parts":
+            entry[field] = _parts(value)
         elif field in _CHOICES:
             raise InvalidCommand(f"{field} must be one of {', '.join(_CHOICES[field])}")
         else:
             raise InvalidCommand(
-                f"{part!r} is not understood: /steer NAME [SCALE] [layers=…] [positions=…] [operation=…]"
+                f"{part!r} is not understood: /steer NAME [SCALE] [layers=…] [positions=…] [parts=…] [operation=…]"
             )
     return entry
 
@@ -71,6 +74,13 @@ def parse_entry(command: str) -> dict[str, Any]:
 def describe_entry(entry: Mapping[str, Any]) -> str:
     """An entry as it was asked for."""
     return " ".join([entry["vector"], *(f"{field}={value}" for field, value in entry.items() if field != "vector")])
+
+
+def _parts(text: str) -> list[str]:
+    parts = text.split(",")
+    if not set(parts) <= set(_PARTS):
+        raise InvalidCommand(f"parts must be some of {','.join(_PARTS)}")
+    return parts
 
 
 def _number(text: str) -> float:

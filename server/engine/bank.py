@@ -1,9 +1,9 @@
 """SteeringBank: the device tensors that steering adds, shared by all running requests.
 
-Every phase of a plan (see `plan.py`) collapses into one **row**: at each (site, layer) the sum of its `add`s, and
-the list of its low-rank operations. Rows live in `[layers, rows, hidden]` float32 tensors, one a site in use;
-equal phases share a row by reference count; row 0 is zero. A step then only needs one row number a token, so its
-cost does not depend on how many different vectors run together.
+Every phase of a plan (see `plan.py`), in each part of the response, collapses into one **row**: at each (site, layer)
+the sum of its `add`s, and the list of its low-rank operations. Rows live in `[layers, rows, hidden]` float32 tensors,
+one a site in use; equal ones share a row by reference count; row 0 is zero. A step then only needs one row number a
+token, so its cost does not depend on how many different vectors run together.
 
 It does not know requests, steps or modules: `hooks.py` applies rows, the engine acquires and releases them.
 """
@@ -11,25 +11,25 @@ It does not know requests, steps or modules: `hooks.py` applies rows, the engine
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from server.engine.plan import Phase, PlanEntry, SteeringPlan
-from vectors.vector import Place, Site
+from vectors.vector import PARTS, Part, Place, Site
 
 _INITIAL_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRows:
-    """The bank rows of one running plan, by phase; 0 where the phase is unsteered. `branches`: one row a branch."""
+    """The bank rows of one running plan, by phase and part; 0 where it is unsteered. `branches`: one row a branch."""
 
     prompt: int
-    boundary: int
-    response: int
+    boundary: Mapping[Part, int]
+    response: Mapping[Part, int]
     branches: tuple[int, ...] = ()
 
 
@@ -128,25 +128,29 @@ class SteeringBank:
         return len(self._rows)
 
     def acquire(self, plan: SteeringPlan, branches: Sequence[SteeringPlan] = ()) -> PlanRows:
-        """Rows for every phase of `plan` and the boundary of each branch; `release` them once.
+        """Rows for every phase and part of `plan` and the boundary of each branch; `release` them once.
 
         The work is that of writing new rows.
         """
         rows: list[int] = []
         try:
-            for phase in Phase:
-                rows.append(self._acquire_phase(plan, phase))
+            rows.append(self._acquire_scope(plan, Phase.PROMPT, "content"))
+            for phase in (Phase.BOUNDARY, Phase.RESPONSE):
+                for part in PARTS:
+                    rows.append(self._acquire_scope(plan, phase, part))
             for branch in branches:
-                rows.append(self._acquire_phase(branch, Phase.BOUNDARY))
+                rows.append(self._acquire_scope(branch, Phase.BOUNDARY, "content"))
         except BaseException:
             self._release_rows(rows)
             raise
-        prompt, boundary, response, *others = rows
-        return PlanRows(prompt, boundary, response, tuple(others))
+        prompt, *others = rows
+        boundary = dict(zip(PARTS, others, strict=False))
+        response = dict(zip(PARTS, others[len(PARTS) :], strict=False))
+        return PlanRows(prompt, boundary, response, tuple(others[2 * len(PARTS) :]))
 
     def release(self, rows: PlanRows) -> None:
         """Give back what `acquire` gave."""
-        self._release_rows((rows.prompt, rows.boundary, rows.response, *rows.branches))
+        self._release_rows((rows.prompt, *rows.boundary.values(), *rows.response.values(), *rows.branches))
 
     def _release_rows(self, rows: Sequence[int]) -> None:
         for row in rows:
@@ -172,13 +176,13 @@ class SteeringBank:
         """True when nothing is steered."""
         return not self._rows
 
-    def _acquire_phase(self, plan: SteeringPlan, phase: Phase) -> int:
-        fingerprint = plan.fingerprint(phase)
+    def _acquire_scope(self, plan: SteeringPlan, phase: Phase, part: Part) -> int:
+        fingerprint = plan.fingerprint(phase, part)
         if not fingerprint:
             return 0
         row = self._row_of.get(fingerprint)
         if row is None:
-            row = self._write(fingerprint, plan.in_scope(phase))
+            row = self._write(fingerprint, plan.in_scope(phase, part))
         self._rows[row].num_holders += 1
         return row
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from server.engine.plan import SteeringPlan
+from vectors.vector import Part
 
 PageKey = bytes
 """Hash of everything that the KV of a page depends on."""
@@ -28,11 +29,21 @@ ROOT_KEY: PageKey = b""
 """The key before a sequence's first page."""
 
 
-def page_key(parent: PageKey, tokens: Sequence[int], start: int, plan: SteeringPlan, num_prompt_tokens: int) -> PageKey:
-    """Key of the page of `tokens` at positions `start …`, after the page with key `parent`."""
+def page_key(
+    parent: PageKey,
+    tokens: Sequence[int],
+    start: int,
+    plan: SteeringPlan,
+    num_prompt_tokens: int,
+    parts: Sequence[Part] | None = None,
+) -> PageKey:
+    """Key of the page of `tokens` at positions `start …`, after the page with key `parent`.
+
+    `parts`: of the positions from the last prompt token on; see `SteeringPlan.fingerprint_of_span`.
+    """
     digest = hashlib.blake2b(parent, digest_size=20)
     digest.update(np.asarray(tokens, dtype=np.int64).tobytes())
-    digest.update(plan.fingerprint_of_span(start, start + len(tokens), num_prompt_tokens))
+    digest.update(plan.fingerprint_of_span(start, start + len(tokens), num_prompt_tokens, parts))
     return digest.digest()
 
 
@@ -49,6 +60,15 @@ class PagePool:
         self._key_of: dict[int, PageKey] = {}
         self._page_of: dict[PageKey, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """False when no page is ever found again."""
+        return self._prefix_cache
+
+    def has(self, key: PageKey) -> bool:
+        """True when a page is registered under `key`."""
+        return key in self._page_of
 
     @property
     def num_available(self) -> int:

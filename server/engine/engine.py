@@ -23,7 +23,9 @@ from torch import Tensor
 from server.engine.admission import check_request
 from server.engine.bank import SteeringBank
 from server.engine.cache import PagePool
+from server.engine.grammar import GrammarFailed
 from server.engine.model import LoadedModel, ModelRefused
+from server.engine.outputs import branch_scores, captured_activations, next_scores, sampled_logprobs
 from server.engine.pacing import BackgroundPace
 from server.engine.plan import UNSTEERED, SteeringPlan
 from server.engine.protocol import EngineStats, ModelInfo
@@ -325,7 +327,7 @@ class BatchingEngine:
                 continue
             is_last = result.chunk.is_last
             if result.branch_logits is not None:
-                sequence.add_branch_scores(_branch_scores(result.branch_logits, sequence.request.score_token_ids))
+                sequence.add_branch_scores(branch_scores(result.branch_logits, sequence.request.score_token_ids))
                 if is_last:
                     scores = torch.cat(sequence.branch_scores)
                     events.append(self._finish(sequence, FinishReason.LENGTH, branch_scores=scores))
@@ -335,7 +337,7 @@ class BatchingEngine:
             if is_last and sequence.request.max_tokens > 0:
                 sampling.append(result)
             elif is_last:
-                events.append(self._finish(sequence, FinishReason.LENGTH, scores=_scores(result)))
+                events.append(self._finish(sequence, FinishReason.LENGTH, scores=next_scores(result)))
         if sampling:
             self._sample(sampling, events)
 
@@ -350,20 +352,44 @@ class BatchingEngine:
             sequence.known_logprobs.extend(logprobs_of(result.known_logits, tokens, [num_top] * len(tokens)))
 
     def _sample(self, results: Seq[ChunkResult], events: list[tuple[Sequence, TokenOutput]]) -> None:
+        results, allowed = self._read_grammars(results, events)
+        if not results:
+            return
         sequences = [result.chunk.sequence for result in results]
         logits = torch.stack([result.next_logits for result in results if result.next_logits is not None])
-        tokens = sample(logits, [sequence.sampler for sequence in sequences])
-        logprobs = _sampled_logprobs(logits, sequences, tokens)
+        tokens = sample(logits, [sequence.sampler for sequence in sequences], allowed)
+        logprobs = sampled_logprobs(logits, sequences, tokens)
         self._totals["generated"] += len(tokens)
         for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
-            sequence.tokens.append(token)
             if sequence.state is RequestState.PREFILLING:
                 sequence.become(RequestState.DECODING)
-            reason = _finish_reason(sequence, token)
+            try:
+                sequence.append(token)
+            except GrammarFailed as error:
+                events.append(self._finish(sequence, FinishReason.ERROR, error=str(error)))
+                continue
+            reason = sequence.finish_reason
             if reason is not None:
                 events.append(self._finish(sequence, reason, token=token, logprobs=logprob))
             else:
                 events.append((sequence, TokenOutput(sequence.request.request_id, token, logprob)))
+
+    def _read_grammars(
+        self, results: Seq[ChunkResult], events: list[tuple[Sequence, TokenOutput]]
+    ) -> tuple[list[ChunkResult], dict[int, Tensor]]:
+        """The results whose sequences can go on, and by their index what grammars allow; the others end in `events`."""
+        going_on: list[ChunkResult] = []
+        allowed: dict[int, Tensor] = {}
+        for result in results:
+            try:
+                mask = result.chunk.sequence.allowed_next(self._model.info.vocab_size)
+            except GrammarFailed as error:
+                events.append(self._finish(result.chunk.sequence, FinishReason.ERROR, error=str(error)))
+                continue
+            if mask is not None:
+                allowed[len(going_on)] = mask
+            going_on.append(result)
+        return going_on, allowed
 
     def _finish(
         self,
@@ -390,11 +416,13 @@ class BatchingEngine:
             logprobs,
             reason,
             sequence.num_cached_tokens or 0,
+            sequence.seconds_queued,
             known_logprobs=tuple(sequence.known_logprobs) if wants_known else None,
             scores=scores,
             branch_scores=branch_scores,
-            activations=_stacked(sequence) if is_complete and request.capture is not None else None,
+            activations=captured_activations(sequence) if is_complete and request.capture is not None else None,
             error=error,
+            is_end=token in sequence.sampler.end_token_ids,
         )
 
     def _emit(self, events: Seq[tuple[Sequence, TokenOutput]]) -> None:
@@ -427,40 +455,3 @@ class BatchingEngine:
             total_preemptions=self._scheduler.num_preemptions,
             total_steps=self._totals["steps"],
         )
-
-
-def _finish_reason(sequence: Sequence, token: int) -> FinishReason | None:
-    if token in sequence.sampler.end_token_ids:
-        return FinishReason.STOP
-    return FinishReason.LENGTH if sequence.num_generated >= sequence.request.max_tokens else None
-
-
-def _sampled_logprobs(logits: Tensor, sequences: Seq[Sequence], tokens: Seq[int]) -> list[TokenLogprobs | None]:
-    wanting = [index for index, sequence in enumerate(sequences) if sequence.request.num_logprobs is not None]
-    logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
-    if wanting:
-        num_top = [sequences[index].request.num_logprobs or 0 for index in wanting]
-        found = logprobs_of(logits[wanting], [tokens[index] for index in wanting], num_top)
-        for index, logprob in zip(wanting, found, strict=True):
-            logprobs[index] = logprob
-    return logprobs
-
-
-def _scores(result: ChunkResult) -> tuple[float, ...] | None:
-    token_ids = result.chunk.sequence.request.score_token_ids
-    if not token_ids or result.next_logits is None:
-        return None
-    logprobs = torch.log_softmax(result.next_logits.to(torch.float32), dim=-1)
-    return tuple(float(value) for value in logprobs[list(token_ids)].tolist())
-
-
-def _branch_scores(logits: Tensor, token_ids: Seq[int]) -> Tensor:
-    logprobs = torch.log_softmax(logits.to(torch.float32), dim=-1)
-    return logprobs[:, list(token_ids)].cpu()
-
-
-def _stacked(sequence: Sequence) -> dict[Place, Tensor]:
-    return {
-        place: torch.stack([found[position] for position in sequence.capture_positions])
-        for place, found in sequence.activations.items()
-    }

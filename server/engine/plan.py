@@ -11,6 +11,9 @@ The tokens of a request fall into three **phases**; which entries are in scope i
     PROMPT     0 … P-2                          positions `prompt`, `all`
     BOUNDARY   P-1                              positions `prompt`, `response`, `all`
     RESPONSE   P …                              positions `response`, `all`
+
+What steers the response steers only the **parts** of it that the entry names (content, reasoning, tool calls …). A
+position belongs to the part that its next token will be in, as far as the tokens up to it tell.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ import torch
 from torch import Tensor
 
 from server.errors import InvalidRequest, from_vectors_error
-from vectors.errors import VectorsError
-from vectors.vector import Operation, Positions, Site, SteeringVector
+from vectors.errors import InvalidVector, VectorsError
+from vectors.vector import DEFAULT_PARTS, PARTS, Operation, Part, Positions, Site, SteeringVector, checked_parts
 
 
 class Phase(enum.IntEnum):
@@ -61,6 +64,7 @@ class SteeringSpec:
     positions: Positions | None = None
     operation: Operation | None = None
     preserve_norm: bool = False
+    parts: tuple[Part, ...] | None = None
     param: str = "steering.0"
 
 
@@ -80,6 +84,7 @@ class PlanEntry:
     operation: Operation
     preserve_norm: bool
     directions: Mapping[int, Tensor]
+    parts: tuple[Part, ...] = DEFAULT_PARTS
 
     @property
     def is_active(self) -> bool:
@@ -88,7 +93,7 @@ class PlanEntry:
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """Hash of everything that changes activations in the entry's scope (not the name, not the positions)."""
+        """Hash of everything that changes activations in the entry's scope (not the name, positions and parts)."""
         parts = [
             self.revision,
             self.site,
@@ -99,6 +104,13 @@ class PlanEntry:
         ]
         return hashlib.sha256(json.dumps(parts).encode()).digest()
 
+    def steers(self, phase: Phase, part: Part) -> bool:
+        """True when tokens of `phase` that belong to `part` are in the entry's scope."""
+        if not self.is_active or self.positions not in _IN_SCOPE[phase]:
+            return False
+        is_prompt = phase is Phase.PROMPT or (phase is Phase.BOUNDARY and self.positions != "response")
+        return is_prompt or part in self.parts
+
     def echo(self) -> dict[str, Any]:
         """The entry as the response shows it."""
         return {
@@ -108,6 +120,7 @@ class PlanEntry:
             "scale": self.scale,
             "layers": list(self.layers),
             "positions": self.positions,
+            "parts": list(self.parts),
             "operation": self.operation,
             "preserve_norm": self.preserve_norm,
         }
@@ -118,44 +131,56 @@ class SteeringPlan:
 
     def __init__(self, entries: Iterable[PlanEntry] = ()) -> None:
         self.entries: tuple[PlanEntry, ...] = tuple(entries)
-        self._in_scope = tuple(
-            tuple(entry for entry in self.entries if entry.is_active and entry.positions in _IN_SCOPE[phase])
+        self._in_scope = {
+            (phase, part): tuple(entry for entry in self.entries if entry.steers(phase, part))
             for phase in Phase
-        )
-        self._fingerprints = tuple(
-            hashlib.sha256(b"".join(entry.fingerprint for entry in entries)).digest() if entries else b""
-            for entries in self._in_scope
-        )
+            for part in PARTS
+        }
+        self._fingerprints = {
+            scope: hashlib.sha256(b"".join(entry.fingerprint for entry in entries)).digest() if entries else b""
+            for scope, entries in self._in_scope.items()
+        }
 
-    def in_scope(self, phase: Phase) -> tuple[PlanEntry, ...]:
-        """The active entries that steer tokens of `phase`, in the order given."""
-        return self._in_scope[phase]
+    def in_scope(self, phase: Phase, part: Part = "content") -> tuple[PlanEntry, ...]:
+        """The active entries that steer tokens of `phase` and `part`, in the order given."""
+        return self._in_scope[phase, part]
 
-    def fingerprint(self, phase: Phase) -> bytes:
-        """32 bytes that differ whenever the steering of `phase` differs; empty when it is unsteered."""
-        return self._fingerprints[phase]
+    def fingerprint(self, phase: Phase, part: Part = "content") -> bytes:
+        """32 bytes that differ whenever the steering of `phase` and `part` differs; empty when it is unsteered."""
+        return self._fingerprints[phase, part]
 
     @property
     def is_steered(self) -> bool:
         """True when at least one position can change."""
-        return any(self._in_scope)
+        return any(self._in_scope.values())
 
-    def fingerprint_of_span(self, start: int, end: int, num_prompt_tokens: int) -> bytes:
+    @property
+    def depends_on_parts(self) -> bool:
+        """True when some part of the response is steered otherwise than another."""
+        return len({self._fingerprints[Phase.RESPONSE, part] for part in PARTS}) > 1
+
+    def fingerprint_of_span(
+        self, start: int, end: int, num_prompt_tokens: int, parts: Sequence[Part] | None = None
+    ) -> bytes:
         """What steering did to positions `start … end-1`: empty when unsteered, equal exactly when equal.
 
-        This is the steering half of the prefix cache's key for a page that covers these positions.
+        `parts[i]` is the part of position `num_prompt_tokens - 1 + i`; None: all are content. This is the steering
+        half of the prefix cache's key for a page that covers these positions.
         """
         boundary = num_prompt_tokens - 1
-        spans = (
-            (Phase.PROMPT, start, min(end, boundary)),
-            (Phase.BOUNDARY, max(start, boundary), min(end, boundary + 1)),
-            (Phase.RESPONSE, max(start, boundary + 1), end),
-        )
+        spans: list[tuple[Phase, Part, int, int]] = [(Phase.PROMPT, "content", start, min(end, boundary))]
+        if parts is None:
+            spans.append((Phase.BOUNDARY, "content", max(start, boundary), min(end, boundary + 1)))
+            spans.append((Phase.RESPONSE, "content", max(start, boundary + 1), end))
+        else:
+            for position in range(max(start, boundary), end):
+                phase = Phase.BOUNDARY if position == boundary else Phase.RESPONSE
+                spans.append((phase, parts[position - boundary], position, position + 1))
         merged: list[tuple[bytes, int]] = []
-        for phase, first, last in spans:
+        for phase, part, first, last in spans:
             if first >= last:
                 continue
-            fingerprint = self._fingerprints[phase]
+            fingerprint = self._fingerprints[phase, part]
             if merged and merged[-1][0] == fingerprint:
                 merged[-1] = (fingerprint, merged[-1][1] + last - first)
             else:
@@ -307,7 +332,15 @@ def _resolve_entry(spec: SteeringSpec, lookup: VectorLookup, model: SteerableMod
         operation=spec.operation or vector.operation,
         preserve_norm=spec.preserve_norm,
         directions=directions,
+        parts=vector.parts if spec.parts is None else _parts_of(spec),
     )
+
+
+def _parts_of(spec: SteeringSpec) -> tuple[Part, ...]:
+    try:
+        return checked_parts(spec.parts)
+    except InvalidVector as error:
+        raise InvalidRequest(str(error), code="invalid_parts", param=f"{spec.param}.parts") from None
 
 
 def resolve_plan(specs: Sequence[SteeringSpec], lookup: VectorLookup, model: SteerableModel) -> SteeringPlan:

@@ -30,19 +30,12 @@ Submit = Callable[[GenerationRequest, OutputSink], None]
 def score(
     submit: Submit, prompt: Sequence[int], choices: Sequence[Sequence[int]], plan: SteeringPlan, priority: Priority
 ) -> Future[list[list[float]]]:
-    """Log-probabilities of each choice's tokens after `prompt`; see `protocol.Engine.score`.
-
-    Choices that differ in their last token only share one request.
-    """
+    """Log-probabilities of each choice's tokens after `prompt`; see `protocol.Engine.score`."""
     result: Future[list[list[float]]] = _uncancellable()
-    heads: dict[tuple[int, ...], list[int]] = {}
-    for index, choice in enumerate(choices):
-        if not choice:
-            raise InvalidRequest("an empty choice has no probability", code="invalid_choice", param="choices")
-        heads.setdefault(tuple(choice[:-1]), []).append(index)
     scores: list[list[float]] = [[] for _ in choices]
-    num_missing = len(heads)
-    for head, indices in heads.items():
+    requests = score_requests(prompt, choices, plan, priority)
+    num_missing = len(requests)
+    for request, indices in requests:
 
         def receive(output: TokenOutput, indices: list[int] = indices) -> None:
             nonlocal num_missing
@@ -51,28 +44,53 @@ def score(
             if output.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
                 result.set_exception(Unavailable(output.error or "the scoring was aborted"))
                 return
-            shared = [known.logprob for known in output.known_logprobs or () if known is not None]
-            for index, last in zip(indices, output.scores or (), strict=True):
-                scores[index] = [*shared, last]
+            for index, logprobs in zip(indices, choice_logprobs(output), strict=True):
+                scores[index] = logprobs
             num_missing -= 1
             if num_missing == 0:
                 result.set_result(scores)
 
-        request = GenerationRequest(
-            request_id=f"score-{uuid.uuid4().hex}",
-            prompt=tuple(prompt),
-            forced=head,
-            max_tokens=0,
-            plan=plan,
-            logprobs_start=len(prompt),
-            num_logprobs=0,
-            score_token_ids=tuple(choices[index][-1] for index in indices),
-            priority=priority,
-        )
         submit(request, receive)
     if not choices:
         result.set_result([])
     return result
+
+
+def score_requests(
+    prompt: Sequence[int], choices: Sequence[Sequence[int]], plan: SteeringPlan, priority: Priority
+) -> list[tuple[GenerationRequest, list[int]]]:
+    """The requests that score `choices` after `prompt`, each with the indices of its choices.
+
+    Choices that differ in their last token only share one request. Raises `InvalidRequest` for an empty choice.
+    """
+    heads: dict[tuple[int, ...], list[int]] = {}
+    for index, choice in enumerate(choices):
+        if not choice:
+            raise InvalidRequest("an empty choice has no probability", code="invalid_choice", param="choices")
+        heads.setdefault(tuple(choice[:-1]), []).append(index)
+    return [
+        (
+            GenerationRequest(
+                request_id=f"score-{uuid.uuid4().hex}",
+                prompt=tuple(prompt),
+                forced=head,
+                max_tokens=0,
+                plan=plan,
+                logprobs_start=len(prompt),
+                num_logprobs=0,
+                score_token_ids=tuple(choices[index][-1] for index in indices),
+                priority=priority,
+            ),
+            indices,
+        )
+        for head, indices in heads.items()
+    ]
+
+
+def choice_logprobs(output: TokenOutput) -> list[list[float]]:
+    """What the last event of one of `score_requests` says: the log-probabilities of each choice's tokens."""
+    shared = [known.logprob for known in output.known_logprobs or () if known is not None]
+    return [[*shared, last] for last in output.scores or ()]
 
 
 def score_branches(

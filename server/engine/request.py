@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from server.engine.grammar import Grammar
+from server.engine.parts import PartReader
 from server.engine.plan import UNSTEERED, SteeringPlan
 from vectors.vector import Place, Site
 
@@ -106,6 +108,9 @@ class GenerationRequest:
     `branches` asks for those scores under many plans at once: the prompt's last token is computed once for each of
     them, side by side, after the other tokens as `plan` steers them. So the plans may differ from `plan` at the
     last prompt token only, and nothing is generated, forced, captured or scored but the next token.
+
+    `grammar` forbids sampled tokens that it does not allow, and ends the response when it is complete. `parts` tells
+    which part of the response each token belongs to; without it all is content.
     """
 
     request_id: str
@@ -119,6 +124,8 @@ class GenerationRequest:
     score_token_ids: tuple[int, ...] = ()
     branches: tuple[SteeringPlan, ...] = ()
     capture: CaptureSpec | None = None
+    grammar: Grammar | None = None
+    parts: PartReader | None = None
     priority: Priority = Priority.LIVE
 
 
@@ -137,10 +144,11 @@ class TokenOutput:
     """One event of a request. The last one, and only the last, has `finish_reason`.
 
     `token_id` None: an event without a token (nothing was to be generated, abort, failure). An end or stop token is
-    given like any other. What follows comes with the last event: `known_logprobs` for `logprobs_start` (None for
-    index 0), `scores` for `score_token_ids`, `activations` `{(site, layer): float32 [positions, hidden]}` for
-    `capture`, `branch_scores` float32 `[branches, score_token_ids]` (CPU; NaN where a plan broke the model).
-    `num_cached_tokens`: prompt tokens that came from the prefix cache.
+    given like any other; `is_end` tells it from text. What follows comes with the last event: `known_logprobs` for
+    `logprobs_start` (None for index 0), `scores` for `score_token_ids`, `activations` `{(site, layer): float32
+    [positions, hidden]}` for `capture`, `branch_scores` float32 `[branches, score_token_ids]` (CPU; NaN where a plan
+    broke the model). `num_cached_tokens`: prompt tokens that came from the prefix cache. `seconds_queued`: how long the
+    request waited for its first step; None when it had none.
     """
 
     request_id: str
@@ -148,11 +156,13 @@ class TokenOutput:
     logprobs: TokenLogprobs | None = None
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
+    seconds_queued: float | None = None
     known_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     scores: tuple[float, ...] | None = None
     branch_scores: Tensor | None = None
     activations: Mapping[Place, Tensor] | None = None
     error: str | None = None
+    is_end: bool = False
 
 
 OutputSink = Callable[[TokenOutput], None]

@@ -167,10 +167,14 @@ def _rows_of(chunk: Chunk) -> np.ndarray:
     if sequence.is_branching:
         return np.asarray(sequence.rows.branches[sequence.next_branches][: chunk.num_new], dtype=np.int64)
     boundary = sequence.num_prompt - 1
-    rows = np.full(chunk.num_new, sequence.rows.response, dtype=np.int64)
+    rows = np.full(chunk.num_new, sequence.rows.response["content"], dtype=np.int64)
     rows[: max(0, min(last, boundary) - first)] = sequence.rows.prompt
+    if sequence.parts is not None:
+        for position in range(max(first, boundary), last):
+            rows[position - first] = sequence.rows.response[sequence.parts[position - boundary]]
     if first <= boundary < last:
-        rows[boundary - first] = sequence.rows.boundary
+        part = "content" if sequence.parts is None else sequence.parts[0]
+        rows[boundary - first] = sequence.rows.boundary[part]
     return rows
 
 

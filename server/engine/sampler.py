@@ -1,6 +1,7 @@
 """Logits to tokens: every sampling parameter per row of the batch.
 
-Order, as in vLLM: penalties and bias on the logits, temperature, then min_p, top_k and top_p on the probabilities.
+Order, as in vLLM: penalties, bias and grammar on the logits, temperature, then min_p, top_k and top_p on the
+probabilities.
 Each request draws from its own random stream, one number a token, so neighbours and batch order change nothing.
 Log-probabilities are those of the untouched logits. It does not know requests' states, text or stop strings.
 """
@@ -8,7 +9,7 @@ Log-probabilities are those of the untouched logits. It does not know requests' 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -57,8 +58,11 @@ class RowSampler:
         held_back = self.num_output_tokens < params.min_tokens and bool(self.end_token_ids)
         return params.has_penalties or bool(params.logit_bias) or held_back
 
-    def adjust(self, logits: Tensor) -> None:
-        """Apply penalties, bias and `min_tokens` to this row's float32 logits `[vocabulary]`, in place."""
+    def adjust(self, logits: Tensor, allowed: Tensor | None = None) -> None:
+        """Apply penalties, bias, grammar and `min_tokens` to this row's float32 logits `[vocabulary]`, in place.
+
+        `allowed`: bool `[vocabulary]`, what the grammar allows; where that is an end only, the response may end.
+        """
         params = self.params
         if params.has_penalties:
             seen, counts = self._penalty_state(logits)
@@ -72,8 +76,14 @@ class RowSampler:
             tokens = torch.tensor(list(params.logit_bias), dtype=torch.int64, device=logits.device)
             biases = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=logits.device)
             logits.index_add_(0, tokens, biases)
+        if allowed is not None:
+            logits.masked_fill_(~allowed.to(logits.device), -torch.inf)
         if self.num_output_tokens < params.min_tokens and self.end_token_ids:
-            logits[list(self.end_token_ids)] = -torch.inf
+            ends = list(self.end_token_ids)
+            kept = logits[ends]
+            logits[ends] = -torch.inf
+            if allowed is not None and bool((logits == -torch.inf).all()):
+                logits[ends] = kept
 
     def _penalty_state(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         if self._seen is None or self._counts is None:
@@ -86,14 +96,18 @@ class RowSampler:
         return self._seen, self._counts
 
 
-def sample(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
-    """One token for each row of `logits` `[rows, vocabulary]` (any float dtype; not changed)."""
+def sample(logits: Tensor, rows: Sequence[RowSampler], allowed: Mapping[int, Tensor] | None = None) -> list[int]:
+    """One token for each row of `logits` `[rows, vocabulary]` (any float dtype; not changed).
+
+    `allowed`: bool `[vocabulary]` by the index of each row that has a grammar.
+    """
     logits = logits.to(torch.float32)
-    if any(row.changes_logits for row in rows):
+    allowed = allowed or {}
+    changed = [index for index, row in enumerate(rows) if row.changes_logits or index in allowed]
+    if changed:
         logits = logits.clone()
-        for index, row in enumerate(rows):
-            if row.changes_logits:
-                row.adjust(logits[index])
+        for index in changed:
+            rows[index].adjust(logits[index], allowed.get(index))
     tokens = [0] * len(rows)
     greedy = [index for index, row in enumerate(rows) if row.params.is_greedy]
     filtered = [index for index, row in enumerate(rows) if not row.params.is_greedy and _has_filters(row.params)]

@@ -2,8 +2,8 @@
 
 Continuous batching: a step takes one token of every decoding sequence, then chunks of prompts, until its token
 budget is spent. Live requests come before background ones, older before younger. When pages run out the youngest
-of the least urgent gives up its pages and is computed again later; it never fails. It does not know the model,
-steering or clients.
+of the least urgent gives up its pages and is computed again later; it never fails. A prompt that begins like one
+that is just being computed waits for it and shares its pages. It does not know the model, steering or clients.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from server.engine.cache import PagePool
 from server.engine.request import Priority, RequestState
 from server.engine.sequence import Sequence
+
+_LOOK_AHEAD = 64
+"""How many waiting sequences are looked at for one that need not wait for a prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +125,13 @@ class Scheduler:
     def _admit(self, priority: Priority, num_new: dict[Sequence, int]) -> None:
         """Start waiting sequences of `priority` while the step has tokens left and room is found for them."""
         queue = self._waiting[priority]
-        while queue and (budget := self._budget(priority, num_new)) > 0:
-            if len(self._running) < self._max_running and self._can_start(queue[0], budget):
-                sequence = queue.popleft()
+        index = 0
+        while index < min(len(queue), _LOOK_AHEAD) and (budget := self._budget(priority, num_new)) > 0:
+            sequence = queue[index]
+            if self._is_being_computed(sequence):
+                index += 1
+            elif len(self._running) < self._max_running and self._can_start(sequence, budget):
+                del queue[index]
                 if sequence.num_cached_tokens is None:
                     sequence.num_cached_tokens = sequence.num_computed
                 sequence.become(RequestState.PREFILLING)
@@ -135,6 +142,18 @@ class Scheduler:
                 self._preempt(self._running[-1])
             else:
                 break
+
+    def _is_being_computed(self, sequence: Sequence) -> bool:
+        """True when the first page that `sequence` would have to compute is the next of a running one."""
+        running = [
+            other
+            for other in self._running
+            if other.state is RequestState.PREFILLING and other.request.priority <= sequence.request.priority
+        ]
+        if not running or not self._pool.shares_prefixes:
+            return False
+        missing = sequence.first_missing_page(self._pool)
+        return missing is not None and any(other.next_page == missing for other in running)
 
     def _can_start(self, sequence: Sequence, budget: int) -> bool:
         """Take the pages of a waiting sequence's first chunk, cached ones included; False when there are too few."""

@@ -6,14 +6,17 @@ requests.
 
 from __future__ import annotations
 
+import time
+
 from torch import Tensor
 
 from server.engine.attention import Segment
 from server.engine.bank import PlanRows
 from server.engine.cache import ROOT_KEY, PageKey, PagePool, page_key
-from server.engine.request import GenerationRequest, OutputSink, RequestState, TokenLogprobs
+from server.engine.grammar import GrammarState, allowed_tokens
+from server.engine.request import FinishReason, GenerationRequest, OutputSink, RequestState, TokenLogprobs
 from server.engine.sampler import RowSampler
-from vectors.vector import Place
+from vectors.vector import Part, Place
 
 _NEXT_STATES: dict[RequestState, frozenset[RequestState]] = {
     RequestState.QUEUED: frozenset({RequestState.PREFILLING, RequestState.ABORTED, RequestState.FAILED}),
@@ -46,7 +49,14 @@ class Sequence:
         self.num_known = len(self.tokens)
         self.num_computed = 0
         self.num_cached_tokens: int | None = None
+        self.seconds_queued: float | None = None
+        self._created_at = time.monotonic()
         self.sampler = RowSampler(request.sampling, eos_token_ids, request.prompt)
+        self._grammar: GrammarState | None = None
+        self._part_reader = None if request.parts is None else request.parts.start()
+        self.parts: list[Part] | None = None if self._part_reader is None else [self._part_reader.part]
+        for token in request.forced:
+            self._read_part(token)
         self.rows: PlanRows | None = None
         self.pages: list[int] = []
         self.known_logprobs: list[TokenLogprobs | None] = []
@@ -55,8 +65,8 @@ class Sequence:
         self._num_branches_done = 0
         self._page_size = page_size
         self._stretches: list[list[int]] = []
-        self._num_keyed = 0
-        self._last_key: PageKey = ROOT_KEY
+        self._num_shared = 0
+        self._keys: list[PageKey] = []
         start = request.logprobs_start
         if start == 0:
             self.known_logprobs.append(None)
@@ -70,6 +80,8 @@ class Sequence:
         """Move to `state`; a move that the life of a request does not have is our bug."""
         assert state in _NEXT_STATES.get(self.state, frozenset()), f"{self.state} -> {state}"
         self.state = state
+        if state is RequestState.PREFILLING and self.seconds_queued is None:
+            self.seconds_queued = time.monotonic() - self._created_at
 
     @property
     def num_to_compute(self) -> int:
@@ -109,6 +121,34 @@ class Sequence:
         self.branch_scores.append(scores)
         self._num_branches_done += scores.shape[0]
 
+    def allowed_next(self, vocab_size: int) -> Tensor | None:
+        """Bool `[vocab_size]`: what the grammar allows as the next token; None: everything. Raises `GrammarFailed`."""
+        if self.request.grammar is None:
+            return None
+        if self._grammar is None:  # here, not earlier: states may be large, and there are more requests than places
+            self._grammar = self.request.grammar.start()
+        return allowed_tokens(self._grammar, vocab_size)
+
+    def append(self, token: int) -> None:
+        """Take a sampled token. Raises `GrammarFailed`."""
+        self.tokens.append(token)
+        self._read_part(token)
+        if self._grammar is not None and token not in self.sampler.end_token_ids:
+            self._grammar.accept(token)
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the token that came last is the last; None when it is not."""
+        is_complete = self._grammar is not None and self._grammar.is_complete
+        if is_complete or self.tokens[-1] in self.sampler.end_token_ids:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if self.num_generated >= self.request.max_tokens else None
+
+    def _read_part(self, token: int) -> None:
+        if self._part_reader is not None and self.parts is not None:
+            self._part_reader.accept(token)
+            self.parts.append(self._part_reader.part)
+
     @property
     def num_generated(self) -> int:
         """Sampled tokens so far."""
@@ -141,16 +181,31 @@ class Sequence:
     def take_cached_pages(self, pool: PagePool) -> None:
         """Start from the longest prefix whose pages the pool already has."""
         assert not self.pages
-        limit = self.first_needed_position // self._page_size
-        while len(self.pages) < limit:
-            key = self._key_of_page(len(self.pages))
-            page = pool.share(key)
+        while len(self.pages) < self._num_sharable:
+            page = pool.share(self._key_of_page(len(self.pages)))
             if page is None:
                 break
             self._append_page(page)
-            self._last_key = key
-            self._num_keyed += 1
+        self._num_shared = len(self.pages)
         self.num_computed = len(self.pages) * self._page_size
+
+    def first_missing_page(self, pool: PagePool) -> PageKey | None:
+        """The key of the first page that the pool could give and has not; None when it has them all."""
+        for index in range(self._num_sharable):
+            key = self._key_of_page(index)
+            if not pool.has(key):
+                return key
+        return None
+
+    @property
+    def next_page(self) -> PageKey | None:
+        """The key of the page that this sequence will offer next; None when its known tokens fill no further one."""
+        is_full = (self._num_shared + 1) * self._page_size <= len(self.tokens)
+        return self._key_of_page(self._num_shared) if is_full else None
+
+    @property
+    def _num_sharable(self) -> int:
+        return self.first_needed_position // self._page_size
 
     def reserve(self, pool: PagePool, num_tokens: int) -> bool:
         """Hold pages for the first `num_tokens` tokens; False, and nothing is taken, when the pool has too few."""
@@ -167,18 +222,15 @@ class Sequence:
         pool.release(self.pages)
         self.pages = []
         self._stretches = []
-        self._num_keyed = 0
-        self._last_key = ROOT_KEY
+        self._num_shared = 0
         self.num_computed = 0
 
     def advance(self, num_new: int, pool: PagePool) -> None:
         """Note that `num_new` more tokens are in the KV cache and offer the pages that became full."""
         self.num_computed += num_new
-        while (self._num_keyed + 1) * self._page_size <= self.num_computed:
-            key = self._key_of_page(self._num_keyed)
-            pool.register(self.pages[self._num_keyed], key)
-            self._last_key = key
-            self._num_keyed += 1
+        while (self._num_shared + 1) * self._page_size <= self.num_computed:
+            pool.register(self.pages[self._num_shared], self._key_of_page(self._num_shared))
+            self._num_shared += 1
 
     def segment(self, start: int, num_new: int) -> Segment:
         """The next `num_new` tokens as the attention sees them, at `start` of the pack."""
@@ -201,6 +253,10 @@ class Sequence:
             self._stretches.append([page, 1])
 
     def _key_of_page(self, index: int) -> PageKey:
-        start = index * self._page_size
-        tokens = self.tokens[start : start + self._page_size]
-        return page_key(self._last_key, tokens, start, self.request.plan, self.num_prompt)
+        """Of a page that known and sampled tokens fill; they never change, so neither does the key."""
+        while len(self._keys) <= index:
+            start = len(self._keys) * self._page_size
+            tokens = self.tokens[start : start + self._page_size]
+            parent = self._keys[-1] if self._keys else ROOT_KEY
+            self._keys.append(page_key(parent, tokens, start, self.request.plan, self.num_prompt, self.parts))
+        return self._keys[index]

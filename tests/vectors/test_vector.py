@@ -219,6 +219,8 @@ def test_every_part_of_the_content_is_in_the_revision() -> None:
         base.with_defaults(default_scale=2),
         base.with_defaults(operation="ablate"),
         base.with_defaults(positions="all"),
+        base.with_defaults(parts=["content"]),
+        base.with_defaults(parts=["content", "tool_calls"]),
         base.with_defaults(description="x"),
         base.with_defaults(metadata={"a": 1}),
         base.with_defaults(training={}),
@@ -236,6 +238,21 @@ def test_revision_does_not_depend_on_order_or_spelling() -> None:
     assert len({one, two}) == 1
     assert one != one.with_defaults(default_scale=3)
     assert one != "another thing"
+
+
+def test_parts_are_a_set_and_the_default_ones_leave_no_trace() -> None:
+    base = SteeringVector({3: ramp()})
+    assert base.parts == ("reasoning", "content", "structured")
+    assert base.with_defaults(parts=["structured", "content", "reasoning"]) == base
+    assert "parts" not in base.defaults
+    assert base.with_defaults(parts=("tool_calls", "content")).defaults["parts"] == ["content", "tool_calls"]
+
+
+@pytest.mark.parametrize("parts", [[], "content", ["answer"], ["content", "content"], [None], None, {"content": 1}])
+def test_parts_that_are_none_are_refused(parts: object) -> None:
+    with pytest.raises(InvalidVector) as refused:
+        SteeringVector({3: ramp()}, parts=parts)  # type: ignore[arg-type]
+    assert refused.value.param == "parts"
 
 
 def test_neighbouring_directions_cannot_swap_bytes() -> None:

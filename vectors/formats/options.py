@@ -18,6 +18,7 @@ OVERRIDES = (
     "default_scale",
     "operation",
     "positions",
+    "parts",
     "description",
     "metadata",
     "training",

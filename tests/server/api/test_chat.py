@@ -113,6 +113,7 @@ def test_steering_changes_the_answer_and_is_echoed(server: Server) -> None:
             "scale": -1.5,
             "layers": [1],
             "positions": "all",
+            "parts": ["reasoning", "content", "structured"],
             "operation": "add",
             "preserve_norm": False,
         }

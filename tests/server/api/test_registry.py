@@ -22,7 +22,7 @@ from vectors.formats import encode_safetensors
 PATH = "/v1/steering/vectors"
 FIELDS = {
     "object", "id", "name", "revision", "created_at", "bytes", "model", "hidden_size", "layers", "site", "operation",
-    "positions", "default_scale", "norms", "description", "metadata", "training",
+    "positions", "parts", "default_scale", "norms", "description", "metadata", "training",
 }  # fmt: skip
 
 

@@ -125,6 +125,7 @@ def plan_of(*steers: Steer) -> SteeringPlan:
                 operation=steer.operation,  # type: ignore[arg-type]
                 preserve_norm=steer.preserve_norm,
                 directions=vector.directions,
+                parts=steer.parts,  # type: ignore[arg-type]
             )
         )
     return SteeringPlan(entries)

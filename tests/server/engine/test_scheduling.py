@@ -75,3 +75,41 @@ def test_what_the_pages_cannot_hold_is_refused_and_never_waits() -> None:
         engine.submit(request("x", Priority.LIVE, length=9, num_tokens=8), lambda output: None)
     assert tokens_of(run(engine, [request("x", Priority.LIVE, length=9, num_tokens=7)])["x"])
     engine.close()
+
+
+@pytest.mark.parametrize("max_batch_tokens", [64, 7])
+def test_requests_that_begin_alike_and_come_together_compute_the_beginning_once(max_batch_tokens: int) -> None:
+    """The `n` choices of a request are such; a stranger among them does not wait."""
+    engine = engine_of(loaded(), max_batch_tokens=max_batch_tokens)
+    prompt = prompt_of(42)
+    alike = [GenerationRequest(f"alike-{number}", prompt, 6, GREEDY) for number in range(5)]
+    stranger = request("stranger", Priority.LIVE, length=11, num_tokens=6)
+    outputs = run(engine, [*alike[:3], stranger, *alike[3:]])
+    expected, _ = greedy(build("llama"), prompt, 6)
+    assert all(tokens_of(outputs[each.request_id]) == expected for each in alike)
+    stats = engine.stats()
+    assert stats.total_prompt_tokens - stats.total_cached_tokens == 42 + 4 * 2 + 11  # 40 of 42 are in whole pages
+    engine.close()
+
+
+def test_nobody_waits_for_a_beginning_that_will_not_be_shared() -> None:
+    """Without a prefix cache, and after whoever computed it left."""
+    engine = engine_of(loaded(), prefix_cache=False)
+    alike = [GenerationRequest(str(number), prompt_of(42), 2, GREEDY) for number in range(3)]
+    for each in alike:
+        engine.submit(each, lambda output: None)
+    engine.step()
+    assert engine.stats().num_waiting == 1  # the budget of 64 tokens has room for one and a half
+    while engine.step():
+        pass
+    engine.close()
+
+    engine = engine_of(loaded(), max_batch_tokens=8)
+    for each in alike:
+        engine.submit(each, lambda output: None)
+    engine.step()
+    engine.abort("0")
+    while engine.step():
+        pass
+    assert_nothing_held(engine)
+    engine.close()
