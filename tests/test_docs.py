@@ -60,6 +60,14 @@ def test_the_page_on_training_takes_a_reader_from_a_file_to_a_steered_chat(url: 
 
 
 @pytest.mark.slow
+def test_the_page_on_vectors_makes_a_file_and_looks_after_it(url: str, tmp_path: Path) -> None:
+    make_file, use_client = blocks("vectors.md", "python")
+    run([sys.executable, "-c", make_file], tmp_path)
+    (shown,) = blocks("vectors.md", "text")
+    assert run([sys.executable, "-c", use_client.replace(ADDRESS, url)], tmp_path) == shown
+
+
+@pytest.mark.slow
 def test_the_page_on_the_letter_leak_shows_it(tmp_path: Path) -> None:
     (program,) = blocks("letter-leak.md", "python")
     run([sys.executable, "-c", program], tmp_path)

@@ -40,21 +40,14 @@ from vectors.errors import (
 )
 from vectors.formats import ImportOptions
 from vectors.formats.safetensors import decode_safetensors, encode_safetensors
+from vectors.names import check_name
 from vectors.vector import SteeringVector
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _REVISION = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")
 _NUM_CACHED_VECTORS = 512
 
 _Read = TypeVar("_Read")
-
-
-def check_name(name: str) -> str:
-    """`name`, if it may name a vector; raises `InvalidVectorName`."""
-    if _NAME.fullmatch(name) is None:
-        raise InvalidVectorName(name)
-    return name
 
 
 @dataclass(frozen=True, slots=True)

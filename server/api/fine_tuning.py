@@ -22,7 +22,7 @@ from server.errors import InvalidRequest, from_vectors_error
 from server.jobs.records import JobRequest
 from server.keys import Role
 from vectors.errors import InvalidMethod, InvalidVectorName, VectorsError
-from vectors.store import check_name
+from vectors.names import check_name
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 

@@ -23,7 +23,8 @@ from server.errors import InvalidRequest
 from server.keys import Role
 from vectors.errors import StoreCorrupt, VectorNotFound
 from vectors.formats import ImportOptions, decode, encode_gguf
-from vectors.store import StoredVector, check_name
+from vectors.names import check_name
+from vectors.store import StoredVector
 from vectors.vector import SteeringVector
 
 router = APIRouter(prefix="/v1/steering/vectors")

@@ -13,10 +13,11 @@ from typing import Any
 
 from rich.console import Console
 
-from server.cli.client import ServerClient, expect
+from server.cli.client import ServerClient, connect, expect, readable_failures
 from server.cli.conversation import Conversation, InvalidCommand, describe_entry
 from server.cli.errors import CommandFailed
-from server.cli.vectors import all_vectors, ranges, show_vectors
+from server.cli.vectors import ranges, show_vectors
+from vectors.client import VectorClient
 
 _PROMPT = "> "
 _MODELS = {"data": [{"id": str}]}
@@ -52,16 +53,22 @@ def chat(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         )
         if value is not None
     }
-    with ServerClient.from_arguments(arguments, environ) as client:
+    with connect(ServerClient, arguments, environ) as client, connect(VectorClient, arguments, environ) as registry:
         model = arguments.model or _only_model(client)
-        return _Terminal(client, model, sampling, Conversation(arguments.system)).run()
+        return _Terminal(client, registry, model, sampling, Conversation(arguments.system)).run()
 
 
 class _Terminal:
     def __init__(
-        self, client: ServerClient, model: str, sampling: Mapping[str, Any], conversation: Conversation
+        self,
+        client: ServerClient,
+        registry: VectorClient,
+        model: str,
+        sampling: Mapping[str, Any],
+        conversation: Conversation,
     ) -> None:
         self._client = client
+        self._registry = registry
         self._model = model
         self._sampling = sampling
         self._conversation = conversation
@@ -111,7 +118,8 @@ class _Terminal:
             self._conversation.steer(rest)
             self._show_steering()
         elif command == "/vectors":
-            show_vectors(list(all_vectors(self._client)), self._console)
+            with readable_failures():
+                show_vectors(list(self._registry.list()), self._console)
         elif command == "/system":
             self._conversation.begin(rest or None)
             self._note("a new conversation")

@@ -1,6 +1,6 @@
-"""The running server as seen from the terminal: one HTTP client whose failures are lines that people can read.
+"""The running server as seen from the terminal: clients whose failures are lines that people can read.
 
-It knows OpenAI's error envelope and event streams; it does not know chats or vectors.
+It knows JSON and event streams; connections and refusals are `vectors.client`'s. It does not know chats or vectors.
 """
 
 from __future__ import annotations
@@ -9,60 +9,61 @@ import argparse
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import httpx
 
 from server.cli.errors import USAGE, CommandFailed
-from server.keys import CLIENT_VARIABLE, KeysRefused, checked_key
+from server.keys import CLIENT_VARIABLE
+from vectors.client import Connection
+from vectors.client_errors import InvalidConnection, UnexpectedAnswer
+from vectors.errors import VectorsError
 
 _TIMEOUT = httpx.Timeout(10.0, read=300.0)  # the first token of an answer may have to wait in the queue
 
+_Client = TypeVar("_Client", bound=Connection)
 
-class ServerClient:
-    """Calls a server at `url`; every failure is a `CommandFailed`."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
-        self._url = url.rstrip("/").removesuffix("/v1")
-        try:
-            headers = {"Authorization": f"Bearer {checked_key(api_key, CLIENT_VARIABLE)}"} if api_key else {}
-            if httpx.URL(self._url).scheme not in ("http", "https"):
-                raise httpx.InvalidURL("it must begin with http:// or https://")
-            self._client = httpx.Client(base_url=self._url, headers=headers, timeout=_TIMEOUT)
-        except httpx.InvalidURL as error:
-            raise CommandFailed(f"--url {url}: {error}", USAGE) from None
-        except KeysRefused as error:
-            raise CommandFailed(str(error), USAGE) from None
+def connect(kind: type[_Client], arguments: argparse.Namespace, environ: Mapping[str, str]) -> _Client:
+    """The client of `--url`, with the key of `TILLER_API_KEY`. Raises `CommandFailed`."""
+    try:
+        return kind(arguments.url, environ.get(CLIENT_VARIABLE) or None, timeout=_TIMEOUT)
+    except InvalidConnection as error:
+        place = f"--url {arguments.url}" if error.param == "base_url" else CLIENT_VARIABLE
+        raise CommandFailed(f"{place}: {error}", USAGE) from None
 
-    @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace, environ: Mapping[str, str]) -> Self:
-        """The client of `--url`, with the key of `TILLER_API_KEY`."""
-        return cls(arguments.url, environ.get(CLIENT_VARIABLE))
 
-    def __enter__(self) -> Self:
-        return self
+@contextlib.contextmanager
+def readable_failures() -> Iterator[None]:
+    """What a client raises in the context becomes `CommandFailed`."""
+    try:
+        yield
+    except VectorsError as error:
+        raise CommandFailed(str(error)) from None
 
-    def __exit__(self, *exception: object) -> None:
-        self._client.close()
 
-    def call(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """One request; its response, when the server accepted it."""
-        with self._readable_failures():
-            response = self._client.request(method, path, **request)
-        if not response.is_success:
-            raise _refusal(response)
-        return response
+class ServerClient(Connection):
+    """Calls a server beyond its registry of vectors; every failure is a `CommandFailed`."""
+
+    def call(self, method: str, path: str, **request: Any) -> bytes:
+        """What one request is answered with, when the server accepted it."""
+        with readable_failures():
+            return self._answer(method, path, **request).body
 
     def read(self, method: str, path: str, shape: Any, **request: Any) -> Any:
         """The JSON that one request is answered with, which must have `shape` (see `expect`)."""
-        return expect(_parsed(self.call(method, path, **request).content), shape)
+        return expect(_parsed(self.call(method, path, **request)), shape)
 
     def events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The JSON objects of a streamed answer to `body`, until `[DONE]`; an error event is raised."""
-        with self._readable_failures(), self._client.stream("POST", path, json=body) as response:
+        with (
+            readable_failures(),
+            self._server.typed_failures(),
+            self._http.stream("POST", path, json=body) as response,
+        ):
             if not response.is_success:
                 response.read()
-                raise _refusal(response)
+                raise self._server.refusal_of(response)
             for line in response.iter_lines():
                 if not line.startswith("data:"):
                     continue
@@ -75,22 +76,6 @@ class ServerClient:
                 yield event
         raise CommandFailed("the answer ended before it was complete")
 
-    @contextlib.contextmanager
-    def _readable_failures(self) -> Iterator[None]:
-        try:
-            yield
-        except (httpx.ConnectError, UnicodeError):  # the latter for a host that no name server can be asked for
-            raise CommandFailed(f"no server answers at {self._url}: is 'tiller serve' running?") from None
-        except httpx.TimeoutException:
-            raise CommandFailed(f"{self._url} did not answer in time") from None
-        except httpx.HTTPError as error:
-            raise CommandFailed(f"{self._url}: {error or type(error).__name__}") from None
-
-
-def _refusal(response: httpx.Response) -> CommandFailed:
-    message = _message_of(_parsed(response.content))
-    return CommandFailed(f"{message or response.reason_phrase} (HTTP {response.status_code})")
-
 
 def _message_of(body: object) -> str | None:
     error = body.get("error") if isinstance(body, dict) else None
@@ -102,7 +87,7 @@ def _parsed(data: str | bytes) -> Any:
     """What `data` says in JSON; None when it is not JSON."""
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -118,7 +103,7 @@ def expect(answer: Any, shape: Any) -> Any:
 
 def not_understood() -> CommandFailed:
     """The failure to show when the answer is no tiller server's."""
-    return CommandFailed("the answer is not one of a tiller server; does something else listen at that address?")
+    return CommandFailed(str(UnexpectedAnswer()))
 
 
 def _has_shape(value: Any, shape: Any) -> bool:

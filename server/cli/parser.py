@@ -68,15 +68,22 @@ def _add_chat(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def _add_vectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     vectors = commands.add_parser(
-        "vectors", help="list, put, get and remove steering vectors of a running server", allow_abbrev=False
+        "vectors",
+        help="list, show, put, get, roll back and remove steering vectors of a running server",
+        description="Look after the steering vectors of a running server.",
+        allow_abbrev=False,
     )
     actions = vectors.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    listing = actions.add_parser("list", help="show the registry", allow_abbrev=False)
+    listing = _add_action(actions, "list", "show the registry")
     listing.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
 
-    put = actions.add_parser("put", help="upload a vector as a new name or revision", allow_abbrev=False)
-    put.add_argument("name", metavar="NAME")
+    show = _add_action(actions, "show", "show a vector and its history", "NAME")
+    show.add_argument(
+        "--json", action="store_true", help="one JSON object, which also has norms, metadata and the training record"
+    )
+
+    put = _add_action(actions, "put", "upload a vector as a new name or revision", "NAME")
     put.add_argument("file", metavar="FILE", help="safetensors, GGUF control vector, or .pt")
     put.add_argument("--layer", type=int, metavar="N", help="decoder block of a file that holds one bare direction")
     put.add_argument(
@@ -85,19 +92,35 @@ def _add_vectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     put.add_argument("--scale", type=float, metavar="NUMBER", help="default scale")
     put.add_argument("--positions", choices=["prompt", "response", "all"], help="default positions")
     put.add_argument("--operation", choices=["add", "ablate", "clamp"], help="default operation")
+    put.add_argument("--parts", metavar="PART,…", help="default parts: reasoning, content, structured, tool_calls")
     put.add_argument("--description", metavar="TEXT")
 
-    get = actions.add_parser("get", help="download a vector", allow_abbrev=False)
-    get.add_argument("name", metavar="NAME")
+    get = _add_action(actions, "get", "download a vector", "NAME")
     get.add_argument(
         "-o", "--output", metavar="FILE", help="where to write ('-': standard output; default: NAME.FORMAT)"
     )
     get.add_argument("--format", choices=["safetensors", "gguf"], default="safetensors")
 
-    remove = actions.add_parser("rm", help="remove a vector", allow_abbrev=False)
-    remove.add_argument("name", metavar="NAME")
-    for action in (listing, put, get, remove):
+    rollback = _add_action(actions, "rollback", "point a name back at an earlier revision", "NAME")
+    rollback.add_argument(
+        "revision",
+        metavar="REVISION",
+        help="what its hash begins with, at least 6 digits; 'tiller vectors show NAME' lists them",
+    )
+
+    remove = _add_action(actions, "rm", "remove a vector and its history", "NAME")
+    for action in (listing, show, put, get, rollback, remove):
         _add_connection(action)
+
+
+def _add_action(
+    actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, *positional: str
+) -> argparse.ArgumentParser:
+    description = f"{summary[0].upper()}{summary[1:]}."
+    action = actions.add_parser(name, help=summary, description=description, allow_abbrev=False)
+    for metavar in positional:
+        action.add_argument(metavar.lower(), metavar=metavar)
+    return action
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:

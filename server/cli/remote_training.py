@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.cli.client import ServerClient, expect, not_understood
+from server.cli.client import ServerClient, connect, expect, not_understood
 from server.cli.errors import USAGE, CommandFailed
 from server.cli.logs import set_up_logging
 from server.cli.training_files import REPORT, upload_of
@@ -72,7 +72,7 @@ def train_on_server(arguments: argparse.Namespace, environ: Mapping[str, str], o
             f"tiller vectors put NAME {arguments.vector}",
             USAGE,
         )
-    with ServerClient.from_arguments(arguments, environ) as client, display_progress() as display:
+    with connect(ServerClient, arguments, environ) as client, display_progress() as display:
         body["model"] = _base_model(client)
         with _uploads(client, arguments, display) as files:
             steering = dict(options)
@@ -178,7 +178,7 @@ def _results(client: ServerClient, job: Mapping[str, Any]) -> Fetched:
         name = client.read("GET", f"/v1/files/{identifier}", {"filename": str})["filename"]
         if _FILE_NAME.fullmatch(name) is None:  # it becomes a path here
             raise not_understood()
-        files.append((name, client.call("GET", f"/v1/files/{identifier}/content").content))
+        files.append((name, client.call("GET", f"/v1/files/{identifier}/content")))
     if not files or files[0][0] != REPORT:
         raise not_understood()
     return Fetched(job["id"], tuple(files), job.get("fine_tuned_model"))

@@ -8,54 +8,30 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from server.cli.client import ServerClient, expect, not_understood
+from server.cli.client import connect, readable_failures
 from server.cli.errors import CommandFailed
-
-_ROOT = "/v1/steering/vectors"
-_PAGE = 100
-_VECTOR = {
-    "name": str,
-    "revision": str,
-    "site": str,
-    "layers": [int],
-    "bytes": int,
-    "default_scale": int | float,
-    "operation": str,
-    "positions": str,
-    "description": str | None,
-}
+from vectors.client import RegisteredVector, VectorClient
 
 
 def vectors(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Run one action on the registry; returns the exit code."""
-    actions = {"list": _list, "put": _put, "get": _get, "rm": _remove}
-    with ServerClient.from_arguments(arguments, environ) as client:
+    actions = {"list": _list, "show": _show, "put": _put, "get": _get, "rollback": _roll_back, "rm": _remove}
+    with connect(VectorClient, arguments, environ) as client, readable_failures():
         actions[arguments.action](client, arguments)
     return 0
 
 
-def all_vectors(client: ServerClient) -> Iterator[dict[str, Any]]:
-    """Every vector of the registry, by name."""
-    query: dict[str, str | int] = {"limit": _PAGE, "order": "asc"}
-    while True:
-        page = client.read("GET", _ROOT, {"data": [_VECTOR], "has_more": bool}, params=query)
-        yield from page["data"]
-        if not page["has_more"]:
-            return
-        query["after"] = expect(page.get("last_id"), str)
-
-
-def show_vectors(found: list[dict[str, Any]], console: Console) -> None:
-    """A table of vector objects."""
+def show_vectors(found: Sequence[RegisteredVector], console: Console) -> None:
+    """A table of vectors."""
     if not found:
         console.print("no vectors; add one with: tiller vectors put NAME FILE")
         return
@@ -64,19 +40,19 @@ def show_vectors(found: list[dict[str, Any]], console: Console) -> None:
         table.add_column(heading, overflow="fold" if heading in ("name", "description") else "ellipsis")
     for vector in found:
         cells = (
-            vector["name"],
-            vector["revision"][:12],
-            ranges(vector["layers"]),
-            f"{vector['default_scale']:g}",
-            vector["operation"],
-            vector["positions"],
-            vector.get("description") or "",
+            vector.name,
+            vector.revision[:12],
+            ranges(vector.layers),
+            f"{vector.default_scale:g}",
+            vector.operation,
+            vector.positions,
+            vector.description,
         )
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
 
 
-def ranges(layers: list[int]) -> str:
+def ranges(layers: Sequence[int]) -> str:
     """`[3, 4, 5, 9]` -> `3-5,9`."""
     runs: list[list[int]] = []
     for layer in layers:
@@ -87,48 +63,70 @@ def ranges(layers: list[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _list(client: ServerClient, arguments: argparse.Namespace) -> None:
+def _list(client: VectorClient, arguments: argparse.Namespace) -> None:
     if arguments.json:
-        for vector in all_vectors(client):
-            print(json.dumps(vector))
+        for vector in client.list():
+            print(_json(vector))
     else:
-        show_vectors(list(all_vectors(client)), Console(highlight=False))
+        show_vectors(list(client.list()), Console(highlight=False))
 
 
-def _put(client: ServerClient, arguments: argparse.Namespace) -> None:
+def _show(client: VectorClient, arguments: argparse.Namespace) -> None:
+    vector = client.get(arguments.name)
+    if arguments.json:
+        print(_json(vector))
+        return
+    about = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in (
+        ("name", vector.name),
+        ("revision", vector.revision),
+        ("created", _date(vector.created_at)),
+        ("model", vector.model or "not said"),
+        ("site", vector.site),
+        ("layers", ranges(vector.layers)),
+        ("scale", f"{vector.default_scale:g}"),
+        ("operation", vector.operation),
+        ("positions", vector.positions),
+        ("parts", ", ".join(vector.parts)),
+        ("description", vector.description),
+    ):
+        about.add_row(name, Text(value, overflow="fold"))
+    history = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("history", "created", "bytes"):
+        history.add_column(heading, justify="right" if heading == "bytes" else "left")
+    for entry in vector.history or ():
+        is_current = " (current)" if entry.revision == vector.revision else ""
+        history.add_row(Text(f"{entry.revision[:12]}{is_current}"), _date(entry.created_at), str(entry.bytes))
+    console = Console(highlight=False)
+    console.print(about)
+    console.print()
+    console.print(history)
+
+
+def _put(client: VectorClient, arguments: argparse.Namespace) -> None:
     file = Path(arguments.file)
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise CommandFailed(f"{file} cannot be read: {error.strerror}") from None
     given = {
         "layer": arguments.layer,
         "convention": arguments.convention,
         "default_scale": arguments.scale,
         "positions": arguments.positions,
+        "parts": None if arguments.parts is None else arguments.parts.split(","),
         "operation": arguments.operation,
         "description": arguments.description,
     }
-    metadata = {name: value for name, value in given.items() if value is not None}
-    request: dict[str, Any]
-    if metadata:
-        request = {"files": {"file": (file.name, content)}, "data": {"metadata": json.dumps(metadata)}}
-    else:
-        request = {"content": content, "headers": {"Content-Type": "application/octet-stream"}}
-    vector = client.read("PUT", _path_of(arguments.name), _VECTOR, **request)
-    layers = ranges(vector["layers"])
-    print(f"{vector['name']}@{vector['revision'][:12]}: {vector['site']} at layers {layers}, {vector['bytes']} bytes")
+    facts = {name: value for name, value in given.items() if value is not None}
+    try:
+        vector = client.put(arguments.name, file, **facts)
+    except OSError as error:
+        raise CommandFailed(f"{file} cannot be read: {error.strerror}") from None
+    print(_line(vector))
 
 
-def _get(client: ServerClient, arguments: argparse.Namespace) -> None:
+def _get(client: VectorClient, arguments: argparse.Namespace) -> None:
     target = Path(arguments.output or f"{arguments.name}.{arguments.format}")
     if arguments.output is None and target.exists():
         raise CommandFailed(f"{target} exists; name a file with -o to overwrite it")
-    path = f"{_path_of(arguments.name)}/content"
-    response = client.call("GET", path, params={"format": arguments.format})
-    if response.headers.get("Content-Type") != "application/octet-stream":
-        raise not_understood()
-    content = response.content
+    content = client.content(arguments.name, arguments.format)
     if arguments.output == "-":
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
@@ -140,10 +138,26 @@ def _get(client: ServerClient, arguments: argparse.Namespace) -> None:
     print(f"{target}: {len(content)} bytes")
 
 
-def _remove(client: ServerClient, arguments: argparse.Namespace) -> None:
-    client.read("DELETE", _path_of(arguments.name), {"deleted": bool})
+def _roll_back(client: VectorClient, arguments: argparse.Namespace) -> None:
+    print(_line(client.rollback(arguments.name, arguments.revision)))
+
+
+def _remove(client: VectorClient, arguments: argparse.Namespace) -> None:
+    client.delete(arguments.name)
     print(f"{arguments.name}: removed")
 
 
-def _path_of(name: str) -> str:
-    return f"{_ROOT}/{quote(name, safe='')}"
+def _line(vector: RegisteredVector) -> str:
+    layers = ranges(vector.layers)
+    return f"{vector.name}@{vector.revision[:12]}: {vector.site} at layers {layers}, {vector.bytes} bytes"
+
+
+def _json(vector: RegisteredVector) -> str:
+    fields = asdict(vector)
+    if vector.history is None:
+        del fields["history"]
+    return json.dumps(fields)
+
+
+def _date(unix_seconds: int) -> str:
+    return f"{datetime.fromtimestamp(unix_seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -43,8 +43,9 @@ from server.jobs.trainer import Outcome, Trainer
 from vectors.errors import InvalidData, InvalidMethod, InvalidVector, StoreCorrupt, StoreLocked, VectorsError
 from vectors.formats import ImportOptions
 from vectors.formats.safetensors import decode_safetensors, encode_safetensors
+from vectors.names import check_name
 from vectors.probe import Cancelled
-from vectors.store import VectorStore, check_name
+from vectors.store import VectorStore
 
 MAX_STARTS = 3
 """How often a job is begun before it counts as what ends the server."""

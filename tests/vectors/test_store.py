@@ -24,7 +24,8 @@ from vectors.errors import (
     VectorNotFound,
 )
 from vectors.formats import decode, encode_safetensors
-from vectors.store import VectorStore, check_name
+from vectors.names import check_name
+from vectors.store import VectorStore
 from vectors.vector import SteeringVector
 
 ROOT = Path(__file__).parents[2]

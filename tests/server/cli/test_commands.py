@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import re
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from server.cli import main
 from server.config import options
 from server.demo import MODEL_DIR
 from tests.server.cli.running import ROOT, environment, tiller
+from tests.stranger import stranger
 
 
 def test_help_names_every_command() -> None:
@@ -186,35 +184,10 @@ def test_no_command_line_takes_a_key(command: list[str]) -> None:
     assert (shown.returncode, "unrecognized arguments" in shown.stderr) == (2, True)
 
 
-@contextlib.contextmanager
-def somebody_else(body: bytes) -> Iterator[str]:
-    """The URL of an HTTP server that is not ours: it answers everything with `body`."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_GET = do_PUT = do_POST = do_DELETE = answer
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+ACTIONS = ("list", "show", "put", "get", "rollback", "rm")
 
 
-@pytest.mark.parametrize("arguments", [["chat"], *(["vectors", action] for action in ("list", "put", "get", "rm"))])
+@pytest.mark.parametrize("arguments", [["chat"], *(["vectors", action] for action in ACTIONS)])
 @pytest.mark.parametrize(
     "body",
     [
@@ -224,6 +197,7 @@ def somebody_else(body: bytes) -> Iterator[str]:
         b"null",
         b"[]",
         b"{}",
+        b"[" * 200_000,
         b'{"data": 5, "has_more": false}',
         b'{"data": [5], "has_more": false}',
         b'{"data": [{"id": 5}], "has_more": false}',
@@ -234,9 +208,15 @@ def test_what_somebody_else_answers_is_one_line(
     arguments: list[str], body: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_bytes(b"v")
-    more = {"put": ["x", str(tmp_path / "file")], "get": ["x", "-o", str(tmp_path / "got")], "rm": ["x"]}
-    with somebody_else(body) as url:
-        assert main([*arguments, *more.get(arguments[-1], []), "--url", url], {}) == 1
+    more = {
+        "show": ["x"],
+        "put": ["x", str(tmp_path / "file")],
+        "get": ["x", "-o", str(tmp_path / "got")],
+        "rollback": ["x", "abcdef"],
+        "rm": ["x"],
+    }
+    with stranger(body) as other:
+        assert main([*arguments, *more.get(arguments[-1], []), "--url", other.url], {}) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
     assert re.fullmatch(r"tiller: (the answer is not one of a tiller server|the server lists no model).*\n", shown.err)
@@ -258,7 +238,7 @@ def test_what_somebody_else_answers_is_one_line(
     ],
 )
 def test_a_stream_of_somebody_else_is_one_line(event: str) -> None:
-    with somebody_else(f"data: {event}\n\ndata: [DONE]\n\n".encode()) as url:
-        shown = tiller("chat", "--model", "x", "--url", url, stdin="Hello\n")
+    with stranger(f"data: {event}\n\ndata: [DONE]\n\n".encode()) as other:
+        shown = tiller("chat", "--model", "x", "--url", other.url, stdin="Hello\n")
     assert (shown.returncode, shown.stdout) == (1, "")
     assert re.fullmatch(r"error: the answer is not one of a tiller server.*\n", shown.stderr)

@@ -48,6 +48,31 @@ def test_defaults_are_set_by_options(server_url: str, stored: str, vector_file: 
     assert "[bold]née[/]" in tiller("vectors", "list", "--url", server_url).stdout
 
 
+def test_a_name_is_shown_with_its_history_and_goes_back(server_url: str, stored: str, vector_file: Path) -> None:
+    put = tiller("vectors", "put", stored, vector_file, "--description", "newer, [bold]", "--url", server_url)
+    newer = put.stdout.split("@")[1][:12]
+    shown = tiller("vectors", "show", stored, "--url", server_url)
+    assert shown.returncode == 0, shown.stderr
+    about, history = shown.stdout.split("\n\n")
+    fields = dict(line.rstrip().split(maxsplit=1) for line in about.splitlines())
+    assert (fields["name"], fields["revision"][:12], len(fields["revision"])) == (stored, newer, 64)
+    assert (fields["layers"], fields["positions"], fields["description"]) == ("0", "response", "newer, [bold]")
+    _, latest, first = history.splitlines()
+    assert latest.startswith(f"{newer} (current) ")
+    older = first.split()[0]
+
+    (line,) = tiller("vectors", "show", stored, "--json", "--url", server_url).stdout.splitlines()
+    vector = json.loads(line)
+    assert [entry["revision"][:12] for entry in vector["history"]] == [newer, older]
+    assert vector["norms"].keys() == {"0"}
+
+    back = tiller("vectors", "rollback", stored, older, "--url", server_url)
+    assert back.stdout.startswith(f"{stored}@{older}: residual at layers 0, ")
+    assert f"{older} (current)" in tiller("vectors", "show", stored, "--url", server_url).stdout
+    refused = tiller("vectors", "rollback", stored, "ffffffffffff", "--url", server_url)
+    assert (refused.returncode, "no revision" in refused.stderr) == (1, True)
+
+
 def test_what_the_server_refuses_is_one_line(server_url: str, stored: str, vector_file: Path) -> None:
     refused = tiller("vectors", "put", stored, vector_file, "--layer", "1", "--url", server_url)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
