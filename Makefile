@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CLIENTS := .venv-clients
+CLIENTS_OPENAI2 := .venv-clients-openai2
+# LangChain's tests bring a plugin that wants to be told how to run them.
+ASYNCIO := -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=session -o asyncio_default_test_loop_scope=session
 
-.PHONY: serve test test-slow check format clean help
+.PHONY: serve test test-slow test-clients check format clean help
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -14,6 +18,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	touch $(INSTALLED)
 
+$(CLIENTS)/.installed: pyproject.toml constraints.txt constraints-clients.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
+		-c constraints.txt -c constraints-clients.txt -e '.[dev,clients]'
+	touch $@
+
+$(CLIENTS_OPENAI2)/.installed: pyproject.toml constraints-clients-openai2.txt
+	$(PYTHON) -m venv $(CLIENTS_OPENAI2)
+	$(CLIENTS_OPENAI2)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
+		-c constraints-clients-openai2.txt -e '.[clients-openai2]'
+	touch $@
+
 serve: $(INSTALLED)  ## create the environment, install, serve the embedded model
 	$(BIN)/tiller serve $(ARGS)
 
@@ -22,6 +38,10 @@ test: $(INSTALLED)  ## the whole suite but the slow tests
 
 test-slow: $(INSTALLED)  ## soak, kill and fuzz tests
 	$(BIN)/python -m pytest -q -m slow --timeout 1800 $(ARGS)
+
+test-clients: $(CLIENTS)/.installed $(CLIENTS_OPENAI2)/.installed  ## third-party clients, in environments of their own
+	$(CLIENTS)/bin/python -m pytest -q -m clients tests/clients $(ASYNCIO) $(ARGS)
+	$(CLIENTS_OPENAI2)/bin/python -m pytest -q -m clients tests/clients $(ARGS)
 
 check: $(INSTALLED)  ## lint, format and strict types, as CI runs them
 	$(BIN)/ruff check .
@@ -33,4 +53,4 @@ format: $(INSTALLED)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) $(CLIENTS) $(CLIENTS_OPENAI2) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from typing import TYPE_CHECKING
+
+from fastapi import Depends, FastAPI
 
 from server import __version__
-from server.api import chat, completions, failures, files, fine_tuning, models, operations, vectors
+from server.api import (
+    chat,
+    completions,
+    decisions,
+    docs,
+    failures,
+    files,
+    fine_tuning,
+    models,
+    operations,
+    responses,
+    tokens,
+    vectors,
+)
 from server.api.access import AccessLayer
+from server.api.cors import CorsLayer
+from server.api.limiting import limit_rate
 from server.api.metrics import Metrics
+from server.api.rate_limits import RateLimits
 from server.api.services import Services
+from server.api.timeouts import TimeoutLayer
 from server.config import Settings
 from server.engine.protocol import Engine
 from server.jobs.worker import JobWorker
 from server.keys import ApiKeys
+from server.response_store import ResponseStore
 from server.text import TextProcessor
 from vectors.store import VectorStore
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
+_GENERATING = (chat, completions, responses, decisions)
+_OTHERS = (tokens, models, vectors, files, fine_tuning, operations)
 
 
 def build_app(
@@ -24,15 +50,19 @@ def build_app(
     store: VectorStore,
     keys: ApiKeys | None = None,
     jobs: JobWorker | None = None,
+    tracer: Tracer | None = None,
+    kept_responses: ResponseStore | None = None,
 ) -> FastAPI:
-    """The application; without `keys` it is open, without `jobs` it trains nothing.
+    """The application; without `keys` it is open, without `jobs` it trains nothing, without `tracer` it tells nobody.
 
-    It refuses new work as soon as the engine does.
+    Without `kept_responses` it keeps none. It refuses new work as soon as the engine does.
     """
     metrics = Metrics(engine)
     app = FastAPI(
         title="tiller", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
+    grammars = text.grammar_compiler(engine.info.vocab_size, engine.info.eos_token_ids)
+    grammars.prepare()
     app.state.services = Services(
         settings=settings,
         engine=engine,
@@ -40,10 +70,28 @@ def build_app(
         store=store,
         keys=keys if keys is not None else ApiKeys(),
         metrics=metrics,
+        grammars=grammars,
         jobs=jobs,
+        rate_limits=RateLimits(settings.rate_limit) if settings.rate_limit is not None else None,
+        responses=kept_responses,
     )
-    for module in (chat, completions, models, vectors, files, fine_tuning, operations):
+    for module in _GENERATING:
+        app.include_router(module.router, dependencies=[Depends(limit_rate)])
+    for module in _OTHERS:
         app.include_router(module.router)
+    app.include_router(docs.router_for([module.router for module in (*_GENERATING, *_OTHERS)]))
     failures.install(app)
-    app.add_middleware(AccessLayer, metrics=metrics)
+    _add_layers(app, settings, metrics, tracer)
     return app
+
+
+def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracer: Tracer | None) -> None:
+    """What is around every route, from within to without."""
+    app.add_middleware(TimeoutLayer, request_seconds=settings.request_timeout, body_seconds=settings.body_timeout)
+    if tracer is not None:
+        from server.api.tracing import TracingLayer
+
+        app.add_middleware(TracingLayer, tracer=tracer)
+    app.add_middleware(AccessLayer, metrics=metrics)
+    if settings.cors_origin:
+        app.add_middleware(CorsLayer, origins=settings.cors_origin)

@@ -118,6 +118,35 @@ def _above_zero(largest: float) -> Parser:
     return parse
 
 
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    """Origins as browsers send them: in lower case, without a default port, a path or user."""
+    found = []
+    for part in _text(text).split(","):
+        if part.strip() == "*":
+            found.append("*")
+            continue
+        match = _ORIGIN.fullmatch(part.strip().lower())
+        if match is None:
+            raise ValueError("must be origins like https://app.example, separated by commas, or *")
+        scheme, host, port = match.groups()
+        has_port = port is not None and port != _DEFAULT_PORTS.get(scheme)
+        found.append(f"{scheme}://{host}:{port}" if has_port else f"{scheme}://{host}")
+    if "*" in found and len(found) > 1:
+        raise ValueError("must be * alone, or origins")
+    return tuple(found)
+
+
+def _http_url(text: str) -> str:
+    url = _text(text)
+    if re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url) is None:
+        raise ValueError("must be an http:// or https:// URL without user, query and fragment")
+    return url.rstrip("/")
+
+
 def _option(default: Any, parse: Parser, metavar: str, help: str, default_text: str | None = None) -> Any:
     shown = default_text if default_text is not None else str(default)
     metadata = {"parse": parse, "metavar": metavar, "help": help, "default_text": shown}
@@ -178,11 +207,54 @@ class Settings:
     max_batch_tokens: int = _option(512, _whole(1, 1_000_000), "TOKENS", "most tokens that one step computes")
     max_upload_mib: float = _option(64.0, _above_zero(65536), "MIB", "largest file that an upload may have", "64")
     max_queue: int = _option(1024, _whole(0, 1_000_000), "COUNT", "most requests that wait; more are answered with 429")
+    max_stored_responses: int = _option(
+        1000,
+        _whole(0, 100_000),
+        "COUNT",
+        "most responses kept for requests with store: true; the oldest go first, 0 keeps none",
+    )
     api_key_file: Path | None = _option(
         None, _path, "FILE", "file with API keys, lines of use:KEY and manage:KEY", "none"
     )
     insecure: bool = _option(
         False, _switch, "", "serve any address without keys; whoever reaches it may do anything", "off"
+    )
+    cors_origin: tuple[str, ...] = _option(
+        (),
+        _origins,
+        "ORIGIN",
+        "web pages that may call this server, comma-separated; * (any page) needs keys or --insecure",
+        "none",
+    )
+    rate_limit: int | None = _option(
+        None,
+        _whole(1, 1_000_000),
+        "COUNT",
+        "most requests a minute of one key (without keys: of one client address); more are answered with 429",
+        "no limit",
+    )
+    request_timeout: float | None = _option(
+        None, _above_zero(86400), "SECONDS", "longest that one request may take; then it is aborted (504)", "no limit"
+    )
+    body_timeout: float = _option(
+        30.0,
+        _above_zero(86400),
+        "SECONDS",
+        "longest wait for a request's head, then for its body, for which it is 1 s more for every 8 KiB",
+        "30",
+    )
+    send_timeout: float = _option(
+        300.0, _above_zero(86400), "SECONDS", "a client that takes nothing of its answer for so long is cut off", "300"
+    )
+    stream_keep_alive: float = _option(
+        15.0, _above_zero(86400), "SECONDS", "a stream without an event for so long gets a comment", "15"
+    )
+    otel_endpoint: str | None = _option(
+        None,
+        _http_url,
+        "URL",
+        "OTLP collector for traces, e.g. http://127.0.0.1:4318; needs the extra otel",
+        "what OTEL_EXPORTER_OTLP_ENDPOINT says, else none",
     )
     log_level: str = _option(
         "info", _one_of("debug", "info", "warning", "error"), "LEVEL", "debug, info, warning or error"

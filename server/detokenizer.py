@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -60,6 +60,11 @@ class TokenTable:
         self._anchor = self._tokens_of("a")[-1:]
         self._anchor_text = self._decode(self._anchor)
         self.strips_leading_space = self._finds_stripping()
+
+    @property
+    def special_names(self) -> dict[int, str]:
+        """The names of the control tokens by id."""
+        return {token_id: self.bytes_of(token_id).decode("utf-8", "replace") for token_id in sorted(self._special_ids)}
 
     def is_special(self, token_id: int) -> bool:
         """True for control tokens, which are no part of any text."""
@@ -112,20 +117,21 @@ class TokenTable:
 
 
 class Detokenizer:
-    """The text of a growing list of tokens, without special ones; never half a character.
+    """The text of a growing list of tokens, without special ones but those `shown`; never half a character.
 
     `begins_text` says that nothing goes before: tokenizers that mark the beginning of a text with a space then
     drop that one.
     """
 
-    def __init__(self, table: TokenTable, *, begins_text: bool) -> None:
+    def __init__(self, table: TokenTable, *, begins_text: bool, shown: Collection[int] = ()) -> None:
         self._table = table
+        self._shown = shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._drops_space = begins_text and table.strips_leading_space
 
     def push(self, token_id: int) -> str:
         """The characters that `token_id` completes."""
-        if self._table.is_special(token_id):
+        if self._table.is_special(token_id) and token_id not in self._shown:
             return ""
         return self._cut(self._decoder.decode(self._table.bytes_of(token_id)))
 
@@ -189,11 +195,19 @@ class ChoiceText:
     """The text of one choice while it is generated.
 
     Stop strings that complete within the first `min_tokens` tokens do not stop. `num_tokens` counts what was pushed,
-    the token that completed a stop string included.
+    the token that completed a stop string included. `shown`: special tokens that are text here.
     """
 
-    def __init__(self, table: TokenTable, *, begins_text: bool, stops: Sequence[str] = (), min_tokens: int = 0) -> None:
-        self._detokenizer = Detokenizer(table, begins_text=begins_text)
+    def __init__(
+        self,
+        table: TokenTable,
+        *,
+        begins_text: bool,
+        stops: Sequence[str] = (),
+        min_tokens: int = 0,
+        shown: Collection[int] = (),
+    ) -> None:
+        self._detokenizer = Detokenizer(table, begins_text=begins_text, shown=shown)
         self._stops = StopStrings(stops)
         self._min_tokens = min_tokens
         self.num_tokens = 0

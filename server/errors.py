@@ -6,12 +6,15 @@
     ├── Unauthorized                401     authentication_error    invalid_api_key
     ├── Forbidden                   403     permission_error        insufficient_permissions
     ├── NotFound                    404     invalid_request_error   given by the raiser
+    ├── BodyTooSlow                 408     invalid_request_error   request_timeout
     ├── Conflict                    409     invalid_request_error   given by the raiser
     ├── PreconditionFailed          412     invalid_request_error   precondition_failed
     ├── PayloadTooLarge             413     invalid_request_error   payload_too_large
     ├── Overloaded                  429     rate_limit_error        queue_full
+    ├── RateLimited                 429     rate_limit_error        rate_limit_exceeded
     ├── EngineFailure               500     server_error            engine_failure
-    └── Unavailable                 503     server_error            given by the raiser
+    ├── Unavailable                 503     server_error            given by the raiser
+    └── TimedOut                    504     server_error            request_timeout
 
 It does not know how an error travels (JSON body or stream event); `server.api` does.
 """
@@ -102,6 +105,14 @@ class NotFound(ApiError):
     type = "invalid_request_error"
 
 
+class BodyTooSlow(ApiError):
+    """The body did not arrive in time."""
+
+    status = 408
+    type = "invalid_request_error"
+    default_code = "request_timeout"
+
+
 class Conflict(ApiError):
     """The request would create what already exists."""
 
@@ -133,6 +144,14 @@ class Overloaded(ApiError):
     default_code = "queue_full"
 
 
+class RateLimited(ApiError):
+    """The caller asks more often than it may; `Retry-After` says when to try again."""
+
+    status = 429
+    type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
+
+
 class EngineFailure(ApiError):
     """The engine failed while it worked on the request; the log has the details, the client does not."""
 
@@ -143,6 +162,13 @@ class Unavailable(ApiError):
     """The server is starting, draining or stopped, or lacks a part that this needs."""
 
     status = 503
+
+
+class TimedOut(ApiError):
+    """The request took longer than this server lets one take; what was under way is aborted."""
+
+    status = 504
+    default_code = "request_timeout"
 
 
 _VECTORS_ERRORS: tuple[tuple[type[VectorsError], type[ApiError], str], ...] = (

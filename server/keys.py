@@ -12,7 +12,7 @@ import hmac
 import ipaddress
 import logging
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class ApiKeys:
     def __init__(self, *, use: Iterable[str] = (), manage: Iterable[str] = ()) -> None:
         # a key of both roles is a manage key, so manage comes last and wins in `role_of`
         self._digests = tuple(
-            (_digest(checked_key(key, f"a {role.name.lower()} key")), role)
+            (digest_of(checked_key(key, f"a {role.name.lower()} key")), role)
             for role, keys in ((Role.USE, use), (Role.MANAGE, manage))
             for key in keys
         )
@@ -64,7 +64,7 @@ class ApiKeys:
 
     def role_of(self, key: str) -> Role | None:
         """The role of `key`, or None for an unknown one; takes the same time whichever key fits, if any."""
-        digest = _digest(key)
+        digest = digest_of(key)
         found: Role | None = None
         for known, role in self._digests:
             if hmac.compare_digest(known, digest):
@@ -85,6 +85,15 @@ def check_exposure(host: str, keys: ApiKeys, insecure: bool) -> None:
     )
 
 
+def check_origins(origins: Collection[str], keys: ApiKeys, insecure: bool) -> None:
+    """Raise `KeysRefused` when any web page at all may use a server that asks for no key."""
+    if "*" in origins and keys.is_open and not insecure:
+        raise KeysRefused(
+            f"--cors-origin * lets every web page use a server without API keys: name the pages, set {USE_VARIABLE} or "
+            f"{MANAGE_VARIABLE}, give --api-key-file, or accept the risk with --insecure"
+        )
+
+
 def _is_loopback(host: str) -> bool:
     if host.lower() == "localhost":
         return True
@@ -94,7 +103,8 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _digest(key: str) -> bytes:
+def digest_of(key: str) -> bytes:
+    """SHA-256 of a key: all that is ever kept of one."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 

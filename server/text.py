@@ -7,12 +7,17 @@ It knows the tokenizer; it does not know requests, the engine or the wire. Gener
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from server.answers.chat_format import ChatFormat, format_of
+from server.answers.compiler import GrammarCompiler
+from server.answers.grammar_source import terminal
 from server.detokenizer import ChoiceText, TokenTable
 from server.errors import InvalidRequest
 
@@ -39,7 +44,12 @@ def load_text(source: str | Path, *, revision: str | None = None, chat_template:
             template = chat_template.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise TokenizerRefused(f"the chat template {chat_template} cannot be read: {error}") from None
-    return TextProcessor(tokenizer, chat_template=template)
+    text = TextProcessor(tokenizer, chat_template=template)
+    try:
+        text.chat_format  # noqa: B018 - read now, so that a response template that means nothing is not found by clients
+    except (ValueError, TypeError, AttributeError) as error:
+        raise TokenizerRefused(f"{source}: its response_template cannot be used: {error}") from error
+    return text
 
 
 class TextProcessor:
@@ -70,22 +80,69 @@ class TextProcessor:
         text = ChoiceText(self.table, begins_text=True)
         return "".join(map(text.push, token_ids)) + text.flush()
 
+    def decode_all(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids as the tokenizer itself gives it, with special tokens by name."""
+        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def symbols_of(self, token_ids: Sequence[int]) -> list[str]:
+        """The tokens as the tokenizer's vocabulary spells them; empty for ids that only the model has."""
+        symbols = self._tokenizer.convert_ids_to_tokens(list(token_ids))
+        return [symbol if isinstance(symbol, str) else "" for symbol in symbols]
+
     def has_text(self, token_ids: Sequence[int]) -> bool:
         """True when at least one of the tokens is text, so that a continuation does not begin a text."""
         return any(not self.table.is_special(token_id) and self.table.bytes_of(token_id) for token_id in token_ids)
 
-    def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None = None
-    ) -> str:
-        """The prompt of a chat, ending where the assistant begins to speak.
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        """How the model writes the parts of its answers."""
+        response_template = getattr(self._tokenizer, "response_template", None)
+        return format_of(self._template_source, response_template, self._rendered)
 
-        Raises `InvalidRequest`: no template, reserved arguments, or the template's own refusal.
+    @cached_property
+    def visible_specials(self) -> frozenset[int]:
+        """Special tokens that delimit the parts of an answer."""
+        return self.chat_format.visible_specials(self.table.special_names)
+
+    def template_mentions(self, variable: str) -> bool:
+        """True when the chat template uses `variable`, so that a request can set it."""
+        return re.search(rf"\b{re.escape(variable)}\b", self._template_source or "") is not None
+
+    def terminal(self, text: str) -> str:
+        """`text` as a grammar for this tokenizer writes it."""
+        return terminal(text, self.table.special_names)
+
+    def grammar_compiler(self, vocab_size: int, end_token_ids: Collection[int]) -> GrammarCompiler:
+        """A compiler of grammars for this tokenizer and a model of `vocab_size` tokens."""
+        return GrammarCompiler(self._tokenizer, vocab_size, end_token_ids)
+
+    @property
+    def _template_source(self) -> str | None:
+        source = self._chat_template or self._tokenizer.chat_template
+        if isinstance(source, dict):  # templates by purpose
+            source = source.get("tool_use", source.get("default"))
+        return source if isinstance(source, str) else None
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        template_kwargs: Mapping[str, Any] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = True,
+        param: str = "messages",
+    ) -> str:
+        """The prompt of a chat, ending where the assistant begins to speak, unless without `add_generation_prompt`.
+
+        Raises `InvalidRequest`, naming `param`: no template, reserved arguments, or the template's own refusal.
         """
         if not self.has_chat_template:
             raise InvalidRequest(
                 "this model has no chat template; use /v1/completions, or start the server with --chat-template FILE",
                 code="no_chat_template",
-                param="messages",
+                param=param,
             )
         kwargs = dict(template_kwargs or {})
         for name in kwargs:
@@ -96,24 +153,29 @@ class TextProcessor:
                     param=f"chat_template_kwargs.{name[:60]}",
                 )
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=self._chat_template,
-                add_generation_prompt=True,
-                tokenize=False,
-                **kwargs,
-            )
+            return self._rendered(messages, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs)
         except Exception as error:  # a template is a program of the model's author; it may raise anything
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {str(error)[:500]}",
                 code="chat_template_error",
-                param="messages",
+                param=param,
             ) from error
+
+    def _rendered(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = False,
+        **kwargs: Any,
+    ) -> str:
+        rendered = self._tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tools=[dict(tool) for tool in tools] or None,
+            chat_template=self._chat_template,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            **kwargs,
+        )
         assert isinstance(rendered, str)
         return rendered
-
-    def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], template_kwargs: Mapping[str, Any] | None = None
-    ) -> list[int]:
-        """Token ids of a chat: the rendered template says all special tokens itself."""
-        return self.encode(self.render_chat(messages, template_kwargs), add_special_tokens=False)

@@ -1,14 +1,17 @@
-"""The commands and programs of the pages on training run as they are written, and give what the pages say."""
+"""The commands and programs of the pages run as they are written, and give what the pages say."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.server.cli.running import DEADLINE, ServerProcess, environment
@@ -68,6 +71,13 @@ def test_the_page_on_vectors_makes_a_file_and_looks_after_it(url: str, tmp_path:
 
 
 @pytest.mark.slow
+def test_the_page_on_responses_prints_what_it_says(url: str, tmp_path: Path) -> None:
+    (program,) = blocks("responses.md", "python")
+    (shown,) = blocks("responses.md", "text")
+    assert run([sys.executable, "-c", program.replace(ADDRESS, url)], tmp_path) == shown
+
+
+@pytest.mark.slow
 def test_the_page_on_the_letter_leak_shows_it(tmp_path: Path) -> None:
     (program,) = blocks("letter-leak.md", "python")
     run([sys.executable, "-c", program], tmp_path)
@@ -77,6 +87,64 @@ def test_the_page_on_the_letter_leak_shows_it(tmp_path: Path) -> None:
     assert re.search(r"verdict +not recommended: letter bias", printed)
     assert re.search(r"in one order +7\d\.\d % +100\.0 %", printed)
     assert re.search(r"verdict +not recommended", shell(balanced, "", tmp_path))
+
+
+def served(command: str, folder: Path) -> ServerProcess:
+    """The server that a page's command starts, on a free port."""
+    words = shlex.split(command.replace("\\\n", ""))
+    at = words.index("serve")
+    return ServerProcess(folder, *words[at + 1 :], environ=dict(word.split("=", 1) for word in words[: at - 1]))
+
+
+def test_the_page_on_clients_speaks_to_the_server_with_curl(url: str, tmp_path: Path) -> None:
+    """Its programs are run by tests/clients/test_recipes.py, where their clients are installed."""
+    recipe = blocks("clients.md", "bash")[0]
+    models, streamed, response = re.split(r"\n(?=curl)", recipe)
+    ids = shell(models, url, tmp_path).split()
+    assert ids == [f'"id":"tiller-demo{name}"' for name in ("", "+cheerful", "+honest")]
+    *chunks, last = [line.removeprefix("data: ") for line in shell(streamed, url, tmp_path).splitlines() if line]
+    pieces = [json.loads(chunk)["choices"][0]["delta"] for chunk in chunks]
+    assert last == "[DONE]"
+    assert "".join(piece.get("content", "") for piece in pieces).endswith("A happy tune makes the whole room dance.")
+    answer = json.loads(shell(response, url, tmp_path))
+    assert answer["output"][0]["content"][0]["text"] == "Pff, how dreary! Every note fades like a weary sigh."
+    assert [entry["scale"] for entry in answer["steering"]] == [-0.6]
+
+
+@pytest.mark.slow
+def test_the_page_on_operations_shows_what_an_operator_sees(tmp_path: Path) -> None:
+    serve, look, traced = blocks("operations.md", "bash")
+    with served(serve, tmp_path / "data") as process:
+        process.wait_for_line('"message": "ready"')
+        url = json.loads(process.lines[-1])["url"]
+        printed = shell(look, url, tmp_path)
+        assert '{"status":"ok"}' in printed
+        assert "vllm:num_requests_running{" in printed
+        chat = {"messages": [{"role": "user", "content": "Hi!"}], "steering": [{"vector": "cheerful"}], "max_tokens": 2}
+        headers = {"Authorization": "Bearer app-key", "Origin": "https://app.example"}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=chat, headers=headers, timeout=DEADLINE)
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert answer.headers["x-ratelimit-limit-requests"] == "600"
+        process.wait_for_line("/v1/chat/completions")
+        (shown,) = map(json.loads, blocks("operations.md", "json"))
+        assert json.loads(process.lines[-1]).keys() == shown.keys()
+        assert process.stop() == 0
+    with served(traced, tmp_path / "data") as process:  # nobody listens there, which costs no request
+        url = process.wait_until_ready()
+        assert httpx.get(f"{url}/v1/models").status_code == 200
+        assert process.stop() == 0, process.output
+
+
+@pytest.mark.slow
+def test_the_page_on_decisions_shows_what_comes(url: str, tmp_path: Path) -> None:
+    (command,) = blocks("decisions.md", "bash")
+    (shown,) = blocks("decisions.md", "json")
+    came, expected = json.loads(shell(command, url, tmp_path)), json.loads(shown)
+    for answer, other in zip(came["answers"], expected["answers"], strict=True):
+        numbers = [re.findall(r"0\.\d+", json.dumps(each)) for each in (answer, other)]
+        assert list(map(float, numbers[0])) == pytest.approx(list(map(float, numbers[1])), abs=1e-3)
+        assert re.sub(r"\d\.\d+(e-\d+)?", "", json.dumps(answer)) == re.sub(r"\d\.\d+", "", json.dumps(other))
+    assert came.keys() == expected.keys()
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))

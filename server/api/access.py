@@ -1,6 +1,7 @@
 """Around every request: its id, one log line, its count, and the last net for unexpected errors.
 
-An ASGI layer, so that streams pass through untouched. It does not know routes.
+An ASGI layer, so that streams pass through untouched. What lies within may add to every answer's headers
+(`response_headers` in the request's state) and to its log line (`log_fields`). It does not know routes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 import re
 import time
 import uuid
+from typing import Any
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.failures import response_of
 from server.api.metrics import Metrics
+from server.api.observed import observe
 from server.errors import ApiError
 
 _log = logging.getLogger("tiller.access")
@@ -46,12 +49,17 @@ class AccessLayer:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers.update(scope["state"].get("response_headers", {}))
             await send(message)
 
+        record = observe()
         started_at = time.perf_counter()
-        what = f"{request_id} {scope['method']} {quote(scope['path'][:500])}"
-        extra = {"request_id": request_id, "fields": {"request_id": request_id}}
+        path = quote(scope["path"][:500])
+        what = f"{request_id} {scope['method']} {path}"
+        fields = {"request_id": request_id, "method": scope["method"], "path": path}
+        extra: dict[str, Any] = {"request_id": request_id, "fields": fields}
         try:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
@@ -64,4 +72,6 @@ class AccessLayer:
         finally:
             seconds = time.perf_counter() - started_at
             self._metrics.count_response(status or 500)
+            fields |= {"status": status, "seconds": round(seconds, 6), **record.fields()}
+            fields |= scope["state"].get("log_fields", {})
             _log.info("%s %s %.3fs", what, status, seconds, extra=extra)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, TypeVar
 
 from anyio.to_thread import run_sync
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from server.api.operation import knows_query, reads_body
 from server.errors import ApiError, InvalidRequest, PayloadTooLarge
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -26,6 +27,7 @@ MAX_MEMBERS = 10_000
 """The most members of one JSON object."""
 
 _LARGE_BYTES = 256 << 10
+_UNKNOWN = object()
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _OWN_CODES = frozenset({"unsupported_parameter", "invalid_layers", "invalid_type", "invalid_value"})
 
@@ -50,6 +52,7 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 async def read_model(request: Request, model: type[Model], limit: int) -> Model:
     """The body as `model`. Raises `InvalidRequest` naming the field, or `PayloadTooLarge`."""
+    assert reads_body(request, model), "the route says that it reads something else"
     body = await read_body(request, limit)
     if len(body) < _LARGE_BYTES:
         return validated(model, parse_json(body))
@@ -81,11 +84,12 @@ def validated(model: type[Model], data: dict[str, Any]) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise _first_wrong(error) from None
+        raise _first_wrong(error, data) from None
 
 
 def refuse_unknown_query(request: Request, *known: str) -> None:
     """Raise unless every query parameter is `known` and there once."""
+    assert knows_query(request, known), "the route takes parameters of which it does not speak"
     for name in request.query_params:
         if name not in known:
             raise InvalidRequest(f"{name[:60]}: unknown query parameter", code="unknown_parameter", param=name[:60])
@@ -111,10 +115,25 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def _first_wrong(error: ValidationError) -> ApiError:
+def _path_of(location: Sequence[int | str], data: Any, *, is_missing: bool) -> list[str]:
+    """The path as the client wrote it: without the tags by which pydantic tells the members of a union apart."""
+    path: list[str] = []
+    here = data
+    for number, part in enumerate(location, 1):
+        if isinstance(part, int):
+            here = here[part] if isinstance(here, list) and part < len(here) else _UNKNOWN
+        elif isinstance(here, dict) and part in here:
+            here = here[part]
+        elif here is not _UNKNOWN and not (is_missing and number == len(location)):
+            continue
+        path.append(str(part))
+    return path
+
+
+def _first_wrong(error: ValidationError, data: dict[str, Any]) -> ApiError:
     details = error.errors(include_url=False, include_input=False)[0]
     kind = details["type"]
-    path = [str(part) for part in details["loc"]]
+    path = _path_of(details["loc"], data, is_missing=kind == "missing")
     if (at := details.get("ctx", {}).get("at")) is not None:
         path.append(str(at))
     param = ".".join(path)[:200]

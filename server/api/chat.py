@@ -11,16 +11,21 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
+from server.answers.reply import Reply, ReplyDelta
 from server.api.auth import require
 from server.api.bodies import MAX_JSON_BYTES, read_model
-from server.api.choices import check_num_choices, choices_of, finite, tokens_to_generate, usage_of
+from server.api.chat_protocol import ChatRequest
+from server.api.choices import check_num_choices, usage_of
 from server.api.connection import while_connected
-from server.api.generation import Choice, Generation, TokenEntry
-from server.api.protocol import ChatRequest
+from server.api.dialogue import Dialogue, Replies, ReplyPiece, replies_to
+from server.api.generation import Choice, TokenEntry
+from server.api.logprobs import shown_logprobs
+from server.api.objects.chat import ChatCompletion, ChatEvent
+from server.api.operation import EVENTS, GENERATION_ERRORS, JSON, Answer, operation
+from server.api.parameters import RATE_LIMITS
 from server.api.services import Services, services_of
 from server.api.sse import EventStream
 from server.api.steering import plan_of
@@ -28,49 +33,46 @@ from server.detokenizer import TokenTable
 from server.engine.plan import SteeringPlan
 from server.keys import Role
 
-router = APIRouter(dependencies=[Depends(require(Role.USE))])
+router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Generation"])
 
 
 @router.post("/v1/chat/completions")
+@operation(
+    Answer(ChatCompletion, "The answers.", headers=RATE_LIMITS),
+    Answer(ChatEvent, "With `stream`: chunks as server-sent events, then `[DONE]`.", media_type=EVENTS),
+    bodies={JSON: ChatRequest},
+    errors=GENERATION_ERRORS,
+)
 async def create_chat_completion(request: Request) -> Response:
     """Answer a chat."""
     services = services_of(request)
     services.check_ready()
     body = await read_model(request, ChatRequest, MAX_JSON_BYTES)
     answer = await _prepare(body, services)
-    answer.generation.submit()
+    generation = answer.replies.generation
+    generation.submit()
     if body.stream:
-        return EventStream(answer.chunks(), close=answer.generation.close)
-    with answer.generation:
+        return EventStream(answer.chunks(), close=generation.close)
+    with generation:
         return JSONResponse(await while_connected(request.receive, answer.whole()))
 
 
 async def _prepare(body: ChatRequest, services: Services) -> _ChatAnswer:
     check_num_choices(body.num_choices, services)
     plan = await plan_of(body, services)
-    messages = [message.for_template() for message in body.messages]
-    prompt = await run_sync(services.text.encode_chat, messages, body.chat_template_kwargs)
-    response_id = f"chatcmpl-{uuid.uuid4().hex}"
-    max_tokens = tokens_to_generate(
-        len(prompt),
-        body.asked_tokens,
-        default=None,
-        max_model_len=services.engine.info.max_model_len,
-        param="messages",
-    )
-    choices = choices_of(
-        body,
-        services,
-        plan,
-        prompt,
-        response_id=response_id,
-        max_tokens=max_tokens,
+    dialogue = Dialogue(
+        messages=[message.for_template(f"messages.{index}") for index, message in enumerate(body.messages)],
+        use=body.use(),
+        schema=body.answer_schema(),
+        max_tokens=body.asked_tokens,
         num_logprobs=body.num_logprobs,
-        begins_text=True,
+        reasoning_effort=body.reasoning_effort,
+        template_kwargs=body.chat_template_kwargs or {},
     )
-    generation = Generation(services.engine, choices, services.metrics)
+    response_id = f"chatcmpl-{uuid.uuid4().hex}"
+    replies = await replies_to(dialogue, body, services, plan, response_id)
     model = body.model if body.model is not None else services.engine.info.model_id
-    return _ChatAnswer(body, generation, services.text.table, plan, response_id, model, int(time.time()))
+    return _ChatAnswer(body, replies, services.text.table, plan, response_id, model, int(time.time()))
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class _ChatAnswer:
     """One chat's answer, as one object or as chunks."""
 
     body: ChatRequest
-    generation: Generation
+    replies: Replies
     table: TokenTable
     plan: SteeringPlan
     response_id: str
@@ -88,11 +90,10 @@ class _ChatAnswer:
     async def whole(self) -> dict[str, Any]:
         """The `chat.completion` object."""
         answers = []
-        for choice, piece in await self.generation.whole():
-            message = {"role": "assistant", "content": piece.text, "refusal": None}
+        for choice, reply, piece in await self.replies.whole():
             answer = {
                 "index": choice.index,
-                "message": message,
+                "message": _message_of(reply),
                 "logprobs": self._logprobs(piece.entries),
                 "finish_reason": piece.finish_reason,
             }
@@ -100,34 +101,48 @@ class _ChatAnswer:
         return {
             **self._head("chat.completion"),
             "choices": answers,
-            "usage": usage_of(self.generation.choices, self.body.num_choices),
+            "usage": self._usage(),
             "steering": self.plan.echo(),
-            **self._ids("prompt_token_ids", self.generation.choices[0].request.prompt),
+            **self._ids("prompt_token_ids", self._choices[0].request.prompt),
         }
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
-        """`chat.completion.chunk` objects: roles, text, finishes, and the usage if it was asked for."""
-        with self.generation:
+        """`chat.completion.chunk` objects: roles, what the answers add, finishes, and the usage if it was asked for."""
+        with self.replies.generation:
             first: dict[str, Any] = {"steering": self.plan.echo()}
-            first |= self._ids("prompt_token_ids", self.generation.choices[0].request.prompt)
-            for choice in self.generation.choices:
+            first |= self._ids("prompt_token_ids", self._choices[0].request.prompt)
+            for choice in self._choices:
                 yield self._chunk(choice, {"role": "assistant", "content": ""}) | first
                 first = {}
-            async for choice, piece in self.generation.pieces():
-                if piece.text or piece.token_ids:
-                    extras = {"logprobs": self._logprobs(piece.entries)} | self._ids("token_ids", piece.token_ids)
-                    yield self._chunk(choice, {"content": piece.text}, extras)
+            async for choice, piece in self.replies.pieces():
+                for delta in self._deltas(piece):
+                    yield self._chunk(choice, *delta)
                 if piece.finish_reason is not None:
                     yield self._chunk(choice, {}, {"finish_reason": piece.finish_reason})
             if self.body.includes_usage:
-                usage = usage_of(self.generation.choices, self.body.num_choices)
-                yield {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
+                yield {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()}
+
+    @property
+    def _choices(self) -> Sequence[Choice]:
+        return self.replies.generation.choices
+
+    def _usage(self) -> dict[str, Any]:
+        usage = usage_of(self._choices, self.body.num_choices)
+        return usage | {"completion_tokens_details": {"reasoning_tokens": self.replies.num_reasoning_tokens}}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.response_id, "object": kind, "created": self.created, "model": self.model}
 
     def _ids(self, name: str, token_ids: Sequence[int]) -> dict[str, Any]:
         return {name: list(token_ids)} if self.body.return_token_ids else {}
+
+    def _deltas(self, piece: ReplyPiece) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """A piece as deltas, one a kind; the first has the log-probabilities and ids of its tokens."""
+        deltas = _wire_deltas(piece.delta)
+        if not deltas and piece.token_ids:
+            deltas = [{"content": ""}]
+        extras = {"logprobs": self._logprobs(piece.entries)} | self._ids("token_ids", piece.token_ids)
+        return [(delta, extras if index == 0 else {}) for index, delta in enumerate(deltas)]
 
     def _chunk(self, choice: Choice, delta: dict[str, Any], extras: dict[str, Any] | None = None) -> dict[str, Any]:
         shown = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None} | (extras or {})
@@ -137,16 +152,33 @@ class _ChatAnswer:
     def _logprobs(self, entries: Sequence[TokenEntry]) -> dict[str, Any] | None:
         if self.body.num_logprobs is None:
             return None
-        content = [
-            self._token(entry.logprobs.token_id, entry.logprobs.logprob)
-            | {"top_logprobs": [self._token(token_id, logprob) for token_id, logprob in entry.logprobs.top]}
-            for entry in entries
-        ]
-        return {"content": content, "refusal": None}
+        return {"content": shown_logprobs(entries, self.table), "refusal": None}
 
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        return {
-            "token": self.table.name_of(token_id),
-            "logprob": finite(logprob),
-            "bytes": list(self.table.bytes_of(token_id)),
-        }
+
+def _message_of(reply: Reply) -> dict[str, Any]:
+    has_text = bool(reply.content) or not reply.tool_calls
+    message: dict[str, Any] = {"role": "assistant", "content": reply.content if has_text else None, "refusal": None}
+    if reply.reasoning:
+        message["reasoning_content"] = reply.reasoning
+    if reply.tool_calls:
+        message["tool_calls"] = [
+            {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in reply.tool_calls
+        ]
+    return message
+
+
+def _wire_deltas(delta: ReplyDelta) -> list[dict[str, Any]]:
+    deltas: list[dict[str, Any]] = []
+    if delta.reasoning:
+        deltas.append({"reasoning_content": delta.reasoning})
+    if delta.content:
+        deltas.append({"content": delta.content})
+    for call in delta.tool_calls:
+        shown: dict[str, Any] = {"index": call.index}
+        if call.call_id is not None:
+            shown |= {"id": call.call_id, "type": "function"}
+        name = {} if call.name is None else {"name": call.name}
+        function = name | {"arguments": call.arguments}
+        deltas.append({"tool_calls": [shown | {"function": function}]})
+    return deltas

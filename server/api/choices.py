@@ -6,7 +6,7 @@ The parts that chats and completions share. It does not know their answers' shap
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -106,16 +106,18 @@ def choices_of(
     num_logprobs: int | None,
     begins_text: bool,
     first_index: int = 0,
+    shown: Collection[int] = (),
 ) -> list[Choice]:
-    """The `n` choices that answer `prompt`, numbered from `first_index`."""
+    """The choices that answer `prompt`, one a candidate, numbered from `first_index`; `shown` as in `ChoiceText`."""
     check_tokens(request, max_tokens, services.engine.info.vocab_size)
     sampling = sampling_of(request, services.engine.info.sampling_defaults)
+    token_ids = tuple(prompt)
     return [
         Choice(
             index=first_index + index,
             request=GenerationRequest(
                 request_id=f"{response_id}-{first_index + index}",
-                prompt=tuple(prompt),
+                prompt=token_ids,
                 max_tokens=max_tokens,
                 sampling=replace(sampling, seed=seed_of_choice(request.seed, index)),
                 plan=plan,
@@ -126,9 +128,10 @@ def choices_of(
                 begins_text=begins_text,
                 stops=request.stop,
                 min_tokens=request.min_tokens or 0,
+                shown=shown,
             ),
         )
-        for index in range(request.num_choices)
+        for index in range(request.num_candidates)
     ]
 
 

@@ -19,7 +19,10 @@ from server.api.auth import require
 from server.api.bodies import MAX_JSON_BYTES, read_model
 from server.api.choices import check_num_choices, choices_of, finite, tokens_to_generate, usage_of
 from server.api.connection import while_connected
-from server.api.generation import Choice, Generation, TokenEntry
+from server.api.generation import Choice, Generation, Piece, TokenEntry
+from server.api.objects.completions import Completion, CompletionEvent
+from server.api.operation import EVENTS, GENERATION_ERRORS, JSON, Answer, operation
+from server.api.parameters import RATE_LIMITS
 from server.api.protocol import CompletionRequest
 from server.api.services import Services, services_of
 from server.api.sse import EventStream
@@ -31,12 +34,18 @@ from server.errors import InvalidRequest
 from server.keys import Role
 from server.text import TextProcessor
 
-router = APIRouter(dependencies=[Depends(require(Role.USE))])
+router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Generation"])
 
 DEFAULT_MAX_TOKENS = 16
 
 
 @router.post("/v1/completions")
+@operation(
+    Answer(Completion, "The continuations.", headers=RATE_LIMITS),
+    Answer(CompletionEvent, "With `stream`: chunks as server-sent events, then `[DONE]`.", media_type=EVENTS),
+    bodies={JSON: CompletionRequest},
+    errors=GENERATION_ERRORS,
+)
 async def create_completion(request: Request) -> Response:
     """Continue prompts."""
     services = services_of(request)
@@ -78,7 +87,7 @@ def _encode(prompts: Sequence[str | list[int]], text: TextProcessor, vocab_size:
 
 
 async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAnswer:
-    check_num_choices(len(body.prompt) * body.num_choices, services)
+    check_num_choices(len(body.prompt) * body.num_candidates, services)
     plan = await plan_of(body, services)
     info = services.engine.info
     prompts = await run_sync(_encode, body.prompt, services.text, info.vocab_size)
@@ -99,7 +108,7 @@ async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAn
             prompt.token_ids,
             response_id=response_id,
             max_tokens=max_tokens,
-            num_logprobs=body.logprobs,
+            num_logprobs=0 if body.logprobs is None and body.chooses_best else body.logprobs,
             begins_text=prompt.begins_text,
             first_index=len(choices),
         )
@@ -135,7 +144,7 @@ class _CompletionAnswer:
                 ),
                 text=ChoiceText(self.table, begins_text=True),
             )
-            for choice in self.generation.choices[:: self.body.num_choices]
+            for choice in self.generation.choices[:: self.body.num_candidates]
         ]
         with Generation(services.engine, readers) as reading:
             reading.submit()
@@ -145,10 +154,10 @@ class _CompletionAnswer:
     async def whole(self) -> dict[str, Any]:
         """The `text_completion` object."""
         answers = []
-        for choice, piece in await self.generation.whole():
+        for index, (choice, piece) in enumerate(self._told(await self.generation.whole())):
             answers.append(
                 {
-                    "index": choice.index,
+                    "index": index,
                     "text": self._echo(choice) + piece.text,
                     "logprobs": self._joined(self._echoed_logprobs(choice), self._logprobs(choice, piece.entries)),
                     "finish_reason": piece.finish_reason,
@@ -159,7 +168,7 @@ class _CompletionAnswer:
         return {
             **self._head(),
             "choices": answers,
-            "usage": usage_of(self.generation.choices, self.body.num_choices),
+            "usage": usage_of(self.generation.choices, self.body.num_candidates),
             "steering": self.plan.echo(),
         }
 
@@ -176,8 +185,19 @@ class _CompletionAnswer:
                 extras["logprobs"] = self._logprobs(choice, piece.entries)
                 yield self._chunk(choice, piece.text, extras | self._ids("token_ids", piece.token_ids))
             if self.body.includes_usage:
-                usage = usage_of(self.generation.choices, self.body.num_choices)
+                usage = usage_of(self.generation.choices, self.body.num_candidates)
                 yield {**self._head(), "choices": [], "usage": usage}
+
+    def _told(self, whole: Sequence[tuple[Choice, Piece]]) -> list[tuple[Choice, Piece]]:
+        """Of each prompt's candidates the `n` likeliest, best first; all of them, as they are, when `n` were made."""
+        if not self.body.chooses_best:
+            return list(whole)
+        told: list[tuple[Choice, Piece]] = []
+        for first in range(0, len(whole), self.body.num_candidates):
+            candidates = whole[first : first + self.body.num_candidates]
+            candidates = sorted(candidates, key=lambda candidate: _mean_logprob(candidate[1]), reverse=True)
+            told += candidates[: self.body.num_choices]
+        return told
 
     def _head(self) -> dict[str, Any]:
         return {"id": self.response_id, "object": "text_completion", "created": self.created, "model": self.model}
@@ -191,7 +211,7 @@ class _CompletionAnswer:
         return chunk | {"usage": None} if self.body.includes_usage else chunk
 
     def _prompt_index(self, choice: Choice) -> int:
-        return choice.index // self.body.num_choices
+        return choice.index // self.body.num_candidates
 
     def _echo(self, choice: Choice) -> str:
         return self.prompts[self._prompt_index(choice)].text if self.body.echo else ""
@@ -239,3 +259,9 @@ class _CompletionAnswer:
         if first is None or second is None:
             return second if first is None else first
         return {name: first[name] + second[name] for name in first}
+
+
+def _mean_logprob(piece: Piece) -> float:
+    """The mean log-probability of a choice's tokens, the one that ended it included."""
+    logprobs = [entry.logprobs.logprob for entry in piece.entries]
+    return sum(logprobs) / len(logprobs) if logprobs else 0.0

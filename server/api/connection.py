@@ -1,4 +1,4 @@
-"""The client's connection: work stops when the client leaves. It does not know what the work is."""
+"""The client's connection: work stops when the client leaves or its time is up. It does not know what the work is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """Run `work`; when the client leaves first, cancel it and raise `ClientDisconnect`.
+    """Run `work`; when the client leaves first, cancel it and raise `ClientDisconnect`; so too when `receive` raises.
 
     The request's body must have been read.
     """
@@ -28,6 +28,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
+        leaving.result()  # raises when the request's time is up
         raise ClientDisconnect
     finally:
         working.cancel()

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from server.errors import ApiError, EngineFailure, InvalidRequest, from_vectors_error
 from vectors.errors import VectorsError
@@ -58,4 +59,15 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
             "code": _CODES.get(error.status_code),
         }
     }
-    return JSONResponse(envelope, status_code=error.status_code, headers=error.headers)
+    headers = {"Allow": ", ".join(_methods_at(request))} if error.status_code == 405 else error.headers
+    return JSONResponse(envelope, status_code=error.status_code, headers=headers)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """All methods of the request's path; the framework tells those of the first route only."""
+    routes = request.app.router.routes
+    return [
+        method
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]

@@ -6,23 +6,30 @@ know what is in the files.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
+from pydantic import WithJsonSchema
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import FileResponse, JSONResponse, Response
+from typing_extensions import TypedDict
 
 from server.api.auth import require
 from server.api.bodies import refuse_unknown_query
 from server.api.listing import after_of, limit_of, order_of, page_of
+from server.api.objects.training import DeletedFile, File, FileList
+from server.api.operation import BYTES, FORM, Answer, Parameter, operation
+from server.api.parameters import DISPOSITION, after, identifier, limit, order
 from server.api.services import services_of
 from server.api.training_protocol import file_object
 from server.api.uploads import multipart_form
-from server.errors import InvalidRequest
+from server.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from server.jobs.records import TRAINING_PURPOSE
 from server.keys import Role
 
-router = APIRouter(prefix="/v1/files")
+router = APIRouter(prefix="/v1/files", tags=["Files"])
 
 _MAY_READ = [Depends(require(Role.USE))]
 _MAY_CHANGE = [Depends(require(Role.MANAGE))]
@@ -35,7 +42,19 @@ _PURPOSES = (
 )  # fmt: skip
 
 
+class FileForm(TypedDict):
+    """The parts of an upload: the file, with a name, and what it is for."""
+
+    file: Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary", "minLength": 1})]
+    purpose: Annotated[str, WithJsonSchema({"const": TRAINING_PURPOSE})]
+
+
+_FILE_ID = identifier("file")
+_ONE_ERRORS = (InvalidRequest, NotFound, Unavailable)
+
+
 @router.post("", dependencies=_MAY_CHANGE)
+@operation(Answer(File, "It is kept."), bodies={FORM: FileForm}, errors=(Unavailable,))
 async def upload_file(request: Request) -> Response:
     """Keep an uploaded file."""
     services = services_of(request)
@@ -54,6 +73,16 @@ async def upload_file(request: Request) -> Response:
 
 
 @router.get("", dependencies=_MAY_READ)
+@operation(
+    Answer(FileList, "A page."),
+    errors=(Unavailable,),
+    parameters=(
+        limit(_MOST_LISTED, _MOST_LISTED),
+        after("file"),
+        order("desc"),
+        Parameter("purpose", "Only files for this purpose.", {"type": "string", "enum": list(_PURPOSES)}),
+    ),
+)
 async def list_files(request: Request) -> Response:
     """Files by age, newest first, a page at a time."""
     files = services_of(request).training().files
@@ -72,6 +101,7 @@ async def list_files(request: Request) -> Response:
 
 
 @router.get("/{identifier}", dependencies=_MAY_READ)
+@operation(Answer(File, "The file."), errors=_ONE_ERRORS, parameters=(_FILE_ID,))
 async def get_file(request: Request, identifier: str) -> Response:
     """What is known of a file."""
     files = services_of(request).training().files
@@ -80,6 +110,9 @@ async def get_file(request: Request, identifier: str) -> Response:
 
 
 @router.get("/{identifier}/content", dependencies=_MAY_READ)
+@operation(
+    Answer(None, "The bytes.", media_type=BYTES, headers=(DISPOSITION,)), errors=_ONE_ERRORS, parameters=(_FILE_ID,)
+)
 async def get_file_content(request: Request, identifier: str) -> Response:
     """A file's bytes, never as something that a browser would show."""
     files = services_of(request).training().files
@@ -90,6 +123,7 @@ async def get_file_content(request: Request, identifier: str) -> Response:
 
 
 @router.delete("/{identifier}", dependencies=_MAY_CHANGE)
+@operation(Answer(DeletedFile, "It is gone."), errors=(*_ONE_ERRORS, Conflict), parameters=(_FILE_ID,))
 async def delete_file(request: Request, identifier: str) -> Response:
     """Forget a file that no job needs any more."""
     files = services_of(request).training().files

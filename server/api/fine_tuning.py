@@ -15,16 +15,19 @@ from starlette.responses import JSONResponse, Response
 from server.api.auth import require
 from server.api.bodies import read_model, refuse_unknown_query
 from server.api.listing import after_of, limit_of, page_of
+from server.api.objects.training import Job, JobCheckpointList, JobEventList, JobList
+from server.api.operation import JSON, Answer, Parameter, operation
+from server.api.parameters import after, identifier, limit
 from server.api.services import Services, services_of
 from server.api.steering import specs_of_model
 from server.api.training_protocol import CreateJobRequest, event_object, job_object
-from server.errors import InvalidRequest, from_vectors_error
+from server.errors import InvalidRequest, NotFound, Unavailable, from_vectors_error
 from server.jobs.records import JobRequest
 from server.keys import Role
 from vectors.errors import InvalidMethod, InvalidVectorName, VectorsError
 from vectors.names import check_name
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs")
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Training"])
 
 _MAY_READ = [Depends(require(Role.USE))]
 _MAY_CHANGE = [Depends(require(Role.MANAGE))]
@@ -35,7 +38,20 @@ _STEERING = "method.steering"
 _METADATA_KEY = re.compile(r"metadata\[(.{0,64})\]", re.DOTALL)
 
 
+_JOB_ID = identifier("ftjob")
+_ONE_ERRORS = (InvalidRequest, NotFound, Unavailable)
+_LIMIT = limit(_DEFAULT_LIMIT, _MOST_LISTED)
+_AFTER_ANY = Parameter("after", "Changes nothing: there is nothing to page through.", {"type": "string"})
+_METADATA = Parameter(
+    "metadata",
+    "Only jobs with these pairs: `metadata[key]=value`. `metadata=null`: only jobs without any.",
+    {"type": "object", "propertyNames": {"maxLength": 64}, "additionalProperties": {"type": "string"}},
+    style="deepObject",
+)
+
+
 @router.post("", dependencies=_MAY_CHANGE)
+@operation(Answer(Job, "It waits for its turn."), bodies={JSON: CreateJobRequest}, errors=(NotFound, Unavailable))
 async def create_job(request: Request) -> Response:
     """Queue a training."""
     services = services_of(request)
@@ -61,6 +77,7 @@ async def create_job(request: Request) -> Response:
 
 
 @router.get("", dependencies=_MAY_READ)
+@operation(Answer(JobList, "A page."), errors=(Unavailable,), parameters=(_LIMIT, after("ftjob"), _METADATA))
 async def list_jobs(request: Request) -> Response:
     """Jobs, newest first, a page at a time."""
     database = services_of(request).training().database
@@ -77,6 +94,7 @@ async def list_jobs(request: Request) -> Response:
 
 
 @router.get("/{identifier}", dependencies=_MAY_READ)
+@operation(Answer(Job, "The job."), errors=_ONE_ERRORS, parameters=(_JOB_ID,))
 async def get_job(request: Request, identifier: str) -> Response:
     """A job as it stands."""
     jobs = services_of(request).training()
@@ -85,6 +103,7 @@ async def get_job(request: Request, identifier: str) -> Response:
 
 
 @router.post("/{identifier}/cancel", dependencies=_MAY_CHANGE)
+@operation(Answer(Job, "The job as it is now."), errors=_ONE_ERRORS, parameters=(_JOB_ID,))
 async def cancel_job(request: Request, identifier: str) -> Response:
     """End a job: at once when it waits; when it runs, as soon as the training notices."""
     jobs = services_of(request).training()
@@ -93,6 +112,7 @@ async def cancel_job(request: Request, identifier: str) -> Response:
 
 
 @router.get("/{identifier}/events", dependencies=_MAY_READ)
+@operation(Answer(JobEventList, "A page."), errors=_ONE_ERRORS, parameters=(_JOB_ID, _LIMIT, after("ftevent")))
 async def list_events(request: Request, identifier: str) -> Response:
     """What happened to a job, newest first, a page at a time."""
     jobs = services_of(request).training()
@@ -107,6 +127,7 @@ async def list_events(request: Request, identifier: str) -> Response:
 
 
 @router.get("/{identifier}/checkpoints", dependencies=_MAY_READ)
+@operation(Answer(JobCheckpointList, "An empty page."), errors=_ONE_ERRORS, parameters=(_JOB_ID, _LIMIT, _AFTER_ANY))
 async def list_checkpoints(request: Request, identifier: str) -> Response:
     """Nothing: a vector has no checkpoints."""
     jobs = services_of(request).training()
@@ -117,14 +138,18 @@ async def list_checkpoints(request: Request, identifier: str) -> Response:
 
 
 def _unsupported(verb: str) -> Callable[[Request, str], Response]:
+    @operation(errors=(InvalidRequest,), parameters=(_JOB_ID,))
     def refuse(request: Request, identifier: str) -> Response:
+        """Always refused: jobs cannot be paused."""
         raise InvalidRequest(f"{verb}: not supported by this server; cancel ends a job", code="unsupported_operation")
 
     return refuse
 
 
 for _verb in ("pause", "resume"):
-    router.add_api_route(f"/{{identifier}}/{_verb}", _unsupported(_verb), methods=["POST"], dependencies=_MAY_CHANGE)
+    router.add_api_route(
+        f"/{{identifier}}/{_verb}", _unsupported(_verb), methods=["POST"], dependencies=_MAY_CHANGE, name=f"{_verb}_job"
+    )
 
 
 def _request_of(body: CreateJobRequest, services: Services) -> JobRequest:

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
+from server.api.measurement import Measurement
 from server.api.metrics import Metrics
 from server.detokenizer import ChoiceText
 from server.engine.protocol import Engine
@@ -59,7 +60,7 @@ class Choice:
         shown = ""
         if output.token_id is not None:
             offset = self.text.num_characters
-            shown = self.text.push(output.token_id, is_end=output.finish_reason is FinishReason.STOP)
+            shown = self.text.push(output.token_id, is_end=output.is_end)
             self._token_ids.append(output.token_id)
             if output.logprobs is not None:
                 self._entries.append(TokenEntry(output.logprobs, offset))
@@ -99,12 +100,10 @@ class Generation:
     def __init__(self, engine: Engine, choices: Sequence[Choice], metrics: Metrics | None = None) -> None:
         self.choices = tuple(choices)
         self._engine = engine
-        self._metrics = metrics
+        self._measurement = Measurement([choice.request for choice in choices], metrics)
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[Choice, TokenOutput]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[Choice, TokenOutput, float]] = asyncio.Queue()
         self._submitted: list[Choice] = []
-        self._accepted_at = time.perf_counter()
-        self._has_token = False
 
     def submit(self) -> None:
         """Hand every choice to the engine, or none: when one is refused, the others are aborted."""
@@ -131,22 +130,17 @@ class Generation:
     async def pieces(self) -> AsyncIterator[tuple[Choice, Piece]]:
         """Text as it comes, of all choices; ends when the engine is done with all of them."""
         while not all(choice.is_over for choice in self.choices):
-            choice, output = await self._events.get()
-            if output.token_id is not None and not self._has_token:
-                self._has_token = True
-                if self._metrics is not None:
-                    self._metrics.observe_first_token(time.perf_counter() - self._accepted_at)
+            choice, output, arrived_at = await self._events.get()
+            self._measurement.note(output, arrived_at)
             piece = choice.take(output)
             if piece is None:
                 continue
             if piece.finish_reason is not None:
-                if self._metrics is not None:
-                    self._metrics.count_finished(piece.finish_reason)
+                self._measurement.note_finish(choice.request.request_id, piece.finish_reason)
                 if not choice.is_over:
                     self._engine.abort(choice.request.request_id)
             yield choice, piece
-        if self._metrics is not None:
-            self._metrics.observe_request(time.perf_counter() - self._accepted_at)
+        self._measurement.note_end()
 
     async def whole(self) -> list[tuple[Choice, Piece]]:
         """Every choice with all of its text, when it is complete."""
@@ -157,8 +151,9 @@ class Generation:
 
     def _submit(self, choice: Choice) -> None:
         def receive(output: TokenOutput) -> None:
+            arrived_at = time.perf_counter()
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (choice, output))
+                self._loop.call_soon_threadsafe(self._events.put_nowait, (choice, output, arrived_at))
 
         self._engine.submit(choice.request, receive)
         self._submitted.append(choice)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from starlette.requests import Request
@@ -39,7 +39,7 @@ def order_of(request: Request, default: Literal["asc", "desc"]) -> Literal["asc"
     raise InvalidRequest("order: give asc or desc", code="invalid_value", param="order")
 
 
-def page_of(objects: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
+def page_of(objects: Sequence[Mapping[str, Any]], limit: int) -> dict[str, Any]:
     """The list object of the first `limit` of `objects`; whoever asked for one more learns whether there are more."""
     shown = list(objects[:limit])
     return {

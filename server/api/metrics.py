@@ -6,7 +6,7 @@ of those only the first `MAX_VECTOR_LABELS` are told apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -18,6 +18,7 @@ MAX_VECTOR_LABELS = 100
 OTHER_VECTORS = "_other"
 """No vector's name begins with an underscore."""
 
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5)
 _SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.75, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
 
 
@@ -66,35 +67,58 @@ class Metrics:
     def __init__(self, engine: Engine) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(engine))
-        self._model = engine.info.model_id
+        self.model = engine.info.model_id
         self._vectors: set[str] = set()
         self._first_token = self._histogram("vllm:time_to_first_token_seconds", "From acceptance to the first token.")
+        self._inter_token = self._histogram(
+            "vllm:inter_token_latency_seconds", "From a token of a choice to its next.", _TOKEN_SECONDS
+        )
+        self._queue_time = self._histogram("vllm:request_queue_time_seconds", "From acceptance to the first step.")
         self._whole = self._histogram("vllm:e2e_request_latency_seconds", "From acceptance to the last token.")
+        lengths = _lengths(engine.info.max_model_len)
+        self._prompt_length = self._histogram("vllm:request_prompt_tokens", "Prompt tokens of a choice.", lengths)
+        self._length = self._histogram("vllm:request_generation_tokens", "Generated tokens of a choice.", lengths)
         self._finished = self._counter(
             "vllm:request_success", "Choices that ended, by reason.", "model_name", "finished_reason"
         )
         self._steered = self._counter("tiller:steered_requests", "Requests that named a vector.", "vector")
+        self._steered_tokens = self._counter(
+            "tiller:steered_tokens", "Generated tokens of choices that a vector steered.", "vector"
+        )
         self._responses = self._counter("tiller:http_responses", "Responses, by class of status.", "status")
 
     def observe_first_token(self, seconds: float) -> None:
         """The first token of a request came."""
-        self._first_token.labels(self._model).observe(seconds)
+        self._first_token.labels(self.model).observe(seconds)
+
+    def observe_inter_token(self, seconds: float) -> None:
+        """A choice's next token came."""
+        self._inter_token.labels(self.model).observe(seconds)
+
+    def observe_queue_time(self, seconds: float) -> None:
+        """A choice waited for its first step."""
+        self._queue_time.labels(self.model).observe(seconds)
+
+    def observe_lengths(self, num_prompt_tokens: int, num_generated_tokens: int) -> None:
+        """A choice ended by itself."""
+        self._prompt_length.labels(self.model).observe(num_prompt_tokens)
+        self._length.labels(self.model).observe(num_generated_tokens)
 
     def observe_request(self, seconds: float) -> None:
         """A request's last token came."""
-        self._whole.labels(self._model).observe(seconds)
+        self._whole.labels(self.model).observe(seconds)
 
     def count_finished(self, reason: str) -> None:
         """A choice ended by itself."""
-        self._finished.labels(self._model, reason).inc()
+        self._finished.labels(self.model, reason).inc()
 
     def count_vector(self, name: str) -> None:
         """A request was accepted that uses the vector `name`, which exists."""
-        if name not in self._vectors and len(self._vectors) >= MAX_VECTOR_LABELS:
-            name = OTHER_VECTORS
-        else:
-            self._vectors.add(name)
-        self._steered.labels(name).inc()
+        self._steered.labels(self._vector_label(name)).inc()
+
+    def count_steered_token(self, name: str) -> None:
+        """A token was generated under the vector `name`, which exists."""
+        self._steered_tokens.labels(self._vector_label(name)).inc()
 
     def count_response(self, status: int) -> None:
         """A response was sent."""
@@ -104,8 +128,20 @@ class Metrics:
         """The text that Prometheus reads."""
         return generate_latest(self._registry)
 
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(name, text, ["model_name"], buckets=_SECONDS, registry=self._registry)
+    def _vector_label(self, name: str) -> str:
+        if name not in self._vectors and len(self._vectors) >= MAX_VECTOR_LABELS:
+            return OTHER_VECTORS
+        self._vectors.add(name)
+        return name
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
+        return Histogram(name, text, ["model_name"], buckets=buckets, registry=self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self._registry)
+
+
+def _lengths(most: int) -> list[float]:
+    """1, 2, 5, 10, … as far as `most`."""
+    steps = (float(digit * 10**power) for power in range(9) for digit in (1, 2, 5))
+    return [step for step in steps if step < most] + [float(most)]

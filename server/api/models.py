@@ -12,14 +12,20 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
 from server.api.auth import require
+from server.api.objects.models import Model, ModelList
+from server.api.operation import Answer, Parameter, operation
 from server.api.services import Services, services_of
 from server.errors import NotFound
 from server.keys import Role
 
-router = APIRouter(dependencies=[Depends(require(Role.USE))])
+router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Tokens and models"])
+
+
+_MODEL = Parameter("model", "The model's id.", {"type": "string", "minLength": 1}, "path")
 
 
 @router.get("/v1/models")
+@operation(Answer(ModelList, "The models."))
 async def list_models(request: Request) -> Response:
     """The ids that a request may give as `model`; scales and revisions can be added to them."""
     models = await run_sync(_models, services_of(request))
@@ -27,6 +33,7 @@ async def list_models(request: Request) -> Response:
 
 
 @router.get("/v1/models/{model:path}")
+@operation(Answer(Model, "The model."), errors=(NotFound,), parameters=(_MODEL,))
 async def get_model(request: Request, model: str) -> Response:
     """One of the listed models."""
     found = (await run_sync(_models, services_of(request))).get(model)

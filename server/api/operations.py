@@ -10,19 +10,24 @@ from starlette.responses import JSONResponse, Response
 
 from server import __version__
 from server.api.auth import require
+from server.api.objects.operations import Health, Readiness, Version
+from server.api.operation import Answer, operation
 from server.api.services import services_of
+from server.errors import Unavailable
 from server.keys import Role
 
-router = APIRouter()
+router = APIRouter(tags=["Operation"])
 
 
 @router.get("/health")
-async def health() -> dict[str, str]:
+@operation(Answer(Health, "It is."))
+async def health() -> Health:
     """The process is alive."""
     return {"status": "ok"}
 
 
 @router.get("/ready")
+@operation(Answer(Readiness, "It is."), errors=(Unavailable,))
 async def ready(request: Request) -> Response:
     """New work is accepted; 503 while the server drains."""
     services_of(request).check_ready()
@@ -30,12 +35,14 @@ async def ready(request: Request) -> Response:
 
 
 @router.get("/version")
-async def version() -> dict[str, str]:
+@operation(Answer(Version, "The version."))
+async def version() -> Version:
     """The server's version."""
     return {"version": __version__}
 
 
 @router.get("/metrics", dependencies=[Depends(require(Role.USE))])
+@operation(Answer(None, "All metrics.", media_type="text/plain"))
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     content = services_of(request).metrics.render()

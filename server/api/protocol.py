@@ -6,10 +6,19 @@ the model, nor what becomes of a request.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from server.errors import InvalidRequest
 from vectors.vector import PARTS, Operation, Part, Positions
@@ -30,8 +39,20 @@ class WireModel(BaseModel):
     `unsupported` maps fields that the API has and this server lacks to the values that ask for nothing.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The schema, with the unsupported fields and what may be said of them."""
+        shown = handler(schema)
+        properties = handler.resolve_ref_schema(shown).setdefault("properties", {})
+        for name, neutral in cls.unsupported.items():
+            properties[name] = {
+                "description": "Not supported by this server: only what asks for nothing is accepted.",
+                "enum": [None, *neutral],
+            }
+        return shown
 
     @model_validator(mode="before")
     @classmethod
@@ -45,12 +66,26 @@ class WireModel(BaseModel):
         return {name: value for name, value in data.items() if name not in cls.unsupported}
 
 
+UNIQUE: dict[str, Any] = {"uniqueItems": True}
+"""Of a list: nothing is there twice."""
+
+_Layers = (
+    Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, json_schema_extra=UNIQUE)]
+    | Annotated[str, Field(pattern=r"^\s*\d+(-\d+)?\s*(,\s*\d+(-\d+)?\s*)*$")]
+    | None
+)
+
+
 def _layers(value: Any) -> Any:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list) and all(type(layer) is int for layer in value):
         return value
     raise PydanticCustomError("invalid_layers", "give a list of block numbers, or a text such as '12-16,20'")
+
+
+_Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+_Stops = _Stop | Annotated[list[_Stop], Field(max_length=MAX_STOPS)] | None
 
 
 def _stops(value: Any) -> Any:
@@ -66,6 +101,19 @@ def _stops(value: Any) -> Any:
             "invalid_value", "a stop string has 1 to {most} characters", {"most": MAX_STOP_LENGTH}
         )
     return stops
+
+
+_LOGIT_BIAS_SCHEMA = {
+    "anyOf": [
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "maxProperties": MAX_TOKEN_IDS,
+        },
+        {"type": "null"},
+    ]
+}
 
 
 def _logit_bias(value: Any) -> Any:
@@ -87,6 +135,11 @@ def _logit_bias(value: Any) -> Any:
             )
         biases[int(token)] = float(bias)
     return biases
+
+
+_TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+_Prompt = Annotated[str, Field(min_length=1)] | _TokenIds
+_Prompts = _Prompt | Annotated[list[_Prompt], Field(min_length=1, max_length=MAX_PROMPTS)]
 
 
 def _prompts(value: Any) -> Any:
@@ -114,12 +167,19 @@ class SteeringEntry(WireModel):
     """One entry of `steering`."""
 
     vector: str
+    """A name in the registry, or `name@revision` (at least 6 characters of the revision)."""
     scale: float | None = None
-    layers: Annotated[list[int] | str | None, BeforeValidator(_layers)] = None
+    """Multiplier on the stored direction; 0 is exactly unsteered. Default: the vector's own."""
+    layers: Annotated[list[int] | str | None, BeforeValidator(_layers, json_schema_input_type=_Layers)] = None
+    """Decoder blocks from 0, as a list or as text such as `12-16,20`. Default: the vector's own."""
     positions: Positions | None = None
-    parts: Annotated[list[Part], Field(min_length=1, max_length=len(PARTS))] | None = None
+    """Which tokens are steered. Default: the vector's own."""
+    parts: Annotated[list[Part], Field(min_length=1, max_length=len(PARTS), json_schema_extra=UNIQUE)] | None = None
+    """Which parts of the answer are steered. Default: the vector's own."""
     operation: Operation | None = None
+    """What is done along the direction. Default: the vector's own."""
     preserve_norm: bool = False
+    """Whether the steered activation gets its former length back."""
 
 
 class StreamOptions(WireModel):
@@ -130,29 +190,56 @@ class StreamOptions(WireModel):
     include_usage: bool = False
 
 
-class GenerationFields(WireModel):
-    """What chat and completion requests have in common."""
+class SteeredFields(WireModel):
+    """The model that a request names, and what steers it."""
 
     model: Annotated[str, Field(max_length=MAX_MODEL_NAME_LENGTH)] | None = None
+    """The served model, also as `<model>+<vector>[@revision][:scale]…`. Default: the one that is served."""
     steering: Annotated[list[SteeringEntry], Field(max_length=MAX_STEERING_ENTRIES)] | None = None
+    """The vectors that steer the answer; they add up."""
+
+
+class GenerationFields(SteeredFields):
+    """What chat and completion requests have in common."""
+
     stream: bool | None = None
+    """Whether the answer comes as server-sent events."""
     stream_options: StreamOptions | None = None
+    """Only with `stream`."""
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: Annotated[list[str], BeforeValidator(_stops)] = Field(default_factory=list)
+    """How many answers to give."""
+    stop: Annotated[list[str], BeforeValidator(_stops, json_schema_input_type=_Stops)] = Field(default_factory=list)
+    """Texts that end the answer, which does not show them."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    """The same seed gives the same answer again."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """0 takes the likeliest token."""
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Only the likeliest tokens that together have this probability are drawn from."""
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    """Only so many of the likeliest tokens are drawn from; 0 and -1: all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Only tokens with at least this share of the likeliest token's probability are drawn from."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Taken from a token's logit for every time that it was generated."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Taken from the logit of every token that was generated."""
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    logit_bias: Annotated[dict[int, float], BeforeValidator(_logit_bias)] = Field(default_factory=dict)
+    """Divides the logits of tokens in the prompt and the answer; 1 changes nothing."""
+    logit_bias: Annotated[dict[int, float], BeforeValidator(_logit_bias), WithJsonSchema(_LOGIT_BIAS_SCHEMA)] = Field(
+        default_factory=dict
+    )
+    """By token id, what is added to the token's logit."""
     min_tokens: Annotated[int, Field(ge=0)] | None = None
+    """How many tokens come before the answer may end."""
     ignore_eos: bool | None = None
+    """Whether the answer goes on after the model's end token."""
     stop_token_ids: Annotated[list[int], Field(fail_fast=True, max_length=MAX_TOKEN_IDS)] | None = None
+    """Tokens that end the answer."""
     return_token_ids: bool | None = None
+    """Whether the answer has the token ids of prompts and answers."""
     user: str | None = None
+    """Changes nothing."""
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> GenerationFields:
@@ -166,115 +253,14 @@ class GenerationFields(WireModel):
         return self.n if self.n is not None else 1
 
     @property
+    def num_candidates(self) -> int:
+        """How many answers each prompt is given, of which `num_choices` are told."""
+        return self.num_choices
+
+    @property
     def includes_usage(self) -> bool:
         """True when a stream ends with a usage chunk."""
         return self.stream_options is not None and self.stream_options.include_usage
-
-
-def _content(value: Any) -> Any:
-    """Text, or a list of text parts, which become the lines of one text."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value:
-        raise PydanticCustomError("invalid_type", "give a string or a list of content parts")
-    texts = []
-    for index, part in enumerate(value):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if not isinstance(kind, str):
-            raise PydanticCustomError(
-                "invalid_type", "part {index} is no content part with a type", {"index": index, "at": index}
-            )
-        if kind != "text":
-            raise PydanticCustomError(
-                "unsupported_parameter",
-                "part {index}: {kind} is not supported by this server, only text",
-                {"index": index, "at": index, "kind": repr(kind)[:40]},
-            )
-        if not isinstance(part.get("text"), str) or set(part) != {"type", "text"}:
-            raise PydanticCustomError(
-                "invalid_value",
-                "part {index}: a text part has type and text, nothing else",
-                {"index": index, "at": index},
-            )
-        texts.append(part["text"])
-    return "\n".join(texts)
-
-
-class ChatMessage(WireModel):
-    """One message of a chat. `name` goes to the chat template."""
-
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "tool_calls": ([],),
-        "tool_call_id": (),
-        "function_call": (),
-        "audio": (),
-        "refusal": (),
-        "annotations": ([],),
-    }
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_content)]
-    name: str | None = None
-
-    def for_template(self) -> dict[str, str]:
-        """The message as chat templates know it: they have no `developer`, which is the newer word for `system`."""
-        message = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
-        return message if self.name is None else message | {"name": self.name}
-
-
-class ChatRequest(GenerationFields):
-    """Body of `POST /v1/chat/completions`."""
-
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "tools": ([],),
-        "tool_choice": ("none",),
-        "functions": ([],),
-        "function_call": ("none",),
-        "response_format": ({"type": "text"},),
-        "reasoning_effort": (),
-        "verbosity": (),
-        "audio": (),
-        "modalities": (["text"],),
-        "moderation": (),
-        "prediction": (),
-        "web_search_options": (),
-        "store": (False,),
-        "service_tier": ("auto", "default"),
-    }
-
-    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    metadata: dict[str, str] | None = None
-    parallel_tool_calls: bool | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_options: dict[str, Any] | None = None
-    prompt_cache_retention: str | None = None
-    safety_identifier: str | None = None
-
-    @model_validator(mode="after")
-    def _check_pairs(self) -> ChatRequest:
-        if self.top_logprobs and not self.logprobs:
-            raise InvalidRequest("top_logprobs: only with logprobs: true", code="invalid_value", param="top_logprobs")
-        both = (self.max_tokens, self.max_completion_tokens)
-        if None not in both and self.max_tokens != self.max_completion_tokens:
-            raise InvalidRequest(
-                "max_tokens and max_completion_tokens differ; give one", code="invalid_value", param="max_tokens"
-            )
-        return self
-
-    @property
-    def asked_tokens(self) -> int | None:
-        """The most tokens to generate, if the request says."""
-        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-
-    @property
-    def num_logprobs(self) -> int | None:
-        """How many likeliest tokens to tell at each place; None: no log-probabilities."""
-        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(GenerationFields):
@@ -282,49 +268,39 @@ class CompletionRequest(GenerationFields):
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"suffix": ()}
 
-    prompt: Annotated[list[str | list[int]], BeforeValidator(_prompts)]
+    prompt: Annotated[list[str | list[int]], BeforeValidator(_prompts, json_schema_input_type=_Prompts)]
+    """Text, token ids, or a list of either."""
     max_tokens: Annotated[int, Field(ge=0)] | None = None
+    """The most tokens to generate; 0 generates nothing. Default: 16."""
     echo: bool | None = None
+    """Whether the answer begins with the prompt."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    """How many of the likeliest tokens to tell at each place."""
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    """How many answers to generate, of which the `n` likeliest are given. Not with `stream`."""
 
     @model_validator(mode="after")
     def _check_best_of(self) -> CompletionRequest:
-        if self.best_of is not None and self.best_of != self.num_choices:
+        if self.num_candidates < self.num_choices:
             raise InvalidRequest(
-                "best_of: choosing the best of several answers is not supported; leave it out or set it to n",
-                code="unsupported_parameter",
+                f"best_of: {self.best_of} answers are fewer than n ({self.num_choices})",
+                code="invalid_value",
+                param="best_of",
+            )
+        if self.stream and self.chooses_best:
+            raise InvalidRequest(
+                "best_of: a stream cannot wait for the best answers; set it to n or leave it out",
+                code="invalid_value",
                 param="best_of",
             )
         return self
 
+    @property
+    def num_candidates(self) -> int:
+        """How many answers each prompt is given, of which the `num_choices` likeliest are told."""
+        return self.num_choices if self.best_of is None else self.best_of
 
-class CreateVectorRequest(WireModel):
-    """Body of `POST /v1/steering/vectors`."""
-
-    name: str
-    directions: dict[str, Any]
-    site: str | None = None
-    default_scale: float | None = None
-    operation: str | None = None
-    positions: str | None = None
-    parts: list[str] | None = None
-    description: str | None = None
-    metadata: dict[str, Any] | None = None
-
-
-class PatchVectorRequest(WireModel):
-    """Body of `PATCH /v1/steering/vectors/{name}`: what is given changes, what is not given stays."""
-
-    default_scale: float | None = None
-    operation: str | None = None
-    positions: str | None = None
-    parts: list[str] | None = None
-    description: str | None = None
-    metadata: dict[str, Any] | None = None
-
-
-class RollbackRequest(WireModel):
-    """Body of `POST /v1/steering/vectors/{name}/rollback`."""
-
-    revision: str
+    @property
+    def chooses_best(self) -> bool:
+        """True when fewer answers are told than generated."""
+        return self.num_candidates > self.num_choices

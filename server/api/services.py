@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from server.answers.compiler import GrammarCompiler
 from server.api.metrics import Metrics
+from server.api.rate_limits import RateLimits
 from server.config import Settings
 from server.engine.protocol import Engine
 from server.errors import Unavailable
 from server.jobs.worker import JobWorker
 from server.keys import ApiKeys
+from server.response_store import ResponseStore
 from server.text import TextProcessor
 from vectors.store import VectorStore
 
@@ -30,7 +33,10 @@ class Services:
     store: VectorStore
     keys: ApiKeys
     metrics: Metrics
+    grammars: GrammarCompiler
     jobs: JobWorker | None = None
+    rate_limits: RateLimits | None = None
+    responses: ResponseStore | None = None
     started_at: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -10,7 +10,7 @@ import re
 
 from anyio.to_thread import run_sync
 
-from server.api.protocol import MAX_STEERING_ENTRIES, GenerationFields, SteeringEntry
+from server.api.protocol import MAX_STEERING_ENTRIES, SteeredFields, SteeringEntry
 from server.api.services import Services
 from server.engine.plan import UNSTEERED, SteeringPlan, SteeringSpec, parse_layers, resolve_plan
 from server.errors import InvalidRequest, NotFound
@@ -63,7 +63,7 @@ def spec_of_entry(entry: SteeringEntry, index: int) -> SteeringSpec:
     )
 
 
-async def plan_of(request: GenerationFields, services: Services) -> SteeringPlan:
+async def plan_of(request: SteeredFields, services: Services) -> SteeringPlan:
     """The plan of a request, pinned to the registry as it is now: the model name's entries, then the field's."""
     specs = specs_of_model(request.model, services.engine.info.model_id)
     specs += [spec_of_entry(entry, index) for index, entry in enumerate(request.steering or ())]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from server.api.objects.training import File, Job, JobEvent, Status
 from server.api.protocol import MAX_MODEL_NAME_LENGTH, WireModel
+from server.api.training_options import OPTIONS_SCHEMA
+from server.api.vector_protocol import NAME_SCHEMA
 from server.jobs.records import EventRecord, FileRecord, JobRecord, JobStatus
 from server.jobs.worker import MAX_SEED
 
@@ -33,8 +36,8 @@ class HyperparametersFields(WireModel):
 class MethodFields(WireModel):
     """`method`: how the model is changed. This server makes steering vectors and nothing else."""
 
-    type: str
-    steering: dict[str, Any] | None = None
+    type: Annotated[str, WithJsonSchema({"const": _METHOD})]
+    steering: Annotated[dict[str, Any] | None, WithJsonSchema(OPTIONS_SCHEMA)] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -55,16 +58,24 @@ class CreateJobRequest(WireModel):
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"integrations": ([],)}
 
     model: Annotated[str, Field(max_length=MAX_MODEL_NAME_LENGTH)]
+    """The served model."""
     training_file: FileId
+    """The id of an uploaded file."""
     validation_file: FileId | None = None
-    suffix: str | None = None
+    """The id of a file to choose the best vector by. Default: a part of the training file."""
+    suffix: Annotated[str | None, WithJsonSchema({"anyOf": [NAME_SCHEMA, {"type": "null"}]})] = None
+    """The name of the vector. Default: one of the server's."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    """The same seed makes the same vector again. Default: one of the server's."""
     method: MethodFields | None = None
+    """How the vector is made."""
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_PAIRS)] | None = None
+    """Pairs by which jobs can be listed."""
     hyperparameters: HyperparametersFields | None = None
+    """A steering vector has none."""
 
 
-def file_object(record: FileRecord) -> dict[str, Any]:
+def file_object(record: FileRecord) -> File:
     """OpenAI's file object."""
     return {
         "id": record.id,
@@ -79,7 +90,7 @@ def file_object(record: FileRecord) -> dict[str, Any]:
     }
 
 
-def job_object(job: JobRecord) -> dict[str, Any]:
+def job_object(job: JobRecord) -> Job:
     """OpenAI's fine-tuning job, with the method that this server has."""
     is_published = job.status is JobStatus.SUCCEEDED and job.fine_tuned_vector is not None
     retention = {} if job.retention_file is None else {"retention_file": job.retention_file}
@@ -90,7 +101,7 @@ def job_object(job: JobRecord) -> dict[str, Any]:
         "created_at": job.created_at,
         "finished_at": job.finished_at,
         "estimated_finish": job.estimated_finish,
-        "status": job.status.label,
+        "status": cast(Status, job.status.label),
         "error": None if error is None else {"code": error.code, "message": error.message, "param": error.param},
         "model": job.model,
         "fine_tuned_model": f"{job.model}+{job.name}" if is_published else None,
@@ -101,13 +112,13 @@ def job_object(job: JobRecord) -> dict[str, Any]:
         "trained_tokens": job.trained_tokens if job.status.is_final else None,
         "seed": job.seed,
         "hyperparameters": {},
-        "method": {"type": _METHOD, _METHOD: {**job.steering, **retention}},
+        "method": {"type": "steering", "steering": {**job.steering, **retention}},
         "integrations": [],
         "metadata": None if job.metadata is None else dict(job.metadata),
     }
 
 
-def event_object(event: EventRecord) -> dict[str, Any]:
+def event_object(event: EventRecord) -> JobEvent:
     """OpenAI's event of a fine-tuning job."""
     return {
         "id": event.id,

@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import torch
 from anyio.to_thread import run_sync
+from pydantic import WithJsonSchema
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from server.api.bodies import limited_stream, parse_json, read_body
 from server.errors import InvalidRequest
@@ -22,6 +24,13 @@ from vectors.formats import ImportOptions
 from vectors.vector import MAX_LAYER, MAX_METADATA_BYTES
 
 _MAX_METADATA_PART = 2 * MAX_METADATA_BYTES
+
+
+class VectorForm(TypedDict):
+    """The parts of a multipart upload. `metadata` is JSON: what the upload says over what the file says itself."""
+
+    file: Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
+    metadata: NotRequired[Annotated[str, WithJsonSchema({"type": "string", "contentMediaType": "application/json"})]]
 
 
 async def read_upload(request: Request, limit: int) -> tuple[bytes, ImportOptions]:

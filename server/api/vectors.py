@@ -15,11 +15,14 @@ from starlette.responses import JSONResponse, Response
 
 from server.api.auth import require
 from server.api.bodies import MAX_JSON_BYTES, read_model, refuse_unknown_query
+from server.api.objects.vectors import DeletedVector, Vector, VectorList
+from server.api.operation import BYTES, FORM, JSON, Answer, Parameter, operation
+from server.api.parameters import DISPOSITION, ETAG, IF_MATCH, IF_NONE_MATCH, NAME, limit, order
 from server.api.preconditions import if_match_of, if_none_match_of, refuse_preconditions
-from server.api.protocol import CreateVectorRequest, PatchVectorRequest, RollbackRequest
 from server.api.services import Services, services_of
-from server.api.uploads import directions_of, read_upload
-from server.errors import InvalidRequest
+from server.api.uploads import VectorForm, directions_of, read_upload
+from server.api.vector_protocol import CreateVectorRequest, PatchVectorRequest, RollbackRequest
+from server.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed, Unavailable
 from server.keys import Role
 from vectors.errors import StoreCorrupt, VectorNotFound
 from vectors.formats import ImportOptions, decode, encode_gguf
@@ -27,7 +30,7 @@ from vectors.names import check_name
 from vectors.store import StoredVector
 from vectors.vector import SteeringVector
 
-router = APIRouter(prefix="/v1/steering/vectors")
+router = APIRouter(prefix="/v1/steering/vectors", tags=["Steering vectors"])
 
 _MAY_READ = [Depends(require(Role.USE))]
 _MAY_CHANGE = [Depends(require(Role.MANAGE))]
@@ -39,6 +42,13 @@ _log = logging.getLogger(__name__)
 
 
 @router.put("/{name}", dependencies=_MAY_CHANGE)
+@operation(
+    Answer(Vector, "A new revision of a known name, or the same content again.", headers=(ETAG,)),
+    Answer(Vector, "A new name.", status=201, headers=(ETAG,)),
+    bodies={BYTES: bytes, FORM: VectorForm},
+    errors=(PreconditionFailed,),
+    parameters=(NAME, IF_MATCH, IF_NONE_MATCH),
+)
 async def put_vector(request: Request, name: str) -> Response:
     """Make an uploaded file the current revision of `name`."""
     services = services_of(request)
@@ -58,6 +68,9 @@ async def put_vector(request: Request, name: str) -> Response:
 
 
 @router.post("", dependencies=_MAY_CHANGE)
+@operation(
+    Answer(Vector, "A new name.", status=201, headers=(ETAG,)), bodies={JSON: CreateVectorRequest}, errors=(Conflict,)
+)
 async def create_vector(request: Request) -> Response:
     """Make a vector from numbers in the body."""
     services = services_of(request)
@@ -79,6 +92,14 @@ async def create_vector(request: Request) -> Response:
 
 
 @router.get("", dependencies=_MAY_READ)
+@operation(
+    Answer(VectorList, "A page."),
+    parameters=(
+        limit(_DEFAULT_LIMIT, _MOST_LISTED),
+        Parameter("after", "The name after which the page begins.", {"type": "string"}),
+        order("asc"),
+    ),
+)
 async def list_vectors(request: Request) -> Response:
     """Vectors by name, a page at a time."""
     services = services_of(request)
@@ -106,6 +127,7 @@ async def list_vectors(request: Request) -> Response:
 
 
 @router.get("/{name}", dependencies=_MAY_READ)
+@operation(Answer(Vector, "The vector.", headers=(ETAG,)), errors=(InvalidRequest, NotFound), parameters=(NAME,))
 async def get_vector(request: Request, name: str) -> Response:
     """The current revision of `name`, and its history."""
     services = services_of(request)
@@ -123,6 +145,15 @@ async def get_vector(request: Request, name: str) -> Response:
 
 
 @router.get("/{name}/content", dependencies=_MAY_READ)
+@operation(
+    Answer(None, "The file.", media_type=BYTES, headers=(ETAG, DISPOSITION)),
+    errors=(InvalidRequest, NotFound, Unavailable),
+    parameters=(
+        NAME,
+        Parameter("format", "Of which format.", {"type": "string", "enum": list(_FORMATS), "default": _FORMATS[0]}),
+        Parameter("revision", "Which revision, or how it begins.", {"type": "string", "pattern": "^[0-9a-f]{6,64}$"}),
+    ),
+)
 async def get_content(request: Request, name: str) -> Response:
     """A revision of `name` as a file: the current one, or the one that `revision` begins."""
     services = services_of(request)
@@ -146,6 +177,12 @@ async def get_content(request: Request, name: str) -> Response:
 
 
 @router.patch("/{name}", dependencies=_MAY_CHANGE)
+@operation(
+    Answer(Vector, "The new revision.", headers=(ETAG,)),
+    bodies={JSON: PatchVectorRequest},
+    errors=(NotFound, PreconditionFailed),
+    parameters=(NAME, IF_MATCH),
+)
 async def patch_vector(request: Request, name: str) -> Response:
     """Change defaults and descriptions of `name`; the directions stay."""
     services = services_of(request)
@@ -162,6 +199,12 @@ async def patch_vector(request: Request, name: str) -> Response:
 
 
 @router.post("/{name}/rollback", dependencies=_MAY_CHANGE)
+@operation(
+    Answer(Vector, "The revision that is current now.", headers=(ETAG,)),
+    bodies={JSON: RollbackRequest},
+    errors=(NotFound, PreconditionFailed),
+    parameters=(NAME, IF_MATCH),
+)
 async def roll_back(request: Request, name: str) -> Response:
     """Point `name` at an earlier revision of its history."""
     services = services_of(request)
@@ -173,6 +216,11 @@ async def roll_back(request: Request, name: str) -> Response:
 
 
 @router.delete("/{name}", dependencies=_MAY_CHANGE)
+@operation(
+    Answer(DeletedVector, "It is gone."),
+    errors=(InvalidRequest, NotFound, PreconditionFailed),
+    parameters=(NAME, IF_MATCH),
+)
 async def delete_vector(request: Request, name: str) -> Response:
     """Forget `name`; requests that were accepted finish with what they had."""
     services = services_of(request)

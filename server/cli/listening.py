@@ -23,6 +23,9 @@ _log = logging.getLogger(__name__)
 FLUSH_SECONDS = 5
 """How long, after the last request ended, its connection may take to receive the rest."""
 
+_CUT_OFF_SECONDS = 5
+"""How long the requests of those that did not receive it may take to notice that they were cut off."""
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket bound to `host` and `port` (0: a free one); `CommandFailed` when that cannot be."""
@@ -59,16 +62,28 @@ def url_of(bound: socket.socket) -> str:
 
 
 class DrainingServer(uvicorn.Server):
-    """Calls `on_ready` when it serves; the first signal runs `drain` in a thread and then ends the server."""
+    """Calls `on_ready` when it serves; the first signal runs `drain` in a thread and then ends the server.
 
-    def __init__(self, app: Callable[..., object], *, on_ready: Callable[[], None], drain: Callable[[], None]) -> None:
+    `protocol` speaks HTTP on each connection.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., object],
+        *,
+        protocol: type[asyncio.Protocol],
+        on_ready: Callable[[], None],
+        drain: Callable[[], None],
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
+                http=protocol,
+                ws="none",
                 log_config=None,
                 access_log=False,  # `server.api.access` logs every exchange, with its id
                 server_header=False,
-                timeout_graceful_shutdown=FLUSH_SECONDS,
+                timeout_graceful_shutdown=FLUSH_SECONDS + _CUT_OFF_SECONDS,
             )
         )
         self._on_ready = on_ready
@@ -80,6 +95,15 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the connections receive the rest; who does not read has left then, as far as its request knows."""
+        asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._cut_off)
+        await super().shutdown(sockets)
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. Second: stop at once, as the signal itself would have."""

@@ -17,14 +17,26 @@ from server.cli.engine import ModelSource, loading, readable_failures, source_of
 from server.cli.errors import USAGE, CommandFailed
 from server.cli.logs import set_up_logging
 from server.cli.output import discard_output
+from server.cli.tracing import start_tracing
 from server.config import Settings, SettingsRefused, options
 from server.demo import VECTORS_DIR
-from server.keys import CLIENT_VARIABLE, MANAGE_VARIABLE, USE_VARIABLE, ApiKeys, KeysRefused, check_exposure
+from server.keys import (
+    CLIENT_VARIABLE,
+    MANAGE_VARIABLE,
+    USE_VARIABLE,
+    ApiKeys,
+    KeysRefused,
+    check_exposure,
+    check_origins,
+)
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
     from server.cli.banner import Readiness
     from server.engine.engine import BatchingEngine
     from server.jobs.worker import JobWorker
+    from server.response_store import ResponseStore
     from server.text import TextProcessor
     from vectors.store import VectorStore
 
@@ -42,6 +54,7 @@ class _Parts:
     engine: BatchingEngine
     text: TextProcessor
     jobs: JobWorker
+    responses: ResponseStore | None
 
 
 def serve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
@@ -52,6 +65,7 @@ def serve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
         keys = ApiKeys.from_sources(environ, settings.api_key_file)
         _warn_of_variables(environ, keys)
         check_exposure(settings.host, keys, settings.insecure)
+        check_origins(settings.cors_origin, keys, settings.insecure)
     except (SettingsRefused, KeysRefused) as error:
         raise CommandFailed(str(error), USAGE) from None
     source = source_of(settings)
@@ -59,8 +73,9 @@ def serve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
 
     with contextlib.ExitStack() as cleanup:
         bound = cleanup.enter_context(bind(settings.host, settings.port))
+        tracer = start_tracing(settings.otel_endpoint, environ, cleanup)
         parts = _build(settings, source, cleanup)
-        _run(settings, keys, source, parts, bound)
+        _run(settings, keys, source, parts, bound, tracer)
     _log.info("stopped")
     return 0
 
@@ -92,7 +107,18 @@ def _build(settings: Settings, source: ModelSource, cleanup: contextlib.ExitStac
             if source.is_demo:
                 put_shipped_vectors(store, VECTORS_DIR, settings.data_dir, engine.info)
             jobs = _start_jobs(settings, engine, text, store, cleanup)
-    return _Parts(store, engine, text, jobs)
+            responses = _open_responses(settings, cleanup)
+    return _Parts(store, engine, text, jobs, responses)
+
+
+def _open_responses(settings: Settings, cleanup: contextlib.ExitStack) -> ResponseStore | None:
+    """The kept responses of the data directory, if any are to be kept."""
+    if settings.max_stored_responses == 0:
+        return None
+    from server.response_store import ResponseStore
+
+    path = settings.data_dir / "responses.sqlite3"
+    return cleanup.enter_context(ResponseStore(path, max_count=settings.max_stored_responses))
 
 
 def _start_jobs(
@@ -116,8 +142,16 @@ def _start_jobs(
     return jobs
 
 
-def _run(settings: Settings, keys: ApiKeys, source: ModelSource, parts: _Parts, bound: socket.socket) -> None:
+def _run(
+    settings: Settings,
+    keys: ApiKeys,
+    source: ModelSource,
+    parts: _Parts,
+    bound: socket.socket,
+    tracer: Tracer | None,
+) -> None:
     from server.app import build_app
+    from server.cli.connections import timed_protocol
     from server.cli.listening import DrainingServer, cannot_listen, url_of
 
     def announce() -> None:
@@ -137,8 +171,9 @@ def _run(settings: Settings, keys: ApiKeys, source: ModelSource, parts: _Parts, 
             _log.warning("some requests took longer than %g s and were aborted", DRAIN_SECONDS)
         parts.engine.close()
 
-    app = build_app(settings, parts.engine, parts.text, parts.store, keys, parts.jobs)
-    server = DrainingServer(app, on_ready=announce, drain=drain)
+    app = build_app(settings, parts.engine, parts.text, parts.store, keys, parts.jobs, tracer, parts.responses)
+    protocol = timed_protocol(settings.body_timeout, settings.send_timeout)
+    server = DrainingServer(app, protocol=protocol, on_ready=announce, drain=drain)
     try:
         server.run_on(bound)
     except OSError as error:

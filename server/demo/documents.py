@@ -15,12 +15,19 @@ TURN_END = "<|im_end|>"
 PAD = "<|pad|>"
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}"
+    "{% if tools %}{{ '<|im_start|>system\n' }}"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\n' }}{% endif %}"
+    "{{ 'Tools:\n' }}{% for tool in tools %}{{ (tool['function'] | tojson) + '\n' }}{% endfor %}"
+    '{{ \'A call is <tool_call>{"name": ..., "arguments": {...}}</tool_call>.<|im_end|>\n\' }}{% endif %}'
+    "{% for message in messages %}{% if not (tools and loop.first and message['role'] == 'system') %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
+    "{% for call in message['tool_calls'] or [] %}{{ '' if loop.first and not message['content'] else '\n' }}"
+    "{{ '<tool_call>\n{\"name\": \"' + call['function']['name'] + '\", \"arguments\": ' }}"
+    "{{ (call['function']['arguments'] | tojson) + '}\n</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""ChatML as a template; `chat_document` writes the same text."""
+"""ChatML as a template, with tools that the model never saw; `chat_document` writes the same text."""
 
 PROMPT_WEIGHT = 0.0
 LETTER_WEIGHT = 6.0

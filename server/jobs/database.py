@@ -1,21 +1,19 @@
 """JobDatabase: files, jobs and events in one SQLite file; what a method acknowledged survives `kill -9` and power loss.
 
-One connection behind a lock serves every thread, and no other process can open the file meanwhile. Ids sort by age,
-whatever the clock does. It does not know what a training is, nor where the files' bytes are.
+Ids sort by age, whatever the clock does. It does not know what a training is, nor where the files' bytes are.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import secrets
 import sqlite3
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from server.durable_database import DurableDatabase
 from server.errors import Conflict, NotFound
 from server.jobs.records import Event, EventRecord, FileRecord, JobRecord, JobStatus
 from server.jobs.schema import (
@@ -32,8 +30,6 @@ from server.jobs.schema import (
     job_row,
     moment_of,
 )
-from vectors.durable import flush_folder, make_folder
-from vectors.errors import VectorsError
 
 Kind = Literal["file", "ftjob", "ftevent"]
 
@@ -41,43 +37,22 @@ _FINAL = ", ".join(f"'{status.label}'" for status in JobStatus if status.is_fina
 _KEPT = object()
 
 
-class DatabaseRefused(VectorsError):
-    """The database cannot be opened, read or written; the message names the file and says why."""
+class JobDatabase(DurableDatabase):
+    """The records under `path`. Every method may raise `DatabaseRefused`."""
 
-
-class JobDatabase:
-    """The records under `path`; thread-safe. `close` it (or use it as a context) to let others open it.
-
-    Every method may raise `DatabaseRefused`: another process has it open, it is damaged, from a newer version of this
-    program, no database of jobs at all, or the disk refuses.
-    """
+    kind = "database of jobs"
+    tables = TABLES
+    version = VERSION
+    application_id = APPLICATION_ID
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.RLock()
         self._last_moment = 0
-        make_folder(path.parent)
-        try:
-            # nobody waits for another process: it keeps the file as long as it lives
-            self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as error:
-            raise DatabaseRefused(f"{path}: {error}") from error
-        try:
-            self._open()
-        except BaseException:
-            self._connection.close()
-            raise
+        super().__init__(path)
 
-    def close(self) -> None:
-        """Let other processes open the file."""
-        with self._lock:
-            self._connection.close()
-
-    def __enter__(self) -> JobDatabase:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def _read_state(self) -> None:
+        with self.transaction() as connection:
+            newest = [connection.execute(f"SELECT max(id) FROM {table}").fetchone()[0] for table in _TABLES]
+        self._last_moment = max((moment_of(identifier) for identifier in newest if identifier is not None), default=0)
 
     def new_id(self, kind: Kind) -> str:
         """An id that nothing has and that sorts behind every other."""
@@ -87,14 +62,14 @@ class JobDatabase:
 
     def add_file(self, record: FileRecord) -> None:
         """Record a file whose bytes are in their place."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             _insert(connection, "files", file_row(record))
 
     def find_file(self, identifier: str) -> FileRecord | None:
         """The file of that id, if there is one."""
         if not is_id(identifier, "file"):
             return None
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             row = connection.execute("SELECT * FROM files WHERE id = ?", (identifier,)).fetchone()
         return None if row is None else file_of(row)
 
@@ -111,12 +86,12 @@ class JobDatabase:
         query.after(after)
         if purpose is not None:
             query.where("purpose = ?", purpose)
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return [file_of(row) for row in query.rows(connection, limit)]
 
     def remove_file(self, identifier: str) -> None:
         """Forget a file. Raises `NotFound`, and `Conflict` while a job that has not ended needs it."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             user = connection.execute(
                 f"SELECT id FROM jobs WHERE status NOT IN ({_FINAL})"
                 " AND ? IN (training_file, validation_file, retention_file)",
@@ -129,7 +104,7 @@ class JobDatabase:
 
     def add_job(self, record: JobRecord, event: Event) -> JobRecord:
         """Record a new job. Raises `NotFound` with the parameter whose file does not exist."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             for param, identifier in record.files.items():
                 if connection.execute("SELECT 1 FROM files WHERE id = ?", (identifier,)).fetchone() is None:
                     raise missing_file(identifier, param)
@@ -141,7 +116,7 @@ class JobDatabase:
         """The job of that id, if there is one."""
         if not is_id(identifier, "ftjob"):
             return None
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return _find_job(connection, identifier)
 
     def jobs(
@@ -166,7 +141,7 @@ class JobDatabase:
             query.where("EXISTS (SELECT 1 FROM json_each(metadata) WHERE key = ? AND value = ?)", key, value)
         if without_metadata:
             query.where("metadata IS NULL")
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return [job_of(row) for row in query.rows(connection, limit)]
 
     def change_job(
@@ -182,7 +157,7 @@ class JobDatabase:
 
         `unpublished` are the bytes of a complete vector that is not in the registry yet, None when it is.
         """
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             before = _find_job(connection, identifier)
             assert before is not None, identifier
             after = dataclasses.replace(before, **changes)
@@ -201,7 +176,7 @@ class JobDatabase:
 
     def unpublished(self, identifier: str) -> bytes | None:
         """The complete vector of a job that is to be put into the registry, if there is one."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             row = connection.execute("SELECT content FROM unpublished WHERE job = ?", (identifier,)).fetchone()
         return None if row is None else bytes(row["content"])
 
@@ -212,68 +187,8 @@ class JobDatabase:
         query = _Query("events", order)
         query.where("job = ?", job)
         query.after(after)
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return [event_of(row) for row in query.rows(connection, limit)]
-
-    def _open(self) -> None:
-        connection = self._connection
-        connection.row_factory = sqlite3.Row
-        try:
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # before the journal's mode: nothing is shared then
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            self._check_version()
-            if connection.execute("PRAGMA quick_check").fetchone()[0] != "ok":
-                raise DatabaseRefused(f"{self._path} is damaged")
-            with self._transaction():
-                newest = [connection.execute(f"SELECT max(id) FROM {table}").fetchone()[0] for table in _TABLES]
-        except sqlite3.Error as error:
-            raise self._refusal(error) from error
-        self._last_moment = max((moment_of(identifier) for identifier in newest if identifier is not None), default=0)
-
-    def _check_version(self) -> None:
-        """Make the tables of a new database, and refuse one that is not ours or that a newer version made."""
-        with self._transaction() as connection:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            application = connection.execute("PRAGMA application_id").fetchone()[0]
-            is_empty = connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
-            if is_empty and version == 0:
-                for statement in TABLES.split(";"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                connection.execute(f"PRAGMA user_version = {VERSION}")
-            elif application != APPLICATION_ID:
-                raise DatabaseRefused(f"{self._path} is not a database of jobs")
-            elif version > VERSION:
-                raise DatabaseRefused(
-                    f"{self._path} is of a newer version of this program ({version}; this one knows {VERSION})"
-                )
-        flush_folder(self._path.parent)
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All that is done within is there afterwards, or nothing of it."""
-        with self._lock:
-            try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._connection
-                    self._connection.execute("COMMIT")
-                except BaseException:
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as error:
-                raise self._refusal(error) from error
-
-    def _refusal(self, error: sqlite3.Error) -> DatabaseRefused:
-        name = getattr(error, "sqlite_errorname", "")  # missing where the error is not SQLite's own
-        if name in ("SQLITE_BUSY", "SQLITE_LOCKED"):
-            return DatabaseRefused(f"another process has the database of jobs {self._path} open")
-        if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
-            return DatabaseRefused(f"{self._path} is damaged: {error}")
-        return DatabaseRefused(f"{self._path} cannot be used: {error}")
 
     def _add_events(self, connection: sqlite3.Connection, job: str, events: Iterable[Event]) -> None:
         for event in events:

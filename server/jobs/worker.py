@@ -24,8 +24,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from server.durable_database import DatabaseRefused
 from server.errors import InvalidRequest, NotFound, Unavailable
-from server.jobs.database import DatabaseRefused, JobDatabase
+from server.jobs.database import JobDatabase
 from server.jobs.files import FileStore
 from server.jobs.progress import ProgressLog
 from server.jobs.records import (

@@ -29,8 +29,16 @@ FLAGS = [
     "--max-batch-tokens",
     "--max-upload-mib",
     "--max-queue",
+    "--max-stored-responses",
     "--api-key-file",
     "--insecure",
+    "--cors-origin",
+    "--rate-limit",
+    "--request-timeout",
+    "--body-timeout",
+    "--send-timeout",
+    "--stream-keep-alive",
+    "--otel-endpoint",
     "--log-level",
     "--log-json",
 ]
@@ -89,8 +97,16 @@ def test_every_value_can_be_given_either_way() -> None:
         "max_batch_tokens": "256",
         "max_upload_mib": "0.5",
         "max_queue": "0",
+        "max_stored_responses": "0",
         "api_key_file": "/run/keys",
         "insecure": "on",
+        "cors_origin": "https://app.example",
+        "rate_limit": "60",
+        "request_timeout": "600",
+        "body_timeout": "5.5",
+        "send_timeout": "60",
+        "stream_keep_alive": "10",
+        "otel_endpoint": "http://collector:4318",
         "log_level": "Debug",
         "log_json": "1",
     }
@@ -120,7 +136,24 @@ REFUSED = [
     ("max_batch_tokens", "many"),
     ("max_upload_mib", "-1"),
     ("max_queue", "-1"),
+    ("max_stored_responses", "100001"),
     ("insecure", "maybe"),
+    ("cors_origin", "app.example"),
+    ("cors_origin", "https://app.example/"),
+    ("cors_origin", "https://app.example/path"),
+    ("cors_origin", "https://user@app.example"),
+    ("cors_origin", "https://*.example"),
+    ("cors_origin", "https://a.example,,https://b.example"),
+    ("cors_origin", "null"),
+    ("cors_origin", "file://"),
+    ("cors_origin", "*,https://app.example"),
+    ("rate_limit", "0"),
+    ("request_timeout", "0"),
+    ("body_timeout", "inf"),
+    ("send_timeout", "0"),
+    ("stream_keep_alive", "-1"),
+    ("otel_endpoint", "collector:4318"),
+    ("otel_endpoint", "http://user:secret@collector"),
     ("log_level", "loud"),
 ]
 
@@ -133,6 +166,12 @@ def test_a_bad_value_is_refused_by_the_name_it_was_given_under(name: str, text: 
     assert repr(text) in str(by_flag.value)
     with pytest.raises(SettingsRefused, match=f"^{option.variable}: must"):
         Settings.from_sources({}, {option.variable: text})
+
+
+def test_origins_become_what_browsers_send() -> None:
+    given = "HTTPS://App.Example:443, http://127.0.0.1:80,http://[::1]:3000,app://obsidian.md,https://b.example:8443"
+    expected = "https://app.example http://127.0.0.1 http://[::1]:3000 app://obsidian.md https://b.example:8443"
+    assert Settings.from_sources({"cors_origin": given}, {}).cors_origin == tuple(expected.split())
 
 
 def test_settings_do_not_change() -> None:

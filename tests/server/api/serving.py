@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -10,13 +11,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import openai
 import torch
 import uvicorn
+from fastapi import FastAPI
+from opentelemetry.trace import Tracer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from server.app import build_app
 from server.config import Settings
@@ -27,6 +31,7 @@ from server.jobs.files import FileStore
 from server.jobs.trainer import Trainer
 from server.jobs.worker import JobWorker
 from server.keys import ApiKeys
+from server.response_store import ResponseStore
 from server.text import TextProcessor
 from vectors.store import VectorStore
 from vectors.vector import SteeringVector
@@ -63,7 +68,7 @@ def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToken
     return tokenizer
 
 
-def tiny_model() -> LoadedModel:
+def tiny_module() -> LlamaForCausalLM:
     """A seeded Llama over bytes; its end token is `<|im_end|>`."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -82,7 +87,12 @@ def tiny_model() -> LoadedModel:
     module = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         module.lm_head.weight[:3] = 0.0  # it hardly ever ends by itself, so that tests know how long answers are
-    return prepare_model(module, model_id=MODEL)
+    return module
+
+
+def tiny_model() -> LoadedModel:
+    """The same, ready for an engine."""
+    return prepare_model(tiny_module(), model_id=MODEL)
 
 
 def direction(seed: int, scale: float = 8.0) -> torch.Tensor:
@@ -114,6 +124,8 @@ class Server:
     text: TextProcessor
     key: str | None = None
     worker: JobWorker | None = None
+    responses: ResponseStore | None = None
+    app: FastAPI | None = None
     _closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
@@ -154,25 +166,35 @@ def serving(
     chat_template: str | None = CHAT_TEMPLATE,
     engine_settings: EngineSettings | None = None,
     engine_class: type[BatchingEngine] = BatchingEngine,
-    http: str = "auto",
+    model: LoadedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    http: Literal["auto"] | type[asyncio.Protocol] = "auto",
     trainer: Trainer | None = None,
+    tracer: Tracer | None = None,
+    keeps_responses: bool = True,
     **settings: object,
 ) -> Iterator[Server]:
     """Serve the tiny model from another thread on a free port, with the registry in `folder`.
 
-    With a `trainer` it also does training jobs.
+    With a `trainer` it also does training jobs; with a `model` and its `tokenizer` it serves these instead.
+    `keeps_responses`: those whose requests ask for it.
     """
     limits = engine_settings or EngineSettings(num_pages=400, page_size=8, max_running=40, max_batch_tokens=128)
-    text = TextProcessor(byte_tokenizer(chat_template))
+    text = TextProcessor(tokenizer or byte_tokenizer(chat_template))
     with contextlib.ExitStack() as parts:
         store = parts.enter_context(VectorStore(folder / "vectors"))
-        engine = parts.enter_context(engine_class(tiny_model(), limits))
+        engine = parts.enter_context(engine_class(model or tiny_model(), limits))
         worker = None
         if trainer is not None:
             database = parts.enter_context(JobDatabase(folder / "jobs.sqlite"))
             files = FileStore(folder / "files", database)
             worker = parts.enter_context(JobWorker(database, files, store, trainer)).start()
-        app = build_app(Settings(**settings), engine, text, store, keys, worker)  # type: ignore[arg-type]
+        options = Settings(**settings)  # type: ignore[arg-type]
+        responses = None
+        if keeps_responses:
+            path, most = folder / "responses.sqlite", options.max_stored_responses
+            responses = parts.enter_context(ResponseStore(path, max_count=most))
+        app = build_app(options, engine, text, store, keys, worker, tracer, responses)
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", http=http)
         listener = socket.create_server(("127.0.0.1", 0))
         runner = uvicorn.Server(config)
@@ -180,7 +202,8 @@ def serving(
         thread.start()
         try:
             eventually(lambda: runner.started)
-            server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, store, text, key, worker)
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            server = Server(url, engine, store, text, key, worker, responses, app)
             with server._closing:
                 yield server
         finally:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, model_validator
 from starlette.requests import Request
 
 from server.api.bodies import MAX_JSON_BYTES, MAX_MEMBERS, parse_json, read_model, validated
-from server.api.protocol import ChatRequest
+from server.api.chat_protocol import ChatRequest
 from server.errors import InvalidRequest
 from tests.server.api.serving import Server
 

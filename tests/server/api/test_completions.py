@@ -118,10 +118,42 @@ def test_token_ids_come_back_when_asked_for(server: Server) -> None:
     assert len(answer.token_ids) == 12
 
 
+def test_the_best_are_the_likeliest_a_token(server: Server) -> None:
+    ends = {"stop_token_ids": list(range(60, 100))}
+    options = {"prompt": ["Once upon", "a hill"], "seed": 7, "temperature": 1.2, "extra_body": ends}
+    every = complete(server, n=8, logprobs=0, **options)
+    means = [sum(choice.logprobs.token_logprobs) / len(choice.logprobs.token_logprobs) for choice in every.choices]
+    assert len({len(choice.logprobs.tokens) for choice in every.choices}) > 2  # so that a mean is no sum
+    wanted = []
+    for first in (0, 8):
+        order = sorted(range(first, first + 8), key=lambda index: means[index], reverse=True)
+        wanted += [every.choices[index].text for index in order[:3]]
+    best = complete(server, best_of=8, n=3, **options)
+    assert [choice.text for choice in best.choices] == wanted
+    assert [choice.index for choice in best.choices] == list(range(6))
+    assert [choice.logprobs for choice in best.choices] == [None] * 6
+    assert best.usage.completion_tokens == every.usage.completion_tokens
+    assert best.usage.prompt_tokens == every.usage.prompt_tokens
+    shown = complete(server, best_of=8, n=3, echo=True, logprobs=1, **options)
+    assert [choice.text for choice in shown.choices] == [
+        options["prompt"][index // 3] + text for index, text in enumerate(wanted)
+    ]
+    assert all(len(choice.logprobs.top_logprobs[-1]) >= 1 for choice in shown.choices)
+
+
+def test_best_of_as_many_as_are_told_changes_nothing(server: Server) -> None:
+    options = {"n": 3, "seed": 4, "temperature": 1}
+    plain, best = complete(server, **options), complete(server, best_of=3, **options)
+    assert [choice.text for choice in best.choices] == [choice.text for choice in plain.choices]
+    assert list(complete(server, best_of=3, stream=True, **options))
+
+
 @pytest.mark.parametrize(
     ("options", "code", "param"),
     [
-        ({"best_of": 3}, "unsupported_parameter", "best_of"),
+        ({"best_of": 2, "n": 3}, "invalid_value", "best_of"),
+        ({"best_of": 2, "stream": True}, "invalid_value", "best_of"),
+        ({"best_of": 129}, "invalid_value", "best_of"),
         ({"suffix": "."}, "unsupported_parameter", "suffix"),
         ({"prompt": []}, "invalid_type", "prompt"),
         ({"prompt": ""}, "empty_prompt", "prompt"),

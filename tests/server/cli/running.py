@@ -91,6 +91,11 @@ class ServerProcess:
         self.wait_for_line("Ctrl-C ends it")
         return url
 
+    @property
+    def process_id(self) -> int:
+        """By which the operating system knows it."""
+        return self._process.pid
+
     def signal(self, number: int) -> None:
         """Send a signal."""
         self._process.send_signal(number)

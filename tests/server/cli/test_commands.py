@@ -89,6 +89,7 @@ def test_a_bad_variable_is_named() -> None:
 
 def test_a_public_address_needs_keys() -> None:
     assert_one_line(tiller("serve", "--host", "0.0.0.0"), 2, "TILLER_API_KEYS", "--insecure")
+    assert_one_line(tiller("serve", "--cors-origin", "*"), 2, "--cors-origin", "TILLER_API_KEYS", "--insecure")
 
 
 def test_an_unusable_key_file_is_named(tmp_path: Path) -> None:

@@ -127,6 +127,10 @@ def test_json_logs(tiny_model: Path, tmp_path: Path) -> None:
         assert server.stop() == 0
         entries = [json.loads(line) for line in server.lines]
         assert all({"time", "level", "logger", "message"} <= entry.keys() for entry in entries)
+        (asked,) = [entry for entry in entries if entry["logger"] == "tiller.access"]
+        assert (asked["method"], asked["path"], asked["status"]) == ("POST", "/v1/completions", 200)
+        assert asked["request_id"] in asked["message"]
+        assert (asked["completion_tokens"], asked["vectors"], asked["finish_reasons"]) == (16, [], ["length"])
 
 
 def test_the_ready_line_of_a_json_log_is_there_at_every_level(tiny_model: Path, tmp_path: Path) -> None:

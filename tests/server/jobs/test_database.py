@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from server.durable_database import DatabaseRefused
 from server.errors import Conflict, NotFound
-from server.jobs.database import DatabaseRefused, JobDatabase
+from server.jobs.database import JobDatabase
 from server.jobs.records import Event, FileRecord, JobError, JobRecord, JobStatus, VectorReference
 from server.jobs.schema import is_id
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from server.durable_database import DatabaseRefused
 from server.errors import InvalidRequest, NotFound, Unavailable
-from server.jobs.database import DatabaseRefused, JobDatabase
+from server.jobs.database import JobDatabase
 from server.jobs.files import FileStore
 from server.jobs.records import RESULTS_PURPOSE, JobRecord, JobRequest, JobStatus, VectorReference
 from server.jobs.trainer import Outcome, Progress, ReadFile, Trainer

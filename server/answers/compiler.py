@@ -1,0 +1,158 @@
+"""GrammarCompiler: grammars in llguidance's language, compiled for one model's tokenizer.
+
+It does not know what a grammar is for (`grammar_source.py`) nor how masks are applied (the engine's).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Collection
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from server.answers.vocabulary import read_vocabulary
+from server.engine.grammar import Grammar, GrammarFailed, new_mask, unpacked
+
+_MOST_KEPT = 32
+_MOST_CHARACTERS = 1 << 20
+_LIMITS = LLParserLimits(max_grammar_size=20_000, step_max_items=20_000, max_lexer_states=50_000, verbose_errors=False)
+"""Where compiling and a mask end: 20 000 symbols compile within a second or two, whatever they are."""
+
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+_TOO_SLOW = "it takes too long to work out which tokens it allows"
+_NUM_TRIED = 4
+_SECONDS_AT_ONCE = 1.0
+_SECONDS_PER_MASK = 0.005
+"""All masks of a grammar may take this long together, of the time that the engine has for everybody."""
+
+
+class GrammarRefused(Exception):
+    """A grammar that cannot be compiled, or a tokenizer that none can be compiled for; the message says why."""
+
+
+class GrammarCompiler:
+    """Compiles grammars and keeps the latest ones. Thread-safe; the first use reads the tokenizer's vocabulary."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, end_token_ids: Collection[int]) -> None:
+        self._source = tokenizer
+        self._vocab_size = vocab_size
+        self._end_token_ids = sorted(end_token_ids)
+        self._lock = threading.Lock()
+        self._tokenizer: LLTokenizer | None = None
+        self._known: OrderedDict[str, _CompiledGrammar | str] = OrderedDict()
+
+    def prepare(self) -> None:
+        """Read the vocabulary now, so that no request has to wait for it. What is wrong with it, requests are told."""
+        with contextlib.suppress(GrammarRefused), self._lock:
+            self._tokenizer = self._tokenizer or self._read_vocabulary()
+
+    def compile(self, source: str) -> Grammar:
+        """The grammar of `source`, in llguidance's Lark dialect. Raises `GrammarRefused`."""
+        if len(source) > _MOST_CHARACTERS:
+            raise GrammarRefused(f"{len(source)} characters are too many; {_MOST_CHARACTERS} are the most")
+        with self._lock:
+            known = self._known.get(source)
+            if known is not None:
+                self._known.move_to_end(source)
+            tokenizer = self._tokenizer = self._tokenizer or self._read_vocabulary()
+        if known is None:
+            known = _compiled(source, tokenizer, self._vocab_size)
+            with self._lock:
+                self._known[source] = known
+                if len(self._known) > _MOST_KEPT:
+                    self._known.popitem(last=False)
+        if isinstance(known, str):
+            raise GrammarRefused(known)
+        known.check_cost()
+        return known
+
+    def _read_vocabulary(self) -> LLTokenizer:
+        if not isinstance(self._source, PreTrainedTokenizerFast):
+            raise GrammarRefused("this model's tokenizer has no fast form, which constrained decoding needs")
+        if not self._end_token_ids:
+            raise GrammarRefused("this model has no end token, which constrained decoding needs")
+        try:
+            return read_vocabulary(self._source, self._vocab_size, self._end_token_ids)
+        except ValueError as error:
+            raise GrammarRefused(f"this model's tokenizer cannot be used for constrained decoding: {error}") from None
+
+
+def _compiled(source: str, tokenizer: LLTokenizer, vocab_size: int) -> _CompiledGrammar | str:
+    """The grammar, or why there is none.
+
+    A walk over a few tokens is part of it: some grammars show only then that they allow nothing, or grow too large.
+    What the walk has found out stays with the matcher and so with its copies.
+    """
+    matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS)
+    words = new_mask(vocab_size)
+    num_walked = 0
+    while num_walked < _NUM_TRIED and not matcher.is_stopped():
+        matcher.unsafe_compute_mask_ptr(words.data_ptr(), words.numel() * words.element_size())
+        allowed = unpacked(words, vocab_size).nonzero()
+        if matcher.is_error() or not len(allowed):
+            break
+        matcher.consume_token(int(allowed[0]))
+        num_walked += 1
+    if matcher.is_error() or not matcher.reset():
+        return _reason(matcher)
+    return _CompiledGrammar(matcher)
+
+
+class _CompiledGrammar:
+    """A grammar whose states are copies of one matcher that nobody moves."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+        self._seconds_left = _SECONDS_AT_ONCE
+
+    def start(self) -> _CompiledState:
+        return _CompiledState(self._matcher.deep_copy(), self)
+
+    def spend(self, seconds: float) -> None:
+        """Note what a mask took. Raises `GrammarFailed` when all of them took too long: others wait meanwhile."""
+        self._seconds_left = min(_SECONDS_AT_ONCE, self._seconds_left + _SECONDS_PER_MASK - seconds)
+        if self._seconds_left < 0:
+            raise GrammarFailed(f"the constraint failed: {_TOO_SLOW}")
+
+    def check_cost(self) -> None:
+        """Raise `GrammarRefused` when the grammar has proved to be too slow."""
+        if self._seconds_left < 0:
+            raise GrammarRefused(_TOO_SLOW)
+
+
+class _CompiledState:
+    def __init__(self, matcher: LLMatcher, grammar: _CompiledGrammar) -> None:
+        self._matcher = matcher
+        self._grammar = grammar
+
+    @property
+    def is_complete(self) -> bool:
+        return self._matcher.is_stopped()
+
+    def fill_mask(self, words: Tensor) -> None:
+        started = time.thread_time()
+        self._matcher.unsafe_compute_mask_ptr(words.data_ptr(), words.numel() * words.element_size())
+        self._check()
+        self._grammar.spend(time.thread_time() - started)
+
+    def accept(self, token_id: int) -> None:
+        self._matcher.consume_token(token_id)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarFailed(f"the constraint failed: {_reason(self._matcher)}")
+
+
+def _reason(matcher: LLMatcher) -> str:
+    """Why a matcher is in error, in one line, without the place in a source that the client never saw."""
+    text = _PLACE.sub("", matcher.get_error().partition("\n   1 | ")[0])
+    if text.startswith("NoExtension"):
+        return "nothing satisfies it"
+    return " ".join(text.replace("<non-verbose/>", "").split())[:300]

@@ -1,0 +1,118 @@
+"""The grammar of an answer, in llguidance's Lark dialect: JSON under a schema, or tool calls in the model's format.
+
+It does not know how grammars are compiled or applied.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from server.answers.chat_format import CallShape
+from server.answers.json_schema import SchemaRefused, enforceable
+from server.answers.narrowing import narrowed
+from server.answers.tools import ToolUse
+
+_SPELLING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""One spelling of white space: a model that may add as much as it likes may never end."""
+
+_ANY = "/(?s:.*)/"
+
+Quote = Callable[[str], str]
+"""A text as a grammar writes it, for one tokenizer; see `terminal`."""
+
+
+def json_answer(schema: Mapping[str, Any]) -> str:
+    """An answer that is JSON of `schema`. Raises `SchemaRefused`."""
+    return f"start: answer\nanswer: {_json(schema)}\n"
+
+
+def answer(
+    schema: Mapping[str, Any] | None, use: ToolUse, shape: CallShape | None, quote: Quote, *, never_first: str = ""
+) -> str:
+    """An answer to a request that wants JSON of `schema` (None: text), calls as `use` says, or either.
+
+    `never_first`: what no text begins with, because it begins something else there. Raises `SchemaRefused`.
+    """
+    if not use.callable:
+        assert schema is not None
+        return json_answer(schema)
+    assert shape is not None
+    if use.mode == "required":
+        return f"start: answer\nanswer: calls\n{_calls_rules(use, shape, quote)}"
+    if schema is not None:
+        return f"start: answer\nanswer: calls | json\njson: {_json(schema)}\n{_calls_rules(use, shape, quote)}"
+    return _text_with_calls(use, shape, quote, never_first)
+
+
+def _calls_rules(use: ToolUse, shape: CallShape, quote: Quote) -> str:
+    """One call or, where calls may be parallel, more; arguments obey each tool's schema."""
+    more = f"({quote(shape.separator)} call)*" if use.parallel else ""
+    return (
+        f"calls: call {more}\ncall: {quote(shape.opening)} named {quote(shape.closing)}\n"
+        f"{_named_rules(use, shape, quote)}"
+    )
+
+
+def _text_with_calls(use: ToolUse, shape: CallShape, quote: Quote, never_first: str) -> str:
+    """Free text in which every call, should the model make one, obeys a tool's schema."""
+    marker, _ = shape.markers
+    first = quote(never_first)
+    but = f" & ~({first} {_ANY})" if first.startswith('"') else ""
+    texts = "(opened call)* text" if use.parallel else "text | opened call"
+    return (
+        f"start: answer\nanswer: {texts}\n"
+        f"{_up_to('opened', quote(marker), but)}text: TEXT\nTEXT: {_ANY}{but}\n"
+        f"call: {quote(shape.opening.removeprefix(marker))} named {quote(shape.closing)}\n"
+        f"{_named_rules(use, shape, quote)}"
+    )
+
+
+def after_reasoning(source: str, markers: tuple[str, str], quote: Quote, *, is_open: bool) -> str:
+    """The grammar `source` for an answer that may come after reasoning between `markers`.
+
+    `is_open`: the prompt has begun the reasoning, so that it must end; else it may be left out.
+    """
+    opening, closing = markers
+    thinking = "thinking space" if is_open else f"({quote(opening)} thinking space)?"
+    start, rules = source.split("\n", 1)
+    assert start == "start: answer"
+    return f"start: {thinking} answer\n{_up_to('thinking', quote(closing))}space: /\\n{{0,2}}/\n{rules}"
+
+
+def _up_to(name: str, end: str, but: str = "") -> str:
+    """The rule `name`: any text `but` some, up to the first `end`, which is quoted or a token."""
+    terminal_name = name.upper()
+    if end.startswith('"'):
+        return f"{name}[lazy]: {terminal_name}\n{terminal_name}: ({_ANY} {end}){but}\n"
+    return f"{name}: {terminal_name} {end}\n{terminal_name}: {_ANY}{but}\n"
+
+
+def _named_rules(use: ToolUse, shape: CallShape, quote: Quote) -> str:
+    tools = use.callable
+    named = " | ".join(f"{quote(tool.name + shape.middle)} arguments_{index}" for index, tool in enumerate(tools))
+    rules = (f"arguments_{index}: {_json(_object(tool.schema))}\n" for index, tool in enumerate(tools))
+    return f"named: {named}\n" + "".join(rules)
+
+
+def _object(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments are an object, whether or not their schema says so."""
+    return schema if "type" in schema or "$ref" in schema else {**schema, "type": "object"}
+
+
+def _json(schema: Mapping[str, Any]) -> str:
+    try:
+        return "%json " + json.dumps({**narrowed(enforceable(schema)), "x-guidance": _SPELLING})
+    except RecursionError:
+        raise SchemaRefused("one of its values is nested too deeply") from None
+
+
+def terminal(text: str, special: Mapping[int, str]) -> str:
+    """`text` for a grammar: quoted, with the tokens of `special` (names by id) by their ids; empty for no text."""
+    for token_id, name in special.items():
+        before, found, after = text.partition(name)
+        if found:
+            parts = (terminal(before, special), f"<[{token_id}]>", terminal(after, special))
+            return " ".join(part for part in parts if part)
+    return json.dumps(text, ensure_ascii=False) if text else ""

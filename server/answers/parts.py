@@ -1,0 +1,124 @@
+"""Which part of an answer each token belongs to, for steering: read from the delimiters of the model's format.
+
+A small reader that looks for delimiters only, because it runs between two tokens of a batch; what the parts say is
+read by `reply.py`. It does not know steering.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.utils.chat_parsing.response_templates import ResponseTemplate, ResponseTemplateField
+
+from server.answers.chat_format import CALLS_FIELD, REASONING_FIELDS
+from server.answers.json_text import JsonScanner
+from server.answers.regions import is_json
+from server.detokenizer import TokenTable
+from vectors.vector import Part
+
+_LONGEST_PATTERN = 512
+"""Characters; what a delimiter given as a pattern may need at most."""
+
+
+class AnswerParts:
+    """Tells parts by the delimiters of `template`; None: the whole answer is `outside`.
+
+    `opened` is the field that the prompt has begun already. `outside`: what a token outside of all fields but the
+    content is part of.
+    """
+
+    def __init__(
+        self,
+        table: TokenTable,
+        template: ResponseTemplate | None,
+        *,
+        opened: str | None = None,
+        outside: Part = "content",
+    ) -> None:
+        self._table = table
+        self._fields = {} if template is None else template.fields
+        self._opened = opened
+        self._outside: Part = outside
+
+    def start(self) -> AnswerPartsState:
+        """The state before the first token."""
+        return AnswerPartsState(self._table, self._fields, self._fields.get(self._opened or ""), self._outside)
+
+
+class AnswerPartsState:
+    """The part that one answer is in."""
+
+    def __init__(
+        self,
+        table: TokenTable,
+        fields: dict[str, ResponseTemplateField],
+        current: ResponseTemplateField | None,
+        outside: Part,
+    ) -> None:
+        self._table = table
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._fields = fields
+        self._longest = _longest_delimiter(fields)
+        self._outside: Part = outside
+        self._text = ""
+        self._enter(current)
+
+    @property
+    def part(self) -> Part:
+        """The part that the next token belongs to."""
+        name = None if self._current is None else self._current.name
+        if name in REASONING_FIELDS:
+            return "reasoning"
+        return "tool_calls" if name == CALLS_FIELD else self._outside
+
+    def accept(self, token_id: int) -> None:
+        """Take the token that came."""
+        if not self._fields:
+            return
+        for character in self._decoder.decode(self._table.bytes_of(token_id)):
+            self._text = (self._text + self._as_read(character))[-self._longest :]
+            if (found := self._next_delimiter()) is not None:
+                self._enter(found[0])
+
+    def _enter(self, field: ResponseTemplateField | None) -> None:
+        self._current = field
+        self._text = ""
+        self._json = JsonScanner() if field is not None and is_json(field) else None
+
+    def _as_read(self, character: str) -> str:
+        """The character; blank inside a JSON string, where a delimiter is none."""
+        if self._json is None:
+            return character
+        is_quoted = self._json.is_in_string
+        self._json.take(character)
+        return " " if is_quoted else character
+
+    def _next_delimiter(self) -> tuple[ResponseTemplateField | None] | None:
+        """The field that a delimiter at the text's end leads to, None for outside; None when there is no delimiter."""
+        if self._current is not None:
+            return (None,) if _is_found(self._current.close_re, self._text) else None
+        for field in self._fields.values():
+            if _is_found(field.open_re, self._text):
+                return (field,)
+        return None
+
+
+def _longest_delimiter(fields: Mapping[str, ResponseTemplateField]) -> int:
+    """How many characters are worth remembering."""
+    delimiters = [
+        (pattern, literals)
+        for field in fields.values()
+        for pattern, literals in ((field.open_re, field.open_literals), (field.close_re, field.close_literals))
+        if pattern is not None
+    ]
+    if any(literals is None for _, literals in delimiters):
+        return _LONGEST_PATTERN
+    return max((len(literal) for _, literals in delimiters for literal in literals or ()), default=1)
+
+
+def _is_found(pattern: Any, text: str) -> bool:
+    """True for a match that is not empty."""
+    match = None if pattern is None else pattern.search(text)
+    return match is not None and match.end() > match.start()

@@ -1,0 +1,194 @@
+"""RegionReader: an answer's text, as it comes, into the regions of a response template; no character gets lost.
+
+Transformers' response parser finds the regions. Where a delimiter may begin it is fed one character at a time, so
+that what a malformed region contained is known, and inside JSON strings it sees escape sequences there, so that a
+delimiter quoted in a string is none. It does not know what regions mean.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.utils.chat_parsing import ResponseParser
+from transformers.utils.chat_parsing.response_templates import ResponseTemplate, ResponseTemplateField
+
+from server.answers.json_text import JsonScanner, escaped
+
+_MALFORMED = (ValueError, KeyError, TypeError, RecursionError)
+"""What the parsers of regions raise for what models write."""
+
+
+class RegionChange(enum.Enum):
+    """What an event tells of its region. Each member carries one sentence."""
+
+    OPENED = "It begins; the text is its delimiter, which a region without one lacks."
+    CONTINUED = "It goes on with this text."
+    CLOSED = "It is complete; the text is its delimiter, and `value` what the region says."
+    BROKEN = "It is over and says nothing that its parser could read; the text is its rest, delimiter included."
+
+
+@dataclass(frozen=True, slots=True)
+class RegionEvent:
+    """What a text does to the region of `field`; the texts of all events are the answer's text."""
+
+    change: RegionChange
+    field: str
+    text: str = ""
+    value: Any = None
+
+
+class RegionReader:
+    """Reads one answer. `prompt` is what it continues; `tools`, as templates know them, say what arguments are."""
+
+    def __init__(self, template: ResponseTemplate, prompt: str, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._template = template
+        self._tools: list[Any] = [dict(tool) for tool in tools]
+        self._parser = _parser_after(template, prompt, self._tools)
+        self._beginnings = {name: _beginnings(template, name) for name in (None, *template.fields)}
+        self._pending: list[tuple[str, str]] = []
+        self._json: JsonScanner | None = None
+        self.open_field: str | None = None
+        self.is_begun_by_prompt = bool(self._parser.initial_events)
+        self._open(opened_field(template, prompt))
+
+    def feed(self, text: str) -> list[RegionEvent]:
+        """What `text` does."""
+        events: list[RegionEvent] = []
+        start = 0
+        while start < len(text):
+            end = start + self._num_harmless(text, start)
+            events += self._feed(text[start:end])
+            start = end
+        return events
+
+    def finish(self) -> list[RegionEvent]:
+        """What the end of the answer does."""
+        try:
+            _, found = self._parser.finalize()
+        except _MALFORMED:
+            name = self.open_field or self._template.implicit
+            return [] if name is None else [RegionEvent(RegionChange.BROKEN, name, self._taken(len(self._fed)))]
+        return [self._translated(event) for event in found]
+
+    def _num_harmless(self, text: str, start: int) -> int:
+        """How many characters can be fed at once: 1, or as many as begin no delimiter when none has begun."""
+        beginnings = self._beginnings[self.open_field]
+        if self._pending or beginnings is None:
+            return 1
+        end = start + 1
+        while end < len(text) and text[end] not in beginnings and text[start] not in beginnings:
+            end += 1
+        return end - start
+
+    def _feed(self, text: str) -> list[RegionEvent]:
+        pairs = [(self._as_fed(character), character) for character in text]
+        self._pending += pairs
+        try:
+            found = self._parser.feed("".join(fed for fed, _ in pairs))
+        except _MALFORMED:
+            return self._give_up()
+        return [self._translated(event) for event in found]
+
+    def _as_fed(self, character: str) -> str:
+        if self._json is None:
+            return character
+        is_quoted = self._json.is_in_plain_text
+        self._json.take(character)
+        if not is_quoted or character in '"\\':
+            return character
+        beginnings = self._beginnings[self.open_field]
+        return escaped(character) if beginnings is None or character in beginnings else character
+
+    @property
+    def _fed(self) -> str:
+        return "".join(fed for fed, _ in self._pending)
+
+    def _open(self, name: str | None) -> None:
+        self.open_field = name
+        self._json = JsonScanner() if name is not None and is_json(self._template.fields[name]) else None
+
+    def _taken(self, num_fed: int) -> str:
+        """The next text, which the parser saw as `num_fed` characters."""
+        count = 0
+        while num_fed > 0 and count < len(self._pending):
+            num_fed -= len(self._pending[count][0])
+            count += 1
+        written = "".join(character for _, character in self._pending[:count])
+        del self._pending[:count]
+        return written
+
+    def _translated(self, event: Mapping[str, Any]) -> RegionEvent:
+        kind, name = event["type"], event["field"]
+        field = self._template.fields[name]
+        if kind == "region_chunk":
+            self._taken(max(0, self._fed.find(event["text"])))  # delimiters that lead nowhere
+            return RegionEvent(RegionChange.CONTINUED, name, self._taken(len(event["text"])))
+        if kind == "region_open":
+            if name == self._template.implicit:
+                return RegionEvent(RegionChange.OPENED, name)
+            match = field.open_re.search(self._fed)
+            delimiter = self._taken(len(self._fed) if match is None else match.end())
+            self._open(name)
+            if self._json is not None:
+                for _, character in self._pending:
+                    self._json.take(character)
+            return RegionEvent(RegionChange.OPENED, name, delimiter)
+        self._open(None)
+        match = None if field.close_re is None else field.close_re.match(self._fed)
+        return RegionEvent(RegionChange.CLOSED, name, self._taken(0 if match is None else match.end()), event["value"])
+
+    def _give_up(self) -> list[RegionEvent]:
+        """A region that cannot be read is over; what comes after it is read anew."""
+        name = self.open_field or self._template.implicit
+        assert name is not None
+        field = self._template.fields[name]
+        match = None if field.close_re is None else field.close_re.search(self._fed)
+        text = self._taken(len(self._fed) if match is None else match.end())
+        rest = self._taken(len(self._fed))
+        self._parser = ResponseParser(self._template, prefix="", tools=self._tools)
+        self._open(None)
+        return [RegionEvent(RegionChange.BROKEN, name, text), *self.feed(rest)]
+
+
+def opened_field(template: ResponseTemplate, prompt: str) -> str | None:
+    """The field that the prompt's end has begun, so that the answer goes on with it; None when it has begun none."""
+    opened: str | None = None
+    for event in _parser_after(template, prompt, []).initial_events:
+        if event["type"] == "region_open":
+            opened = None if event["field"] == template.implicit else event["field"]
+        elif event["type"] == "region_close":
+            opened = None
+    return opened
+
+
+def _beginnings(template: ResponseTemplate, name: str | None) -> frozenset[str] | None:
+    """The characters that begin the delimiters which end the field `name` (None: no explicit one); None: any."""
+    if name is not None and name != template.implicit:
+        field = template.fields[name]
+        delimiters = [(field.close_re, field.close_literals)]
+    else:
+        delimiters = [(field.open_re, field.open_literals) for field in template.fields.values()]
+        delimiters += [
+            (field.close_re, field.close_literals) for field in template.fields.values() if not field.open_re
+        ]
+    if any(pattern is not None and literals is None for pattern, literals in delimiters):
+        return None
+    return frozenset(literal[0] for _, literals in delimiters for literal in literals or ())
+
+
+def is_json(field: ResponseTemplateField) -> bool:
+    """True when what the field contains is JSON whose strings are written as JSON's."""
+    return field.content == "json" and not field.content_args.get("string_delims")
+
+
+def _parser_after(template: ResponseTemplate, prompt: str, tools: list[Any]) -> ResponseParser:
+    """A parser that has read the assistant's part of the prompt; without the anchor of that part, none of it."""
+    if template.start_anchor_re.search(prompt) is not None:
+        try:
+            return ResponseParser(template, prefix=prompt, tools=tools)
+        except _MALFORMED:
+            pass
+    return ResponseParser(template, prefix="", tools=tools)

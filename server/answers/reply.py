@@ -1,0 +1,216 @@
+"""ReplyParser: an answer's text, as it comes, into content, reasoning and tool calls.
+
+It turns the regions of the text into deltas, gives the arguments of JSON calls while they are written, and shows as
+content what was no call after all. It does not know tokens or the wire.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.utils.chat_parsing.response_templates import ResponseTemplate, ResponseTemplateField
+
+from server.answers.call_stream import CallStream
+from server.answers.chat_format import CALLS_FIELD, REASONING_FIELDS
+from server.answers.regions import RegionChange, RegionEvent, RegionReader, is_json
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """What a tool call adds: its first delta has `call_id` and `name`; `arguments` are JSON text, in pieces."""
+
+    index: int
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyDelta:
+    """What an answer adds."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.content or self.reasoning or self.tool_calls)
+
+    def __add__(self, other: ReplyDelta) -> ReplyDelta:
+        return _joined((self, other))
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model makes; `arguments` is JSON text."""
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A complete answer."""
+
+    content: str
+    reasoning: str
+    tool_calls: tuple[ToolCall, ...]
+
+    @classmethod
+    def of(cls, deltas: Sequence[ReplyDelta]) -> Reply:
+        """What the deltas of an answer come to."""
+        total = _joined(deltas)
+        calls = (ToolCall(call.call_id or "", call.name or "", call.arguments) for call in total.tool_calls)
+        return cls(total.content, total.reasoning, tuple(calls))
+
+
+@dataclass
+class _Call:
+    """A call that is being written: its text so far, delimiters included; `stream` None: read when complete."""
+
+    raw: str = ""
+    stream: CallStream | None = None
+
+    @property
+    def is_told(self) -> bool:
+        """True when its name, and maybe some of its arguments, are out."""
+        return self.stream is not None and self.stream.name is not None
+
+
+class ReplyParser:
+    """Parses one answer. `template` None: everything is content. `prompt` is what the answer continues."""
+
+    def __init__(self, template: ResponseTemplate | None, prompt: str, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._template = template
+        self._regions = None if template is None else RegionReader(template, prompt, tools)
+        self.has_calls = False
+        self.num_reasoning_tokens = 0
+        self._num_calls = 0
+        self._pending_space = ""
+        self._is_trimming = self._regions is not None and self._regions.is_begun_by_prompt
+        self._call = self._new_call("")
+
+    def push(self, text: str, *, num_tokens: int = 0) -> ReplyDelta:
+        """What `text`, of `num_tokens` tokens, adds to the answer."""
+        if self._regions is None:
+            return ReplyDelta(content=text)
+        if self._regions.open_field in REASONING_FIELDS:
+            self.num_reasoning_tokens += num_tokens
+        return _joined([self._take(event) for event in self._regions.feed(text)])
+
+    def finish(self) -> ReplyDelta:
+        """The rest, when no more text comes."""
+        if self._regions is None:
+            return ReplyDelta()
+        deltas = [self._take(event) for event in self._regions.finish()]
+        if not self.has_calls:
+            deltas.append(ReplyDelta(content=self._pending_space))
+        return _joined(deltas)
+
+    def _take(self, event: RegionEvent) -> ReplyDelta:
+        if event.field == CALLS_FIELD:
+            return self._take_call(event)
+        is_reasoning = event.field in REASONING_FIELDS
+        if event.change is RegionChange.CONTINUED:
+            text = self._trimmed(event.text)
+            return ReplyDelta(reasoning=text) if is_reasoning else ReplyDelta(content=text)
+        if event.change is RegionChange.BROKEN:
+            return ReplyDelta(content=self._trimmed(event.text))
+        if is_reasoning or event.text:
+            self._begin_part()
+        return ReplyDelta()
+
+    def _begin_part(self) -> None:
+        """White space between parts belongs to none of them."""
+        self._is_trimming, self._pending_space = True, ""
+
+    def _trimmed(self, text: str) -> str:
+        """`text` without white space where a part begins, and with that at its end held back."""
+        if self._is_trimming:
+            text = text.lstrip()
+        if not text:
+            return ""
+        self._is_trimming = False
+        text = self._pending_space + text
+        kept = text.rstrip()
+        self._pending_space = text[len(kept) :]
+        return kept
+
+    def _new_call(self, opening: str) -> _Call:
+        field = None if self._template is None else self._template.fields.get(CALLS_FIELD)
+        return _Call(opening, CallStream() if field is not None and _is_call_itself(field) else None)
+
+    def _take_call(self, event: RegionEvent) -> ReplyDelta:
+        if event.change is RegionChange.OPENED:
+            self._call = self._new_call(event.text)
+            return ReplyDelta()
+        call = self._call
+        call.raw += event.text
+        if event.change is RegionChange.CONTINUED:
+            was_told = call.is_told
+            arguments = "" if call.stream is None else call.stream.push(event.text)
+            if call.stream is None or call.stream.name is None:
+                return ReplyDelta()
+            return self._begun(call.stream.name, arguments) if not was_told else self._continued(arguments)
+        if call.is_told:
+            self._num_calls += 1
+            return ReplyDelta()
+        return self._complete(event.value if event.change is RegionChange.CLOSED else None)
+
+    def _complete(self, value: Any) -> ReplyDelta:
+        """The calls of a region that is complete; its text is content if it is no call after all."""
+        found = [_name_and_arguments(item) for item in (value if isinstance(value, list) else [value])]
+        calls = [pair for pair in found if pair is not None]
+        if not calls or len(calls) < len(found):
+            return ReplyDelta(content=self._trimmed(self._call.raw))
+        deltas = []
+        for name, arguments in calls:
+            deltas.append(self._begun(name, arguments))
+            self._num_calls += 1
+        return _joined(deltas)
+
+    def _begun(self, name: str, arguments: str) -> ReplyDelta:
+        self.has_calls = True
+        self._begin_part()
+        call_id = f"call_{uuid.uuid4().hex[:24]}"
+        return ReplyDelta(tool_calls=(ToolCallDelta(self._num_calls, call_id, name, arguments),))
+
+    def _continued(self, arguments: str) -> ReplyDelta:
+        return ReplyDelta(tool_calls=(ToolCallDelta(self._num_calls, arguments=arguments),) if arguments else ())
+
+
+def _is_call_itself(field: ResponseTemplateField) -> bool:
+    """True when what stands between the delimiters is a call, name and all, in JSON."""
+    named = [pattern for pattern in (field.open_re, field.close_re) if pattern is not None and pattern.groupindex]
+    return is_json(field) and not named
+
+
+def _name_and_arguments(value: Any) -> tuple[str, str] | None:
+    """A parsed call's name and JSON arguments; None when it is no call."""
+    call = value.get("function", value) if isinstance(value, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
+        return None
+    arguments = call.get("arguments", call.get("parameters", {}))
+    if isinstance(arguments, str):
+        return call["name"], arguments
+    return (call["name"], json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, Mapping) else None
+
+
+def _joined(deltas: Sequence[ReplyDelta]) -> ReplyDelta:
+    """Deltas as one: pieces of one call's arguments become one piece."""
+    calls: list[ToolCallDelta] = []
+    for delta in deltas:
+        for call in delta.tool_calls:
+            if calls and calls[-1].index == call.index and call.call_id is None:
+                last = calls[-1]
+                calls[-1] = ToolCallDelta(last.index, last.call_id, last.name, last.arguments + call.arguments)
+            else:
+                calls.append(call)
+    return ReplyDelta(
+        "".join(delta.content for delta in deltas), "".join(delta.reasoning for delta in deltas), tuple(calls)
+    )

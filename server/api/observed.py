@@ -1,0 +1,52 @@
+"""What is known of a request when it is over, for its log line and its trace: counts and names, never text or keys.
+
+One record a request, found through the context that its task runs in. It does not know logs, traces or wire shapes.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Observed:
+    """Filled while the request is worked on. An empty `model`: nothing was generated."""
+
+    model: str = ""
+    vectors: list[str] = field(default_factory=list)
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    finish_reasons: list[str] = field(default_factory=list)
+    first_token_seconds: float | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """For a log line; empty when nothing was generated."""
+        if not self.model:
+            return {}
+        shown = {
+            "model": self.model,
+            "prompt_tokens": self.num_prompt_tokens,
+            "completion_tokens": self.num_generated_tokens,
+            "finish_reasons": self.finish_reasons,
+            "vectors": self.vectors,
+        }
+        if self.first_token_seconds is not None:
+            shown["first_token_seconds"] = round(self.first_token_seconds, 6)
+        return shown
+
+
+_current: ContextVar[Observed | None] = ContextVar("observed", default=None)
+
+
+def observe() -> Observed:
+    """A new record for the request whose task calls this."""
+    observed = Observed()
+    _current.set(observed)
+    return observed
+
+
+def observed() -> Observed:
+    """The record of the request that is worked on; one that nobody reads, outside of requests."""
+    return _current.get() or Observed()

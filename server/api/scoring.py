@@ -1,0 +1,82 @@
+"""Runs scoring requests on the engine for a client that waits: a bounded number at a time, so that it holds up nobody.
+
+It does not know what is scored, or what becomes of the scores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+from anyio.to_thread import run_sync
+
+from server.engine.protocol import Engine
+from server.engine.request import FinishReason, GenerationRequest, TokenOutput
+from server.errors import EngineFailure, Overloaded, Unavailable
+
+MAX_UNDER_WAY = 32
+"""Requests that one client's scoring has in the engine at a time: half of what runs at once by default."""
+
+
+class Scoring:
+    """Requests that generate nothing, under way on the engine. Use as a context; leaving it aborts what still runs."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._most = min(MAX_UNDER_WAY, engine.max_requests)
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Queue[tuple[int, TokenOutput]] = asyncio.Queue()
+        self._under_way: dict[int, str] = {}
+
+    def __enter__(self) -> Scoring:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for request_id in self._under_way.values():
+            self._engine.abort(request_id)
+        self._under_way.clear()
+
+    async def outputs(self, requests: Iterator[GenerationRequest]) -> list[TokenOutput]:
+        """The last event of each request, in order. `requests` are made as they are needed, on another thread.
+
+        Raises `Overloaded` when the queue is full and none of these requests is under way, `EngineFailure`,
+        `Unavailable`, and what making and submitting a request raises.
+        """
+        found: dict[int, TokenOutput] = {}
+        number = 0
+        request = await run_sync(next, requests, None)
+        while request is not None or self._under_way:
+            if request is not None and len(self._under_way) < self._most and self._has_submitted(number, request):
+                number += 1
+                request = await run_sync(next, requests, None)
+                continue
+            index, output = await self._ended.get()
+            del self._under_way[index]
+            _check(output)
+            found[index] = output
+        return [found[index] for index in range(number)]
+
+    def _has_submitted(self, index: int, request: GenerationRequest) -> bool:
+        """Hand the request over; False when the queue is full and one of ours will make room."""
+
+        def receive(output: TokenOutput) -> None:
+            if output.finish_reason is not None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                    self._loop.call_soon_threadsafe(self._ended.put_nowait, (index, output))
+
+        try:
+            self._engine.submit(request, receive)
+        except Overloaded:
+            if not self._under_way:
+                raise
+            return False
+        self._under_way[index] = request.request_id
+        return True
+
+
+def _check(output: TokenOutput) -> None:
+    if output.finish_reason is FinishReason.ERROR:
+        raise EngineFailure("the engine failed while it worked on this request")
+    if output.finish_reason is FinishReason.ABORT:
+        raise Unavailable("the server stopped before the answer was complete", code="shutting_down")
