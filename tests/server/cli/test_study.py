@@ -82,6 +82,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in lines] == list(SHIPPED)
 
 
+@pytest.mark.slow
 def test_a_small_study_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "results"
     one = shrunk(tmp_path, seeds="1")

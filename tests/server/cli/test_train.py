@@ -113,6 +113,7 @@ def test_a_vector_that_does_not_help_is_not_written_unless_asked(quiz: Path, tmp
     assert not (output / "no.safetensors").exists()  # the report beside it advises against it
 
 
+@pytest.mark.slow
 def test_a_sweep_shows_a_row_a_size(quiz: Path, tmp_path: Path) -> None:
     shown = succeeded("sweep", quiz, "--sizes", "12,40", *QUICK, "--output", tmp_path / "out")
     assert [line.split()[0] for line in shown.splitlines()[:3]] == ["items", "12", "40"]
@@ -120,6 +121,7 @@ def test_a_sweep_shows_a_row_a_size(quiz: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "sizes.png").exists()
 
 
+@pytest.mark.slow
 def test_a_vector_of_the_registry_is_evaluated_by_name(quiz: Path, tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     arguments = ("evaluate", "honest", quiz, "--scale", "0", "--data-dir", data_dir, "--output")
@@ -144,6 +146,7 @@ def test_the_papers_tasks_are_known_by_name(tmp_path: Path) -> None:
     assert sum(report["data"]["split"].values()) == 60
 
 
+@pytest.mark.slow
 def test_training_on_a_server(url: str, quiz: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("It is a fine day for a walk by the river.\n\nThe bread is still warm.\n", encoding="utf-8")
@@ -171,12 +174,14 @@ def revision_of(url: str) -> str:
     return str(httpx.get(f"{url}/v1/steering/vectors/honest2").json()["revision"])
 
 
+@pytest.mark.slow
 def test_a_task_goes_to_the_server_as_a_file(url: str, tmp_path: Path) -> None:
     arguments = ("--data-folder", shared("data"), "--max-items", "60", *QUICK, "--output", tmp_path, "--url", url)
     report = json.loads(succeeded("train", "task:sycophancy", "--name", "fair", *arguments, "--json"))
     assert report["data"]["name"] == "sycophancy.jsonl"
 
 
+@pytest.mark.slow
 def test_what_a_job_fails_with_is_one_line(url: str, quiz: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question": "?"}\n' * 10, encoding="utf-8")
@@ -194,6 +199,7 @@ def test_what_a_job_fails_with_is_one_line(url: str, quiz: Path, tmp_path: Path)
     assert {file["id"] for file in files} <= needed  # the upload of the refused job was taken back
 
 
+@pytest.mark.slow
 def test_ctrl_c_cancels_the_job(url: str, quiz: Path, tmp_path: Path) -> None:
     arguments = ["train", str(quiz), "--name", "long", "--seeds", "100", "--output", str(tmp_path / "out")]
     with subprocess.Popen(

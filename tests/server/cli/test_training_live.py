@@ -105,6 +105,7 @@ def test_from_upload_to_a_steered_answer_while_eight_streams_run(url: str) -> No
         assert entry["scale"] == report["chosen"]["scale"]
 
 
+@pytest.mark.slow
 def test_what_is_learned_changes_the_answers_to_new_questions(url: str) -> None:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=DEADLINE) as sdk:
         uploaded = sdk.files.create(file=("beliefs.jsonl", sycophancy()), purpose="fine-tune")
@@ -173,6 +174,7 @@ def test_a_method_that_cannot_be_is_refused_by_name(url: str, steering: dict[str
         assert refused.value.param == f"method.steering.{param}"
 
 
+@pytest.mark.slow
 def test_evaluation_and_sweep_are_jobs_too(url: str) -> None:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=DEADLINE) as sdk:
         uploaded = sdk.files.create(file=("beliefs.jsonl", sycophancy(200)), purpose="fine-tune")
