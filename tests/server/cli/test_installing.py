@@ -67,7 +67,8 @@ def test_the_image_installs_what_the_package_asks_for() -> None:
     ).stdout
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    assert printed.splitlines() == project["dependencies"] + extras["adapter"] + extras["train"]
+    optional = extras["adapter"] + extras["otel"] + extras["train"]
+    assert printed.splitlines() == project["dependencies"] + optional
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
