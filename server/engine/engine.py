@@ -185,7 +185,7 @@ class BatchingEngine:
         sequence = Sequence(request, sink, self._model.info.eos_token_ids, self._settings.page_size)
         with self._changed:
             if not self._accepts:
-                raise Unavailable("the server is shutting down", code="shutting_down")
+                raise Unavailable("the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
             if request.request_id in self._sequences:
                 raise InvalidRequest("a request with this id is under way", code="duplicate_request_id")
             if request.priority is Priority.LIVE:
