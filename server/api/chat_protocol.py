@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from server.answers.tools import ToolUse
+from server.api.content import texts_of
 from server.api.protocol import MAX_TOP_LOGPROBS, GenerationFields, WireModel
 from server.api.tool_protocol import (
     ANY_OBJECT,
@@ -43,31 +44,7 @@ _Content = str | Annotated[list[ContentPart], Field(min_length=1)] | None
 
 def content_text(value: Any) -> Any:
     """Text, or a list of text parts, which become the lines of one text."""
-    if isinstance(value, str) or value is None:
-        return value
-    if not isinstance(value, list) or not value:
-        raise PydanticCustomError("invalid_type", "give a string or a list of content parts")
-    texts = []
-    for index, part in enumerate(value):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if not isinstance(kind, str):
-            raise PydanticCustomError(
-                "invalid_type", "part {index} is no content part with a type", {"index": index, "at": index}
-            )
-        if kind != "text":
-            raise PydanticCustomError(
-                "unsupported_parameter",
-                "part {index}: {kind} is not supported by this server, only text",
-                {"index": index, "at": index, "kind": repr(kind)[:40]},
-            )
-        if not isinstance(part.get("text"), str) or set(part) - {"type", "text", "prompt_cache_breakpoint"}:
-            raise PydanticCustomError(
-                "invalid_value",
-                "part {index}: a text part has type and text, nothing else",
-                {"index": index, "at": index},
-            )
-        texts.append(part["text"])
-    return "\n".join(texts)
+    return value if isinstance(value, str) or value is None else "\n".join(texts_of(value, ("text",)))
 
 
 class ChatMessage(WireModel):

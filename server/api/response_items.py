@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
+from server.api.content import texts_of
 from server.api.protocol import WireModel
 from server.api.tool_protocol import parsed_arguments
 from server.errors import InvalidRequest
@@ -29,37 +30,6 @@ def new_item_id(kind: str) -> str:
     return f"{_ID_PREFIXES[kind]}_{uuid.uuid4().hex}"
 
 
-def _texts(value: Any, kinds: Sequence[str]) -> list[str]:
-    """The texts of content parts of those kinds; others are refused by their place."""
-    if not isinstance(value, list) or not value:
-        raise PydanticCustomError("invalid_type", "give a string or a list of content parts")
-    texts = []
-    for index, part in enumerate(value):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if not isinstance(kind, str):
-            raise PydanticCustomError(
-                "invalid_type", "part {index} is no content part with a type", {"index": index, "at": index}
-            )
-        if kind not in kinds:
-            raise PydanticCustomError(
-                "unsupported_parameter",
-                "part {index}: {kind} is not supported here, only {kinds}",
-                {"index": index, "at": index, "kind": repr(kind)[:40], "kinds": " and ".join(kinds)},
-            )
-        # what an earlier answer's text carries besides the text cannot change what the model reads
-        known = {"type", "text"} | (
-            {"annotations", "logprobs"} if kind == "output_text" else {"prompt_cache_breakpoint"}
-        )
-        if not isinstance(part.get("text"), str) or set(part) - known:
-            raise PydanticCustomError(
-                "invalid_value",
-                "part {index}: a text part has type and text, nothing else",
-                {"index": index, "at": index},
-            )
-        texts.append(part["text"])
-    return texts
-
-
 class GivenTextPart(TypedDict):
     """Text of whoever asks, or of what a call gave."""
 
@@ -72,7 +42,7 @@ _Given = str | Annotated[list[GivenTextPart], Field(min_length=1)]
 
 
 def _said(value: Any) -> Any:
-    return "\n".join(_texts(value, ("input_text",))) if isinstance(value, list) else value
+    return "\n".join(texts_of(value, ("input_text",))) if isinstance(value, list) else value
 
 
 class AskedMessage(WireModel):
@@ -104,7 +74,7 @@ _Answered = str | Annotated[list[AnsweredTextPart | GivenTextPart], Field(min_le
 
 
 def _answered(value: Any) -> Any:
-    return "".join(_texts(value, ("output_text", "input_text"))) if isinstance(value, list) else value
+    return "".join(texts_of(value, ("output_text", "input_text"))) if isinstance(value, list) else value
 
 
 class AnswerMessage(WireModel):
