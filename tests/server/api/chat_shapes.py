@@ -25,16 +25,17 @@ OURS: dict[type[BaseModel], set[str]] = {
 def exactly(kind: type[BaseModel], payload: dict[str, Any]) -> Any:
     """`payload` as a type of the SDK: every type strictly, and nothing that the type does not know but `OURS`."""
     model = kind.model_validate(payload, strict=True)
-    for part in _models(model):
+    for part in models_within(model):
         extra = set(part.model_extra or {})
         assert extra <= OURS.get(type(part), set()), (type(part), extra)
     return model
 
 
-def _models(value: Any) -> Iterable[BaseModel]:
+def models_within(value: Any) -> Iterable[BaseModel]:
+    """A model and every model in its fields."""
     if isinstance(value, BaseModel):
         yield value
         value = [getattr(value, name) for name in type(value).model_fields]
     if isinstance(value, list):
         for item in value:
-            yield from _models(item)
+            yield from models_within(item)

@@ -7,9 +7,10 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from openai import BaseModel
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
+
+from tests.server.api.chat_shapes import models_within
 
 ABSENT = {
     "access_programs",
@@ -34,21 +35,12 @@ EVENTS = {
 def exactly(kind: Any, payload: dict[str, Any]) -> Any:
     """`payload` as a type of the SDK: every type strictly, and nothing that the type does not know but `steering`."""
     model = TypeAdapter(kind).validate_python(payload, strict=True)
-    for part in _models(model):
+    for part in models_within(model):
         extra = set(part.model_extra or {})
         assert extra == ({"steering"} if isinstance(part, Response) else set()), (type(part), extra)
         if isinstance(part, Response):
             assert type(part).model_fields.keys() - part.model_fields_set == ABSENT
     return model
-
-
-def _models(value: Any) -> Iterable[BaseModel]:
-    if isinstance(value, BaseModel):
-        yield value
-        value = [getattr(value, name) for name in type(value).model_fields]
-    if isinstance(value, list):
-        for part in value:
-            yield from _models(part)
 
 
 def events_of(text: str) -> list[dict[str, Any]]:

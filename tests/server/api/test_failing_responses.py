@@ -9,8 +9,7 @@ import openai
 import pytest
 
 from server.engine.engine import BatchingEngine
-from server.engine.protocol import OutputSink
-from server.engine.request import FinishReason, GenerationRequest, TokenOutput
+from tests.server.api.failing import FailingEngine
 from tests.server.api.response_shapes import events_of
 from tests.server.api.serving import Server, eventually, serving
 
@@ -29,24 +28,6 @@ def failed(server: Server, body: dict[str, Any]) -> dict[str, Any]:
     with pytest.raises(openai.NotFoundError):
         server.sdk.responses.retrieve(answer["id"])
     return answer
-
-
-class FailingEngine(BatchingEngine):
-    """Fails a request after three tokens, as a step that raises would."""
-
-    def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
-        """See `protocol.Engine.submit`."""
-        num_tokens = 0
-
-        def failing(output: TokenOutput) -> None:
-            nonlocal num_tokens
-            num_tokens += 1
-            if num_tokens < 3:
-                sink(output)
-            elif num_tokens == 3:
-                sink(TokenOutput(request.request_id, finish_reason=FinishReason.ERROR))
-
-        super().submit(request, failing)
 
 
 def test_an_engine_that_fails_ends_the_stream_with_an_event(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from server.api.metrics import MAX_VECTOR_LABELS, Metrics
 from server.engine.engine import BatchingEngine, EngineSettings
-from server.engine.request import FinishReason, GenerationRequest, OutputSink, TokenOutput
+from server.engine.request import GenerationRequest
+from tests.server.api.failing import FailingEngine
 from tests.server.api.serving import Server, eventually, serving, tiny_model, vector
 
 LONG: dict[str, Any] = {
@@ -101,24 +102,6 @@ def test_a_draining_server_finishes_and_refuses(tmp_path: Path) -> None:
             assert [line for line in lines if line][-1] == "data: [DONE]"
         drain.join()
         assert drained == [True]
-
-
-class FailingEngine(BatchingEngine):
-    """Fails a request after three tokens, as a step that raises would."""
-
-    def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
-        """See `protocol.Engine.submit`."""
-        num_tokens = 0
-
-        def failing(output: TokenOutput) -> None:
-            nonlocal num_tokens
-            num_tokens += 1
-            if num_tokens < 3:
-                sink(output)
-            elif num_tokens == 3:
-                sink(TokenOutput(request.request_id, finish_reason=FinishReason.ERROR, error="secret of the house"))
-
-        super().submit(request, failing)
 
 
 @pytest.fixture
