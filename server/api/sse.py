@@ -27,14 +27,18 @@ _log = logging.getLogger(__name__)
 _DONE = b"data: [DONE]\n\n"
 _COMMENT = b": keep-alive\n\n"
 
+_LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
+"""What Unicode calls the end of a line, and JSON does not escape: many clients cut a stream there."""
+
 _LAST_EVENT_SECONDS = 5.0
 """How long a client may take to receive that its time is up."""
 
 
 def event(payload: dict[str, Any], *, is_named: bool = False) -> bytes:
     """One event; a named one is called what its payload's `type` says."""
-    name = f"event: {payload['type']}\n".encode() if is_named else b""
-    return name + b"data: " + json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    name = f"event: {payload['type']}\n" if is_named else ""
+    data = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).translate(_LINE_ENDS)
+    return f"{name}data: {data}\n\n".encode()
 
 
 class EventStream(Response):

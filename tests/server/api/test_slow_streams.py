@@ -56,6 +56,13 @@ def test_a_silent_stream_gets_comments_between_whole_events(held: Server) -> Non
     assert events[-1]["choices"][0]["finish_reason"] == "length"
 
 
+def test_no_text_ends_a_line_of_the_stream() -> None:
+    """Not even for clients that cut at all that Unicode calls the end of a line."""
+    text = "".join(map(chr, [*range(0x20), 0x85, 0x2028, 0x2029])) + "é漢🙂"
+    lines = sse.event({"text": text}).decode().splitlines()
+    assert [json.loads(line.removeprefix("data: ")) for line in lines if line] == [{"text": text}]
+
+
 def test_openai_s_client_skips_comments(held: Server) -> None:
     stream = held.sdk.chat.completions.create(model="tiny", messages=HELLO, max_tokens=4, stream=True)
     chunks = [next(stream)]
