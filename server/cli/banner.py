@@ -46,6 +46,7 @@ class Readiness:
             "tokens",
             f"  vectors  {self._vectors()}",
             f"  keys     {self._keys()}",
+            f"  API      described at {self.url}/docs",
             "",
             "Try:",
             "",

@@ -66,8 +66,9 @@ def test_the_curl_steers_when_a_vector_fits(tiny_model: Path, tmp_path: Path, ve
         server.signal(signal.SIGTERM)
         assert server.wait() == 0, server.output
     with ServerProcess(tmp_path, tiny_model, "--served-model-name", "it's mine") as server:
-        server.wait_until_ready()
+        url = server.wait_until_ready()
         assert "vectors  1 in the registry" in server.output
+        assert f"API      described at {url}/docs" in server.output
         answer = pasted_curl(server)
         assert answer.status_code == 200, answer.text
         assert answer.json()["model"] == "it's mine"
