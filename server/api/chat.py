@@ -5,7 +5,6 @@ It knows OpenAI's shapes for chats; running and steering are elsewhere.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from server.api.chat_protocol import ChatRequest
 from server.api.choices import check_num_choices, usage_of
 from server.api.connection import while_connected
 from server.api.dialogue import Dialogue, Replies, ReplyPiece, replies_to
+from server.api.envelope import Envelope
 from server.api.generation import Choice, TokenEntry
 from server.api.logprobs import shown_logprobs
 from server.api.objects.chat import ChatCompletion, ChatEvent
@@ -34,6 +34,8 @@ from server.engine.plan import SteeringPlan
 from server.keys import Role
 
 router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Generation"])
+
+_CHUNK = "chat.completion.chunk"
 
 
 @router.post("/v1/chat/completions")
@@ -71,8 +73,7 @@ async def _prepare(body: ChatRequest, services: Services) -> _ChatAnswer:
     )
     response_id = f"chatcmpl-{uuid.uuid4().hex}"
     replies = await replies_to(dialogue, body, services, plan, response_id)
-    model = body.model if body.model is not None else services.engine.info.model_id
-    return _ChatAnswer(body, replies, services.text.table, plan, response_id, model, int(time.time()))
+    return _ChatAnswer(body, replies, services.text.table, plan, Envelope.of(body, response_id, services))
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,7 @@ class _ChatAnswer:
     replies: Replies
     table: TokenTable
     plan: SteeringPlan
-    response_id: str
-    model: str
-    created: int
+    envelope: Envelope
 
     async def whole(self) -> dict[str, Any]:
         """The `chat.completion` object."""
@@ -97,20 +96,17 @@ class _ChatAnswer:
                 "logprobs": self._logprobs(piece.entries),
                 "finish_reason": piece.finish_reason,
             }
-            answers.append(answer | self._ids("token_ids", piece.token_ids))
-        return {
-            **self._head("chat.completion"),
-            "choices": answers,
-            "usage": self._usage(),
-            "steering": self.plan.echo(),
-            **self._ids("prompt_token_ids", self._choices[0].request.prompt),
-        }
+            answers.append(answer | self.envelope.ids("token_ids", piece.token_ids))
+        prompt = self.envelope.ids("prompt_token_ids", self._choices[0].request.prompt)
+        return self.envelope.around(
+            "chat.completion", answers, usage=self._usage(), steering=self.plan.echo(), **prompt
+        )
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """`chat.completion.chunk` objects: roles, what the answers add, finishes, and the usage if it was asked for."""
         with self.replies.generation:
             first: dict[str, Any] = {"steering": self.plan.echo()}
-            first |= self._ids("prompt_token_ids", self._choices[0].request.prompt)
+            first |= self.envelope.ids("prompt_token_ids", self._choices[0].request.prompt)
             for choice in self._choices:
                 yield self._chunk(choice, {"role": "assistant", "content": ""}) | first
                 first = {}
@@ -120,7 +116,7 @@ class _ChatAnswer:
                 if piece.finish_reason is not None:
                     yield self._chunk(choice, {}, {"finish_reason": piece.finish_reason})
             if self.body.includes_usage:
-                yield {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage()}
+                yield self.envelope.around(_CHUNK, [], usage=self._usage())
 
     @property
     def _choices(self) -> Sequence[Choice]:
@@ -130,24 +126,16 @@ class _ChatAnswer:
         usage = usage_of(self._choices, self.body.num_choices)
         return usage | {"completion_tokens_details": {"reasoning_tokens": self.replies.num_reasoning_tokens}}
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.response_id, "object": kind, "created": self.created, "model": self.model}
-
-    def _ids(self, name: str, token_ids: Sequence[int]) -> dict[str, Any]:
-        return {name: list(token_ids)} if self.body.return_token_ids else {}
-
     def _deltas(self, piece: ReplyPiece) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """A piece as deltas, one a kind; the first has the log-probabilities and ids of its tokens."""
         deltas = _wire_deltas(piece.delta)
         if not deltas and piece.token_ids:
             deltas = [{"content": ""}]
-        extras = {"logprobs": self._logprobs(piece.entries)} | self._ids("token_ids", piece.token_ids)
+        extras = {"logprobs": self._logprobs(piece.entries)} | self.envelope.ids("token_ids", piece.token_ids)
         return [(delta, extras if index == 0 else {}) for index, delta in enumerate(deltas)]
 
     def _chunk(self, choice: Choice, delta: dict[str, Any], extras: dict[str, Any] | None = None) -> dict[str, Any]:
-        shown = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None} | (extras or {})
-        chunk = {**self._head("chat.completion.chunk"), "choices": [shown]}
-        return chunk | {"usage": None} if self.body.includes_usage else chunk
+        return self.envelope.chunk(_CHUNK, {"index": choice.index, "delta": delta} | (extras or {}))
 
     def _logprobs(self, entries: Sequence[TokenEntry]) -> dict[str, Any] | None:
         if self.body.num_logprobs is None:

@@ -5,7 +5,6 @@ It knows OpenAI's shapes for completions; running and steering are elsewhere.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from server.api.auth import require
 from server.api.bodies import MAX_JSON_BYTES, read_model
 from server.api.choices import check_num_choices, choices_of, finite, tokens_to_generate, usage_of
 from server.api.connection import while_connected
+from server.api.envelope import Envelope
 from server.api.generation import Choice, Generation, Piece, TokenEntry
 from server.api.objects.completions import Completion, CompletionEvent
 from server.api.operation import EVENTS, GENERATION_ERRORS, JSON, Answer, operation
@@ -37,6 +37,8 @@ from server.text import TextProcessor
 router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Generation"])
 
 DEFAULT_MAX_TOKENS = 16
+
+_KIND = "text_completion"
 
 
 @router.post("/v1/completions")
@@ -113,8 +115,8 @@ async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAn
             first_index=len(choices),
         )
     generation = Generation(services.engine, choices, services.metrics)
-    model = body.model if body.model is not None else info.model_id
-    return _CompletionAnswer(body, generation, services.text.table, plan, prompts, response_id, model, int(time.time()))
+    envelope = Envelope.of(body, response_id, services)
+    return _CompletionAnswer(body, generation, services.text.table, plan, prompts, envelope)
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,7 @@ class _CompletionAnswer:
     table: TokenTable
     plan: SteeringPlan
     prompts: Sequence[_Prompt]
-    response_id: str
-    model: str
-    created: int
+    envelope: Envelope
     prompt_logprobs: list[Sequence[TokenLogprobs | None]] = field(default_factory=list)
 
     async def read_prompts(self, services: Services) -> None:
@@ -161,32 +161,26 @@ class _CompletionAnswer:
                     "text": self._echo(choice) + piece.text,
                     "logprobs": self._joined(self._echoed_logprobs(choice), self._logprobs(choice, piece.entries)),
                     "finish_reason": piece.finish_reason,
-                    **self._ids("token_ids", piece.token_ids),
-                    **self._ids("prompt_token_ids", choice.request.prompt),
+                    **self.envelope.ids("token_ids", piece.token_ids),
+                    **self.envelope.ids("prompt_token_ids", choice.request.prompt),
                 }
             )
-        return {
-            **self._head(),
-            "choices": answers,
-            "usage": usage_of(self.generation.choices, self.body.num_candidates),
-            "steering": self.plan.echo(),
-        }
+        return self.envelope.around(_KIND, answers, usage=self._usage(), steering=self.plan.echo())
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """`text_completion` objects: the plan first (with the prompt, if it is to be echoed), then text as it comes."""
         with self.generation:
             first: dict[str, Any] = {"steering": self.plan.echo()}
             for choice in self.generation.choices:
-                ids = self._ids("prompt_token_ids", choice.request.prompt)
+                ids = self.envelope.ids("prompt_token_ids", choice.request.prompt)
                 yield self._chunk(choice, self._echo(choice), {"logprobs": self._echoed_logprobs(choice)} | ids) | first
                 first = {}
             async for choice, piece in self.generation.pieces():
                 extras: dict[str, Any] = {"finish_reason": piece.finish_reason}
                 extras["logprobs"] = self._logprobs(choice, piece.entries)
-                yield self._chunk(choice, piece.text, extras | self._ids("token_ids", piece.token_ids))
+                yield self._chunk(choice, piece.text, extras | self.envelope.ids("token_ids", piece.token_ids))
             if self.body.includes_usage:
-                usage = usage_of(self.generation.choices, self.body.num_candidates)
-                yield {**self._head(), "choices": [], "usage": usage}
+                yield self.envelope.around(_KIND, [], usage=self._usage())
 
     def _told(self, whole: Sequence[tuple[Choice, Piece]]) -> list[tuple[Choice, Piece]]:
         """Of each prompt's candidates the `n` likeliest, best first; all of them, as they are, when `n` were made."""
@@ -199,16 +193,11 @@ class _CompletionAnswer:
             told += candidates[: self.body.num_choices]
         return told
 
-    def _head(self) -> dict[str, Any]:
-        return {"id": self.response_id, "object": "text_completion", "created": self.created, "model": self.model}
-
-    def _ids(self, name: str, token_ids: Sequence[int]) -> dict[str, Any]:
-        return {name: list(token_ids)} if self.body.return_token_ids else {}
+    def _usage(self) -> dict[str, Any]:
+        return usage_of(self.generation.choices, self.body.num_candidates)
 
     def _chunk(self, choice: Choice, text: str, extras: dict[str, Any]) -> dict[str, Any]:
-        shown = {"index": choice.index, "text": text, "logprobs": None, "finish_reason": None} | extras
-        chunk = {**self._head(), "choices": [shown]}
-        return chunk | {"usage": None} if self.body.includes_usage else chunk
+        return self.envelope.chunk(_KIND, {"index": choice.index, "text": text} | extras)
 
     def _prompt_index(self, choice: Choice) -> int:
         return choice.index // self.body.num_candidates
