@@ -63,11 +63,14 @@ def test_the_page_on_training_takes_a_reader_from_a_file_to_a_steered_chat(url: 
 
 
 @pytest.mark.slow
-def test_the_page_on_vectors_makes_a_file_and_looks_after_it(url: str, tmp_path: Path) -> None:
+def test_the_page_on_vectors_makes_a_file_and_looks_after_it(tmp_path: Path) -> None:
+    """On a server of its own: it lists the registry."""
     make_file, use_client = blocks("vectors.md", "python")
     run([sys.executable, "-c", make_file], tmp_path)
     (shown,) = blocks("vectors.md", "text")
-    assert run([sys.executable, "-c", use_client.replace(ADDRESS, url)], tmp_path) == shown
+    with ServerProcess(tmp_path / "data") as process:
+        url = process.wait_until_ready()
+        assert run([sys.executable, "-c", use_client.replace(ADDRESS, url)], tmp_path) == shown
 
 
 @pytest.mark.slow
