@@ -98,6 +98,7 @@ def test_training_in_this_process(quiz: Path, tmp_path: Path) -> None:
     assert found["value"] > steered / 2
 
 
+@pytest.mark.slow
 def test_a_vector_that_does_not_help_is_not_written_unless_asked(quiz: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     arguments = ("train", quiz, "--name", "no", "--layers", "0", "--scales=-0.001", "--seeds", "2", "--output", output)
@@ -308,6 +309,7 @@ def test_failures_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_vectors_that_cannot_be_evaluated_are_named(quiz: Path, tmp_path: Path) -> None:
     (tmp_path / "v.pt").write_bytes(b"nothing")
     for place, said in (
