@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from server.answers.tools import ToolUse
 from server.api.content import texts_of
-from server.api.protocol import MAX_TOP_LOGPROBS, GenerationFields, WireModel
+from server.api.protocol import MAX_TOP_LOGPROBS, CacheOptions, GenerationFields, WireModel
 from server.api.tool_protocol import (
     ANY_OBJECT,
     MAX_CALLS,
@@ -159,9 +159,9 @@ class ChatRequest(GenerationFields):
     """Changes nothing."""
     prompt_cache_key: str | None = None
     """Changes nothing: every prefix is reused."""
-    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_options: CacheOptions | None = None
     """Changes nothing."""
-    prompt_cache_retention: str | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     """Changes nothing."""
     safety_identifier: str | None = None
     """Changes nothing."""

@@ -113,8 +113,8 @@ class ImagePart(WireModel):
         raise PydanticCustomError("unsupported_parameter", "images are not supported by this server")
 
     def as_text(self) -> str:
-        """There is none."""
-        raise NotImplementedError
+        """There is none: an image is refused before it exists."""
+        raise AssertionError
 
 
 def _text_or_parts(value: Any) -> str:

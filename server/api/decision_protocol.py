@@ -19,20 +19,13 @@ from server.api.decision_input import (
     ToolOutput,
     text_of,
 )
-from server.api.protocol import SteeredFields, WireModel
+from server.api.protocol import CacheOptions, SteeredFields, WireModel
 from server.errors import InvalidRequest
 from server.multiple_choice import Question
 from vectors.datasets.items import Message
 
 MAX_QUESTIONS = 400
 MAX_OPTIONS = 255
-
-
-class DecisionCacheOptions(WireModel):
-    """How prefixes are to be reused. Changes no answer."""
-
-    mode: Literal["implicit", "explicit"] | None = None
-    ttl: Literal["30m"] | None = None
 
 
 class _AnyQuestion(WireModel):
@@ -127,7 +120,7 @@ class DecisionRequest(SteeredFields):
     """Variables of the model's chat template."""
     prompt_cache_key: str | None = None
     """Changes nothing: every prefix is reused."""
-    prompt_cache_options: DecisionCacheOptions | None = None
+    prompt_cache_options: CacheOptions | None = None
     """Changes nothing."""
     safety_identifier: str | None = None
     """Changes nothing."""

@@ -190,6 +190,17 @@ class StreamOptions(WireModel):
     include_usage: bool = False
 
 
+class CacheOptions(WireModel):
+    """How prompts are cached, which this server does by itself: what it cannot promise is refused."""
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "comparison_response_id": (),
+        "mode": ("implicit",),
+        "prewarm": (False,),
+        "ttl": (),
+    }
+
+
 class SteeredFields(WireModel):
     """The model that a request names, and what steers it."""
 

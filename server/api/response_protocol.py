@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from server.answers.tools import ToolUse
 from server.api.chat_protocol import ReasoningEffort
-from server.api.protocol import MAX_TOP_LOGPROBS, GenerationFields, WireModel
+from server.api.protocol import MAX_TOP_LOGPROBS, CacheOptions, GenerationFields, WireModel
 from server.api.response_items import InputItem
 from server.api.tool_protocol import (
     ANY_OBJECT,
@@ -123,17 +123,6 @@ class ReasoningConfig(WireModel):
     }
 
     effort: ReasoningEffort | None = None
-
-
-class CacheOptions(WireModel):
-    """How prompts are cached, which this server does by itself."""
-
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "comparison_response_id": (),
-        "mode": ("implicit",),
-        "prewarm": (False,),
-        "ttl": (),
-    }
 
 
 Choice = Annotated[

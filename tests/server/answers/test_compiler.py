@@ -199,7 +199,10 @@ def test_a_schema_that_no_json_encoder_could_write_is_refused() -> None:
 def hostile() -> dict[str, Any]:
     """Schemas made to be slow, large, or ambiguous."""
     choose = random.Random(0)
-    word = lambda length: "".join(choose.choices(string.ascii_letters, k=length))  # noqa: E731
+
+    def word(length: int) -> str:
+        return "".join(choose.choices(string.ascii_letters, k=length))
+
     text = {"type": "string"}
     doubling = {f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n - 1}"}] * 2} for n in range(1, 25)} | {"d0": text}
     arrays = [{"type": "array", "items": {"$ref": "#/$defs/a"}}] * 3

@@ -292,7 +292,7 @@ def test_what_the_sdk_can_send_besides_is_accepted(server: Server) -> None:
         server,
         input=[{"role": "user", "content": marked}],
         prompt_cache_key="k",
-        prompt_cache_options={"mode": "explicit", "ttl": "30m"},
+        prompt_cache_options={"mode": "implicit"},
         safety_identifier="me",
     )
     assert_alike(answer, decide(server))
