@@ -8,6 +8,9 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+NONSENSE = (b"", b"<html>", b"\xff\xfe", b"null", b"[]", b"{}", b"[" * 200_000)
+"""What no tiller server answers."""
+
 
 @dataclass
 class Stranger:

@@ -39,32 +39,30 @@ def _one_of(choices: tuple[str, ...]) -> dict[str, Any]:
     return {"enum": [*choices, None]}
 
 
-class CreateVectorRequest(WireModel):
+class VectorDefaults(WireModel):
+    """What holds where a request says nothing, and what is said about a vector."""
+
+    default_scale: float | None = None
+    operation: Annotated[str | None, Field(json_schema_extra=_one_of(OPERATIONS))] = None
+    positions: Annotated[str | None, Field(json_schema_extra=_one_of(POSITIONS))] = None
+    parts: Annotated[list[str] | None, WithJsonSchema(_PARTS_SCHEMA)] = None
+    description: Annotated[str | None, Field(json_schema_extra={"maxLength": MAX_DESCRIPTION})] = None
+    metadata: dict[str, Any] | None = None
+
+
+class CreateVectorRequest(VectorDefaults):
     """Body of `POST /v1/steering/vectors`."""
 
     name: Annotated[str, WithJsonSchema(NAME_SCHEMA)]
     directions: Annotated[dict[str, Any], WithJsonSchema(_DIRECTIONS_SCHEMA)]
     """By decoder block, the direction: as many numbers as the model's hidden size, or base64 of them as float32."""
     site: Annotated[str | None, Field(json_schema_extra=_one_of(SITES))] = None
-    default_scale: float | None = None
-    operation: Annotated[str | None, Field(json_schema_extra=_one_of(OPERATIONS))] = None
-    positions: Annotated[str | None, Field(json_schema_extra=_one_of(POSITIONS))] = None
-    parts: Annotated[list[str] | None, WithJsonSchema(_PARTS_SCHEMA)] = None
-    description: Annotated[str | None, Field(json_schema_extra={"maxLength": MAX_DESCRIPTION})] = None
-    metadata: dict[str, Any] | None = None
 
 
-class PatchVectorRequest(WireModel):
+class PatchVectorRequest(VectorDefaults):
     """Body of `PATCH /v1/steering/vectors/{name}`: what is given changes, what is not given or null stays."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
-
-    default_scale: float | None = None
-    operation: Annotated[str | None, Field(json_schema_extra=_one_of(OPERATIONS))] = None
-    positions: Annotated[str | None, Field(json_schema_extra=_one_of(POSITIONS))] = None
-    parts: Annotated[list[str] | None, WithJsonSchema(_PARTS_SCHEMA)] = None
-    description: Annotated[str | None, Field(json_schema_extra={"maxLength": MAX_DESCRIPTION})] = None
-    metadata: dict[str, Any] | None = None
 
 
 class RollbackRequest(WireModel):

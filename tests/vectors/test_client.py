@@ -22,7 +22,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from server.keys import ApiKeys
 from tests.server.api.serving import HIDDEN, Server, direction, serving, vector
-from tests.stranger import stranger
+from tests.stranger import NONSENSE, stranger
 from vectors.client import AsyncVectorClient, RegisteredVector, VectorClient
 from vectors.client_errors import (
     ClientError,
@@ -353,13 +353,7 @@ def every_call(client: VectorClient) -> list[Callable[[], object]]:
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b"<html>",
-        b"\xff\xfe",
-        b"null",
-        b"[]",
-        b"{}",
-        b"[" * 200_000,
+        *NONSENSE,
         b'{"error": {"message": "no"}}',
         b'{"object": "list", "data": 5, "has_more": false}',
         b'{"object": "list", "data": [], "has_more": true, "last_id": null}',

@@ -16,7 +16,7 @@ from server.cli import main
 from server.config import options
 from server.demo import MODEL_DIR
 from tests.server.cli.running import ROOT, environment, tiller
-from tests.stranger import stranger
+from tests.stranger import NONSENSE, stranger
 
 
 def test_help_names_every_command() -> None:
@@ -192,13 +192,7 @@ ACTIONS = ("list", "show", "put", "get", "rollback", "rm")
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b"<html>",
-        b"\xff\xfe",
-        b"null",
-        b"[]",
-        b"{}",
-        b"[" * 200_000,
+        *NONSENSE,
         b'{"data": 5, "has_more": false}',
         b'{"data": [5], "has_more": false}',
         b'{"data": [{"id": 5}], "has_more": false}',
