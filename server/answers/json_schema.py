@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from server.answers.narrowing import LARGEST_INTEGER
+from server.answers.narrowing import LARGEST_INTEGER, holds_integers
 
 _MOST_LEVELS = 60
 _SCHEMAS = frozenset({"items", "additionalProperties"})
@@ -103,7 +103,7 @@ def _check_values(schema: Mapping[str, Any]) -> None:
 
 def _clamp_integers(schema: dict[str, Any]) -> None:
     """Keep the bounds of integers to where llguidance counts exactly."""
-    if not _may_be_integer(schema):
+    if not holds_integers(schema):
         return
     for plain, exclusive, sign in (("minimum", "exclusiveMinimum", -1), ("maximum", "exclusiveMaximum", 1)):
         bounds = [schema[key] for key in (plain, exclusive) if _is_number(schema.get(key))]
@@ -114,16 +114,11 @@ def _clamp_integers(schema: dict[str, Any]) -> None:
             raise SchemaRefused(f"{plain}: no integer is left within ±{LARGEST_INTEGER}")
 
 
-def _may_be_integer(schema: Mapping[str, Any]) -> bool:
-    kind = schema.get("type")
-    return kind == "integer" or (isinstance(kind, list) and "integer" in kind and "number" not in kind)
-
-
 def _exclude_bounds(schema: dict[str, Any]) -> None:
     """Move an exclusive bound a little inwards where the range is so short that llguidance takes the bound itself."""
     low = schema.get("exclusiveMinimum", schema.get("minimum"))
     high = schema.get("exclusiveMaximum", schema.get("maximum"))
-    if not _is_number(low) or not _is_number(high) or not 0 < high - low < 1 or _may_be_integer(schema):
+    if not _is_number(low) or not _is_number(high) or not 0 < high - low < 1 or holds_integers(schema):
         return
     margin = (high - low) * 1e-6
     if "exclusiveMinimum" in schema:

@@ -54,6 +54,12 @@ def _narrowed(schema: Mapping[str, Any], *, closes: bool) -> dict[str, Any]:
     return narrow
 
 
+def holds_integers(schema: Mapping[str, Any]) -> bool:
+    """True where integers may stand, and no other numbers."""
+    kind = schema.get("type")
+    return kind == "integer" or (isinstance(kind, list) and "integer" in kind and "number" not in kind)
+
+
 def _counts(schema: Mapping[str, Any]) -> bool:
     """True where a number may stand that is not one of a list."""
     kind = schema.get("type")
@@ -69,8 +75,7 @@ def _bound_number(schema: dict[str, Any]) -> None:
         schema["minimum"] = low = -LARGEST_INTEGER
     if high is None:
         schema["maximum"] = high = LARGEST_INTEGER
-    is_integer = schema["type"] == "integer" or (isinstance(schema["type"], list) and "number" not in schema["type"])
-    if not is_integer and "multipleOf" not in schema and high - low >= 1000 * SMALLEST_STEP:
+    if not holds_integers(schema) and "multipleOf" not in schema and high - low >= 1000 * SMALLEST_STEP:
         schema["multipleOf"] = SMALLEST_STEP
 
 
