@@ -7,27 +7,22 @@ from typing import TYPE_CHECKING
 from fastapi import Depends, FastAPI
 
 from server import __version__
-from server.api import (
-    chat,
-    completions,
-    decisions,
-    docs,
-    failures,
-    files,
-    fine_tuning,
-    models,
-    operations,
-    responses,
-    tokens,
-    vectors,
-)
-from server.api.access import AccessLayer
-from server.api.cors import CorsLayer
-from server.api.limiting import limit_rate
-from server.api.metrics import Metrics
-from server.api.rate_limits import RateLimits
-from server.api.services import Services
-from server.api.timeouts import TimeoutLayer
+from server.api.about import docs, health, models, tokens
+from server.api.chat import routes as chat
+from server.api.completions import routes as completions
+from server.api.decisions import routes as decisions
+from server.api.http import failures
+from server.api.http.cors import CorsLayer
+from server.api.http.limiting import limit_rate
+from server.api.http.metrics import Metrics
+from server.api.http.rate_limits import RateLimits
+from server.api.http.request_log import AccessLayer
+from server.api.http.services import Services
+from server.api.http.timeouts import TimeoutLayer
+from server.api.registry import routes as registry
+from server.api.responses import routes as responses
+from server.api.training import files
+from server.api.training import jobs as training_jobs
 from server.config import Settings
 from server.engine.protocol import Engine
 from server.jobs.worker import JobWorker
@@ -40,7 +35,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 _GENERATING = (chat, completions, responses, decisions)
-_OTHERS = (tokens, models, vectors, files, fine_tuning, operations)
+_OTHERS = (tokens, models, registry, files, training_jobs, health)
 
 
 def build_app(
@@ -89,7 +84,7 @@ def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracer: Trac
     """What is around every route, from within to without."""
     app.add_middleware(TimeoutLayer, request_seconds=settings.request_timeout, body_seconds=settings.body_timeout)
     if tracer is not None:
-        from server.api.tracing import TracingLayer
+        from server.api.http.tracing import TracingLayer
 
         app.add_middleware(TracingLayer, tracer=tracer)
     app.add_middleware(AccessLayer, metrics=metrics)

@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 
 from vectors.errors import (
     InvalidData,
+    InvalidLayers,
     InvalidMethod,
     InvalidRevision,
     InvalidVector,
@@ -177,6 +178,7 @@ _VECTORS_ERRORS: tuple[tuple[type[VectorsError], type[ApiError], str], ...] = (
     (InvalidMethod, InvalidRequest, "invalid_method"),
     (MissingDependency, Unavailable, "missing_dependency"),
     (InvalidVectorName, InvalidRequest, "invalid_vector_name"),
+    (InvalidLayers, InvalidRequest, "invalid_layers"),
     (InvalidRevision, InvalidRequest, "invalid_revision"),
     (VectorNotFound, NotFound, "vector_not_found"),
     (RevisionNotFound, NotFound, "revision_not_found"),

@@ -9,6 +9,7 @@ VectorsError
 ├── MissingDependency           an optional package that this needs is not installed; says how to get it
 ├── VectorTooLarge              the file is larger than allowed
 ├── InvalidVectorName           a name outside the allowed characters
+├── InvalidLayers               a list of layers that is empty, unreadable, repeated or beyond any model
 ├── InvalidRevision             a revision that is no hash prefix of at least 6 digits, or fits several
 ├── VectorNotFound              no vector has the name
 ├── RevisionNotFound            the name has no such revision
@@ -81,13 +82,17 @@ class VectorTooLarge(VectorsError):
 
 
 class InvalidVectorName(VectorsError):
-    """A name must match `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`."""
+    """A name does not match `vocabulary.NAME_PATTERN`."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"{name[:80]!r} is no vector name: letters, digits, '.', '_' and '-', at most 64, "
+            f"{name[:80]!r} is not a valid name: expected at most 64 letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit"
         )
+
+
+class InvalidLayers(VectorsError):
+    """A list of layers is empty, unreadable, names a layer twice, or one beyond any model."""
 
 
 class InvalidRevision(VectorsError):

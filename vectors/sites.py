@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vectors.errors import VectorsError
-from vectors.vector import SITES, Site
+from vectors.vocabulary import SITES, Site
 
 _ATTRIBUTE_NAMES: dict[Site, tuple[str, ...]] = {
     "attention": ("self_attn", "attention", "attn", "self_attention"),

@@ -40,8 +40,8 @@ from vectors.errors import (
 )
 from vectors.formats import ImportOptions
 from vectors.formats.safetensors import decode_safetensors, encode_safetensors
-from vectors.names import check_name
 from vectors.vector import SteeringVector
+from vectors.vocabulary import check_name
 
 _REVISION = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{6,64}")

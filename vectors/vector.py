@@ -13,45 +13,37 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from vectors.errors import InvalidVector
-
-Site = Literal["residual", "attention", "mlp", "post_attention_norm"]
-"""A place in a decoder block; see `sites.py`."""
-
-Place = tuple[Site, int]
-"""A (site, layer)."""
-
-Operation = Literal["add", "ablate", "clamp"]
-"""What is done along a direction: add it, remove its component, or set its component."""
-
-Positions = Literal["prompt", "response", "all"]
-"""Which tokens are steered; `response` begins at the last prompt token."""
-
-Part = Literal["reasoning", "content", "structured", "tool_calls"]
-"""What a response token belongs to: the reasoning before the answer, the answer, an answer under a schema, a call."""
-
-SITES: tuple[Site, ...] = get_args(Site)
-OPERATIONS: tuple[Operation, ...] = get_args(Operation)
-POSITIONS: tuple[Positions, ...] = get_args(Positions)
-PARTS: tuple[Part, ...] = get_args(Part)
-
-DEFAULT_PARTS: tuple[Part, ...] = ("reasoning", "content", "structured")
-"""A tool call is read by a program: it is steered only where somebody says so."""
+from vectors.vocabulary import (
+    DEFAULT_OPERATION,
+    DEFAULT_PARTS,
+    DEFAULT_POSITIONS,
+    DEFAULT_SCALE,
+    DEFAULT_SITE,
+    MAX_DESCRIPTION,
+    MAX_LAYER,
+    MAX_METADATA_BYTES,
+    MAX_METADATA_DEPTH,
+    MAX_MODEL_ID,
+    OPERATIONS,
+    PARTS,
+    POSITIONS,
+    SITES,
+    Operation,
+    Part,
+    Positions,
+    Site,
+)
 
 DTYPES: Mapping[torch.dtype, str] = MappingProxyType(
     {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 )
 """The dtypes that a direction may have, with their names."""
-
-MAX_LAYER = 4095
-MAX_DESCRIPTION = 10_000
-MAX_METADATA_BYTES = 1 << 20
-MAX_METADATA_DEPTH = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +58,10 @@ class SteeringVector:
     """
 
     directions: Mapping[int, Tensor]
-    site: Site = "residual"
-    default_scale: float = 1.0
-    operation: Operation = "add"
-    positions: Positions = "response"
+    site: Site = DEFAULT_SITE
+    default_scale: float = DEFAULT_SCALE
+    operation: Operation = DEFAULT_OPERATION
+    positions: Positions = DEFAULT_POSITIONS
     description: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] | None = None
@@ -84,7 +76,7 @@ class SteeringVector:
         object.__setattr__(self, "default_scale", _finite("default_scale", self.default_scale))
         for name, text, longest in (
             ("description", self.description, MAX_DESCRIPTION),
-            ("model", self.model, 500),
+            ("model", self.model, MAX_MODEL_ID),
         ):
             if not (isinstance(text, str) or (name == "model" and text is None)):
                 raise InvalidVector(f"{name} must be text", name)

@@ -16,7 +16,7 @@ from server.answers.chat_format import CALLS_FIELD, REASONING_FIELDS
 from server.answers.json_text import JsonScanner
 from server.answers.regions import is_json
 from server.detokenizer import TokenTable
-from vectors.vector import Part
+from vectors.vocabulary import Part
 
 _LONGEST_PATTERN = 512
 """Characters; what a delimiter given as a pattern may need at most."""

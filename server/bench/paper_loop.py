@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vectors.contrast import Answered, contrast_of
-from vectors.datasets.items import LETTERS, ShownItem
-from vectors.method import Variant
-from vectors.prompts import Text, lettered_prompt, raw_text
+from vectors.data.items import LETTERS, ShownItem
+from vectors.training.contrast import Answered, contrast_of
+from vectors.training.method import Variant
+from vectors.training.prompts import Text, lettered_prompt, raw_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,12 +24,12 @@ from server.demo import MODEL_DIR, MODEL_NAME
 from server.demo.heldout import quiz_items
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.model import load_model
-from server.probe import EngineProbe
 from server.text import load_text
-from vectors.datasets import shuffle_alike, split_items
-from vectors.datasets.items import ChoiceItem, DataSet
-from vectors.method import Method
-from vectors.train import Trained, TrainingData, train
+from server.training.engine_view import EngineProbe
+from vectors.data import shuffle_alike, split_items
+from vectors.data.items import ChoiceItem, DataSet
+from vectors.training.method import Method
+from vectors.training.train import Trained, TrainingData, train
 
 VARIANTS = ("pas_full", "ipas_all", "ipas_wrong_only")
 SITES = ("residual", "mlp")

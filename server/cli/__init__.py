@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from server.cli.errors import CommandFailed
 from server.cli.output import discard_output
 from server.cli.parser import build_parser
-from server.cli.training_parser import COMMANDS
+from server.cli.training.parser import COMMANDS
 
 __all__ = ["main"]
 
@@ -26,22 +26,22 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     arguments = build_parser().parse_args(argv)
     try:
         if arguments.command == "serve":
-            from server.cli.serve import serve
+            from server.cli.serve.command import serve
 
             return serve(vars(arguments), environ)
         if arguments.command == "chat":
-            from server.cli.chat import chat
+            from server.cli.client.chat import chat
 
             return chat(arguments, environ)
         if arguments.command in COMMANDS:
-            from server.cli.train import train
+            from server.cli.training.command import train
 
             return train(arguments, environ)
         if arguments.command == "study":
-            from server.cli.study import study
+            from server.cli.training.study import study
 
             return study(arguments, environ)
-        from server.cli.vectors import vectors
+        from server.cli.client.vectors import vectors
 
         return vectors(arguments, environ)
     except CommandFailed as error:

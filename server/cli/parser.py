@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 
 from server import __version__
-from server.cli.study import add_study
-from server.cli.training_parser import add_training_commands
+from server.cli.training.parser import add_training_commands
+from server.cli.training.study import add_study
 from server.config import options
 from server.keys import CLIENT_VARIABLE, MANAGE_VARIABLE, USE_VARIABLE
 

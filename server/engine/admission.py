@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from server.engine.plan import Phase
 from server.engine.protocol import ModelInfo
 from server.engine.request import GenerationRequest
 from server.errors import ContextLengthExceeded, InvalidRequest
+from server.steering.plan import Phase
 
 
 def check_request(request: GenerationRequest, info: ModelInfo, num_slots: int) -> None:

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from server.engine.plan import SteeringPlan
-from vectors.vector import Part
+from server.steering.plan import SteeringPlan
+from vectors.vocabulary import Part
 
 PageKey = bytes
 """Hash of everything that the KV of a page depends on."""

@@ -21,13 +21,11 @@ import torch
 from torch import Tensor
 
 from server.engine.admission import check_request
-from server.engine.bank import SteeringBank
 from server.engine.cache import PagePool
 from server.engine.grammar import GrammarFailed
 from server.engine.model import LoadedModel, ModelRefused
 from server.engine.outputs import branch_scores, captured_activations, next_scores, sampled_logprobs
 from server.engine.pacing import BackgroundPace
-from server.engine.plan import UNSTEERED, SteeringPlan
 from server.engine.protocol import EngineStats, ModelInfo
 from server.engine.queries import capture, score, score_branches
 from server.engine.request import (
@@ -45,7 +43,9 @@ from server.engine.sampler import logprobs_of, sample
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.errors import InvalidRequest, Overloaded, Unavailable
-from vectors.vector import Place
+from server.steering.bank import SteeringBank
+from server.steering.plan import UNSTEERED, SteeringPlan
+from vectors.vocabulary import Place
 
 _log = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from server.engine.attention import ATTENTION_NAME, AttentionStep, Segment, attention_step
+from server.engine.attention.stretches import ATTENTION_NAME, AttentionStep, Segment, attention_step
 from server.engine.protocol import ModelInfo
 from vectors.sites import ModelSites, SitesNotFound, activation_of, find_sites
-from vectors.vector import Site
+from vectors.vocabulary import Site
 
 _log = logging.getLogger(__name__)
 

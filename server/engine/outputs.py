@@ -14,7 +14,7 @@ from server.engine.request import TokenLogprobs
 from server.engine.runner import ChunkResult
 from server.engine.sampler import logprobs_of
 from server.engine.sequence import Sequence
-from vectors.vector import Place
+from vectors.vocabulary import Place
 
 
 def sampled_logprobs(logits: Tensor, sequences: Seq[Sequence], tokens: Seq[int]) -> list[TokenLogprobs | None]:

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from server.engine.plan import UNSTEERED, SteeringPlan
 from server.engine.request import CaptureSpec, GenerationRequest, OutputSink, Priority
-from vectors.vector import Place
+from server.steering.plan import UNSTEERED, SteeringPlan
+from vectors.vocabulary import Place
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from server.engine.plan import SteeringPlan
 from server.engine.request import (
     CaptureSpec,
     FinishReason,
@@ -22,7 +21,8 @@ from server.engine.request import (
     TokenOutput,
 )
 from server.errors import InvalidRequest, Unavailable
-from vectors.vector import Place
+from server.steering.plan import SteeringPlan
+from vectors.vocabulary import Place
 
 Submit = Callable[[GenerationRequest, OutputSink], None]
 

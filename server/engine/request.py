@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from server.engine.grammar import Grammar
-from server.engine.parts import PartReader
-from server.engine.plan import UNSTEERED, SteeringPlan
-from vectors.vector import Place, Site
+from server.steering.parts import PartReader
+from server.steering.plan import UNSTEERED, SteeringPlan
+from vectors.vocabulary import Place, Site
 
 
 class RequestState(enum.Enum):

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.engine.attention import AttentionStep, attention_step
-from server.engine.bank import SteeringBank
-from server.engine.hooks import ActivationHooks, StepActivations
+from server.engine.attention.stretches import AttentionStep, attention_step
 from server.engine.model import LoadedModel
 from server.engine.scheduler import Chunk
-from vectors.vector import Place
+from server.steering.bank import SteeringBank
+from server.steering.hooks import ActivationHooks, StepActivations
+from vectors.vocabulary import Place
 
 
 @dataclass(frozen=True, slots=True)

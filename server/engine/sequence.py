@@ -10,13 +10,13 @@ import time
 
 from torch import Tensor
 
-from server.engine.attention import Segment
-from server.engine.bank import PlanRows
+from server.engine.attention.stretches import Segment
 from server.engine.cache import ROOT_KEY, PageKey, PagePool, page_key
 from server.engine.grammar import GrammarState, allowed_tokens
 from server.engine.request import FinishReason, GenerationRequest, OutputSink, RequestState, TokenLogprobs
 from server.engine.sampler import RowSampler
-from vectors.vector import Part, Place
+from server.steering.bank import PlanRows
+from vectors.vocabulary import Part, Place
 
 _NEXT_STATES: dict[RequestState, frozenset[RequestState]] = {
     RequestState.QUEUED: frozenset({RequestState.PREFILLING, RequestState.ABORTED, RequestState.FAILED}),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from server.jobs.records import JobRecord, JobRequest
-from vectors.progress import Progress as Progress
+from vectors.training.progress import Progress as Progress
 from vectors.vector import SteeringVector
 
 ReadFile = Callable[[str], tuple[str, bytes]]

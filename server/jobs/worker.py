@@ -44,14 +44,13 @@ from server.jobs.trainer import Outcome, Trainer
 from vectors.errors import InvalidData, InvalidMethod, InvalidVector, StoreCorrupt, StoreLocked, VectorsError
 from vectors.formats import ImportOptions
 from vectors.formats.safetensors import decode_safetensors, encode_safetensors
-from vectors.names import check_name
-from vectors.probe import Cancelled
 from vectors.store import VectorStore
+from vectors.training.model_view import Cancelled
+from vectors.vocabulary import MAX_SEED, check_name
 
 MAX_STARTS = 3
 """How often a job is begun before it counts as what ends the server."""
 
-MAX_SEED = 2**31 - 1
 
 _NAME_ENDING = 8
 _MAX_STEM = 64 - 1 - _NAME_ENDING

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from server.demo import MODEL_NAME
 from server.demo.documents import CHAT_TEMPLATE
 from tests.clients.demo_tokens import json_that_ends
-from tests.server.api.dictating import serving_chats
+from tests.server.api.generation.dictating import serving_chats
 
 pytest.importorskip("langchain_openai")
 

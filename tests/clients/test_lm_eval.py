@@ -18,7 +18,8 @@ import torch
 from server.demo import MODEL_DIR, MODEL_NAME, VECTORS_DIR
 from server.demo.heldout import chat_asks, labelled_lines, quiz_items
 from vectors.formats import decode, encode_safetensors
-from vectors.vector import Operation, SteeringVector
+from vectors.vector import SteeringVector
+from vectors.vocabulary import Operation
 
 lm_eval = pytest.importorskip("lm_eval", exc_type=ImportError)
 

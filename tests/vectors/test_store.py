@@ -24,9 +24,9 @@ from vectors.errors import (
     VectorNotFound,
 )
 from vectors.formats import decode, encode_safetensors
-from vectors.names import check_name
 from vectors.store import VectorStore
 from vectors.vector import SteeringVector
+from vectors.vocabulary import check_name
 
 ROOT = Path(__file__).parents[2]
 

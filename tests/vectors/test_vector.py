@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from vectors.errors import InvalidVector
-from vectors.vector import SITES, SteeringVector
+from vectors.vector import SteeringVector
+from vectors.vocabulary import SITES
 
 
 def ramp(hidden: int = 4, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vectors.errors import InvalidVector
 from vectors.formats.options import OVERRIDES, ImportOptions
-from vectors.vector import SITES, SteeringVector, canonical_json
+from vectors.vector import SteeringVector, canonical_json
+from vectors.vocabulary import SITES
 
 _KEY = "steering_vector"
 _TENSOR_NAME = re.compile(r"([a-z_]{1,40})\.(0|[1-9][0-9]{0,3})")

@@ -15,8 +15,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from server.cli.listening import FLUSH_SECONDS
-from server.cli.serve import DRAIN_SECONDS
+from server.cli.serve.command import DRAIN_SECONDS
+from server.cli.serve.listening import FLUSH_SECONDS
 from tests.server.cli.running import ROOT, environment
 
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")

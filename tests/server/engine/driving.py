@@ -8,8 +8,8 @@ import torch
 
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.model import LoadedModel, prepare_model
-from server.engine.plan import UNSTEERED, PlanEntry, SteeringPlan
 from server.engine.request import GenerationRequest, SamplingParams, TokenOutput
+from server.steering.plan import UNSTEERED, PlanEntry, SteeringPlan
 from tests.families import HIDDEN, LAYERS, build
 from tests.reference import Steer
 from vectors.vector import SteeringVector

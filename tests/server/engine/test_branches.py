@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from server.engine.pacing import BackgroundPace
-from server.engine.plan import UNSTEERED, SteeringPlan
 from server.engine.request import CaptureSpec, GenerationRequest, Priority
 from server.errors import InvalidRequest
+from server.steering.plan import UNSTEERED, SteeringPlan
 from tests.families import CONFIGS, build
 from tests.reference import Steer, steered_logits
 from tests.server.engine.driving import (

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from server.engine.engine import BatchingEngine
-from server.engine.plan import SteeringPlan
 from server.engine.request import GenerationRequest
+from server.steering.plan import SteeringPlan
 from tests.reference import Steer
 from tests.server.engine.driving import GREEDY, engine_of, loaded, plan_of, prompt_of, random_direction
 

@@ -10,7 +10,6 @@ import torch
 
 from server.engine.engine import BatchingEngine
 from server.engine.model import load_model
-from server.engine.plan import UNSTEERED, SteeringPlan
 from server.engine.request import (
     CaptureSpec,
     FinishReason,
@@ -20,6 +19,7 @@ from server.engine.request import (
     TokenOutput,
 )
 from server.errors import ContextLengthExceeded, InvalidRequest, Overloaded, Unavailable
+from server.steering.plan import UNSTEERED, SteeringPlan
 from tests.families import CONFIGS, build
 from tests.reference import Steer, activations, greedy, steered_logits
 from tests.server.engine.driving import (

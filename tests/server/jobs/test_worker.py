@@ -30,8 +30,8 @@ from vectors.errors import (
     StoreCorrupt,
 )
 from vectors.formats.safetensors import encode_safetensors
-from vectors.probe import Cancelled
 from vectors.store import VectorStore
+from vectors.training.model_view import Cancelled
 from vectors.vector import SteeringVector
 
 DEADLINE = 60.0

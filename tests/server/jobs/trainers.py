@@ -11,8 +11,8 @@ import torch
 from server.jobs.records import JobRecord, JobRequest
 from server.jobs.trainer import Outcome, Progress, ReadFile
 from vectors.errors import InvalidData
-from vectors.method import Method
-from vectors.probe import Cancelled
+from vectors.training.method import Method
+from vectors.training.model_view import Cancelled
 from vectors.vector import SteeringVector
 
 HIDDEN = 32

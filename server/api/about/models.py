@@ -1,0 +1,59 @@
+"""`GET /v1/models`: the base model, and one `<base>+<name>` for each vector.
+
+No vector is read for it. Whether one fits the model is said when a request names it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from server.api.about.objects import Model, ModelList
+from server.api.http.auth import require
+from server.api.http.route import Answer, Parameter, operation
+from server.api.http.services import Services, services_of
+from server.errors import NotFound
+from server.keys import Role
+
+router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Tokens and models"])
+
+
+_MODEL = Parameter("model", "The model's id.", {"type": "string", "minLength": 1}, "path")
+
+
+@router.get("/v1/models")
+@operation(Answer(ModelList, "The models."))
+async def list_models(request: Request) -> Response:
+    """The ids that a request may give as `model`; scales and revisions can be added to them."""
+    models = await run_sync(_models, services_of(request))
+    return JSONResponse({"object": "list", "data": list(models.values())})
+
+
+@router.get("/v1/models/{model:path}")
+@operation(Answer(Model, "The model."), errors=(NotFound,), parameters=(_MODEL,))
+async def get_model(request: Request, model: str) -> Response:
+    """One of the listed models."""
+    found = (await run_sync(_models, services_of(request))).get(model)
+    if found is None:
+        raise NotFound(f"the model {model[:200]!r} does not exist", code="model_not_found", param="model")
+    return JSONResponse(found)
+
+
+def _models(services: Services) -> dict[str, dict[str, Any]]:
+    """Models by id: the base, then one for each vector, by name."""
+    info = services.engine.info
+    base: dict[str, Any] = {
+        "id": info.model_id,
+        "object": "model",
+        "created": services.started_at,
+        "owned_by": "tiller",
+        "max_model_len": info.max_model_len,
+    }
+    steered = (
+        base | {"id": f"{info.model_id}+{name}", "created": record.created_at, "parent": info.model_id}
+        for name, record in services.store.current_records().items()
+    )
+    return {model["id"]: model for model in (base, *steered)}

@@ -1,0 +1,60 @@
+"""Objects of what a server says of itself: models, tokens, health, readiness, version."""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+from server.api.generation.objects import UnixSeconds
+
+
+class Model(TypedDict):
+    """A name that requests may give as `model`; one with a `parent` is that model steered by a vector."""
+
+    id: str
+    object: Literal["model"]
+    created: UnixSeconds
+    owned_by: Literal["tiller"]
+    max_model_len: int
+    parent: NotRequired[str]
+
+
+class ModelList(TypedDict):
+    """All models."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Tokens(TypedDict):
+    """What the model reads; `token_strs`, with `return_token_strs`, are the vocabulary's spellings."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizedText(TypedDict):
+    """The text of token ids."""
+
+    prompt: str
+
+
+class Health(TypedDict):
+    """The process is alive."""
+
+    status: Literal["ok"]
+
+
+class Readiness(TypedDict):
+    """New work is accepted."""
+
+    status: Literal["ready"]
+
+
+class Version(TypedDict):
+    """The server's version."""
+
+    version: str

@@ -1,0 +1,136 @@
+"""`/tokenize` and `/detokenize`: what the model reads of a text or a chat, and the text of token ids, as vLLM has them.
+
+It needs the tokenizer only; it does not know the engine's work.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Request
+from pydantic import ConfigDict, Field, model_validator
+from starlette.responses import JSONResponse, Response
+
+from server.api.about.objects import DetokenizedText, Tokens
+from server.api.chat.wire import ChatMessage
+from server.api.generation.steering import specs_of_model
+from server.api.generation.tools import MAX_TOOLS, ChatTool
+from server.api.generation.wire import MAX_MODEL_NAME_LENGTH
+from server.api.http.auth import require
+from server.api.http.bodies import MAX_JSON_BYTES, read_model
+from server.api.http.route import JSON, Answer, operation
+from server.api.http.services import services_of
+from server.api.http.wire import WireModel
+from server.errors import InvalidRequest, NotFound
+from server.keys import Role
+from server.text import TextProcessor
+
+router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Tokens and models"])
+
+MAX_TOKENS = 1 << 20
+"""The most token ids of one `/detokenize`."""
+
+_Model = Annotated[str, Field(max_length=MAX_MODEL_NAME_LENGTH)] | None
+
+
+class TokenizeRequest(WireModel):
+    """Body of `POST /tokenize`: a `prompt`, or `messages` as the chat template renders them.
+
+    `add_special_tokens` defaults to true for a prompt and to false for a chat, whose template says them itself.
+    """
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "continue_final_message": (False,),
+        "chat_template": (),
+        "media_io_kwargs": ({},),
+        "mm_processor_kwargs": ({},),
+    }
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
+                {"required": ["messages"], "properties": {"messages": {"type": "array"}}},
+            ]
+        }
+    )
+
+    model: _Model = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)] | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[ChatTool], Field(max_length=MAX_TOOLS)] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            both = self.prompt is not None
+            param = "messages" if both else "prompt"
+            message = "give prompt or messages, not both" if both else "prompt: required and missing, or give messages"
+            raise InvalidRequest(message, code="invalid_value" if both else "missing_required_parameter", param=param)
+        for name in ("add_generation_prompt", "chat_template_kwargs", "tools"):
+            if self.prompt is not None and getattr(self, name) is not None:
+                raise InvalidRequest(f"{name}: only with messages", code="invalid_value", param=name)
+        return self
+
+    def encoded(self, text: TextProcessor) -> list[int]:
+        """The token ids that are asked for. Raises `InvalidRequest` when the chat template refuses."""
+        if self.messages is None:
+            assert self.prompt is not None
+            return text.encode(self.prompt, add_special_tokens=self.add_special_tokens is not False)
+        if self.tools and not text.chat_format.takes_tools:
+            raise InvalidRequest(
+                "tools: this model's chat template has no place for tools", code="unsupported_parameter", param="tools"
+            )
+        rendered = text.render_chat(
+            [message.for_template(f"messages.{index}") for index, message in enumerate(self.messages)],
+            self.chat_template_kwargs,
+            tools=[entry.function.tool().for_template() for entry in self.tools or ()],
+            add_generation_prompt=self.add_generation_prompt is not False,
+        )
+        return text.encode(rendered, add_special_tokens=self.add_special_tokens is True)
+
+
+class DetokenizeRequest(WireModel):
+    """Body of `POST /detokenize`."""
+
+    model: _Model = None
+    tokens: Annotated[
+        list[Annotated[int, Field(json_schema_extra={"minimum": 0})]], Field(fail_fast=True, max_length=MAX_TOKENS)
+    ]
+
+
+@router.post("/tokenize")
+@operation(Answer(Tokens, "The tokens."), bodies={JSON: TokenizeRequest}, errors=(NotFound,))
+async def tokenize(request: Request) -> Response:
+    """The token ids of a text or a chat, and with `return_token_strs` how the vocabulary spells them."""
+    services = services_of(request)
+    body = await read_model(request, TokenizeRequest, MAX_JSON_BYTES)
+    specs_of_model(body.model, services.engine.info.model_id)  # for its errors: steering changes no tokens
+    tokens = await run_sync(body.encoded, services.text)
+    answer = {
+        "count": len(tokens),
+        "max_model_len": services.engine.info.max_model_len,
+        "tokens": tokens,
+        "token_strs": await run_sync(services.text.symbols_of, tokens) if body.return_token_strs else None,
+    }
+    return JSONResponse(answer)
+
+
+@router.post("/detokenize")
+@operation(Answer(DetokenizedText, "The text."), bodies={JSON: DetokenizeRequest}, errors=(NotFound,))
+async def detokenize(request: Request) -> Response:
+    """The text of token ids, special tokens included."""
+    services = services_of(request)
+    body = await read_model(request, DetokenizeRequest, MAX_JSON_BYTES)
+    info = services.engine.info
+    specs_of_model(body.model, info.model_id)
+    if body.tokens and not 0 <= min(body.tokens) <= max(body.tokens) < info.vocab_size:
+        raise InvalidRequest(
+            f"tokens: a token id is outside the vocabulary of {info.vocab_size}", code="invalid_token", param="tokens"
+        )
+    return JSONResponse({"prompt": await run_sync(services.text.decode_all, body.tokens)})

@@ -1,0 +1,68 @@
+"""Objects of `POST /v1/completions`."""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+from server.api.generation.objects import AppliedSteering, UnixSeconds, Usage
+from server.api.http.objects import ErrorEnvelope
+
+
+class CompletionLogprobs(TypedDict):
+    """Parallel lists, one entry a token; the first token of an echoed prompt has no log-probability."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(TypedDict):
+    """A continuation; with `return_token_ids` its tokens and those of its prompt."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"]
+    token_ids: NotRequired[list[int]]
+    prompt_token_ids: NotRequired[list[int]]
+
+
+class Completion(TypedDict):
+    """The continuations of all prompts, and the steering that was applied."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: UnixSeconds
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    steering: list[AppliedSteering]
+
+
+class CompletionChunkChoice(TypedDict):
+    """More of a continuation; the first of each has the echoed prompt, the last the reason of its finish."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+    token_ids: NotRequired[list[int]]
+    prompt_token_ids: NotRequired[list[int]]
+
+
+class CompletionChunk(TypedDict):
+    """One event of a stream. The first has the steering; the last the usage, if it was asked for, and no choices."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: UnixSeconds
+    model: str
+    choices: list[CompletionChunkChoice]
+    usage: NotRequired[Usage | None]
+    steering: NotRequired[list[AppliedSteering]]
+
+
+CompletionEvent = CompletionChunk | ErrorEnvelope

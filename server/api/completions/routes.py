@@ -1,0 +1,256 @@
+"""`POST /v1/completions`: prompts as text or token ids in, continuations out, whole or streamed.
+
+It knows OpenAI's shapes for completions; running and steering are elsewhere.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from server.api.completions.objects import Completion, CompletionEvent
+from server.api.completions.wire import CompletionRequest
+from server.api.generation.choices import check_num_choices, choices_of, finite, tokens_to_generate, usage_of
+from server.api.generation.envelope import Envelope
+from server.api.generation.running import Choice, Generation, Piece, TokenEntry
+from server.api.generation.steering import plan_of
+from server.api.http.auth import require
+from server.api.http.bodies import MAX_JSON_BYTES, read_model
+from server.api.http.connection import while_connected
+from server.api.http.parameters import RATE_LIMITS
+from server.api.http.route import EVENTS, GENERATION_ERRORS, JSON, Answer, operation
+from server.api.http.services import Services, services_of
+from server.api.http.sse import EventStream
+from server.detokenizer import ChoiceText, TokenTable
+from server.engine.request import TokenLogprobs
+from server.errors import InvalidRequest
+from server.keys import Role
+from server.steering.plan import SteeringPlan
+from server.text import TextProcessor
+
+router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Generation"])
+
+DEFAULT_MAX_TOKENS = 16
+
+_KIND = "text_completion"
+
+
+@router.post("/v1/completions")
+@operation(
+    Answer(Completion, "The continuations.", headers=RATE_LIMITS),
+    Answer(CompletionEvent, "With `stream`: chunks as server-sent events, then `[DONE]`.", media_type=EVENTS),
+    bodies={JSON: CompletionRequest},
+    errors=GENERATION_ERRORS,
+)
+async def create_completion(request: Request) -> Response:
+    """Continue prompts."""
+    services = services_of(request)
+    services.check_ready()
+    body = await read_model(request, CompletionRequest, MAX_JSON_BYTES)
+    answer = await _prepare(body, services)
+    if body.echo and body.logprobs is not None:
+        await while_connected(request.receive, answer.read_prompts(services))
+    answer.generation.submit()
+    if body.stream:
+        return EventStream(answer.chunks(), close=answer.generation.close)
+    with answer.generation:
+        return JSONResponse(await while_connected(request.receive, answer.whole()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A prompt as tokens, and as the text that `echo` gives back."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    begins_text: bool
+
+
+def _encode(prompts: Sequence[str | list[int]], text: TextProcessor, vocab_size: int) -> list[_Prompt]:
+    encoded = []
+    for index, prompt in enumerate(prompts):
+        param = "prompt" if len(prompts) == 1 else f"prompt.{index}"
+        token_ids = text.encode(prompt) if isinstance(prompt, str) else prompt
+        if not token_ids:
+            raise InvalidRequest(f"{param}: the prompt is empty", code="empty_prompt", param=param)
+        if min(token_ids) < 0 or max(token_ids) >= vocab_size:
+            raise InvalidRequest(
+                f"{param}: a token id is outside the vocabulary of {vocab_size}", code="invalid_token", param=param
+            )
+        shown = prompt if isinstance(prompt, str) else text.decode(token_ids)
+        encoded.append(_Prompt(tuple(token_ids), shown, begins_text=not text.has_text(token_ids)))
+    return encoded
+
+
+async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAnswer:
+    check_num_choices(len(body.prompt) * body.num_candidates, services)
+    plan = await plan_of(body, services)
+    info = services.engine.info
+    prompts = await run_sync(_encode, body.prompt, services.text, info.vocab_size)
+    response_id = f"cmpl-{uuid.uuid4().hex}"
+    choices: list[Choice] = []
+    for index, prompt in enumerate(prompts):
+        max_tokens = tokens_to_generate(
+            len(prompt.token_ids),
+            body.max_tokens,
+            default=DEFAULT_MAX_TOKENS,
+            max_model_len=info.max_model_len,
+            param="prompt" if len(prompts) == 1 else f"prompt.{index}",
+        )
+        choices += choices_of(
+            body,
+            services,
+            plan,
+            prompt.token_ids,
+            response_id=response_id,
+            max_tokens=max_tokens,
+            num_logprobs=0 if body.logprobs is None and body.chooses_best else body.logprobs,
+            begins_text=prompt.begins_text,
+            first_index=len(choices),
+        )
+    generation = Generation(services.engine, choices, services.metrics)
+    envelope = Envelope.of(body, response_id, services)
+    return _CompletionAnswer(body, generation, services.text.table, plan, prompts, envelope)
+
+
+@dataclass(frozen=True)
+class _CompletionAnswer:
+    """The answer to all prompts of a request, as one object or as chunks."""
+
+    body: CompletionRequest
+    generation: Generation
+    table: TokenTable
+    plan: SteeringPlan
+    prompts: Sequence[_Prompt]
+    envelope: Envelope
+    prompt_logprobs: list[Sequence[TokenLogprobs | None]] = field(default_factory=list)
+
+    async def read_prompts(self, services: Services) -> None:
+        """Have the engine tell the prompts' own log-probabilities, before anything is generated."""
+        readers = [
+            Choice(
+                index=choice.index,
+                request=replace(
+                    choice.request,
+                    request_id=f"{choice.request.request_id}-echo",
+                    max_tokens=0,
+                    logprobs_start=0,
+                ),
+                text=ChoiceText(self.table, begins_text=True),
+            )
+            for choice in self.generation.choices[:: self.body.num_candidates]
+        ]
+        with Generation(services.engine, readers) as reading:
+            reading.submit()
+            await reading.whole()
+        self.prompt_logprobs.extend(reader.known_logprobs for reader in readers)
+
+    async def whole(self) -> dict[str, Any]:
+        """The `text_completion` object."""
+        answers = []
+        for index, (choice, piece) in enumerate(self._told(await self.generation.whole())):
+            answers.append(
+                {
+                    "index": index,
+                    "text": self._echo(choice) + piece.text,
+                    "logprobs": self._joined(self._echoed_logprobs(choice), self._logprobs(choice, piece.entries)),
+                    "finish_reason": piece.finish_reason,
+                    **self.envelope.ids("token_ids", piece.token_ids),
+                    **self.envelope.ids("prompt_token_ids", choice.request.prompt),
+                }
+            )
+        return self.envelope.around(_KIND, answers, usage=self._usage(), steering=self.plan.echo())
+
+    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        """`text_completion` objects: the plan first (with the prompt, if it is to be echoed), then text as it comes."""
+        with self.generation:
+            first: dict[str, Any] = {"steering": self.plan.echo()}
+            for choice in self.generation.choices:
+                ids = self.envelope.ids("prompt_token_ids", choice.request.prompt)
+                yield self._chunk(choice, self._echo(choice), {"logprobs": self._echoed_logprobs(choice)} | ids) | first
+                first = {}
+            async for choice, piece in self.generation.pieces():
+                extras: dict[str, Any] = {"finish_reason": piece.finish_reason}
+                extras["logprobs"] = self._logprobs(choice, piece.entries)
+                yield self._chunk(choice, piece.text, extras | self.envelope.ids("token_ids", piece.token_ids))
+            if self.body.includes_usage:
+                yield self.envelope.around(_KIND, [], usage=self._usage())
+
+    def _told(self, whole: Sequence[tuple[Choice, Piece]]) -> list[tuple[Choice, Piece]]:
+        """Of each prompt's candidates the `n` likeliest, best first; all of them, as they are, when `n` were made."""
+        if not self.body.chooses_best:
+            return list(whole)
+        told: list[tuple[Choice, Piece]] = []
+        for first in range(0, len(whole), self.body.num_candidates):
+            candidates = whole[first : first + self.body.num_candidates]
+            candidates = sorted(candidates, key=lambda candidate: _mean_logprob(candidate[1]), reverse=True)
+            told += candidates[: self.body.num_choices]
+        return told
+
+    def _usage(self) -> dict[str, Any]:
+        return usage_of(self.generation.choices, self.body.num_candidates)
+
+    def _chunk(self, choice: Choice, text: str, extras: dict[str, Any]) -> dict[str, Any]:
+        return self.envelope.chunk(_KIND, {"index": choice.index, "text": text} | extras)
+
+    def _prompt_index(self, choice: Choice) -> int:
+        return choice.index // self.body.num_candidates
+
+    def _echo(self, choice: Choice) -> str:
+        return self.prompts[self._prompt_index(choice)].text if self.body.echo else ""
+
+    def _logprobs(self, choice: Choice, entries: Sequence[TokenEntry]) -> dict[str, Any] | None:
+        """Of generated tokens; their text goes on where the echoed prompt ends."""
+        if self.body.logprobs is None:
+            return None
+        start = len(self._echo(choice))
+        known: list[TokenLogprobs | None] = [entry.logprobs for entry in entries]
+        offsets = [start + entry.offset for entry in entries]
+        return self._table_of([entry.logprobs.token_id for entry in entries], known, offsets)
+
+    def _echoed_logprobs(self, choice: Choice) -> dict[str, Any] | None:
+        """Of the echoed prompt's tokens; the first has none."""
+        if not self.prompt_logprobs:
+            return None
+        index = self._prompt_index(choice)
+        text = ChoiceText(self.table, begins_text=True)
+        offsets = []
+        for token_id in choice.request.prompt:
+            offsets.append(text.num_characters)
+            text.push(token_id)
+        return self._table_of(choice.request.prompt, self.prompt_logprobs[index], offsets)
+
+    def _table_of(
+        self, token_ids: Sequence[int], known: Sequence[TokenLogprobs | None], offsets: Sequence[int]
+    ) -> dict[str, Any]:
+        tops: list[dict[str, float] | None] = []
+        for logprobs in known:
+            if logprobs is None:
+                tops.append(None)
+                continue
+            top = {self.table.name_of(token_id): finite(logprob) for token_id, logprob in logprobs.top}
+            tops.append(top | {self.table.name_of(logprobs.token_id): finite(logprobs.logprob)})
+        return {
+            "tokens": [self.table.name_of(token_id) for token_id in token_ids],
+            "token_logprobs": [None if logprobs is None else finite(logprobs.logprob) for logprobs in known],
+            "top_logprobs": tops,
+            "text_offset": list(offsets),
+        }
+
+    @staticmethod
+    def _joined(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:
+        if first is None or second is None:
+            return second if first is None else first
+        return {name: first[name] + second[name] for name in first}
+
+
+def _mean_logprob(piece: Piece) -> float:
+    """The mean log-probability of a choice's tokens, the one that ended it included."""
+    logprobs = [entry.logprobs.logprob for entry in piece.entries]
+    return sum(logprobs) / len(logprobs) if logprobs else 0.0

@@ -1,0 +1,154 @@
+"""`POST /v1/decisions`: questions about an input in, the probabilities of their answers out.
+
+It knows the SDK's shapes of answers; how a question is asked and what a probability is are elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from server.api.decisions.multiple_choice import Interview, Question, probabilities_of
+from server.api.decisions.objects import Decision
+from server.api.decisions.wire import AskedQuestion, Choice, DecisionRequest, Predicate
+from server.api.generation.scoring import Scoring
+from server.api.generation.steering import plan_of
+from server.api.http.auth import require
+from server.api.http.bodies import MAX_JSON_BYTES, read_model
+from server.api.http.connection import while_connected
+from server.api.http.parameters import RATE_LIMITS
+from server.api.http.route import GENERATION_ERRORS, JSON, Answer, operation
+from server.api.http.services import Services, services_of
+from server.engine.queries import choice_logprobs, score_requests
+from server.engine.request import GenerationRequest, Priority, TokenOutput
+from server.errors import ContextLengthExceeded, EngineFailure
+from server.keys import Role
+from server.steering.plan import SteeringPlan
+
+router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Generation"])
+
+Probabilities = npt.NDArray[np.float64]
+
+
+@router.post("/v1/decisions")
+@operation(
+    Answer(Decision, "The answers.", headers=RATE_LIMITS), bodies={JSON: DecisionRequest}, errors=GENERATION_ERRORS
+)
+async def create_decision(request: Request) -> Response:
+    """Answer questions about an input."""
+    services = services_of(request)
+    services.check_ready()
+    body = await read_model(request, DecisionRequest, MAX_JSON_BYTES)
+    plan = await plan_of(body, services)
+    decision = await while_connected(request.receive, _decide(body, services, plan))
+    return JSONResponse(decision)
+
+
+async def _decide(body: DecisionRequest, services: Services, plan: SteeringPlan) -> dict[str, Any]:
+    """The `Decision` object, and the steering that was applied."""
+    interview = await run_sync(Interview, services.text, body.turns(), body.chat_template_kwargs)
+    asking = _Asking(interview, plan, services.engine.info.max_model_len)
+    questions = [asked.question() for asked in body.questions]
+    with Scoring(services.engine) as scoring:
+        outputs = await scoring.outputs(asking.requests(questions))
+    found = asking.probabilities(questions, outputs)
+    return {
+        "model": body.model if body.model is not None else services.engine.info.model_id,
+        "answers": [_answer(asked, each) for asked, each in zip(body.questions, found, strict=True)],
+        "usage": asking.usage(outputs),
+        "steering": plan.echo(),
+    }
+
+
+@dataclass
+class _Asking:
+    """All questions of a request on their way through the engine: what was sent, and for which place."""
+
+    interview: Interview
+    plan: SteeringPlan
+    max_model_len: int
+    _sent: list[tuple[int, int, list[tuple[int, int]]]] = field(default_factory=list)
+    _num_tokens: int = 0
+
+    def requests(self, questions: Sequence[Question]) -> Iterator[GenerationRequest]:
+        """The scoring requests of every question in both orders, made one after the other.
+
+        Raises `ContextLengthExceeded`.
+        """
+        for number, question in enumerate(questions):
+            labels = self.interview.label_tokens(len(question.options))
+            places = [(place, index) for place, spelled in enumerate(labels) for index in range(len(spelled))]
+            spellings = [tokens for spelled in labels for tokens in spelled]
+            for turn, order in enumerate(question.orders):
+                prompt = self.interview.prompt(question, order)
+                self._check_length(number, len(prompt) + max(map(len, spellings)))
+                for request, indices in score_requests(prompt, spellings, self.plan, Priority.LIVE):
+                    self._sent.append((number, turn, [places[index] for index in indices]))
+                    self._num_tokens += len(request.prompt) + len(request.forced)
+                    yield request
+
+    def probabilities(self, questions: Sequence[Question], outputs: Sequence[TokenOutput]) -> list[Probabilities]:
+        """The probabilities of each question's options, from the outputs of all `requests`."""
+        logprobs = [
+            [[[0.0] * len(spelled) for spelled in self.interview.label_tokens(len(question.options))] for _ in range(2)]
+            for question in questions
+        ]
+        for (number, turn, places), output in zip(self._sent, outputs, strict=True):
+            for (place, index), tokens in zip(places, choice_logprobs(output), strict=True):
+                logprobs[number][turn][place][index] = sum(tokens)
+        found = [probabilities_of(orders) for orders in logprobs]
+        if not all(np.isfinite(each).all() for each in found):
+            raise EngineFailure("the model gives no probabilities: a label's are not finite")
+        return found
+
+    def usage(self, outputs: Sequence[TokenOutput]) -> dict[str, Any]:
+        """Tokens that the model was given, every question's prompts counted, and how many of them the cache had."""
+        num_cached = sum(output.num_cached_tokens for output in outputs)
+        return {
+            "input_tokens": self._num_tokens,
+            "input_tokens_details": {"cached_tokens": num_cached, "cache_write_tokens": self._num_tokens - num_cached},
+            "output_tokens": 0,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": self._num_tokens,
+        }
+
+    def _check_length(self, number: int, num_tokens: int) -> None:
+        if num_tokens > self.max_model_len:
+            raise ContextLengthExceeded(
+                f"this model's context is {self.max_model_len} tokens; "
+                f"the input with question {number} and its answer has {num_tokens}",
+                param="input",
+            )
+
+
+def _answer(asked: AskedQuestion, probabilities: Probabilities) -> dict[str, Any]:
+    """The SDK's answer to one question."""
+    named: dict[str, Any] = {"type": asked.type, "name": asked.name}
+    values = [float(probability) for probability in probabilities]
+    if isinstance(asked, Predicate):
+        return named | {"probability": values[0]}
+    best = int(probabilities.argmax())
+    if isinstance(asked, Choice):
+        return named | {
+            "choice": asked.choices[best].value,
+            "confidence": values[best],
+            "probabilities": [
+                {"value": option.value, "probability": value}
+                for option, value in zip(asked.choices, values, strict=True)
+            ],
+        }
+    return named | {
+        "score": sum(level * value for level, value in enumerate(values)),
+        "confidence": values[best],
+        "probabilities": [
+            {"label": level.label, "value": index, "probability": value}
+            for index, (level, value) in enumerate(zip(asked.levels, values, strict=True))
+        ],
+    }

@@ -1,0 +1,145 @@
+"""Wire models of `POST /v1/decisions`, as the official SDK types them, and what their questions ask.
+
+It does not know prompts, tokens, or how answers are found.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.api.decisions.input import (
+    CustomToolCall,
+    DecisionInput,
+    FunctionCall,
+    QuestionContent,
+    ToolOutput,
+    text_of,
+)
+from server.api.decisions.multiple_choice import Question
+from server.api.generation.wire import CacheOptions, SteeredFields
+from server.api.http.wire import WireModel
+from server.errors import InvalidRequest
+from vectors.data.items import Message
+
+MAX_QUESTIONS = 400
+MAX_OPTIONS = 255
+
+
+class _AnyQuestion(WireModel):
+    name: str | None = None
+    instructions: QuestionContent
+
+    @model_validator(mode="after")
+    def _check_instructions(self) -> _AnyQuestion:
+        if not text_of(self.instructions).strip():
+            raise PydanticCustomError("invalid_value", "there is no text", {"at": "instructions"})
+        return self
+
+
+class Predicate(_AnyQuestion):
+    """How likely is a statement about the input?"""
+
+    type: Literal["predicate"]
+
+    def question(self) -> Question:
+        """As it is asked; the first option is yes."""
+        return Question(f"Is this true? {text_of(self.instructions).strip()}", ("yes", "no"))
+
+
+class ChoiceOption(WireModel):
+    """One of the options to choose from."""
+
+    value: str | bool
+    description: str | None = None
+
+
+class Choice(_AnyQuestion):
+    """Which of the options, each unlike the others?"""
+
+    type: Literal["choice"]
+    choices: Annotated[list[ChoiceOption], Field(fail_fast=True, min_length=2, max_length=MAX_OPTIONS)]
+
+    @model_validator(mode="after")
+    def _check_unique(self) -> Choice:
+        seen = set()
+        for index, option in enumerate(self.choices):
+            key = (type(option.value), option.value)
+            if key in seen:
+                raise PydanticCustomError("invalid_value", "it is there twice", {"at": f"choices.{index}.value"})
+            seen.add(key)
+        return self
+
+    def question(self) -> Question:
+        """As it is asked; beside booleans, texts are in quotes."""
+        is_quoted = any(isinstance(option.value, bool) for option in self.choices)
+        shown = [
+            option.value if isinstance(option.value, str) and not is_quoted else json.dumps(option.value)
+            for option in self.choices
+        ]
+        options = (_described(text, option.description) for text, option in zip(shown, self.choices, strict=True))
+        return Question(text_of(self.instructions).strip(), tuple(options))
+
+
+class ScoreLevel(WireModel):
+    """One level of a scale."""
+
+    label: str
+    description: str | None = None
+
+
+class Score(_AnyQuestion):
+    """Which of the ordered levels, lowest first?"""
+
+    type: Literal["score"]
+    levels: Annotated[list[ScoreLevel], Field(fail_fast=True, min_length=2, max_length=MAX_OPTIONS)]
+
+    def question(self) -> Question:
+        """As it is asked."""
+        options = (_described(level.label, level.description) for level in self.levels)
+        return Question(text_of(self.instructions).strip(), tuple(options))
+
+
+def _described(text: str, description: str | None) -> str:
+    return text if description is None else f"{text} ({description})"
+
+
+AskedQuestion = Annotated[Predicate | Choice | Score, Field(discriminator="type")]
+
+
+class DecisionRequest(SteeredFields):
+    """Body of `POST /v1/decisions`."""
+
+    input: DecisionInput
+    """Text, or messages with tools' calls and outputs."""
+    questions: Annotated[list[AskedQuestion], Field(fail_fast=True, min_length=1, max_length=MAX_QUESTIONS)]
+    """What is asked about it; each by itself."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the model's chat template."""
+    prompt_cache_key: str | None = None
+    """Changes nothing: every prefix is reused."""
+    prompt_cache_options: CacheOptions | None = None
+    """Changes nothing."""
+    safety_identifier: str | None = None
+    """Changes nothing."""
+
+    @model_validator(mode="after")
+    def _check_calls(self) -> DecisionRequest:
+        calls: dict[str, str] = {}
+        for index, item in enumerate(() if isinstance(self.input, str) else self.input):
+            if isinstance(item, FunctionCall | CustomToolCall):
+                calls[item.call_id] = item.type
+            elif isinstance(item, ToolOutput) and calls.get(item.call_id) != item.call_type:
+                raise InvalidRequest(
+                    f"input.{index}.call_id: there is no {item.call_type} with this id before it",
+                    code="invalid_value",
+                    param=f"input.{index}.call_id",
+                )
+        return self
+
+    def turns(self) -> list[Message]:
+        """The input as the turns of a chat."""
+        return [Message("user", self.input)] if isinstance(self.input, str) else [item.turn() for item in self.input]

@@ -1,0 +1,1 @@
+"""What endpoints that generate share: wire fields, steering, choices, and the run of a request on the engine."""

@@ -1,0 +1,153 @@
+"""From a validated request and its prompt to choices that the engine can run.
+
+The parts that chats and completions share. It does not know their answers' shapes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from server.api.generation.running import Choice
+from server.api.generation.wire import GenerationFields
+from server.api.http.services import Services
+from server.detokenizer import ChoiceText
+from server.engine.request import GenerationRequest, SamplingParams
+from server.errors import ContextLengthExceeded, InvalidRequest
+from server.steering.plan import SteeringPlan
+
+
+def sampling_of(request: GenerationFields, defaults: Mapping[str, float]) -> SamplingParams:
+    """The sampling of a request but for its seeds: what the request says, else what the model's authors chose."""
+
+    def chosen(name: str, neutral: float) -> float:
+        asked = getattr(request, name)
+        return float(defaults.get(name, neutral) if asked is None else asked)
+
+    return SamplingParams(
+        temperature=chosen("temperature", 1.0),
+        top_p=chosen("top_p", 1.0),
+        top_k=max(0, int(chosen("top_k", 0))),
+        min_p=chosen("min_p", 0.0),
+        repetition_penalty=chosen("repetition_penalty", 1.0),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=request.logit_bias,
+        stop_token_ids=frozenset(request.stop_token_ids or ()),
+        ignore_eos=bool(request.ignore_eos),
+        min_tokens=request.min_tokens or 0,
+    )
+
+
+def seed_of_choice(seed: int | None, index: int) -> int | None:
+    """The seed of choice `index` of a request: the request's own for the first, derived ones for the others."""
+    if seed is None or index == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:16], "little")
+
+
+def tokens_to_generate(
+    num_prompt_tokens: int, asked: int | None, *, default: int | None, max_model_len: int, param: str
+) -> int:
+    """What was asked, else `default`, else (and at most) what the context leaves.
+
+    Raises `ContextLengthExceeded`, naming `param`, when the prompt leaves no room or less than was asked.
+    """
+    room = max_model_len - num_prompt_tokens
+    if room < (1 if asked is None else asked):
+        wanted = "" if asked is None else f" and {asked} to generate are {num_prompt_tokens + asked}"
+        raise ContextLengthExceeded(
+            f"this model's context is {max_model_len} tokens; {num_prompt_tokens} in the prompt{wanted}", param=param
+        )
+    if asked is not None:
+        return asked
+    return room if default is None else min(default, room)
+
+
+def check_num_choices(number: int, services: Services) -> None:
+    """Raise `InvalidRequest` for more answers than the server could ever take at a time."""
+    most = services.engine.max_requests
+    if number > most:
+        raise InvalidRequest(
+            f"n: the request asks for {number} answers, this server takes {most} at a time",
+            code="invalid_value",
+            param="n",
+        )
+
+
+def check_tokens(request: GenerationFields, max_tokens: int, vocab_size: int) -> None:
+    """Raise `InvalidRequest` for token ids that the model does not have and for a `min_tokens` above `max_tokens`."""
+    for name, token_ids in (("logit_bias", request.logit_bias), ("stop_token_ids", request.stop_token_ids or ())):
+        for token_id in token_ids:
+            if not 0 <= token_id < vocab_size:
+                raise InvalidRequest(
+                    f"{name}: token {token_id} is outside the vocabulary of {vocab_size}",
+                    code="invalid_token",
+                    param=name,
+                )
+    if request.min_tokens is not None and request.min_tokens > max_tokens:
+        raise InvalidRequest(
+            f"min_tokens: {request.min_tokens} is more than the {max_tokens} that may be generated",
+            code="invalid_value",
+            param="min_tokens",
+        )
+
+
+def choices_of(
+    request: GenerationFields,
+    services: Services,
+    plan: SteeringPlan,
+    prompt: Sequence[int],
+    *,
+    response_id: str,
+    max_tokens: int,
+    num_logprobs: int | None,
+    begins_text: bool,
+    first_index: int = 0,
+    shown: Collection[int] = (),
+) -> list[Choice]:
+    """The choices that answer `prompt`, one a candidate, numbered from `first_index`; `shown` as in `ChoiceText`."""
+    check_tokens(request, max_tokens, services.engine.info.vocab_size)
+    sampling = sampling_of(request, services.engine.info.sampling_defaults)
+    token_ids = tuple(prompt)
+    return [
+        Choice(
+            index=first_index + index,
+            request=GenerationRequest(
+                request_id=f"{response_id}-{first_index + index}",
+                prompt=token_ids,
+                max_tokens=max_tokens,
+                sampling=replace(sampling, seed=seed_of_choice(request.seed, index)),
+                plan=plan,
+                num_logprobs=num_logprobs,
+            ),
+            text=ChoiceText(
+                services.text.table,
+                begins_text=begins_text,
+                stops=request.stop,
+                min_tokens=request.min_tokens or 0,
+                shown=shown,
+            ),
+        )
+        for index in range(request.num_candidates)
+    ]
+
+
+def usage_of(choices: Sequence[Choice], num_choices: int) -> dict[str, Any]:
+    """OpenAI's usage: each prompt counts once, with the tokens that its first choice found in the prefix cache."""
+    firsts = choices[::num_choices]
+    num_prompt = sum(len(choice.request.prompt) for choice in firsts)
+    num_completion = sum(choice.text.num_tokens for choice in choices)
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_completion,
+        "total_tokens": num_prompt + num_completion,
+        "prompt_tokens_details": {"cached_tokens": sum(choice.num_cached_tokens for choice in firsts)},
+    }
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity; an impossible token gets the value that OpenAI gives."""
+    return max(logprob, -9999.0)

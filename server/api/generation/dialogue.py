@@ -1,0 +1,282 @@
+"""Dialogues: a conversation with tools and a wanted form of answer, run as choices whose text is read into parts.
+
+What chat completions and responses have in common. It does not know the shapes of either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from anyio.to_thread import run_sync
+
+from server.answers.chat_format import REASONING_FIELDS, ChatFormat
+from server.answers.compiler import GrammarCompiler, GrammarRefused
+from server.answers.grammar_source import after_reasoning, answer, json_answer
+from server.answers.json_schema import SchemaRefused
+from server.answers.parts import AnswerParts
+from server.answers.regions import opened_field
+from server.answers.reply import Reply, ReplyDelta, ReplyParser
+from server.answers.tools import NO_TOOLS, ToolUse
+from server.api.generation.choices import choices_of, tokens_to_generate
+from server.api.generation.running import Choice, Generation, TokenEntry
+from server.api.generation.wire import GenerationFields
+from server.api.http.services import Services
+from server.engine.grammar import Grammar
+from server.errors import InvalidRequest
+from server.steering.plan import SteeringPlan
+from server.text import TextProcessor
+from vectors.vocabulary import Part
+
+
+@dataclass(frozen=True, slots=True)
+class FieldNames:
+    """What errors call the parts of a dialogue, in the words of the request that brought them."""
+
+    messages: str = "messages"
+    schema: str = "response_format"
+    reasoning_effort: str = "reasoning_effort"
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """What is to be answered, and how.
+
+    `messages` are as chat templates know them. `schema`: what the answer's text must be valid JSON of; None: text.
+    `max_tokens` and `num_logprobs` as the request says.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    use: ToolUse = NO_TOOLS
+    schema: Mapping[str, Any] | None = None
+    max_tokens: int | None = None
+    num_logprobs: int | None = None
+    reasoning_effort: str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    names: FieldNames = FieldNames()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyPiece:
+    """What a choice adds: a delta of its answer, the tokens behind it, and at the end the reason of its finish."""
+
+    delta: ReplyDelta
+    token_ids: tuple[int, ...]
+    entries: tuple[TokenEntry, ...]
+    finish_reason: str | None
+
+
+class Replies:
+    """The answers to a dialogue while they are generated; `generation` runs them."""
+
+    def __init__(self, generation: Generation, parsers: Sequence[ReplyParser]) -> None:
+        self.generation = generation
+        self._parsers = {choice.index: parser for choice, parser in zip(generation.choices, parsers, strict=True)}
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Tokens that all answers have spent on reasoning."""
+        return sum(parser.num_reasoning_tokens for parser in self._parsers.values())
+
+    async def pieces(self) -> AsyncIterator[tuple[Choice, ReplyPiece]]:
+        """The answers as they come; tokens that nothing shows yet come with the next piece that shows something."""
+        ids: dict[int, list[int]] = {index: [] for index in self._parsers}
+        entries: dict[int, list[TokenEntry]] = {index: [] for index in self._parsers}
+        async for choice, piece in self.generation.pieces():
+            parser = self._parsers[choice.index]
+            ids[choice.index].extend(piece.token_ids)
+            entries[choice.index].extend(piece.entries)
+            delta = parser.push(piece.text, num_tokens=len(piece.token_ids))
+            reason = piece.finish_reason
+            if reason is not None:
+                delta = delta + parser.finish()
+                reason = "tool_calls" if parser.has_calls and reason == "stop" else reason
+            if delta or reason is not None:
+                yield choice, ReplyPiece(delta, tuple(ids[choice.index]), tuple(entries[choice.index]), reason)
+                ids[choice.index].clear()
+                entries[choice.index].clear()
+
+    async def whole(self) -> list[tuple[Choice, Reply, ReplyPiece]]:
+        """Every choice with its complete answer, and all that it added as one piece."""
+        parts: dict[int, list[ReplyPiece]] = {index: [] for index in self._parsers}
+        async for choice, piece in self.pieces():
+            parts[choice.index].append(piece)
+        return [
+            (choice, Reply.of([piece.delta for piece in parts[choice.index]]), _joined(parts[choice.index]))
+            for choice in self.generation.choices
+        ]
+
+
+def _joined(pieces: Sequence[ReplyPiece]) -> ReplyPiece:
+    return ReplyPiece(
+        ReplyDelta(),
+        token_ids=tuple(token_id for piece in pieces for token_id in piece.token_ids),
+        entries=tuple(entry for piece in pieces for entry in piece.entries),
+        finish_reason=pieces[-1].finish_reason,
+    )
+
+
+async def replies_to(
+    dialogue: Dialogue, request: GenerationFields, services: Services, plan: SteeringPlan, response_id: str
+) -> Replies:
+    """The answers to `dialogue`, ready to be submitted. Raises `InvalidRequest` for what the model cannot do."""
+    text = services.text
+    prepared = await run_sync(_prepare, dialogue, text, services.grammars)
+    max_tokens = tokens_to_generate(
+        len(prepared.prompt),
+        dialogue.max_tokens,
+        default=None,
+        max_model_len=services.engine.info.max_model_len,
+        param=dialogue.names.messages,
+    )
+    choices = choices_of(
+        request,
+        services,
+        plan,
+        prepared.prompt,
+        response_id=response_id,
+        max_tokens=max_tokens,
+        num_logprobs=dialogue.num_logprobs,
+        begins_text=True,
+        shown=text.visible_specials if prepared.parser_template is not None else (),
+    )
+    parts = prepared.parts if plan.depends_on_parts else None
+    for choice in choices:
+        choice.request = replace(choice.request, grammar=prepared.grammar, parts=parts)
+    parsers = [prepared.parser() for _ in choices]
+    return Replies(Generation(services.engine, choices, services.metrics), parsers)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A dialogue as the engine needs it."""
+
+    rendered: str
+    prompt: Sequence[int]
+    tools: Sequence[Mapping[str, Any]]
+    parser_template: Any
+    parts: AnswerParts
+    grammar: Grammar | None
+
+    def parser(self) -> ReplyParser:
+        return ReplyParser(self.parser_template, self.rendered, self.tools)
+
+
+def _prepare(dialogue: Dialogue, text: TextProcessor, compiler: GrammarCompiler) -> _Prepared:
+    chat_format = text.chat_format
+    use = dialogue.use
+    _check_tools(dialogue, chat_format)
+    tools = [tool.for_template() for tool in use.tools]
+    kwargs = _template_kwargs(dialogue, text)
+    rendered = text.render_chat(dialogue.messages, kwargs, tools=tools, param=dialogue.names.messages)
+    template = chat_format.template(with_calls=bool(use.callable))
+    opened = None if template is None else opened_field(template, rendered)
+    outside: Part = "content"
+    if use.mode == "required":
+        outside = "tool_calls"
+    elif dialogue.schema is not None:
+        outside = "structured"
+    return _Prepared(
+        rendered,
+        text.encode(rendered, add_special_tokens=False),
+        tools,
+        template,
+        AnswerParts(text.table, template, opened=opened, outside=outside),
+        _grammar(dialogue, text, compiler, is_reasoning=opened in REASONING_FIELDS),
+    )
+
+
+def _check_tools(dialogue: Dialogue, chat_format: ChatFormat) -> None:
+    use = dialogue.use
+    has_calls = any(message["role"] == "tool" or message.get("tool_calls") for message in dialogue.messages)
+    if (use.tools or has_calls) and not chat_format.takes_tools:
+        param = "tools" if use.tools else dialogue.names.messages
+        raise InvalidRequest(
+            f"{param}: this model's chat template has no place for tools", code="unsupported_parameter", param=param
+        )
+    if use.callable and not chat_format.reads_calls:
+        raise InvalidRequest(
+            "tools: this model's tokenizer does not say how it writes calls (no response template, and none can be "
+            "read off the chat template); only tool_choice none is possible",
+            code="unsupported_parameter",
+            param="tools",
+        )
+    if use.is_constrained and chat_format.calls is None:
+        param = _constraining_field(use)
+        raise InvalidRequest(
+            f"{param}: this model writes no JSON calls that could be kept to a schema; only auto and none, with "
+            "parallel calls and without strict tools, are possible",
+            code="unsupported_parameter",
+            param=param,
+        )
+    if (dialogue.schema is not None or use.is_constrained) and chat_format.marks_content:
+        param = dialogue.names.schema if dialogue.schema is not None else _constraining_field(use)
+        raise InvalidRequest(
+            f"{param}: this model wraps its answers in markers of its own; they cannot be constrained",
+            code="unsupported_parameter",
+            param=param,
+        )
+
+
+def _constraining_field(use: ToolUse) -> str:
+    """The field of the request for whose sake calls are constrained."""
+    if use.mode == "required" or use.allowed is not None:
+        return "tool_choice"
+    if not use.parallel:
+        return "parallel_tool_calls"
+    return f"tools.{next(index for index, tool in enumerate(use.tools) if tool.strict and tool in use.callable)}"
+
+
+def _template_kwargs(dialogue: Dialogue, text: TextProcessor) -> dict[str, Any]:
+    """The template's variables; `reasoning_effort` reaches the model if its template has a word for it."""
+    kwargs = dict(dialogue.template_kwargs)
+    effort = dialogue.reasoning_effort
+    if effort is None:
+        return kwargs
+    if text.template_mentions("reasoning_effort"):
+        return {"reasoning_effort": effort} | kwargs
+    if text.template_mentions("enable_thinking"):
+        return {"enable_thinking": effort != "none"} | kwargs
+    if effort != "none" or text.chat_format.has_reasoning:
+        param = dialogue.names.reasoning_effort
+        raise InvalidRequest(
+            f"{param}: this model's chat template cannot set how much it reasons",
+            code="unsupported_parameter",
+            param=param,
+        )
+    return kwargs
+
+
+def _grammar(
+    dialogue: Dialogue, text: TextProcessor, compiler: GrammarCompiler, *, is_reasoning: bool
+) -> Grammar | None:
+    use, shape = dialogue.use, text.chat_format.calls
+    if dialogue.schema is None and not use.is_constrained:
+        return None
+    markers = text.chat_format.reasoning_markers
+    try:
+        never_first = "" if markers is None or is_reasoning else markers[0]
+        source = answer(dialogue.schema, use, shape, text.terminal, never_first=never_first)
+        if markers is not None:
+            source = after_reasoning(source, markers, text.terminal, is_open=is_reasoning)
+        return compiler.compile(source)
+    except (GrammarRefused, SchemaRefused) as error:
+        _blame(dialogue, compiler)
+        param = dialogue.names.schema if dialogue.schema is not None else _constraining_field(use)
+        raise InvalidRequest(f"{param}: {error}", code="unsupported_parameter", param=param) from None
+
+
+def _blame(dialogue: Dialogue, compiler: GrammarCompiler) -> None:
+    """Raise for the schema that cannot be compiled, by its name."""
+    schemas = [(dialogue.names.schema, dialogue.schema)]
+    schemas += [(f"tools.{index}", tool.schema) for index, tool in enumerate(dialogue.use.tools)]
+    for param, schema in schemas:
+        if schema is None:
+            continue
+        try:
+            compiler.compile(json_answer(schema))
+        except (GrammarRefused, SchemaRefused) as error:
+            raise InvalidRequest(
+                f"{param}: its schema cannot be enforced: {error}", code="invalid_json_schema", param=param
+            ) from None

@@ -1,0 +1,84 @@
+"""What objects of several resources have in common: the steering that was applied, usage, log-probabilities."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from vectors.vocabulary import Operation, Part, Positions, Site
+
+UnixSeconds = Annotated[int, Field(ge=0, description="Unix time in seconds.")]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Revision = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="The SHA-256 of a vector's content.")]
+
+
+class AppliedSteering(TypedDict):
+    """One vector as it was applied: the revision that the request was pinned to, where, and how strongly."""
+
+    vector: str
+    revision: Revision
+    site: Site
+    scale: float
+    layers: list[int]
+    positions: Positions
+    parts: list[Part]
+    operation: Operation
+    preserve_norm: bool
+
+
+class PromptTokensDetails(TypedDict):
+    """`cached_tokens` were found in the prefix cache."""
+
+    cached_tokens: int
+
+
+class CompletionTokensDetails(TypedDict):
+    """`reasoning_tokens` came before the answer."""
+
+    reasoning_tokens: int
+
+
+class Usage(TypedDict):
+    """Tokens of prompts and answers; each prompt counts once."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: NotRequired[CompletionTokensDetails]
+
+
+class InputTokensDetails(TypedDict):
+    """Of the input's tokens, those that the prefix cache had and those that are new to it."""
+
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class InputUsage(TypedDict):
+    """Usage as decisions and responses tell it."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: CompletionTokensDetails
+    total_tokens: int
+
+
+class TokenLogprob(TypedDict):
+    """A token that was likely at its place, with its log-probability under the steered model."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChosenTokenLogprob(TokenLogprob):
+    """The token that was chosen, and the likeliest at its place."""
+
+    top_logprobs: list[TokenLogprob]
+
+
+FinishReason = Literal["stop", "length", "tool_calls"]

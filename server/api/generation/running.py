@@ -1,0 +1,168 @@
+"""Runs the choices of one HTTP request on the engine and gives their text as it comes.
+
+One `Choice` object a choice. The engine calls sinks on its own thread; everything here runs on the event loop, and
+the sinks only hand events over. Closing a `Generation` aborts what still runs. It does not know wire shapes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from server.api.generation.measurement import Measurement
+from server.api.http.metrics import Metrics
+from server.detokenizer import ChoiceText
+from server.engine.protocol import Engine
+from server.engine.request import FinishReason, GenerationRequest, TokenLogprobs, TokenOutput
+from server.errors import EngineFailure, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEntry:
+    """A token's log-probabilities and where its text begins, in characters of the choice's own text."""
+
+    logprobs: TokenLogprobs
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a choice adds: text, the tokens behind it, and at the end the reason of its finish."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    entries: tuple[TokenEntry, ...]
+    finish_reason: str | None
+
+
+@dataclass
+class Choice:
+    """One answer while it is generated."""
+
+    index: int
+    request: GenerationRequest
+    text: ChoiceText
+    finish_reason: str | None = None
+    num_cached_tokens: int = 0
+    is_over: bool = False
+    known_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    _token_ids: list[int] = field(default_factory=list)
+    _entries: list[TokenEntry] = field(default_factory=list)
+
+    def take(self, output: TokenOutput) -> Piece | None:
+        """What is to be shown after the engine's event, if anything. Sets `is_over` with the engine's last one."""
+        self._note_end(output)
+        if self.finish_reason is not None:
+            return None  # a stop string was met earlier; this only confirms the abort
+        shown = ""
+        if output.token_id is not None:
+            offset = self.text.num_characters
+            shown = self.text.push(output.token_id, is_end=output.is_end)
+            self._token_ids.append(output.token_id)
+            if output.logprobs is not None:
+                self._entries.append(TokenEntry(output.logprobs, offset))
+        if output.finish_reason is not None:
+            shown += self.text.flush()
+        if self.text.is_stopped:
+            self.finish_reason = FinishReason.STOP.value
+        elif output.finish_reason is not None:
+            self.finish_reason = output.finish_reason.value
+        if not shown and self.finish_reason is None:
+            return None
+        piece = Piece(shown, tuple(self._token_ids), tuple(self._entries), self.finish_reason)
+        self._token_ids.clear()
+        self._entries.clear()
+        return piece
+
+    def _note_end(self, output: TokenOutput) -> None:
+        if output.finish_reason is None:
+            return
+        self.is_over = True
+        self.num_cached_tokens = output.num_cached_tokens
+        self.known_logprobs = output.known_logprobs or ()
+        if self.finish_reason is not None:
+            return
+        if output.finish_reason is FinishReason.ERROR:
+            raise EngineFailure("the engine failed while it worked on this request")
+        if output.finish_reason is FinishReason.ABORT:
+            raise Unavailable("the server stopped before the answer was complete", code="shutting_down")
+
+
+class Generation:
+    """The choices of a request on the engine. Use as a context; leaving it aborts what still runs.
+
+    `metrics` None: background work that no latency should count.
+    """
+
+    def __init__(self, engine: Engine, choices: Sequence[Choice], metrics: Metrics | None = None) -> None:
+        self.choices = tuple(choices)
+        self._engine = engine
+        self._measurement = Measurement([choice.request for choice in choices], metrics)
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[Choice, TokenOutput, float]] = asyncio.Queue()
+        self._submitted: list[Choice] = []
+
+    def submit(self) -> None:
+        """Hand every choice to the engine, or none: when one is refused, the others are aborted."""
+        try:
+            for choice in self.choices:
+                self._submit(choice)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Abort what still runs. Idempotent."""
+        for choice in self._submitted:
+            if not choice.is_over:
+                self._engine.abort(choice.request.request_id)
+        self._submitted.clear()
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    async def pieces(self) -> AsyncIterator[tuple[Choice, Piece]]:
+        """Text as it comes, of all choices; ends when the engine is done with all of them."""
+        while not all(choice.is_over for choice in self.choices):
+            choice, output, arrived_at = await self._events.get()
+            self._measurement.note(output, arrived_at)
+            piece = choice.take(output)
+            if piece is None:
+                continue
+            if piece.finish_reason is not None:
+                self._measurement.note_finish(choice.request.request_id, piece.finish_reason)
+                if not choice.is_over:
+                    self._engine.abort(choice.request.request_id)
+            yield choice, piece
+        self._measurement.note_end()
+
+    async def whole(self) -> list[tuple[Choice, Piece]]:
+        """Every choice with all of its text, when it is complete."""
+        parts: dict[int, list[Piece]] = {choice.index: [] for choice in self.choices}
+        async for choice, piece in self.pieces():
+            parts[choice.index].append(piece)
+        return [(choice, _joined(parts[choice.index])) for choice in self.choices]
+
+    def _submit(self, choice: Choice) -> None:
+        def receive(output: TokenOutput) -> None:
+            arrived_at = time.perf_counter()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                self._loop.call_soon_threadsafe(self._events.put_nowait, (choice, output, arrived_at))
+
+        self._engine.submit(choice.request, receive)
+        self._submitted.append(choice)
+
+
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    return Piece(
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(token_id for piece in pieces for token_id in piece.token_ids),
+        entries=tuple(entry for piece in pieces for entry in piece.entries),
+        finish_reason=pieces[-1].finish_reason,
+    )

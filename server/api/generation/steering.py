@@ -1,0 +1,92 @@
+"""From a request's `model` and `steering` to its SteeringPlan: splits model names, resolves against the registry.
+
+It knows the wire's spelling; the meaning of a plan is the engine's.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from anyio.to_thread import run_sync
+
+from server.api.generation.wire import MAX_STEERING_ENTRIES, SteeredFields, SteeringEntry
+from server.api.http.services import Services
+from server.errors import InvalidRequest, NotFound, from_vectors_error
+from server.steering.plan import UNSTEERED, SteeringPlan, SteeringSpec, resolve_plan
+from vectors.errors import InvalidLayers
+from vectors.vocabulary import parse_layers
+
+_MODEL_ENTRY = re.compile(r"(?P<vector>[^@:]+)(?:@(?P<revision>[^@:]+))?(?::(?P<scale>[^@:]+))?")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+
+
+def specs_of_model(model: str | None, model_id: str) -> list[SteeringSpec]:
+    """The steering that a model name asks for: `base+name[@revision][:scale]+…`; the base's own name asks for none.
+
+    Raises `NotFound` when the base is not the model that is served, `InvalidRequest` for what follows it.
+    """
+    if model is None or model == model_id:
+        return []
+    if not model.startswith(model_id + "+"):
+        raise NotFound(
+            f"the model {model[:200]!r} does not exist; this server has {model_id!r} (GET /v1/models)",
+            code="model_not_found",
+            param="model",
+        )
+    return [_spec_of_model_entry(entry) for entry in model.removeprefix(model_id + "+").split("+")]
+
+
+def _spec_of_model_entry(entry: str) -> SteeringSpec:
+    match = _MODEL_ENTRY.fullmatch(entry)
+    scale_text = match["scale"] if match is not None else None
+    scale = float(scale_text) if scale_text is not None and _NUMBER.fullmatch(scale_text) else None
+    if match is None or (scale_text is not None and (scale is None or not math.isfinite(scale))):
+        raise InvalidRequest(
+            f"model: {entry[:100]!r} is not name, name@revision or name:scale", code="invalid_steering", param="model"
+        )
+    return SteeringSpec(vector=match["vector"], revision=match["revision"], scale=scale, param="model")
+
+
+def spec_of_entry(entry: SteeringEntry, index: int) -> SteeringSpec:
+    """What one entry of the `steering` field asks for."""
+    param = f"steering.{index}"
+    name, at, revision = entry.vector.partition("@")
+    return SteeringSpec(
+        vector=name,
+        revision=revision if at else None,
+        scale=entry.scale,
+        layers=_layers_of(entry, f"{param}.layers"),
+        positions=entry.positions,
+        parts=None if entry.parts is None else tuple(entry.parts),
+        operation=entry.operation,
+        preserve_norm=entry.preserve_norm,
+        param=param,
+    )
+
+
+def _layers_of(entry: SteeringEntry, param: str) -> tuple[int, ...] | None:
+    if entry.layers is None:
+        return None
+    try:
+        return parse_layers(entry.layers)
+    except InvalidLayers as error:
+        raise from_vectors_error(error, param) from None
+
+
+async def plan_of(request: SteeredFields, services: Services) -> SteeringPlan:
+    """The plan of a request, pinned to the registry as it is now: the model name's entries, then the field's."""
+    specs = specs_of_model(request.model, services.engine.info.model_id)
+    specs += [spec_of_entry(entry, index) for index, entry in enumerate(request.steering or ())]
+    if not specs:
+        return UNSTEERED
+    if len(specs) > MAX_STEERING_ENTRIES:
+        raise InvalidRequest(
+            f"at most {MAX_STEERING_ENTRIES} vectors may steer a request, this one names {len(specs)}",
+            code="invalid_steering",
+            param="steering" if request.steering else "model",
+        )
+    plan = await run_sync(resolve_plan, specs, services.store, services.engine.info)  # may read a file
+    for name in {entry.vector for entry in plan.entries}:
+        services.metrics.count_vector(name)
+    return plan

@@ -1,0 +1,63 @@
+"""What every route works with, bound to the application once: `services_of(request)`.
+
+It owns none of its parts and does not know routes.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from server.answers.compiler import GrammarCompiler
+from server.api.http.metrics import Metrics
+from server.api.http.rate_limits import RateLimits
+from server.config import Settings
+from server.engine.protocol import Engine
+from server.errors import Unavailable
+from server.jobs.worker import JobWorker
+from server.keys import ApiKeys
+from server.response_store import ResponseStore
+from server.text import TextProcessor
+from vectors.store import VectorStore
+
+
+@dataclass(frozen=True)
+class Services:
+    """The built parts of a server."""
+
+    settings: Settings
+    engine: Engine
+    text: TextProcessor
+    store: VectorStore
+    keys: ApiKeys
+    metrics: Metrics
+    grammars: GrammarCompiler
+    jobs: JobWorker | None = None
+    rate_limits: RateLimits | None = None
+    responses: ResponseStore | None = None
+    started_at: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """The largest body of a request that brings a file."""
+        return int(self.settings.max_upload_mib * 2**20)
+
+    def check_ready(self) -> None:
+        """Raise `Unavailable` when new work is refused."""
+        if not self.engine.is_accepting:
+            raise Unavailable("the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
+
+    def training(self) -> JobWorker:
+        """Who keeps files and does training jobs. Raises `Unavailable` when this server has nobody for it."""
+        if self.jobs is None:
+            raise Unavailable("this server trains no vectors", code="training_not_available")
+        return self.jobs
+
+
+def services_of(request: Request) -> Services:
+    """The services of the application that serves `request`."""
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services

@@ -1,0 +1,132 @@
+"""Server-sent events: the only place that formats `data:` and `event:`.
+
+Once the first byte is out an error can only be an event; the stream then closes. A stream that is silent for long gets
+comments, which clients skip, so that no proxy takes it for dead. A client that does not read stops the sending: nothing
+is formatted before the server can send it, and what waits meanwhile is the engine's events, `max_tokens` a choice at
+most. It does not know what the payloads mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.api.http.connection import while_connected
+from server.api.http.services import services_of
+from server.errors import ApiError
+
+_log = logging.getLogger(__name__)
+
+_DONE = b"data: [DONE]\n\n"
+_COMMENT = b": keep-alive\n\n"
+
+_LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
+"""What Unicode calls the end of a line, and JSON does not escape: many clients cut a stream there."""
+
+_LAST_EVENT_SECONDS = 5.0
+"""How long a client may take to receive that its time is up."""
+
+
+def event(payload: dict[str, Any], *, is_named: bool = False) -> bytes:
+    """One event; a named one is called what its payload's `type` says."""
+    name = f"event: {payload['type']}\n" if is_named else ""
+    data = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).translate(_LINE_ENDS)
+    return f"{name}data: {data}\n\n".encode()
+
+
+class EventStream(Response):
+    """Sends `payloads` as events. `close` is called however it ends, also when the client left.
+
+    Events without names end with `[DONE]`; the last of named ones says by its name that it is the last. `failed` makes
+    the payload of an error.
+    """
+
+    def __init__(
+        self,
+        payloads: AsyncIterator[dict[str, Any]],
+        *,
+        close: Callable[[], None],
+        failed: Callable[[ApiError], dict[str, Any]] = ApiError.envelope,
+        is_named: bool = False,
+    ) -> None:
+        super().__init__(None, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self.headers["cache-control"] = "no-cache"
+        self.headers["x-accel-buffering"] = "no"
+        self._payloads = payloads
+        self._close = close
+        self._failed = failed
+        self._is_named = is_named
+        self._is_started = False
+        self._sent_at = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the end, until the client leaves, or until the request's time is up."""
+        try:
+            await while_connected(receive, self._send_all(scope, send))
+        except ApiError as error:
+            if not self._is_started:
+                raise
+            await self._send_last(send, self._failure(error))
+        finally:
+            self._close()
+
+    async def _send_all(self, scope: Scope, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._is_started = True
+        self._note_sent()
+        seconds = services_of(Request(scope)).settings.stream_keep_alive
+        comments = asyncio.ensure_future(self._send_comments(send, seconds))
+        try:
+            async for body in self._events(scope):
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                self._note_sent()
+                await asyncio.sleep(0)  # of what waits for a slow client none holds up others, nor is made when it left
+        finally:
+            comments.cancel()
+            await asyncio.gather(comments, return_exceptions=True)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_comments(self, send: Send, seconds: float) -> None:
+        """A comment whenever nothing was sent for `seconds`; a `send` is one whole comment or event, whoever sends."""
+        while True:
+            silent = asyncio.get_running_loop().time() - self._sent_at
+            if silent < seconds:
+                await asyncio.sleep(seconds - silent)
+            else:
+                await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+                self._note_sent()
+
+    async def _send_last(self, send: Send, body: bytes) -> None:
+        try:
+            async with asyncio.timeout(_LAST_EVENT_SECONDS):
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TimeoutError:
+            raise ClientDisconnect from None  # it reads nothing, which is as good as gone
+
+    def _note_sent(self) -> None:
+        self._sent_at = asyncio.get_running_loop().time()
+
+    async def _events(self, scope: Scope) -> AsyncIterator[bytes]:
+        try:
+            async for payload in self._payloads:
+                yield event(payload, is_named=self._is_named)
+            if not self._is_named:
+                yield _DONE
+        except ApiError as error:
+            yield self._failure(error)
+        except Exception:  # the client must learn that the answer is incomplete, and nothing more
+            request_id = scope.get("state", {}).get("request_id", "-")
+            _log.exception("%s its stream failed", request_id, extra={"fields": {"request_id": request_id}})
+            yield self._failure(ApiError("the server failed; its log has the details", code="internal_error"))
+
+    def _failure(self, error: ApiError) -> bytes:
+        return event(self._failed(error), is_named=self._is_named)

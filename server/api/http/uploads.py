@@ -1,0 +1,166 @@
+"""Uploads as they come over the wire: a file's bytes, parts of a form, or numbers in JSON. Knows no file format."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, NotRequired
+
+import numpy as np
+import torch
+from anyio.to_thread import run_sync
+from pydantic import WithJsonSchema
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from server.api.http.bodies import limited_stream, parse_json, read_body
+from server.errors import InvalidRequest
+from vectors.formats import ImportOptions
+from vectors.vocabulary import MAX_LAYER, MAX_METADATA_BYTES
+
+_MAX_METADATA_PART = 2 * MAX_METADATA_BYTES
+
+
+class VectorForm(TypedDict):
+    """The parts of a multipart upload. `metadata` is JSON: what the upload says over what the file says itself."""
+
+    file: Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
+    metadata: NotRequired[Annotated[str, WithJsonSchema({"type": "string", "contentMediaType": "application/json"})]]
+
+
+async def read_upload(request: Request, limit: int) -> tuple[bytes, ImportOptions]:
+    """The uploaded file and what the upload says about it.
+
+    The body is the file itself, or multipart with the parts `file` and, if wanted, `metadata` (JSON). Raises
+    `PayloadTooLarge` unread when a larger length is announced, else as soon as more than `limit` bytes came.
+    """
+    kind, _ = parse_options_header(request.headers.get("content-type"))
+    if kind == b"application/json":
+        raise InvalidRequest(
+            "Content-Type: a file is application/octet-stream or multipart/form-data; "
+            "numbers in JSON go to POST /v1/steering/vectors",
+            code="invalid_header",
+            param="Content-Type",
+        )
+    if kind != b"multipart/form-data":
+        return await read_body(request, limit), ImportOptions()
+    async with multipart_form(request, limit, max_fields=2, max_field_bytes=_MAX_METADATA_PART) as form:
+        return await _parts_of(form)
+
+
+@contextlib.asynccontextmanager
+async def multipart_form(
+    request: Request, limit: int, *, max_fields: int, max_field_bytes: int
+) -> AsyncIterator[FormData]:
+    """The parts of a multipart body, its files on disk when they are large; gone when the context ends.
+
+    Raises `InvalidRequest` for a malformed body, `PayloadTooLarge` as `limited_stream` does.
+    """
+    _, parameters = parse_options_header(request.headers.get("content-type"))
+    if parameters.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
+        raise InvalidRequest("Content-Type: the only charset is utf-8", code="invalid_header", param="Content-Type")
+    parser = _WholeForm(
+        request.headers,
+        limited_stream(request, limit),
+        max_files=2,
+        max_fields=max_fields,
+        max_part_size=max_field_bytes,
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise InvalidRequest(f"the multipart body is malformed: {error.message}", code="invalid_multipart") from None
+    if not parser.is_whole:
+        parser.close_files()
+        raise InvalidRequest("the multipart body ends before its last boundary", code="invalid_multipart")
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+class _WholeForm(MultiPartParser):
+    """Starlette's parser, which takes a body that is cut off for a form without its last part."""
+
+    is_whole = False
+
+    def on_end(self) -> None:
+        self.is_whole = True
+
+    def close_files(self) -> None:
+        """Close what no form holds: the file of a part that did not end."""
+        for file in self._files_to_close_on_error:
+            file.close()
+
+
+async def _parts_of(form: FormData) -> tuple[bytes, ImportOptions]:
+    names = [name for name, _ in form.multi_items()]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidRequest(f"{name[:60]}: given more than once", code="invalid_value", param=name[:60])
+        if name not in ("file", "metadata"):
+            raise InvalidRequest(
+                f"{name[:60]}: unknown part; there are file and metadata", code="unknown_parameter", param=name[:60]
+            )
+    file, metadata = form.get("file"), form.get("metadata")
+    if not isinstance(file, UploadFile):
+        raise InvalidRequest("file: required and missing", code="missing_required_parameter", param="file")
+    if metadata is None:
+        return await file.read(), ImportOptions()
+    text = metadata.encode() if isinstance(metadata, str) else await metadata.read(_MAX_METADATA_PART + 1)
+    if len(text) > _MAX_METADATA_PART:
+        raise InvalidRequest(
+            f"metadata: larger than {_MAX_METADATA_PART} bytes", code="invalid_value", param="metadata"
+        )
+    options = await run_sync(lambda: ImportOptions.from_json(parse_json(text, "metadata")))
+    return await file.read(), options
+
+
+def directions_of(given: dict[str, Any], *, num_layers: int, hidden_size: int) -> dict[int, Tensor]:
+    """`{"12": [floats] or base64 of little-endian float32}` -> float32 tensors `[hidden_size]` by layer.
+
+    What cannot be for a model of these numbers is refused before it is converted.
+    """
+    if len(given) > num_layers:
+        raise _invalid(f"directions: {len(given)} layers, the model has {num_layers}", "directions")
+    directions: dict[int, Tensor] = {}
+    for key, numbers in given.items():
+        param = f"directions.{key[:20]}"
+        if not (key.isascii() and key.isdigit() and len(key) <= 4 and int(key) <= MAX_LAYER):
+            raise _invalid(f"{param}: not a layer's number", param)
+        if int(key) in directions:
+            raise _invalid(f"{param}: the layer is there twice", param)
+        directions[int(key)] = _direction_of(numbers, hidden_size, param)
+    return directions
+
+
+def _direction_of(numbers: Any, hidden_size: int, param: str) -> Tensor:
+    if isinstance(numbers, list):
+        if len(numbers) != hidden_size:
+            raise _invalid(f"{param}: {len(numbers)} numbers, the model's hidden size is {hidden_size}", param)
+        if not all(type(number) in (int, float) for number in numbers):
+            raise _invalid(f"{param}: something in the list is no number", param)
+        try:
+            with np.errstate(over="ignore"):  # an overflow becomes infinity, which is refused by name
+                values = np.array(numbers, dtype=np.float64).astype(np.float32)
+        except OverflowError:
+            raise _invalid(f"{param}: a number is too large", param) from None
+        return torch.from_numpy(values)
+    if isinstance(numbers, str):
+        num_bytes = hidden_size * 4
+        if len(numbers) == -(-num_bytes // 3) * 4:
+            with contextlib.suppress(ValueError):  # what is no base64 is refused below, like a wrong length
+                data = base64.b64decode(numbers, validate=True)
+                if len(data) == num_bytes:
+                    return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
+        raise _invalid(f"{param}: not base64 of {hidden_size} little-endian float32 numbers", param)
+    raise _invalid(f"{param}: give a list of numbers, or base64 of little-endian float32", param)
+
+
+def _invalid(message: str, param: str) -> InvalidRequest:
+    return InvalidRequest(message, code="invalid_vector", param=param)

@@ -1,0 +1,48 @@
+"""WireModel: the base of everything that clients send as JSON. Unknown fields fail by name, and so do known ones that
+this server does not support.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
+
+
+class WireModel(BaseModel):
+    """A JSON object from a client: strict types, finite numbers, no unknown fields.
+
+    `unsupported` maps fields that the API has and this server lacks to the values that ask for nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The schema, with the unsupported fields and what may be said of them."""
+        shown = handler(schema)
+        properties = handler.resolve_ref_schema(shown).setdefault("properties", {})
+        for name, neutral in cls.unsupported.items():
+            properties[name] = {
+                "description": "Not supported by this server: only what asks for nothing is accepted.",
+                "enum": [None, *neutral],
+            }
+        return shown
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not cls.unsupported:
+            return data
+        for name, neutral in cls.unsupported.items():
+            value = data.get(name)
+            if value is not None and not any(value == other and type(value) is type(other) for other in neutral):
+                raise PydanticCustomError("unsupported_parameter", "not supported yet by this server", {"at": name})
+        return {name: value for name, value in data.items() if name not in cls.unsupported}
+
+
+UNIQUE: dict[str, Any] = {"uniqueItems": True}
+"""Of a list: nothing is there twice."""

@@ -1,0 +1,1 @@
+"""`/v1/steering/vectors`: the registry of vectors."""

@@ -1,0 +1,64 @@
+"""Objects of the vector registry."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+from server.api.generation.objects import Revision, UnixSeconds
+from vectors.vocabulary import Operation, Part, Positions, Site
+
+
+class VectorRevision(TypedDict):
+    """An entry of a vector's history."""
+
+    revision: Revision
+    created_at: UnixSeconds
+    bytes: int
+
+
+class Vector(TypedDict):
+    """A steering vector: its current revision and defaults.
+
+    `norms` are the lengths of its directions by layer. `training` says how it was made, if this project made it.
+    `history`, newest first, is there where one vector is asked for.
+    """
+
+    object: Literal["steering.vector"]
+    id: str
+    name: str
+    revision: Revision
+    created_at: UnixSeconds
+    bytes: int
+    hidden_size: int
+    layers: list[int]
+    norms: dict[str, float]
+    parts: list[Part]
+    site: Site
+    default_scale: float
+    operation: Operation
+    positions: Positions
+    description: str
+    metadata: dict[str, Any]
+    training: dict[str, Any] | None
+    model: str | None
+    history: NotRequired[list[VectorRevision]]
+
+
+class VectorList(TypedDict):
+    """A page of vectors; `last_id` is the `after` of the next page."""
+
+    object: Literal["list"]
+    data: list[Vector]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedVector(TypedDict):
+    """The name is free."""
+
+    id: str
+    object: Literal["steering.vector.deleted"]
+    deleted: Literal[True]

@@ -1,0 +1,277 @@
+"""The vector registry under `/v1/steering/vectors`: upload, create, list, get, change, roll back, delete.
+
+Files are read, decoded and stored off the event loop, and answers that are large are made there. It knows HTTP's
+preconditions and the wire's objects; what a vector is and how it is kept is the `vectors` package's.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from server.api.http.auth import require
+from server.api.http.bodies import MAX_JSON_BYTES, read_model, refuse_unknown_query
+from server.api.http.parameters import DISPOSITION, limit, order
+from server.api.http.preconditions import if_match_of, if_none_match_of, refuse_preconditions
+from server.api.http.route import BYTES, FORM, JSON, Answer, Parameter, operation
+from server.api.http.services import Services, services_of
+from server.api.http.uploads import VectorForm, directions_of, read_upload
+from server.api.registry.objects import DeletedVector, Vector, VectorList
+from server.api.registry.parameters import ETAG, IF_MATCH, IF_NONE_MATCH, NAME
+from server.api.registry.wire import CreateVectorRequest, PatchVectorRequest, RollbackRequest
+from server.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed, Unavailable
+from server.keys import Role
+from vectors.errors import StoreCorrupt, VectorNotFound
+from vectors.formats import ImportOptions, decode, encode_gguf
+from vectors.store import StoredVector
+from vectors.vector import SteeringVector
+from vectors.vocabulary import check_name
+
+router = APIRouter(prefix="/v1/steering/vectors", tags=["Steering vectors"])
+
+_MAY_READ = [Depends(require(Role.USE))]
+_MAY_CHANGE = [Depends(require(Role.MANAGE))]
+_DEFAULT_LIMIT = 20
+_MOST_LISTED = 100
+_FORMATS = ("safetensors", "gguf")
+
+_log = logging.getLogger(__name__)
+
+
+@router.put("/{name}", dependencies=_MAY_CHANGE)
+@operation(
+    Answer(Vector, "A new revision of a known name, or the same content again.", headers=(ETAG,)),
+    Answer(Vector, "A new name.", status=201, headers=(ETAG,)),
+    bodies={BYTES: bytes, FORM: VectorForm},
+    errors=(PreconditionFailed,),
+    parameters=(NAME, IF_MATCH, IF_NONE_MATCH),
+)
+async def put_vector(request: Request, name: str) -> Response:
+    """Make an uploaded file the current revision of `name`."""
+    services = services_of(request)
+    refuse_unknown_query(request)
+    check_name(name)
+    if_match, if_none_match = if_match_of(request), if_none_match_of(request)
+    data, options = await read_upload(request, services.max_upload_bytes)
+
+    def store() -> Response:
+        info = services.engine.info
+        vector = decode(data, options=options, num_layers=info.num_layers, hidden_size=info.hidden_size)
+        _check_fit(vector, services)
+        stored, is_new = services.store.put(name, vector, if_match=if_match, if_none_match=if_none_match)
+        return _answer(stored, status=201 if is_new else 200)
+
+    return await run_sync(store)
+
+
+@router.post("", dependencies=_MAY_CHANGE)
+@operation(
+    Answer(Vector, "A new name.", status=201, headers=(ETAG,)), bodies={JSON: CreateVectorRequest}, errors=(Conflict,)
+)
+async def create_vector(request: Request) -> Response:
+    """Make a vector from numbers in the body."""
+    services = services_of(request)
+    refuse_unknown_query(request)
+    refuse_preconditions(request, "If-Match", "If-None-Match")
+    body = await read_model(request, CreateVectorRequest, services.max_upload_bytes)
+
+    def store() -> Response:
+        check_name(body.name)
+        given = body.model_dump(exclude={"name", "directions"}, exclude_none=True)
+        ImportOptions(overrides=given)
+        info = services.engine.info
+        directions = directions_of(body.directions, num_layers=info.num_layers, hidden_size=info.hidden_size)
+        vector = SteeringVector(directions, **given)
+        _check_fit(vector, services)
+        return _answer(services.store.create(body.name, vector), status=201)
+
+    return await run_sync(store)
+
+
+@router.get("", dependencies=_MAY_READ)
+@operation(
+    Answer(VectorList, "A page."),
+    parameters=(
+        limit(_DEFAULT_LIMIT, _MOST_LISTED),
+        Parameter("after", "The name after which the page begins.", {"type": "string"}),
+        order("asc"),
+    ),
+)
+async def list_vectors(request: Request) -> Response:
+    """Vectors by name, a page at a time."""
+    services = services_of(request)
+    refuse_unknown_query(request, "limit", "after", "order")
+    limit = _limit_of(request.query_params.get("limit"))
+    order = request.query_params.get("order", "asc")
+    if order not in ("asc", "desc"):
+        raise InvalidRequest("order: give asc or desc", code="invalid_value", param="order")
+    after = request.query_params.get("after")
+
+    def page() -> Response:
+        names = services.store.names(after=after, limit=limit + 1, order="asc" if order == "asc" else "desc")
+        shown = names[:limit]
+        found = (_get_or_none(services, name) for name in shown)
+        listing = {
+            "object": "list",
+            "data": [_object_of(stored) for stored in found if stored is not None],
+            "first_id": shown[0] if shown else None,
+            "last_id": shown[-1] if shown else None,
+            "has_more": len(names) > limit,
+        }
+        return JSONResponse(listing)
+
+    return await run_sync(page)
+
+
+@router.get("/{name}", dependencies=_MAY_READ)
+@operation(Answer(Vector, "The vector.", headers=(ETAG,)), errors=(InvalidRequest, NotFound), parameters=(NAME,))
+async def get_vector(request: Request, name: str) -> Response:
+    """The current revision of `name`, and its history."""
+    services = services_of(request)
+    refuse_unknown_query(request)
+
+    def read() -> Response:
+        stored = services.store.get(name)
+        history = [
+            {"revision": record.revision, "created_at": record.created_at, "bytes": record.num_bytes}
+            for record in stored.history
+        ]
+        return _answer(stored, history=history)
+
+    return await run_sync(read)
+
+
+@router.get("/{name}/content", dependencies=_MAY_READ)
+@operation(
+    Answer(None, "The file.", media_type=BYTES, headers=(ETAG, DISPOSITION)),
+    errors=(InvalidRequest, NotFound, Unavailable),
+    parameters=(
+        NAME,
+        Parameter("format", "Of which format.", {"type": "string", "enum": list(_FORMATS), "default": _FORMATS[0]}),
+        Parameter("revision", "Which revision, or how it begins.", {"type": "string", "pattern": "^[0-9a-f]{6,64}$"}),
+    ),
+)
+async def get_content(request: Request, name: str) -> Response:
+    """A revision of `name` as a file: the current one, or the one that `revision` begins."""
+    services = services_of(request)
+    refuse_unknown_query(request, "format", "revision")
+    kind = request.query_params.get("format", "safetensors")
+    if kind not in _FORMATS:
+        raise InvalidRequest(f"format: give {' or '.join(_FORMATS)}", code="invalid_value", param="format")
+
+    def read() -> tuple[str, bytes]:
+        stored = services.store.get(name, request.query_params.get("revision"))
+        if kind == "gguf":
+            return stored.revision, encode_gguf(stored.vector)
+        return stored.revision, services.store.content(name, stored.revision)
+
+    revision, content = await run_sync(read)
+    return Response(
+        content,
+        media_type="application/octet-stream",
+        headers={"ETag": f'"{revision}"', "Content-Disposition": f'attachment; filename="{name}.{kind}"'},
+    )
+
+
+@router.patch("/{name}", dependencies=_MAY_CHANGE)
+@operation(
+    Answer(Vector, "The new revision.", headers=(ETAG,)),
+    bodies={JSON: PatchVectorRequest},
+    errors=(NotFound, PreconditionFailed),
+    parameters=(NAME, IF_MATCH),
+)
+async def patch_vector(request: Request, name: str) -> Response:
+    """Change defaults and descriptions of `name`; the directions stay."""
+    services = services_of(request)
+    refuse_unknown_query(request)
+    refuse_preconditions(request, "If-None-Match")
+    if_match = if_match_of(request)
+    body = await read_model(request, PatchVectorRequest, MAX_JSON_BYTES)
+    changes = body.model_dump(exclude_none=True)
+    if not changes:
+        fields = ", ".join(PatchVectorRequest.model_fields)
+        raise InvalidRequest(f"nothing to change; there are {fields}", code="missing_required_parameter")
+
+    return await run_sync(lambda: _answer(services.store.change(name, changes, if_match=if_match)))
+
+
+@router.post("/{name}/rollback", dependencies=_MAY_CHANGE)
+@operation(
+    Answer(Vector, "The revision that is current now.", headers=(ETAG,)),
+    bodies={JSON: RollbackRequest},
+    errors=(NotFound, PreconditionFailed),
+    parameters=(NAME, IF_MATCH),
+)
+async def roll_back(request: Request, name: str) -> Response:
+    """Point `name` at an earlier revision of its history."""
+    services = services_of(request)
+    refuse_unknown_query(request)
+    refuse_preconditions(request, "If-None-Match")
+    if_match = if_match_of(request)
+    body = await read_model(request, RollbackRequest, MAX_JSON_BYTES)
+    return await run_sync(lambda: _answer(services.store.rollback(name, body.revision, if_match=if_match)))
+
+
+@router.delete("/{name}", dependencies=_MAY_CHANGE)
+@operation(
+    Answer(DeletedVector, "It is gone."),
+    errors=(InvalidRequest, NotFound, PreconditionFailed),
+    parameters=(NAME, IF_MATCH),
+)
+async def delete_vector(request: Request, name: str) -> Response:
+    """Forget `name`; requests that were accepted finish with what they had."""
+    services = services_of(request)
+    refuse_unknown_query(request)
+    refuse_preconditions(request, "If-None-Match")
+    if_match = if_match_of(request)
+    await run_sync(lambda: services.store.remove(name, if_match=if_match))
+    return JSONResponse({"id": name, "object": "steering.vector.deleted", "deleted": True})
+
+
+def _check_fit(vector: SteeringVector, services: Services) -> None:
+    info = services.engine.info
+    vector.fit(info.num_layers, info.hidden_size, info.sites)
+
+
+def _get_or_none(services: Services, name: str) -> StoredVector | None:
+    """None when the name went away meanwhile, or its file is damaged, as asking for the name itself will say."""
+    try:
+        return services.store.get(name)
+    except VectorNotFound:
+        return None
+    except StoreCorrupt as error:
+        _log.error("left out of the list: %s", error)
+        return None
+
+
+def _limit_of(text: str | None) -> int:
+    if text is None:
+        return _DEFAULT_LIMIT
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= _MOST_LISTED):
+        raise InvalidRequest(f"limit: give a number from 1 to {_MOST_LISTED}", code="invalid_value", param="limit")
+    return int(text)
+
+
+def _object_of(stored: StoredVector) -> dict[str, Any]:
+    vector = stored.vector
+    return {
+        "object": "steering.vector",
+        "id": stored.name,
+        "name": stored.name,
+        "revision": stored.revision,
+        "created_at": stored.record.created_at,
+        "bytes": stored.record.num_bytes,
+        "hidden_size": vector.hidden_size,
+        "layers": list(vector.layers),
+        "norms": {str(layer): norm for layer, norm in vector.norms.items()},
+        "parts": list(vector.parts),
+        **vector.defaults,
+    }
+
+
+def _answer(stored: StoredVector, *, status: int = 200, **extras: Any) -> Response:
+    return JSONResponse(_object_of(stored) | extras, status_code=status, headers={"ETag": f'"{stored.revision}"'})

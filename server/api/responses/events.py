@@ -1,0 +1,122 @@
+"""The events of a streamed response."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from server.api.responses.objects import AnswerTextPart, OutputItem, ReasoningTextPart, ResponseObject
+
+
+class _Event(TypedDict):
+    sequence_number: int
+
+
+class ResponseEvent(_Event):
+    """The response as it is now: at its beginning, and at its end."""
+
+    type: Literal[
+        "response.created",
+        "response.in_progress",
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+    ]
+    response: ResponseObject
+
+
+class ItemEvent(_Event):
+    """An item begins, or is complete."""
+
+    type: Literal["response.output_item.added", "response.output_item.done"]
+    output_index: int
+    item: OutputItem
+
+
+class _ItemPartEvent(_Event):
+    item_id: str
+    output_index: int
+
+
+class _ContentEvent(_ItemPartEvent):
+    content_index: int
+
+
+class PartEvent(_ContentEvent):
+    """A part of an item begins, or is complete."""
+
+    type: Literal["response.content_part.added", "response.content_part.done"]
+    part: Annotated[AnswerTextPart | ReasoningTextPart, Field(discriminator="type")]
+
+
+class EventTokenLogprob(TypedDict):
+    """A token that was likely at its place."""
+
+    token: str
+    logprob: float
+
+
+class EventChosenLogprob(EventTokenLogprob):
+    """The token that was chosen, and the likeliest at its place."""
+
+    top_logprobs: list[EventTokenLogprob]
+
+
+class TextDeltaEvent(_ContentEvent):
+    """More of the answer's text."""
+
+    type: Literal["response.output_text.delta"]
+    delta: str
+    logprobs: list[EventChosenLogprob]
+
+
+class TextDoneEvent(_ContentEvent):
+    """All of the answer's text."""
+
+    type: Literal["response.output_text.done"]
+    text: str
+    logprobs: list[EventChosenLogprob]
+
+
+class ReasoningDeltaEvent(_ContentEvent):
+    """More of what the model thinks."""
+
+    type: Literal["response.reasoning_text.delta"]
+    delta: str
+
+
+class ReasoningDoneEvent(_ContentEvent):
+    """All of what the model thought."""
+
+    type: Literal["response.reasoning_text.done"]
+    text: str
+
+
+class ArgumentsDeltaEvent(_ItemPartEvent):
+    """More of a call's arguments."""
+
+    type: Literal["response.function_call_arguments.delta"]
+    delta: str
+
+
+class ArgumentsDoneEvent(_ItemPartEvent):
+    """All of a call's arguments."""
+
+    type: Literal["response.function_call_arguments.done"]
+    arguments: str
+
+
+ResponseStreamEvent = Annotated[
+    ResponseEvent
+    | ItemEvent
+    | PartEvent
+    | TextDeltaEvent
+    | TextDoneEvent
+    | ReasoningDeltaEvent
+    | ReasoningDoneEvent
+    | ArgumentsDeltaEvent
+    | ArgumentsDoneEvent,
+    Field(discriminator="type"),
+]

@@ -1,0 +1,214 @@
+"""Objects of `/v1/responses`: the response and its items. The events of a stream are in `response_events.py`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from server.api.generation.objects import AppliedSteering, ChosenTokenLogprob, InputUsage, UnixSeconds
+
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
+class InputTextPart(TypedDict):
+    """What was asked, or what a call gave."""
+
+    type: Literal["input_text"]
+    text: str
+
+
+class AnswerTextPart(TypedDict):
+    """What the model said."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any]
+    logprobs: list[ChosenTokenLogprob]
+
+
+class ReasoningTextPart(TypedDict):
+    """What the model thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class InputMessage(TypedDict):
+    """A message of whoever asks."""
+
+    id: str
+    type: Literal["message"]
+    status: ItemStatus
+    role: Literal["user", "system", "developer"]
+    content: list[InputTextPart]
+
+
+class OutputMessage(TypedDict):
+    """A message of the model."""
+
+    id: str
+    type: Literal["message"]
+    status: ItemStatus
+    role: Literal["assistant"]
+    content: list[AnswerTextPart]
+
+
+class ReasoningItem(TypedDict):
+    """What the model thought before an answer or a call."""
+
+    id: str
+    type: Literal["reasoning"]
+    status: ItemStatus
+    summary: list[Any]
+    content: list[ReasoningTextPart]
+
+
+class FunctionCallItem(TypedDict):
+    """A call that the model makes; `arguments` is JSON text."""
+
+    id: str
+    type: Literal["function_call"]
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str
+
+
+class FunctionCallOutputItem(TypedDict):
+    """What a call gave."""
+
+    id: str
+    type: Literal["function_call_output"]
+    status: ItemStatus
+    call_id: str
+    output: str
+    name: NotRequired[str]
+
+
+OutputItem = Annotated[OutputMessage | ReasoningItem | FunctionCallItem, Field(discriminator="type")]
+KeptItem = InputMessage | OutputMessage | ReasoningItem | FunctionCallItem | FunctionCallOutputItem
+
+
+class ResponseFailure(TypedDict):
+    """Why a response failed."""
+
+    code: Literal["server_error"]
+    message: str
+    param: str | None
+    type: str
+
+
+class IncompleteDetails(TypedDict):
+    """Why a response ended early."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class ReasoningEcho(TypedDict):
+    """How much the model was to reason."""
+
+    effort: str | None
+    summary: None
+
+
+class TextFormatEcho(TypedDict):
+    """Plain text, or any JSON object."""
+
+    type: Literal["text", "json_object"]
+
+
+class SchemaFormatEcho(TypedDict):
+    """JSON by a schema."""
+
+    type: Literal["json_schema"]
+    name: str
+    description: str | None
+    schema: dict[str, Any]
+    strict: bool | None
+
+
+class TextEcho(TypedDict):
+    """What the answer's text was to be."""
+
+    format: TextFormatEcho | SchemaFormatEcho
+    verbosity: Literal["medium"]
+
+
+class FunctionChoiceEcho(TypedDict):
+    """The function that was to be called."""
+
+    type: Literal["function"]
+    name: str
+
+
+class AllowedFunctionsEcho(TypedDict):
+    """The functions that might be called."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[FunctionChoiceEcho]
+
+
+class FunctionToolEcho(TypedDict):
+    """A function that might be called."""
+
+    type: Literal["function"]
+    name: str
+    description: str | None
+    parameters: dict[str, Any] | None
+    strict: bool
+
+
+class ResponseObject(TypedDict):
+    """The response to a request, with what it repeats of the request, and the steering that was applied."""
+
+    id: str
+    object: Literal["response"]
+    created_at: UnixSeconds
+    completed_at: UnixSeconds | None
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    error: ResponseFailure | None
+    incomplete_details: IncompleteDetails | None
+    model: str
+    output: list[OutputItem]
+    temperature: float
+    top_p: float
+    usage: InputUsage | None
+    steering: list[AppliedSteering]
+    background: Literal[False]
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    prompt_cache_key: str | None
+    prompt_cache_retention: str | None
+    reasoning: ReasoningEcho
+    safety_identifier: str | None
+    service_tier: Literal["default"]
+    text: TextEcho
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoiceEcho | AllowedFunctionsEcho
+    tools: list[FunctionToolEcho]
+    top_logprobs: int
+    truncation: Literal["disabled"]
+    user: str | None
+
+
+class DeletedResponse(TypedDict):
+    """The response is gone."""
+
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
+
+
+class InputItemList(TypedDict):
+    """A page of the items that a response answers."""
+
+    object: Literal["list"]
+    data: list[KeptItem]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool

@@ -1,0 +1,223 @@
+"""`/v1/responses`: items in, items out, whole or as events; kept for later only when asked to.
+
+It knows what a request's conversation is made of; the shapes of answers and events are in `response_object.py`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from server.api.generation.dialogue import Dialogue, FieldNames, replies_to
+from server.api.generation.steering import plan_of
+from server.api.http.auth import bearer_key, require
+from server.api.http.bodies import MAX_JSON_BYTES, read_model, refuse_unknown_query
+from server.api.http.connection import while_connected
+from server.api.http.pages import limit_of, order_of, page_of
+from server.api.http.parameters import RATE_LIMITS, limit, order
+from server.api.http.route import EVENTS, GENERATION_ERRORS, JSON, Answer, Parameter, operation
+from server.api.http.services import Services, services_of
+from server.api.http.sse import EventStream
+from server.api.responses.events import ResponseStreamEvent
+from server.api.responses.items import Conversation, items_of
+from server.api.responses.objects import DeletedResponse, InputItemList, ResponseObject
+from server.api.responses.output import ResponseOutput
+from server.api.responses.response import ResponseInProgress
+from server.api.responses.wire import ResponseRequest
+from server.errors import InvalidRequest, NotFound
+from server.keys import Role, digest_of
+from server.response_store import ResponseStore, StoredResponse
+
+router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Responses"])
+
+_NAMES = FieldNames(messages="input", schema="text.format", reasoning_effort="reasoning.effort")
+_RESPONSE_ID = Parameter("response_id", "The id.", {"type": "string"}, "path")
+_STREAM = Parameter("stream", "A kept response is never streamed.", {"enum": ["false"]})
+_UNSUPPORTED_QUERIES = ("include", "include_obfuscation", "starting_after", "stream")
+
+
+@router.post("/v1/responses")
+@operation(
+    Answer(ResponseObject, "The response.", headers=RATE_LIMITS),
+    Answer(ResponseStreamEvent, "With `stream`: server-sent events, named by their types.", media_type=EVENTS),
+    bodies={JSON: ResponseRequest},
+    errors=GENERATION_ERRORS,
+)
+async def create_response(request: Request) -> Response:
+    """Answer, and keep the answer if that is asked for."""
+    services = services_of(request)
+    services.check_ready()
+    body = await read_model(request, ResponseRequest, MAX_JSON_BYTES)
+    response = await _prepare(body, services, _Shelf(services.responses, _owner_of(request)))
+    generation = response.replies.generation
+    generation.submit()
+    if body.stream:
+        return EventStream(response.events(), close=generation.close, failed=response.failed, is_named=True)
+    with generation:
+        return JSONResponse(await while_connected(request.receive, response.whole()))
+
+
+@router.get("/v1/responses/{response_id}")
+@operation(
+    Answer(ResponseObject, "The response."), errors=(InvalidRequest, NotFound), parameters=(_RESPONSE_ID, _STREAM)
+)
+async def retrieve_response(request: Request, response_id: str) -> Response:
+    """A kept response."""
+    _check_query(request)
+    return JSONResponse((await _shelf_of(request).get(response_id)).response)
+
+
+@router.delete("/v1/responses/{response_id}")
+@operation(Answer(DeletedResponse, "It is gone."), errors=(InvalidRequest, NotFound), parameters=(_RESPONSE_ID,))
+async def delete_response(request: Request, response_id: str) -> Response:
+    """Forget a kept response."""
+    refuse_unknown_query(request)
+    await _shelf_of(request).remove(response_id)
+    return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+
+
+@router.get("/v1/responses/{response_id}/input_items")
+@operation(
+    Answer(InputItemList, "A page."),
+    errors=(InvalidRequest, NotFound),
+    parameters=(
+        _RESPONSE_ID,
+        _STREAM,
+        limit(20, 100),
+        order("desc"),
+        Parameter("after", "The id of the item after which the page begins.", {"type": "string"}),
+    ),
+)
+async def list_input_items(request: Request, response_id: str) -> Response:
+    """A page of the items that a kept response answers, newest first unless asked otherwise."""
+    _check_query(request, "limit", "order", "after")
+    limit = limit_of(request, default=20, most=100)
+    items = list((await _shelf_of(request).get(response_id)).input_items)
+    if order_of(request, "desc") == "desc":
+        items.reverse()
+    after = request.query_params.get("after")
+    if after is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise InvalidRequest(f"after: there is no item {after[:80]!r}", code="invalid_value", param="after")
+        items = items[ids.index(after) + 1 :]
+    return JSONResponse(page_of(items, limit))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shelf:
+    """What a server keeps for one owner; `store` None: nothing."""
+
+    store: ResponseStore | None
+    owner: bytes
+
+    async def get(self, response_id: str) -> StoredResponse:
+        """A kept response. Raises `NotFound`."""
+        found = await self._find(response_id)
+        if found is None:
+            raise _missing(response_id)
+        return found
+
+    async def remove(self, response_id: str) -> None:
+        """Forget a kept response. Raises `NotFound`."""
+        if self.store is None or not await run_sync(self.store.remove, self.owner, response_id):
+            raise _missing(response_id)
+
+    async def conversation(self, body: ResponseRequest) -> list[dict[str, Any]]:
+        """What was said before the request, if it goes on from a kept response. Raises `InvalidRequest`."""
+        previous = body.previous_response_id
+        if self.store is None and (body.store or previous is not None):
+            param = "store" if body.store else "previous_response_id"
+            raise InvalidRequest(f"{param}: this server keeps no responses", code="unsupported_parameter", param=param)
+        if previous is None:
+            return []
+        found = await self._find(previous)
+        if found is None:
+            raise InvalidRequest(
+                f"previous_response_id: there is no kept response {previous[:80]!r}",
+                code="previous_response_not_found",
+                param="previous_response_id",
+            )
+        return found.conversation
+
+    async def put(self, response: dict[str, Any], input_items: Sequence[dict[str, Any]]) -> None:
+        """Keep a response."""
+        assert self.store is not None
+        await run_sync(self.store.put, self.owner, StoredResponse(response, input_items))
+
+    async def _find(self, response_id: str) -> StoredResponse | None:
+        return None if self.store is None else await run_sync(self.store.find, self.owner, response_id)
+
+
+def _missing(response_id: str) -> NotFound:
+    return NotFound(f"there is no kept response {response_id[:80]!r}", code="response_not_found")
+
+
+def _owner_of(request: Request) -> bytes:
+    """Who may see what the request keeps: whoever has its key; without keys, everybody who comes without one."""
+    if services_of(request).keys.is_open:
+        return b""
+    return digest_of(bearer_key(request) or "")
+
+
+def _shelf_of(request: Request) -> _Shelf:
+    return _Shelf(services_of(request).responses, _owner_of(request))
+
+
+def _check_query(request: Request, *known: str) -> None:
+    for name in request.query_params:
+        field = name.partition("[")[0]
+        if field in _UNSUPPORTED_QUERIES and (field, request.query_params[name]) != ("stream", "false"):
+            raise InvalidRequest(
+                f"{field}: not supported yet by this server", code="unsupported_parameter", param=field
+            )
+    refuse_unknown_query(request, "stream", *known)
+
+
+async def _prepare(body: ResponseRequest, services: Services, shelf: _Shelf) -> ResponseInProgress:
+    earlier = await shelf.conversation(body)
+    plan = await plan_of(body, services)
+    dialogue = Dialogue(
+        messages=await run_sync(_messages_of, body, earlier),
+        use=body.use(),
+        schema=body.answer_schema(),
+        max_tokens=body.max_output_tokens,
+        num_logprobs=body.num_logprobs,
+        reasoning_effort=body.reasoning_effort,
+        template_kwargs=body.chat_template_kwargs or {},
+        names=_NAMES,
+    )
+    response_id = f"resp_{uuid.uuid4().hex}"
+    replies = await replies_to(dialogue, body, services, plan, response_id)
+
+    async def keep(response: dict[str, Any]) -> None:
+        if body.store:
+            await shelf.put(response, earlier + [item.as_item() for item in body.input])
+
+    return ResponseInProgress(
+        response_id=response_id,
+        model=body.model if body.model is not None else services.engine.info.model_id,
+        body=body,
+        plan=plan,
+        replies=replies,
+        output=ResponseOutput(services.text.table, body.num_logprobs),
+        keep=keep,
+    )
+
+
+def _messages_of(body: ResponseRequest, earlier: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The whole conversation as chat templates know it; the instructions are this request's own."""
+    conversation = Conversation()
+    if body.instructions is not None:
+        conversation.instruct(body.instructions)
+    for item in items_of(earlier):
+        conversation.add(item, "previous_response_id")
+    for index, item in enumerate(body.input):
+        conversation.add(item, f"input.{index}")
+    return conversation.messages

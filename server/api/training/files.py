@@ -1,0 +1,165 @@
+"""OpenAI's Files API under `/v1/files`: upload, list, get, download, delete.
+
+Uploads go to the disk as they come, and everything that waits for a disk does so off the event loop. It does not
+know what is in the files.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Request
+from pydantic import WithJsonSchema
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, UploadFile
+from starlette.responses import FileResponse, JSONResponse, Response
+from typing_extensions import TypedDict
+
+from server.api.http.auth import require
+from server.api.http.bodies import refuse_unknown_query
+from server.api.http.pages import after_of, limit_of, order_of, page_of
+from server.api.http.parameters import DISPOSITION, after, identifier, limit, order
+from server.api.http.route import BYTES, FORM, Answer, Parameter, operation
+from server.api.http.services import services_of
+from server.api.http.uploads import multipart_form
+from server.api.training.objects import DeletedFile, File, FileList
+from server.api.training.wire import file_object
+from server.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from server.jobs.records import TRAINING_PURPOSE
+from server.keys import Role
+
+router = APIRouter(prefix="/v1/files", tags=["Files"])
+
+_MAY_READ = [Depends(require(Role.USE))]
+_MAY_CHANGE = [Depends(require(Role.MANAGE))]
+_MOST_LISTED = 10_000
+_MAX_FIELDS = 4
+_MAX_FIELD_BYTES = 4096
+_PURPOSES = (
+    "assistants", "assistants_output", "batch", "batch_output", "evals", "fine-tune", "fine-tune-results", "user_data",
+    "vision",
+)  # fmt: skip
+
+
+class FileForm(TypedDict):
+    """The parts of an upload: the file, with a name, and what it is for."""
+
+    file: Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary", "minLength": 1})]
+    purpose: Annotated[str, WithJsonSchema({"const": TRAINING_PURPOSE})]
+
+
+_FILE_ID = identifier("file")
+_ONE_ERRORS = (InvalidRequest, NotFound, Unavailable)
+
+
+@router.post("", dependencies=_MAY_CHANGE)
+@operation(Answer(File, "It is kept."), bodies={FORM: FileForm}, errors=(Unavailable,))
+async def upload_file(request: Request) -> Response:
+    """Keep an uploaded file."""
+    services = services_of(request)
+    files = services.training().files
+    refuse_unknown_query(request)
+    kind, _ = parse_options_header(request.headers.get("content-type"))
+    if kind != b"multipart/form-data":
+        raise InvalidRequest(
+            "Content-Type: a file is uploaded as multipart/form-data", code="invalid_header", param="Content-Type"
+        )
+    limit = services.max_upload_bytes
+    async with multipart_form(request, limit, max_fields=_MAX_FIELDS, max_field_bytes=_MAX_FIELD_BYTES) as form:
+        upload, purpose = _parts_of(form)
+        name = upload.filename or ""
+        return JSONResponse(file_object(await run_sync(files.put_stream, name, purpose, upload.file)))
+
+
+@router.get("", dependencies=_MAY_READ)
+@operation(
+    Answer(FileList, "A page."),
+    errors=(Unavailable,),
+    parameters=(
+        limit(_MOST_LISTED, _MOST_LISTED),
+        after("file"),
+        order("desc"),
+        Parameter("purpose", "Only files for this purpose.", {"type": "string", "enum": list(_PURPOSES)}),
+    ),
+)
+async def list_files(request: Request) -> Response:
+    """Files by age, newest first, a page at a time."""
+    files = services_of(request).training().files
+    refuse_unknown_query(request, "limit", "after", "order", "purpose")
+    limit = limit_of(request, default=_MOST_LISTED, most=_MOST_LISTED)
+    after, order = after_of(request, "file"), order_of(request, "desc")
+    purpose = request.query_params.get("purpose")
+    if purpose is not None and purpose not in _PURPOSES:
+        raise InvalidRequest(f"purpose: give one of {', '.join(_PURPOSES)}", code="invalid_value", param="purpose")
+
+    def page() -> Response:
+        found = files.list(after=after, limit=limit + 1, order=order, purpose=purpose)
+        return JSONResponse(page_of([file_object(record) for record in found], limit))
+
+    return await run_sync(page)
+
+
+@router.get("/{identifier}", dependencies=_MAY_READ)
+@operation(Answer(File, "The file."), errors=_ONE_ERRORS, parameters=(_FILE_ID,))
+async def get_file(request: Request, identifier: str) -> Response:
+    """What is known of a file."""
+    files = services_of(request).training().files
+    refuse_unknown_query(request)
+    return JSONResponse(file_object(await run_sync(files.get, identifier)))
+
+
+@router.get("/{identifier}/content", dependencies=_MAY_READ)
+@operation(
+    Answer(None, "The bytes.", media_type=BYTES, headers=(DISPOSITION,)), errors=_ONE_ERRORS, parameters=(_FILE_ID,)
+)
+async def get_file_content(request: Request, identifier: str) -> Response:
+    """A file's bytes, never as something that a browser would show."""
+    files = services_of(request).training().files
+    refuse_unknown_query(request)
+    record = await run_sync(files.get, identifier)
+    path = await run_sync(files.path, identifier)
+    return FileResponse(path, media_type="application/octet-stream", filename=record.filename)
+
+
+@router.delete("/{identifier}", dependencies=_MAY_CHANGE)
+@operation(Answer(DeletedFile, "It is gone."), errors=(*_ONE_ERRORS, Conflict), parameters=(_FILE_ID,))
+async def delete_file(request: Request, identifier: str) -> Response:
+    """Forget a file that no job needs any more."""
+    files = services_of(request).training().files
+    refuse_unknown_query(request)
+    await run_sync(files.delete, identifier)
+    return JSONResponse({"id": identifier, "object": "file", "deleted": True})
+
+
+def _parts_of(form: FormData) -> tuple[UploadFile, str]:
+    """The file and its purpose. Raises `InvalidRequest` for every other part."""
+    names = [name for name, _ in form.multi_items()]
+    for name in names:
+        if name.partition("[")[0] == "expires_after":
+            raise InvalidRequest(
+                "expires_after: not supported by this server; files are kept until they are deleted",
+                code="unsupported_parameter",
+                param="expires_after",
+            )
+        if name not in ("file", "purpose"):
+            raise InvalidRequest(
+                f"{name[:60]}: unknown part; there are file and purpose", code="unknown_parameter", param=name[:60]
+            )
+        if names.count(name) > 1:
+            raise InvalidRequest(f"{name}: given more than once", code="invalid_value", param=name)
+    upload, purpose = form.get("file"), form.get("purpose")
+    if not isinstance(purpose, str):
+        raise InvalidRequest("purpose: required and missing", code="missing_required_parameter", param="purpose")
+    if purpose != TRAINING_PURPOSE:
+        is_known = purpose in _PURPOSES
+        raise InvalidRequest(
+            f"purpose: {purpose[:60]!r} is {'not supported' if is_known else 'unknown'}; give {TRAINING_PURPOSE}",
+            code="unsupported_parameter" if is_known else "invalid_value",
+            param="purpose",
+        )
+    if not isinstance(upload, UploadFile):
+        raise InvalidRequest("file: required and missing", code="missing_required_parameter", param="file")
+    if upload.size == 0:
+        raise InvalidRequest("file: it is empty", code="invalid_value", param="file")
+    return upload, purpose

@@ -1,0 +1,199 @@
+"""OpenAI's Fine-tuning API under `/v1/fine_tuning/jobs`, for the one method that this server has: steering vectors.
+
+Everything that waits for a disk or a job does so off the event loop. It does not know how a vector is trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import JSONResponse, Response
+
+from server.api.generation.steering import specs_of_model
+from server.api.http.auth import require
+from server.api.http.bodies import read_model, refuse_unknown_query
+from server.api.http.pages import after_of, limit_of, page_of
+from server.api.http.parameters import after, identifier, limit
+from server.api.http.route import JSON, Answer, Parameter, operation
+from server.api.http.services import Services, services_of
+from server.api.training.objects import Job, JobCheckpointList, JobEventList, JobList
+from server.api.training.wire import CreateJobRequest, event_object, job_object
+from server.errors import InvalidRequest, NotFound, Unavailable, from_vectors_error
+from server.jobs.records import JobRequest
+from server.keys import Role
+from vectors.errors import InvalidMethod, InvalidVectorName, VectorsError
+from vectors.vocabulary import check_name
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Training"])
+
+_MAY_READ = [Depends(require(Role.USE))]
+_MAY_CHANGE = [Depends(require(Role.MANAGE))]
+_DEFAULT_LIMIT = 20
+_MOST_LISTED = 100
+_MAX_BODY_BYTES = 256 << 10
+_STEERING = "method.steering"
+_METADATA_KEY = re.compile(r"metadata\[(.{0,64})\]", re.DOTALL)
+
+
+_JOB_ID = identifier("ftjob")
+_ONE_ERRORS = (InvalidRequest, NotFound, Unavailable)
+_LIMIT = limit(_DEFAULT_LIMIT, _MOST_LISTED)
+_AFTER_ANY = Parameter("after", "Changes nothing: there is nothing to page through.", {"type": "string"})
+_METADATA = Parameter(
+    "metadata",
+    "Only jobs with these pairs: `metadata[key]=value`. `metadata=null`: only jobs without any.",
+    {"type": "object", "propertyNames": {"maxLength": 64}, "additionalProperties": {"type": "string"}},
+    style="deepObject",
+)
+
+
+@router.post("", dependencies=_MAY_CHANGE)
+@operation(Answer(Job, "It waits for its turn."), bodies={JSON: CreateJobRequest}, errors=(NotFound, Unavailable))
+async def create_job(request: Request) -> Response:
+    """Queue a training."""
+    services = services_of(request)
+    jobs = services.training()
+    services.check_ready()
+    refuse_unknown_query(request)
+    body = await read_model(request, CreateJobRequest, _MAX_BODY_BYTES)
+    asked = _request_of(body, services)
+
+    def create() -> Response:
+        try:
+            return JSONResponse(job_object(jobs.create(asked)))
+        except InvalidMethod as error:
+            param = f"{_STEERING}.{error.param}" if error.param else _STEERING
+            raise InvalidRequest(str(error), code="invalid_method", param=param) from None
+        except VectorsError as error:
+            found = from_vectors_error(error, _STEERING)
+            if found.status == 500:
+                raise
+            raise found from None
+
+    return await run_sync(create)
+
+
+@router.get("", dependencies=_MAY_READ)
+@operation(Answer(JobList, "A page."), errors=(Unavailable,), parameters=(_LIMIT, after("ftjob"), _METADATA))
+async def list_jobs(request: Request) -> Response:
+    """Jobs, newest first, a page at a time."""
+    database = services_of(request).training().database
+    metadata, without_metadata = _metadata_of(request)
+    given = [name for name in request.query_params if name.startswith("metadata")]
+    refuse_unknown_query(request, "limit", "after", *given)
+    limit, after = limit_of(request, default=_DEFAULT_LIMIT, most=_MOST_LISTED), after_of(request, "ftjob")
+
+    def page() -> Response:
+        found = database.jobs(after=after, limit=limit + 1, metadata=metadata, without_metadata=without_metadata)
+        return JSONResponse(page_of([job_object(job) for job in found], limit))
+
+    return await run_sync(page)
+
+
+@router.get("/{identifier}", dependencies=_MAY_READ)
+@operation(Answer(Job, "The job."), errors=_ONE_ERRORS, parameters=(_JOB_ID,))
+async def get_job(request: Request, identifier: str) -> Response:
+    """A job as it stands."""
+    jobs = services_of(request).training()
+    refuse_unknown_query(request)
+    return JSONResponse(job_object(await run_sync(jobs.get, identifier)))
+
+
+@router.post("/{identifier}/cancel", dependencies=_MAY_CHANGE)
+@operation(Answer(Job, "The job as it is now."), errors=_ONE_ERRORS, parameters=(_JOB_ID,))
+async def cancel_job(request: Request, identifier: str) -> Response:
+    """End a job: at once when it waits; when it runs, as soon as the training notices."""
+    jobs = services_of(request).training()
+    refuse_unknown_query(request)
+    return JSONResponse(job_object(await run_sync(jobs.cancel, identifier)))
+
+
+@router.get("/{identifier}/events", dependencies=_MAY_READ)
+@operation(Answer(JobEventList, "A page."), errors=_ONE_ERRORS, parameters=(_JOB_ID, _LIMIT, after("ftevent")))
+async def list_events(request: Request, identifier: str) -> Response:
+    """What happened to a job, newest first, a page at a time."""
+    jobs = services_of(request).training()
+    refuse_unknown_query(request, "limit", "after")
+    limit, after = limit_of(request, default=_DEFAULT_LIMIT, most=_MOST_LISTED), after_of(request, "ftevent")
+
+    def page() -> Response:
+        found = jobs.database.events(jobs.get(identifier).id, after=after, limit=limit + 1)
+        return JSONResponse(page_of([event_object(event) for event in found], limit))
+
+    return await run_sync(page)
+
+
+@router.get("/{identifier}/checkpoints", dependencies=_MAY_READ)
+@operation(Answer(JobCheckpointList, "An empty page."), errors=_ONE_ERRORS, parameters=(_JOB_ID, _LIMIT, _AFTER_ANY))
+async def list_checkpoints(request: Request, identifier: str) -> Response:
+    """Nothing: a vector has no checkpoints."""
+    jobs = services_of(request).training()
+    refuse_unknown_query(request, "limit", "after")
+    limit = limit_of(request, default=_DEFAULT_LIMIT, most=_MOST_LISTED)
+    await run_sync(jobs.get, identifier)
+    return JSONResponse(page_of([], limit))
+
+
+def _unsupported(verb: str) -> Callable[[Request, str], Response]:
+    @operation(errors=(InvalidRequest,), parameters=(_JOB_ID,))
+    def refuse(request: Request, identifier: str) -> Response:
+        """Always refused: jobs cannot be paused."""
+        raise InvalidRequest(f"{verb}: not supported by this server; cancel ends a job", code="unsupported_operation")
+
+    return refuse
+
+
+for _verb in ("pause", "resume"):
+    router.add_api_route(
+        f"/{{identifier}}/{_verb}", _unsupported(_verb), methods=["POST"], dependencies=_MAY_CHANGE, name=f"{_verb}_job"
+    )
+
+
+def _request_of(body: CreateJobRequest, services: Services) -> JobRequest:
+    """What the body asks for. Raises `InvalidRequest` and `NotFound`."""
+    base = services.engine.info.model_id
+    if specs_of_model(body.model, base):
+        raise InvalidRequest(
+            f"model: a vector is trained on the plain model; give {base}", code="invalid_value", param="model"
+        )
+    if body.suffix is not None:
+        try:
+            check_name(body.suffix)
+        except InvalidVectorName as error:
+            raise from_vectors_error(error, "suffix") from None
+    steering = dict(body.method.steering or {}) if body.method is not None else {}
+    retention_file = steering.pop("retention_file", None)
+    if retention_file is not None and not isinstance(retention_file, str):
+        param = f"{_STEERING}.retention_file"
+        raise InvalidRequest(f"{param}: give the id of an uploaded file", code="invalid_type", param=param)
+    return JobRequest(
+        model=body.model,
+        training_file=body.training_file,
+        name=body.suffix,
+        validation_file=body.validation_file,
+        retention_file=retention_file,
+        seed=body.seed,
+        steering=steering,
+        metadata=body.metadata,
+    )
+
+
+def _metadata_of(request: Request) -> tuple[dict[str, str], bool]:
+    """The pairs that listed jobs must have, and whether they must have no metadata at all."""
+    pairs: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name == "metadata":
+            if value != "null":
+                raise InvalidRequest("metadata: give metadata[key]=value", code="invalid_value", param="metadata")
+        elif name.startswith("metadata"):
+            match = _METADATA_KEY.fullmatch(name)
+            if match is None:
+                raise InvalidRequest(f"{name[:60]}: give metadata[key]=value", code="invalid_value", param="metadata")
+            pairs[match[1]] = value
+    without = "metadata" in request.query_params
+    if without and pairs:
+        raise InvalidRequest("metadata: either null or pairs", code="invalid_value", param="metadata")
+    return pairs, without

@@ -1,0 +1,1 @@
+"""`tiller chat` and `tiller vectors`: commands that talk to a running server."""

@@ -1,0 +1,163 @@
+"""`tiller vectors`: the registry of a running server from the terminal.
+
+It passes files through as they are; what they hold is the server's to judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from server.cli.client.connection import connect, readable_failures
+from server.cli.errors import CommandFailed
+from vectors.client.clients import RegisteredVector, VectorClient
+
+
+def vectors(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Run one action on the registry; returns the exit code."""
+    actions = {"list": _list, "show": _show, "put": _put, "get": _get, "rollback": _roll_back, "rm": _remove}
+    with connect(VectorClient, arguments, environ) as client, readable_failures():
+        actions[arguments.action](client, arguments)
+    return 0
+
+
+def show_vectors(found: Sequence[RegisteredVector], console: Console) -> None:
+    """A table of vectors."""
+    if not found:
+        console.print("no vectors; add one with: tiller vectors put NAME FILE")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("name", "revision", "layers", "scale", "operation", "positions", "description"):
+        table.add_column(heading, overflow="fold" if heading in ("name", "description") else "ellipsis")
+    for vector in found:
+        cells = (
+            vector.name,
+            vector.revision[:12],
+            ranges(vector.layers),
+            f"{vector.default_scale:g}",
+            vector.operation,
+            vector.positions,
+            vector.description,
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+
+
+def ranges(layers: Sequence[int]) -> str:
+    """`[3, 4, 5, 9]` -> `3-5,9`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _list(client: VectorClient, arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        for vector in client.list():
+            print(_json(vector))
+    else:
+        show_vectors(list(client.list()), Console(highlight=False))
+
+
+def _show(client: VectorClient, arguments: argparse.Namespace) -> None:
+    vector = client.get(arguments.name)
+    if arguments.json:
+        print(_json(vector))
+        return
+    about = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in (
+        ("name", vector.name),
+        ("revision", vector.revision),
+        ("created", _date(vector.created_at)),
+        ("model", vector.model or "not said"),
+        ("site", vector.site),
+        ("layers", ranges(vector.layers)),
+        ("scale", f"{vector.default_scale:g}"),
+        ("operation", vector.operation),
+        ("positions", vector.positions),
+        ("parts", ", ".join(vector.parts)),
+        ("description", vector.description),
+    ):
+        about.add_row(name, Text(value, overflow="fold"))
+    history = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("history", "created", "bytes"):
+        history.add_column(heading, justify="right" if heading == "bytes" else "left")
+    for entry in vector.history or ():
+        is_current = " (current)" if entry.revision == vector.revision else ""
+        history.add_row(Text(f"{entry.revision[:12]}{is_current}"), _date(entry.created_at), str(entry.bytes))
+    console = Console(highlight=False)
+    console.print(about)
+    console.print()
+    console.print(history)
+
+
+def _put(client: VectorClient, arguments: argparse.Namespace) -> None:
+    file = Path(arguments.file)
+    given = {
+        "layer": arguments.layer,
+        "convention": arguments.convention,
+        "default_scale": arguments.scale,
+        "positions": arguments.positions,
+        "parts": None if arguments.parts is None else arguments.parts.split(","),
+        "operation": arguments.operation,
+        "description": arguments.description,
+    }
+    facts = {name: value for name, value in given.items() if value is not None}
+    try:
+        vector = client.put(arguments.name, file, **facts)
+    except OSError as error:
+        raise CommandFailed(f"{file} cannot be read: {error.strerror}") from None
+    print(_line(vector))
+
+
+def _get(client: VectorClient, arguments: argparse.Namespace) -> None:
+    target = Path(arguments.output or f"{arguments.name}.{arguments.format}")
+    if arguments.output is None and target.exists():
+        raise CommandFailed(f"{target} exists; name a file with -o to overwrite it")
+    content = client.content(arguments.name, arguments.format)
+    if arguments.output == "-":
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        target.write_bytes(content)
+    except OSError as error:
+        raise CommandFailed(f"{target} cannot be written: {error.strerror}") from None
+    print(f"{target}: {len(content)} bytes")
+
+
+def _roll_back(client: VectorClient, arguments: argparse.Namespace) -> None:
+    print(_line(client.rollback(arguments.name, arguments.revision)))
+
+
+def _remove(client: VectorClient, arguments: argparse.Namespace) -> None:
+    client.delete(arguments.name)
+    print(f"{arguments.name}: removed")
+
+
+def _line(vector: RegisteredVector) -> str:
+    layers = ranges(vector.layers)
+    return f"{vector.name}@{vector.revision[:12]}: {vector.site} at layers {layers}, {vector.bytes} bytes"
+
+
+def _json(vector: RegisteredVector) -> str:
+    fields = asdict(vector)
+    if vector.history is None:
+        del fields["history"]
+    return json.dumps(fields)
+
+
+def _date(unix_seconds: int) -> str:
+    return f"{datetime.fromtimestamp(unix_seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -1,0 +1,1 @@
+"""From settings to a running engine, for the commands that load a model."""

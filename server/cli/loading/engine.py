@@ -1,0 +1,142 @@
+"""From settings to a running engine: where the model comes from, loading it, and why it cannot be loaded.
+
+The same for `tiller serve` and for training in this process. Importing it is cheap; the heavy parts come with the
+first call that needs them. It does not know what the engine is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from server.cli.errors import USAGE, CommandFailed
+from server.config import Settings
+from server.demo import MODEL_DIR, MODEL_NAME
+
+if TYPE_CHECKING:
+    from server.engine.engine import BatchingEngine
+    from server.text import TextProcessor
+
+_PAGE_SIZE = 16
+_NUM_PHASES = 7
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where the model comes from, and the id that it has in the API."""
+
+    location: str
+    model_id: str
+    is_demo: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """True for a folder, False for what the hub has."""
+        return Path(self.location).is_dir()
+
+
+def source_of(settings: Settings) -> ModelSource:
+    """The model that the settings name, without reading it. Raises `CommandFailed` for what cannot be one."""
+    source = _named_source(settings)
+    if settings.revision is not None and source.is_local:
+        raise CommandFailed(
+            f"--revision {settings.revision}: only models of the hub have revisions, and {source.location} is a folder",
+            USAGE,
+        )
+    return source
+
+
+def _named_source(settings: Settings) -> ModelSource:
+    if settings.model is None:
+        if not MODEL_DIR.is_dir():
+            raise CommandFailed("the embedded model is missing from this installation; name a MODEL")
+        return ModelSource(str(MODEL_DIR), settings.served_model_name or MODEL_NAME, is_demo=True)
+    path = Path(settings.model).expanduser()
+    if path.is_dir():
+        return ModelSource(str(path), settings.served_model_name or path.resolve().name)
+    looks_like_path = settings.model.startswith(("/", ".", "~")) or settings.model.count("/") > 1
+    if path.exists() or looks_like_path:
+        what = "is a file, not the folder of a model" if path.exists() else "there is no such folder"
+        raise CommandFailed(f"MODEL {settings.model}: {what}", USAGE)
+    return ModelSource(settings.model, settings.served_model_name or settings.model)
+
+
+@contextlib.contextmanager
+def readable_failures(settings: Settings) -> Iterator[None]:
+    """Turn what loading raises into `CommandFailed`."""
+    from server.engine.model import ModelRefused
+    from server.text import TokenizerRefused
+    from vectors.errors import VectorsError
+
+    try:
+        yield
+    except (ModelRefused, TokenizerRefused, VectorsError) as error:
+        raise CommandFailed(str(error)) from error
+    except OSError as error:
+        raise CommandFailed(f"{error.filename or settings.data_dir}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def loading(settings: Settings, source: ModelSource) -> Iterator[Callable[[str], None]]:
+    """Show that the model is being loaded; yields what is to be told each phase as it begins."""
+    from server.cli.loading.progress import progress_of, quiet_libraries
+
+    quiet_libraries(is_debugging=settings.log_level == "debug")
+    can_draw = source.is_local and not settings.log_json  # a download draws bars of its own
+    with progress_of(f"loading {source.model_id}", _NUM_PHASES, can_draw=can_draw) as begin:
+        yield begin
+
+
+def start_engine(
+    settings: Settings, source: ModelSource, cleanup: contextlib.ExitStack, begin: Callable[[str], None]
+) -> tuple[BatchingEngine, TextProcessor]:
+    """Load the model and its tokenizer and start the engine, which `cleanup` closes.
+
+    Raises `ModelRefused`, `TokenizerRefused` and `OSError`; see `readable_failures`.
+    """
+    from server.text import load_text
+
+    engine = _load_engine(settings, source, begin)
+    cleanup.callback(engine.close)
+    begin("reading the tokenizer")
+    text = load_text(source.location, revision=settings.revision, chat_template=settings.chat_template)
+    return engine, text
+
+
+def _load_engine(settings: Settings, source: ModelSource, begin: Callable[[str], None]) -> BatchingEngine:
+    from server.cli.loading.memory import free_bytes
+    from server.engine.engine import BatchingEngine, EngineSettings, num_pages_for
+    from server.engine.model import ModelRefused, load_model
+
+    model = load_model(
+        source.location,
+        model_id=source.model_id,
+        device=settings.device,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        adapter=settings.adapter,
+        max_model_len=settings.max_model_len,
+        on_progress=begin,
+    )
+    begin("reserving the KV cache")
+    num_pages = num_pages_for(
+        model,
+        kv_cache_gib=settings.kv_cache_gib,
+        free_bytes=free_bytes(model.device),
+        max_running=settings.max_running,
+        page_size=_PAGE_SIZE,
+    )
+    limits = EngineSettings(
+        num_pages=num_pages,
+        page_size=_PAGE_SIZE,
+        max_running=settings.max_running,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_queue=settings.max_queue,
+    )
+    try:
+        return BatchingEngine(model, limits).start()
+    except (MemoryError, RuntimeError) as error:
+        raise ModelRefused(f"the KV cache cannot be reserved: {error}; give a smaller --kv-cache-gib") from error

@@ -1,0 +1,212 @@
+"""`tiller serve`: builds every part from the settings, runs them, and takes them down in order.
+
+The heavy parts (torch, transformers, FastAPI) are imported when everything that can fail cheaply has not. It knows
+every part by its constructor and none by its insides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from server.cli.errors import USAGE, CommandFailed
+from server.cli.loading.engine import ModelSource, loading, readable_failures, source_of, start_engine
+from server.cli.logs import set_up_logging
+from server.cli.output import discard_output
+from server.cli.serve.tracing import start_tracing
+from server.config import Settings, SettingsRefused, options
+from server.demo import VECTORS_DIR
+from server.keys import (
+    CLIENT_VARIABLE,
+    MANAGE_VARIABLE,
+    USE_VARIABLE,
+    ApiKeys,
+    KeysRefused,
+    check_exposure,
+    check_origins,
+)
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
+    from server.cli.serve.banner import Readiness
+    from server.engine.engine import BatchingEngine
+    from server.jobs.worker import JobWorker
+    from server.response_store import ResponseStore
+    from server.text import TextProcessor
+    from vectors.store import VectorStore
+
+_log = logging.getLogger(__name__)
+_ready_log = logging.getLogger(f"{__name__}.ready")
+_ready_log.setLevel(logging.INFO)  # whoever reads a JSON log waits for this line, at whatever level the rest is
+
+DRAIN_SECONDS = 30.0
+"""How long requests under way may take to finish after the first signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    store: VectorStore
+    engine: BatchingEngine
+    text: TextProcessor
+    jobs: JobWorker
+    responses: ResponseStore | None
+
+
+def serve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
+    """Serve until a signal; returns the exit code. Raises `CommandFailed`."""
+    try:
+        settings = Settings.from_sources(flags, environ)
+        set_up_logging(settings.log_level, as_json=settings.log_json)
+        keys = ApiKeys.from_sources(environ, settings.api_key_file)
+        _warn_of_variables(environ, keys)
+        check_exposure(settings.host, keys, settings.insecure)
+        check_origins(settings.cors_origin, keys, settings.insecure)
+    except (SettingsRefused, KeysRefused) as error:
+        raise CommandFailed(str(error), USAGE) from None
+    source = source_of(settings)
+    from server.cli.serve.listening import bind
+
+    with contextlib.ExitStack() as cleanup:
+        bound = cleanup.enter_context(bind(settings.host, settings.port))
+        tracer = start_tracing(settings.otel_endpoint, environ, cleanup)
+        parts = _build(settings, source, cleanup)
+        _run(settings, keys, source, parts, bound, tracer)
+    _log.info("stopped")
+    return 0
+
+
+def _warn_of_variables(environ: Mapping[str, str], keys: ApiKeys) -> None:
+    """Name the variables that were meant for a server and do nothing for this one."""
+    known = {USE_VARIABLE, MANAGE_VARIABLE, CLIENT_VARIABLE, *(option.variable for option in options())}
+    for variable in sorted(environ):
+        if variable.startswith("TILLER_") and variable not in known:
+            _log.warning("%s is set and is no setting; see tiller serve --help", variable)
+    if environ.get(CLIENT_VARIABLE) and keys.is_open:
+        _log.warning(
+            "%s is the key that clients send; the server's own are %s and %s, and it has none",
+            CLIENT_VARIABLE,
+            USE_VARIABLE,
+            MANAGE_VARIABLE,
+        )
+
+
+def _build(settings: Settings, source: ModelSource, cleanup: contextlib.ExitStack) -> _Parts:
+    """Load and start every part; what must be closed is left to `cleanup`."""
+    from server.cli.serve.shipped import put_shipped_vectors
+    from vectors.store import VectorStore
+
+    with readable_failures(settings):
+        store = cleanup.enter_context(VectorStore(settings.data_dir / "vectors"))
+        with loading(settings, source) as begin:
+            engine, text = start_engine(settings, source, cleanup, begin)
+            if source.is_demo:
+                put_shipped_vectors(store, VECTORS_DIR, settings.data_dir, engine.info)
+            jobs = _start_jobs(settings, engine, text, store, cleanup)
+            responses = _open_responses(settings, cleanup)
+    return _Parts(store, engine, text, jobs, responses)
+
+
+def _open_responses(settings: Settings, cleanup: contextlib.ExitStack) -> ResponseStore | None:
+    """The kept responses of the data directory, if any are to be kept."""
+    if settings.max_stored_responses == 0:
+        return None
+    from server.response_store import ResponseStore
+
+    path = settings.data_dir / "responses.sqlite3"
+    return cleanup.enter_context(ResponseStore(path, max_count=settings.max_stored_responses))
+
+
+def _start_jobs(
+    settings: Settings,
+    engine: BatchingEngine,
+    text: TextProcessor,
+    store: VectorStore,
+    cleanup: contextlib.ExitStack,
+) -> JobWorker:
+    """Go on with the training jobs of the data directory; `cleanup` ends that before the parts they work with."""
+    from server.jobs.database import JobDatabase
+    from server.jobs.files import FileStore
+    from server.jobs.worker import JobWorker
+    from server.training.steering_trainer import SteeringTrainer
+
+    database = JobDatabase(settings.data_dir / "jobs.sqlite3")
+    cleanup.callback(database.close)
+    files = FileStore(settings.data_dir / "files", database)
+    jobs = JobWorker(database, files, store, SteeringTrainer(engine, text, store)).start()
+    cleanup.callback(jobs.close)
+    return jobs
+
+
+def _run(
+    settings: Settings,
+    keys: ApiKeys,
+    source: ModelSource,
+    parts: _Parts,
+    bound: socket.socket,
+    tracer: Tracer | None,
+) -> None:
+    from server.app import build_app
+    from server.cli.serve.connections import timed_protocol
+    from server.cli.serve.listening import DrainingServer, cannot_listen, url_of
+
+    def announce() -> None:
+        readiness = _readiness(url_of(bound), settings, keys, source, parts)
+        if settings.log_json:
+            _ready_log.info("ready", extra={"fields": readiness.fields()})
+            return
+        try:
+            print("\n".join(readiness.lines()), flush=True)
+        except OSError as error:  # whoever read it is gone; the requests still come
+            discard_output()
+            _log.warning("ready at %s, which standard output does not take: %s", readiness.url, error.strerror)
+
+    def drain() -> None:
+        parts.jobs.close()
+        if not parts.engine.drain(DRAIN_SECONDS):
+            _log.warning("some requests took longer than %g s and were aborted", DRAIN_SECONDS)
+        parts.engine.close()
+
+    app = build_app(settings, parts.engine, parts.text, parts.store, keys, parts.jobs, tracer, parts.responses)
+    protocol = timed_protocol(settings.body_timeout, settings.send_timeout)
+    server = DrainingServer(app, protocol=protocol, on_ready=announce, drain=drain)
+    try:
+        server.run_on(bound)
+    except OSError as error:
+        raise cannot_listen(settings.host, settings.port, error) from error
+
+
+def _readiness(url: str, settings: Settings, keys: ApiKeys, source: ModelSource, parts: _Parts) -> Readiness:
+    from server.cli.serve.banner import Readiness
+
+    names = parts.store.names()
+    return Readiness(
+        url=url,
+        model=parts.engine.info,
+        stats=parts.engine.stats(),
+        is_demo=source.is_demo,
+        has_chat_template=parts.text.has_chat_template,
+        num_vectors=len(names),
+        steers_with=_fitting_vector(parts, names),
+        needs_key=not keys.is_open,
+        is_insecure=settings.insecure,
+    )
+
+
+def _fitting_vector(parts: _Parts, names: list[str]) -> str | None:
+    """The first vector of the registry that the model can be steered with."""
+    from vectors.errors import VectorsError
+
+    info = parts.engine.info
+    for name in names:
+        try:
+            parts.store.get(name).vector.fit(info.num_layers, info.hidden_size, info.sites)
+        except VectorsError as error:
+            _log.debug("vector %s does not fit: %s", name, error)
+            continue
+        return name
+    return None

@@ -1,0 +1,124 @@
+"""The listening socket, and the HTTP server whose first Ctrl-C drains and whose second one stops at once.
+
+It does not know what the application does; how to drain is handed in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from server.cli.errors import CommandFailed
+
+_log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 5
+"""How long, after the last request ended, its connection may take to receive the rest."""
+
+_CUT_OFF_SECONDS = 5
+"""How long the requests of those that did not receive it may take to notice that they were cut off."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to `host` and `port` (0: a free one); `CommandFailed` when that cannot be."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError):
+        raise CommandFailed(f"--host {host}: no such address") from None
+    family, kind, protocol, _, address = found[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise cannot_listen(host, port, error) from None
+    return bound
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> CommandFailed:
+    """The failure to show when binding or listening raised `error`."""
+    if error.errno == errno.EADDRINUSE:
+        return CommandFailed(f"port {port} on {host} is in use; choose another with --port, or --port 0 for a free one")
+    if error.errno == errno.EACCES:
+        return CommandFailed(f"port {port} on {host} is not allowed to this account; choose one above 1023 with --port")
+    return CommandFailed(f"cannot listen on {host}, port {port}: {error.strerror or error}")
+
+
+def url_of(bound: socket.socket) -> str:
+    """Where a client on this machine finds the server."""
+    host, port = bound.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class DrainingServer(uvicorn.Server):
+    """Calls `on_ready` when it serves; the first signal runs `drain` in a thread and then ends the server.
+
+    `protocol` speaks HTTP on each connection.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., object],
+        *,
+        protocol: type[asyncio.Protocol],
+        on_ready: Callable[[], None],
+        drain: Callable[[], None],
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=protocol,
+                ws="none",
+                log_config=None,
+                access_log=False,  # `server.api.http.request_log` logs every exchange, with its id
+                server_header=False,
+                timeout_graceful_shutdown=FLUSH_SECONDS + _CUT_OFF_SECONDS,
+            )
+        )
+        self._on_ready = on_ready
+        self._drain = drain
+        self._is_draining = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve, then say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the connections receive the rest; who does not read has left then, as far as its request knows."""
+        asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._cut_off)
+        await super().shutdown(sockets)
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain. Second: stop at once, as the signal itself would have."""
+        if self._is_draining:
+            os._exit(128 + sig)
+        self._is_draining = True
+        threading.Thread(target=self._finish, name="tiller-drain", daemon=True).start()
+
+    def _finish(self) -> None:
+        _log.warning("finishing what is under way; a second signal stops at once")
+        try:
+            self._drain()
+        finally:
+            self.should_exit = True
+
+    def run_on(self, bound: socket.socket) -> None:
+        """Serve on `bound` until a signal; raises `OSError` when it cannot listen there after all."""
+        asyncio.run(self.serve(sockets=[bound]))

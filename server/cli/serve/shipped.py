@@ -1,0 +1,63 @@
+"""Puts the embedded model's vectors into the registry, and those of a later release over those of an earlier one.
+
+A marker file remembers what was shipped. So a name that its owner took, changed or deleted is left alone.
+It does not know how the vectors were made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from server.cli.errors import CommandFailed
+from server.steering.plan import SteerableModel
+from vectors.formats import decode
+from vectors.store import VectorStore
+
+MARKER = "shipped-vectors.json"
+
+
+def put_shipped_vectors(store: VectorStore, folder: Path, data_dir: Path, model: SteerableModel) -> list[str]:
+    """Put each vector of `folder` that is new and whose name is as the last release left it; returns the names put.
+
+    Raises `CommandFailed` for a damaged marker and `VectorsError` for a damaged vector.
+    """
+    marker = data_dir / MARKER
+    known = _read(marker)
+    taken = set(store.names())
+    put = []
+    for file in sorted(folder.glob("*.safetensors")):
+        vector = decode(file.read_bytes(), num_layers=model.num_layers, hidden_size=model.hidden_size)
+        if known.get(file.stem) == vector.revision:
+            continue
+        vector.fit(model.num_layers, model.hidden_size, model.sites)
+        current = store.get(file.stem).revision if file.stem in taken else None
+        if current == known.get(file.stem):  # both None: a free name that was never shipped
+            store.put(file.stem, vector)
+            put.append(file.stem)
+        known[file.stem] = vector.revision
+        _write(marker, known)
+    return put
+
+
+def _read(marker: Path) -> dict[str, str]:
+    try:
+        known = json.loads(marker.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError):
+        known = None
+    if not isinstance(known, dict) or not all(isinstance(revision, str) for revision in known.values()):
+        raise CommandFailed(f"{marker} is damaged; remove it to have the shipped vectors put again")
+    return known
+
+
+def _write(marker: Path, known: dict[str, str]) -> None:
+    """Replace the marker so that after any crash it is whole or as it was."""
+    temporary = marker.with_name(marker.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(known, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(marker)

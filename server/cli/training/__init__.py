@@ -1,0 +1,1 @@
+"""`tiller train`, `evaluate`, `sweep` and `study`."""

@@ -1,0 +1,110 @@
+"""`tiller train`, `tiller evaluate`, `tiller sweep`: here or on a server, then tables, files, and what to do next."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from server.cli.client.connection import not_understood
+from server.cli.errors import CommandFailed
+from server.cli.training.files import OutputFolder
+from server.cli.training.options import TASK_PREFIX, check_consistent, task_options
+from server.cli.training.tables import show_report, show_sweep
+
+_EXTENSION = re.compile(r"\.(safetensors|gguf|pt|jsonl|json|csv|parquet)$", re.IGNORECASE)
+_CONFIDENCE = "accuracies are letter-balanced, in brackets 95 % intervals; changes are in points"
+
+
+def train(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Run one of the three commands; returns the exit code. Raises `CommandFailed`."""
+    check_consistent(arguments)
+    options = task_options(arguments)
+    is_here = arguments.url is None
+    vector_file = f"{arguments.name}.safetensors" if is_here and arguments.command == "train" else None
+    output = OutputFolder(_folder(arguments), vector=vector_file, force=arguments.force)
+    steered_model: str | None = None
+    vector_path: Path | None = None
+    if is_here:
+        from server.cli.training.local import train_here
+
+        done = train_here(arguments, environ, options)
+        report, files = done.report, list(done.files)
+        if done.vector is not None and vector_file is not None:
+            from vectors.formats import encode_safetensors
+
+            files.append((vector_file, encode_safetensors(done.vector)))
+            vector_path = output.folder / vector_file
+    else:
+        from server.cli.training.remote import train_on_server
+
+        fetched = train_on_server(arguments, environ, options)
+        files, steered_model = list(fetched.files), fetched.steered_model
+        report = _parsed(files[0][1])
+    written = output.write(files)
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+        return 0
+    console = Console(highlight=False)
+    try:
+        if arguments.command == "sweep":
+            show_sweep(report, console)
+        else:
+            show_report(report, console)
+    except (KeyError, TypeError, ValueError):  # a server of another version
+        raise CommandFailed(f"the report in {written[0]} has another form than this version shows") from None
+    console.print(Text(_CONFIDENCE, style="dim"))
+    console.print()
+    print(f"files: {', '.join(map(str, written))}")
+    if arguments.command == "train":
+        print(_next_step(arguments, report, vector_path, steered_model))
+    return 0
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+    if arguments.output is not None:
+        return Path(arguments.output).expanduser()
+    if arguments.command == "train":
+        return Path(arguments.name)
+    if arguments.command == "evaluate":
+        return Path(f"{_stem(arguments.vector)}-evaluation")
+    return Path(f"{_stem(arguments.data)}-sweep")
+
+
+def _stem(place: str) -> str:
+    """A name for a folder: of `a/honest.safetensors` `honest`, of `task:bbq/religion` `bbq-religion`."""
+    if place.startswith(TASK_PREFIX):
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", place.removeprefix(TASK_PREFIX)).strip("-.") or "task"
+    return _EXTENSION.sub("", Path(place).name).partition("@")[0] or "data"
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        report = json.loads(content)
+    except ValueError:
+        report = None
+    if not isinstance(report, dict):
+        raise not_understood()
+    return report
+
+
+def _next_step(
+    arguments: argparse.Namespace, report: Mapping[str, Any], vector_path: Path | None, steered_model: str | None
+) -> str:
+    """How to use the vector, or why there is none and how to have it all the same."""
+    if steered_model is not None:
+        return f'use it: "steering": [{{"vector": "{arguments.name}"}}] in a request, or the model {steered_model}'
+    if vector_path is not None:
+        use = f'"steering": [{{"vector": "{arguments.name}"}}]'
+        return f"use it: tiller vectors put {arguments.name} {vector_path}, then {use} in a request"
+    kept = "published" if arguments.url is not None else "written"
+    return (
+        f"no vector was {kept}: the report does not recommend it; to have it all the same, "
+        "run again with --allow-no-gain --force"
+    )

@@ -1,0 +1,106 @@
+"""Shows on standard error how far a training has come: a bar on a terminal, else a log line every few seconds.
+
+It does not know where the training runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.text import Text
+
+from vectors.training.progress import Progress as Step
+
+SECONDS_BETWEEN_LINES = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+class Display(Protocol):
+    """What is told how a training goes."""
+
+    def report(self, step: Step) -> None:
+        """So much of a phase is done; a phase of unknown length has a total of 0."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something that happened."""
+        ...
+
+
+@contextlib.contextmanager
+def display_progress(*, can_draw: bool = True) -> Iterator[Display]:
+    """A display until the end of the context; with `can_draw` and a terminal, a bar that vanishes then."""
+    console = Console(stderr=True, highlight=False)
+    if not can_draw or not console.is_terminal:
+        yield _Lines()
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[counts]}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield _Bar(progress, progress.add_task("starting", total=None, counts=""))
+
+
+class _Bar:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def report(self, step: Step) -> None:
+        self._progress.update(
+            self._task,
+            description=step.phase,
+            completed=step.num_done,
+            total=step.num_total or None,
+            counts=_counts(step),
+        )
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(Text(text))
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._phase = ""
+        self._told_at = -math.inf
+
+    def report(self, step: Step) -> None:
+        now = time.monotonic()
+        if step.phase == self._phase and now - self._told_at < SECONDS_BETWEEN_LINES:
+            return
+        self._phase, self._told_at = step.phase, now
+        counts = _counts(step)
+        _log.info("%s", f"{step.phase}: {counts}" if counts else step.phase)
+
+    def note(self, text: str) -> None:
+        _log.info("%s", text)
+
+
+def _counts(step: Step) -> str:
+    """`120 of 400, best so far 63.2 %, about 0:45 left`."""
+    parts = []
+    if step.num_total:
+        parts.append(f"{step.num_done} of {step.num_total}")
+    if step.best is not None:
+        parts.append(f"best so far {100 * step.best:.1f} %")
+    if step.seconds_left is not None and step.num_total:
+        parts.append(f"about {_duration(step.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    """`0:45`, `1:02:03`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,262 @@
+"""SteeringBank: the device tensors that steering adds, shared by all running requests.
+
+Every phase of a plan (see `plan.py`), in each part of the response, collapses into one **row**: at each (site, layer)
+the sum of its `add`s, and the list of its low-rank operations. Rows live in `[layers, rows, hidden]` float32 tensors,
+one a site in use; equal ones share a row by reference count; row 0 is zero. A step then only needs one row number a
+token, so its cost does not depend on how many different vectors run together.
+
+It does not know requests, steps or modules: `hooks.py` applies rows, the engine acquires and releases them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from server.steering.plan import Phase, PlanEntry, SteeringPlan
+from vectors.vocabulary import PARTS, Part, Place, Site
+
+_INITIAL_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRows:
+    """The bank rows of one running plan, by phase and part; 0 where it is unsteered. `branches`: one row a branch."""
+
+    prompt: int
+    boundary: Mapping[Part, int]
+    response: Mapping[Part, int]
+    branches: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row in use: how many plans hold it, and which places it touches."""
+
+    fingerprint: bytes
+    num_holders: int
+    add_places: frozenset[Place]
+    low_rank_places: frozenset[Place]
+
+
+class LowRankOperations:
+    """The `ablate`, `clamp` and `preserve_norm` of all rows at one place, applied in order of `slot`.
+
+    Each is `h += (offset - gain * (h·unit)) * unit`: ablate has gain = scale and offset 0, clamp gain 1 and
+    offset = scale * ‖v‖. `units` is float32 `[slots, rows, hidden]`, `gains` and `offsets` `[slots, rows]`,
+    `preserves_norm` bool `[rows]`.
+    """
+
+    def __init__(self, num_rows: int, hidden_size: int, device: torch.device) -> None:
+        self.units = torch.zeros(1, num_rows, hidden_size, device=device)
+        self.gains = torch.zeros(1, num_rows, device=device)
+        self.offsets = torch.zeros(1, num_rows, device=device)
+        self.preserves_norm = torch.zeros(num_rows, dtype=torch.bool, device=device)
+
+    def grow_rows(self, num_rows: int) -> None:
+        """Make room for `num_rows` rows, keeping what is there."""
+        self.units = _grown(self.units, 1, num_rows)
+        self.gains = _grown(self.gains, 1, num_rows)
+        self.offsets = _grown(self.offsets, 1, num_rows)
+        self.preserves_norm = _grown(self.preserves_norm, 0, num_rows)
+
+    def write(self, row: int, operations: Sequence[PlanEntry], layer: int, preserve_norm: bool) -> None:
+        """Set `row` to these operations."""
+        self.clear(row)
+        if len(operations) > self.units.shape[0]:
+            self.units = _grown(self.units, 0, len(operations))
+            self.gains = _grown(self.gains, 0, len(operations))
+            self.offsets = _grown(self.offsets, 0, len(operations))
+        for slot, entry in enumerate(operations):
+            direction = entry.directions[layer].to(torch.float64)  # in float32 the squares of a norm may vanish
+            norm = float(direction.norm())
+            self.units[slot, row] = direction / norm
+            self.gains[slot, row] = entry.scale if entry.operation == "ablate" else 1.0
+            self.offsets[slot, row] = 0.0 if entry.operation == "ablate" else entry.scale * norm
+        self.preserves_norm[row] = preserve_norm
+
+    def clear(self, row: int) -> None:
+        """Make `row` do nothing."""
+        self.gains[:, row] = 0
+        self.offsets[:, row] = 0
+        self.units[:, row] = 0
+        self.preserves_norm[row] = False
+
+    def apply(self, steered: Tensor, before: Tensor, rows: Tensor) -> Tensor:
+        """`steered` (after the adds) and `before` (untouched), float32 `[tokens, hidden]` -> the final activations."""
+        for units, gains, offsets in zip(self.units, self.gains, self.offsets, strict=True):
+            unit = units.index_select(0, rows)
+            component = (steered * unit).sum(-1)
+            change = offsets.index_select(0, rows) - gains.index_select(0, rows) * component
+            steered = steered + change.unsqueeze(-1) * unit
+        norm = steered.norm(dim=-1, keepdim=True)
+        rescaled = steered * (before.norm(dim=-1, keepdim=True) / norm.clamp_min(torch.finfo(torch.float32).tiny))
+        return torch.where(self.preserves_norm.index_select(0, rows).unsqueeze(-1), rescaled, steered)
+
+
+def _grown(tensor: Tensor, dim: int, size: int) -> Tensor:
+    shape = list(tensor.shape)
+    shape[dim] = size
+    grown = tensor.new_zeros(shape)
+    grown.narrow(dim, 0, tensor.shape[dim]).copy_(tensor)
+    return grown
+
+
+class SteeringBank:
+    """Reference-counted rows of steering; see the module. Used by the engine's thread only."""
+
+    def __init__(self, num_layers: int, hidden_size: int, device: torch.device) -> None:
+        self._num_layers = num_layers
+        self._hidden_size = hidden_size
+        self._device = device
+        self._capacity = _INITIAL_ROWS
+        self._adds: dict[Site, Tensor] = {}
+        self._low_rank: dict[Place, LowRankOperations] = {}
+        self._rows: dict[int, _Row] = {}
+        self._row_of: dict[bytes, int] = {}
+        self._free = list(range(_INITIAL_ROWS - 1, 0, -1))
+        self._uses_of_adds: Counter[Place] = Counter()
+        self._uses_of_low_rank: Counter[Place] = Counter()
+
+    @property
+    def num_rows_in_use(self) -> int:
+        """Rows held by running plans (row 0 is nobody's)."""
+        return len(self._rows)
+
+    def acquire(self, plan: SteeringPlan, branches: Sequence[SteeringPlan] = ()) -> PlanRows:
+        """Rows for every phase and part of `plan` and the boundary of each branch; `release` them once.
+
+        The work is that of writing new rows.
+        """
+        rows: list[int] = []
+        try:
+            rows.append(self._acquire_scope(plan, Phase.PROMPT, "content"))
+            for phase in (Phase.BOUNDARY, Phase.RESPONSE):
+                for part in PARTS:
+                    rows.append(self._acquire_scope(plan, phase, part))
+            for branch in branches:
+                rows.append(self._acquire_scope(branch, Phase.BOUNDARY, "content"))
+        except BaseException:
+            self._release_rows(rows)
+            raise
+        prompt, *others = rows
+        boundary = dict(zip(PARTS, others, strict=False))
+        response = dict(zip(PARTS, others[len(PARTS) :], strict=False))
+        return PlanRows(prompt, boundary, response, tuple(others[2 * len(PARTS) :]))
+
+    def release(self, rows: PlanRows) -> None:
+        """Give back what `acquire` gave."""
+        self._release_rows((rows.prompt, *rows.boundary.values(), *rows.response.values(), *rows.branches))
+
+    def _release_rows(self, rows: Sequence[int]) -> None:
+        for row in rows:
+            if row != 0:
+                self._release_row(row)
+
+    def adds(self, place: Place) -> Tensor | None:
+        """`[rows, hidden]` float32 to add at `place`, or None when no running plan adds there."""
+        if place not in self._uses_of_adds:
+            return None
+        return self._adds[place[0]][place[1]]
+
+    def low_rank(self, place: Place) -> LowRankOperations | None:
+        """The low-rank operations at `place`, or None when no running plan has any there."""
+        return self._low_rank[place] if place in self._uses_of_low_rank else None
+
+    def has_low_rank(self, row: int) -> bool:
+        """True when `row` takes the second path somewhere."""
+        return row != 0 and bool(self._rows[row].low_rank_places)
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing is steered."""
+        return not self._rows
+
+    def _acquire_scope(self, plan: SteeringPlan, phase: Phase, part: Part) -> int:
+        fingerprint = plan.fingerprint(phase, part)
+        if not fingerprint:
+            return 0
+        row = self._row_of.get(fingerprint)
+        if row is None:
+            row = self._write(fingerprint, plan.in_scope(phase, part))
+        self._rows[row].num_holders += 1
+        return row
+
+    def _write(self, fingerprint: bytes, entries: Sequence[PlanEntry]) -> int:
+        if not self._free:
+            self._grow()
+        row = self._free[-1]  # taken at the end: a write that fails leaves it free
+        adds: dict[Place, Tensor] = {}
+        low_rank: dict[Place, list[PlanEntry]] = {}
+        preserving: set[Place] = set()
+        for entry in entries:
+            for layer in entry.layers:
+                place = (entry.site, layer)
+                if entry.operation == "add":
+                    scaled = entry.directions[layer].to(torch.float32) * entry.scale
+                    adds[place] = adds[place] + scaled if place in adds else scaled
+                else:
+                    low_rank.setdefault(place, []).append(entry)
+                if entry.preserve_norm:
+                    preserving.add(place)
+        for (site, layer), total in adds.items():
+            self._tensor_of(site)[layer, row] = total.to(self._device)
+        low_rank_places = frozenset(low_rank) | preserving
+        for place in low_rank_places:
+            operations = self._low_rank.get(place)
+            if operations is None:
+                operations = LowRankOperations(self._capacity, self._hidden_size, self._device)
+                self._low_rank[place] = operations
+            operations.write(row, low_rank.get(place, []), place[1], place in preserving)
+        self._free.pop()
+        self._rows[row] = _Row(fingerprint, 0, frozenset(adds), low_rank_places)
+        self._row_of[fingerprint] = row
+        self._uses_of_adds.update(adds.keys())
+        self._uses_of_low_rank.update(low_rank_places)
+        return row
+
+    def _release_row(self, number: int) -> None:
+        row = self._rows[number]
+        row.num_holders -= 1
+        if row.num_holders:
+            return
+        for site, layer in row.add_places:
+            self._adds[site][layer, number] = 0
+        for place in row.low_rank_places:
+            self._low_rank[place].clear(number)
+        _drop_uses(self._uses_of_adds, row.add_places)
+        for place in _drop_uses(self._uses_of_low_rank, row.low_rank_places):
+            del self._low_rank[place]
+        del self._rows[number], self._row_of[row.fingerprint]
+        self._free.append(number)
+
+    def _tensor_of(self, site: Site) -> Tensor:
+        tensor = self._adds.get(site)
+        if tensor is None:
+            tensor = torch.zeros(self._num_layers, self._capacity, self._hidden_size, device=self._device)
+            self._adds[site] = tensor
+        return tensor
+
+    def _grow(self) -> None:
+        capacity = self._capacity * 2
+        for site, tensor in self._adds.items():
+            self._adds[site] = _grown(tensor, 1, capacity)
+        for operations in self._low_rank.values():
+            operations.grow_rows(capacity)
+        self._free.extend(range(capacity - 1, self._capacity - 1, -1))
+        self._capacity = capacity
+
+
+def _drop_uses(uses: Counter[Place], places: frozenset[Place]) -> list[Place]:
+    """Count one use less at `places`; the places that nobody uses any more."""
+    unused = []
+    for place in places:
+        uses[place] -= 1
+        if uses[place] == 0:
+            del uses[place]
+            unused.append(place)
+    return unused

@@ -1,0 +1,105 @@
+"""The forward hooks: apply the bank's rows to the activations, and capture activations.
+
+Installed once on every site module of the model. What a step does is set in a context that cannot nest and is
+cleared when the step ends; without a context the hooks do nothing at all.
+It does not know plans or requests: a step is row numbers and token indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from server.steering.bank import LowRankOperations, SteeringBank
+from vectors.sites import ModelSites, activation_of
+from vectors.vocabulary import Place
+
+
+@dataclass
+class StepActivations:
+    """One step's steering and capture.
+
+    `row_of_token`: int64 `[tokens]` on the model's device, or None when no token is steered.
+    `low_rank_tokens`: int64 indices of the tokens whose row takes the low-rank path, or None.
+    `captures`: place -> int64 indices of the tokens to capture; `captured` receives float32 `[indices, hidden]`.
+    """
+
+    row_of_token: Tensor | None = None
+    low_rank_tokens: Tensor | None = None
+    captures: Mapping[Place, Tensor] = field(default_factory=dict)
+    captured: dict[Place, Tensor] = field(default_factory=dict)
+
+
+class ActivationHooks:
+    """The hooks of one model; `close` removes them."""
+
+    def __init__(self, sites: ModelSites, bank: SteeringBank) -> None:
+        self._bank = bank
+        self._step: StepActivations | None = None
+        self._handles = [
+            module.register_forward_hook(self._hook((site, layer)))
+            for site, modules in sites.modules.items()
+            for layer, module in enumerate(modules)
+        ]
+
+    @contextmanager
+    def step(self, activations: StepActivations) -> Iterator[None]:
+        """Steer and capture every forward pass within; does not nest."""
+        assert self._step is None, "a step is already under way"
+        self._step = activations
+        try:
+            yield
+        finally:
+            self._step = None
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, place: Place) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            step = self._step
+            if step is None:
+                return
+            if step.row_of_token is not None:
+                self._steer(place, step, output)
+            if place in step.captures:
+                activation = activation_of(output)
+                flat = activation.reshape(-1, activation.shape[-1])
+                step.captured[place] = flat.index_select(0, step.captures[place]).to(torch.float32)
+
+        return hook
+
+    def _steer(self, place: Place, step: StepActivations, output: Any) -> None:
+        assert step.row_of_token is not None
+        adds = self._bank.adds(place)
+        low_rank = self._bank.low_rank(place) if step.low_rank_tokens is not None else None
+        if adds is None and low_rank is None:
+            return
+        activation = activation_of(output)
+        flat = activation.view(-1, activation.shape[-1])
+        if low_rank is None:
+            assert adds is not None
+            flat.add_(adds.index_select(0, step.row_of_token))
+            return
+        assert step.low_rank_tokens is not None
+        exact = _low_rank_activations(flat, adds, low_rank, step.low_rank_tokens, step.row_of_token)
+        if adds is not None:
+            flat.add_(adds.index_select(0, step.row_of_token))
+        flat.index_copy_(0, step.low_rank_tokens, exact)
+
+
+def _low_rank_activations(
+    flat: Tensor, adds: Tensor | None, low_rank: LowRankOperations, tokens: Tensor, row_of_token: Tensor
+) -> Tensor:
+    """Final activations of `tokens`, computed in float32 from the untouched ones and cast back once."""
+    rows = row_of_token.index_select(0, tokens)
+    before = flat.index_select(0, tokens).to(torch.float32)
+    steered = before if adds is None else before + adds.index_select(0, rows)
+    return low_rank.apply(steered, before, rows).to(flat.dtype)

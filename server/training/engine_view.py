@@ -1,0 +1,192 @@
+"""EngineProbe: the engine and tokenizer as training sees them (`vectors.training.model_view.Probe`).
+
+Everything runs as background work through the engine's scheduler, some hundred requests in flight, so that live
+traffic keeps its pace and the engine is never idle in between. It does not know data or methods.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from server.engine.protocol import Engine
+from server.engine.request import CaptureSpec
+from server.errors import ApiError
+from server.steering.plan import Phase, PlanEntry, SteeringPlan
+from server.text import TextProcessor
+from vectors.data.items import Message
+from vectors.errors import ProbeFailed
+from vectors.training.model_view import Cancelled, Continuations, Steering
+from vectors.vocabulary import Site
+
+MAX_IN_FLIGHT = 128
+MAX_BRANCHES = 256
+"""Plans that one request branches into: bounds the rows of the steering bank that a search takes."""
+
+_PROMPTS_PER_ROUND = 64
+
+_Key = TypeVar("_Key")
+_Result = TypeVar("_Result")
+
+
+def _never() -> bool:
+    return False
+
+
+class EngineProbe:
+    """`engine` and `text` as a probe; `is_cancelled` is asked between requests."""
+
+    def __init__(self, engine: Engine, text: TextProcessor, is_cancelled: Callable[[], bool] = _never) -> None:
+        self._engine = engine
+        self._text = text
+        self._is_cancelled = is_cancelled
+        info = engine.info
+        self.model_id = info.model_id
+        self.num_layers = info.num_layers
+        self.hidden_size = info.hidden_size
+        self.sites = info.sites
+        self.max_length = info.max_model_len
+        self.has_chat_template = text.has_chat_template
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """See `vectors.training.model_view.Probe.encode`."""
+        return tuple(self._text.encode(text))
+
+    def encode_chat(self, messages: Sequence[Message], reply: str = "") -> tuple[int, ...]:
+        """See `vectors.training.model_view.Probe.encode_chat`."""
+        rendered = self._text.render_chat([{"role": turn.role, "content": turn.content} for turn in messages])
+        return tuple(self._text.encode(rendered + reply, add_special_tokens=False))
+
+    def activations(
+        self, prompts: Iterable[tuple[int, ...]], sites: Sequence[Site]
+    ) -> Iterator[tuple[int, Mapping[Site, Tensor]]]:
+        """See `vectors.training.model_view.Probe.activations`."""
+        layers = range(self.num_layers)
+        spec = CaptureSpec(tuple(layers), tuple(sites))
+
+        def capture(prompt: tuple[int, ...]) -> Future[Any]:
+            return self._engine.capture(prompt, spec)
+
+        for index, found in self._stream(enumerate(prompts), capture):
+            yield index, {site: torch.cat([found[site, layer] for layer in layers]) for site in sites}
+
+    def next_token_logprobs(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        token_ids: Sequence[tuple[int, ...]],
+        steerings: Sequence[tuple[Steering, ...]],
+    ) -> Iterator[tuple[int, Tensor]]:
+        """See `vectors.training.model_view.Probe.next_token_logprobs`."""
+        plans = [plan_of(steering) for steering in steerings]
+        groups = _groups_of(plans)
+        order = torch.tensor([number for group in groups for number in group])
+        rounds = range(0, len(prompts), _PROMPTS_PER_ROUND)
+        tasks = (
+            ((index, number), (index, number))
+            for first in rounds
+            for number in range(len(groups))
+            for index in range(first, min(first + _PROMPTS_PER_ROUND, len(prompts)))
+        )
+
+        def score(task: tuple[int, int]) -> Future[Tensor]:
+            index, number = task
+            branches = [plans[member] for member in groups[number]]
+            return self._engine.score_branches(prompts[index], token_ids[index], branches)
+
+        found: dict[int, dict[int, Tensor]] = {}
+        for (index, number), scores in self._stream(tasks, score):
+            parts = found.setdefault(index, {})
+            parts[number] = scores
+            if len(parts) == len(groups):
+                scores = torch.cat([parts[other] for other in range(len(groups))])
+                yield index, torch.empty_like(scores).index_copy_(0, order, scores)
+                del found[index]
+
+    def continuation_logprobs(
+        self, queries: Iterable[Continuations]
+    ) -> Iterator[tuple[int, tuple[tuple[float, ...], ...]]]:
+        """See `vectors.training.model_view.Probe.continuation_logprobs`."""
+
+        def score(query: Continuations) -> Future[list[list[float]]]:
+            return self._engine.score(query.prompt, query.choices, plan=plan_of(query.steering))
+
+        for index, found in self._stream(enumerate(queries), score):
+            yield index, tuple(tuple(logprobs) for logprobs in found)
+
+    def _stream(
+        self, tasks: Iterable[tuple[_Key, Any]], begin: Callable[[Any], Future[_Result]]
+    ) -> Iterator[tuple[_Key, _Result]]:
+        """Results of `begin(task)` as they come, a bounded number under way."""
+        finished: SimpleQueue[tuple[_Key, Future[_Result]]] = SimpleQueue()
+        waiting = iter(tasks)
+        num_under_way = 0
+        is_exhausted = False
+        while True:
+            while not is_exhausted and num_under_way < MAX_IN_FLIGHT:
+                if self._is_cancelled():
+                    raise Cancelled
+                task = next(waiting, None)
+                if task is None:
+                    is_exhausted = True
+                    break
+                key, content = task
+                num_under_way += 1
+                self._begin(begin, content).add_done_callback(functools.partial(_put, finished, key))
+            if num_under_way == 0:
+                return
+            key, future = finished.get()
+            num_under_way -= 1
+            try:
+                result = future.result()
+            except ApiError as error:
+                raise self._failure(error) from error
+            yield key, result
+
+    def _begin(self, begin: Callable[[Any], Future[_Result]], content: Any) -> Future[_Result]:
+        try:
+            return begin(content)
+        except ApiError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: ApiError) -> Exception:
+        return Cancelled() if self._is_cancelled() else ProbeFailed(error.message)
+
+
+def _put(finished: SimpleQueue[tuple[_Key, Future[_Result]]], key: _Key, future: Future[_Result]) -> None:
+    finished.put((key, future))
+
+
+def _groups_of(plans: Sequence[SteeringPlan]) -> list[list[int]]:
+    """The numbers of plans that one request can branch into: alike before the last prompt token, and not too many."""
+    alike: dict[bytes, list[int]] = {}
+    for number, plan in enumerate(plans):
+        alike.setdefault(plan.fingerprint(Phase.PROMPT), []).append(number)
+    return [
+        members[first : first + MAX_BRANCHES]
+        for members in alike.values()
+        for first in range(0, len(members), MAX_BRANCHES)
+    ]
+
+
+def plan_of(steering: Sequence[Steering]) -> SteeringPlan:
+    """The engine's plan of vectors that are in no registry."""
+    return SteeringPlan(
+        PlanEntry(
+            vector="training",
+            revision=entry.vector.revision,
+            site=entry.vector.site,
+            layers=entry.vector.layers,
+            scale=float(entry.scale),
+            positions=entry.vector.positions,
+            operation=entry.vector.operation,
+            preserve_norm=False,
+            directions=entry.vector.directions,
+        )
+        for entry in steering
+    )

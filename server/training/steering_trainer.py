@@ -1,0 +1,85 @@
+"""SteeringTrainer: training jobs carried out on this server's own engine, beside its live traffic.
+
+It turns a job's files into data and the names of vectors into revisions; how training goes is
+`vectors.training.task`'s, and a job's life `server.jobs`'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from server.engine.protocol import Engine
+from server.errors import ApiError
+from server.jobs.records import JobRecord, JobRequest
+from server.jobs.trainer import Outcome, Progress, ReadFile
+from server.steering.plan import SteeringSpec, resolve_plan
+from server.text import TextProcessor
+from server.training.engine_view import EngineProbe
+from vectors.data import read_data, read_retention
+from vectors.errors import InvalidMethod
+from vectors.store import VectorStore
+from vectors.training.model_view import Steering
+from vectors.training.task import Task, carry_out, check_installed
+from vectors.training.train import TrainingData, check_fit
+
+
+class SteeringTrainer:
+    """Implements `server.jobs.trainer.Trainer` on `engine`."""
+
+    def __init__(self, engine: Engine, text: TextProcessor, store: VectorStore) -> None:
+        self._engine = engine
+        self._text = text
+        self._store = store
+
+    def check(self, job: JobRequest) -> None:
+        """See `Trainer.check`: the options, the sites and layers, and the vector that is to be evaluated."""
+        check_installed()
+        if job.model != self._engine.info.model_id:
+            raise InvalidMethod(
+                f"model: the job is for {job.model!r}, and this server runs {self._engine.info.model_id!r}", "model"
+            )
+        task = Task.from_json(job.steering)
+        for given, kinds in ((job.validation_file, ("train", "sweep")), (job.retention_file, ("train", "evaluate"))):
+            if given is not None and task.kind not in kinds:
+                raise InvalidMethod(f"the task {task.kind} does not read the file {given}", "task")
+        check_fit(task.method, EngineProbe(self._engine, self._text))
+        self._steering(task)
+
+    def run(
+        self,
+        job: JobRecord,
+        read_file: ReadFile,
+        report: Callable[[Progress], None],
+        is_cancelled: Callable[[], bool],
+    ) -> Outcome:
+        """See `Trainer.run`."""
+        task = Task.from_json(job.steering)
+        data = training_data(job, read_file)
+        probe = EngineProbe(self._engine, self._text, is_cancelled)
+        done = carry_out(task, probe, data, steering=self._steering(task), seed=job.seed, report=report)
+        return Outcome(done.vector, done.reason, done.files, done.num_tokens, done.is_recommended)
+
+    def _steering(self, task: Task) -> tuple[Steering, ...]:
+        if task.vector is None:
+            return ()
+        name, _, revision = task.vector.partition("@")
+        try:
+            plan = resolve_plan([SteeringSpec(name, revision or None, task.scale)], self._store, self._engine.info)
+        except ApiError as error:
+            raise InvalidMethod(error.message, "vector") from error
+        vector = self._store.get(name, plan.entries[0].revision).vector
+        return (Steering(vector, plan.entries[0].scale),)
+
+
+def training_data(job: JobRecord, read_file: ReadFile) -> TrainingData:
+    """The job's files as data. Raises `InvalidData` naming the file and line."""
+    name, content = read_file(job.training_file)
+    items = read_data(content, name)
+    validation = None
+    if job.validation_file is not None:
+        name, content = read_file(job.validation_file)
+        validation = read_data(content, name)
+    if job.retention_file is None:
+        return TrainingData(items, validation)
+    name, content = read_file(job.retention_file)
+    return TrainingData(items, validation, *read_retention(content, name))

@@ -1,0 +1,524 @@
+"""Studies: what is refused, going on cell by cell, cells of other studies, and tables against a slow reference."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from vectors.data import TASKS, ChoiceItem, DataSet, Message
+from vectors.errors import InvalidData, InvalidMethod
+from vectors.study.data import StudyData, read_study_data
+from vectors.study.definition import MAX_BYTES, ModelCase, Study, StudyCell
+from vectors.study.run import StudyProgress, cell_file, read_cells, run_study
+from vectors.study.tables import effect_rows, mean_rows, study_files
+from vectors.training.method import Method
+from vectors.training.model_view import Continuations, Steering
+from vectors.training.train import TrainingData, train
+from vectors.vocabulary import Site
+
+CASE = ModelCase("a/model")
+STUDY = """
+name: tiny
+tasks: [sycophancy, truthfulqa, openbookqa]
+variants: [pas_full, ipas_wrong_only]
+sites: [residual, mlp]
+seeds: 3
+icl: [0, 2]
+method: {layers: [0, 2], scales: [1, 4]}
+retention: mmlu
+"""
+
+_TOKENS = re.compile(r" [A-C]\b|.", re.DOTALL)
+
+
+class HashProbe:
+    """A model whose activations and answers are drawn from its prompts, and which directions do move."""
+
+    model_id = "hash"
+    num_layers = 3
+    hidden_size = 4
+    sites = ("residual", "mlp")
+    max_length = 100_000
+    has_chat_template = False
+
+    def __init__(self) -> None:
+        self.num_searched = 0
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return (1, *(200 + ord(token[1]) if len(token) > 1 else ord(token) for token in _TOKENS.findall(text)))
+
+    def encode_chat(self, messages: Sequence[Message], reply: str = "") -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def activations(
+        self, prompts: Iterable[tuple[int, ...]], sites: Sequence[Site]
+    ) -> Iterator[tuple[int, Mapping[Site, Tensor]]]:
+        self.num_searched += 1
+        for index, prompt in enumerate(prompts):
+            yield index, {site: drawn(prompt, site, self.num_layers, self.hidden_size) for site in sites}
+
+    def next_token_logprobs(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        token_ids: Sequence[tuple[int, ...]],
+        steerings: Sequence[tuple[Steering, ...]],
+    ) -> Iterator[tuple[int, Tensor]]:
+        for index, (prompt, tokens) in enumerate(zip(prompts, token_ids, strict=True)):
+            rows = []
+            for steering in steerings:
+                logits = drawn(prompt, "logits", 1, 300)[0]
+                for entry in steering:
+                    for layer, direction in entry.vector.directions.items():
+                        logits = logits + entry.scale * drawn((layer,), "head", 300, self.hidden_size) @ direction
+                rows.append(logits.log_softmax(-1)[list(tokens)])
+            yield index, torch.stack(rows)
+
+    def continuation_logprobs(
+        self, queries: Iterable[Continuations]
+    ) -> Iterator[tuple[int, tuple[tuple[float, ...], ...]]]:
+        raise NotImplementedError
+
+
+def drawn(prompt: tuple[int, ...], purpose: str, *shape: int) -> Tensor:
+    seed = int.from_bytes(hashlib.sha256(f"{prompt} {purpose}".encode()).digest()[:6], "big")
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def items(name: str, count: int = 30) -> DataSet:
+    chance = random.Random(name)
+    made = tuple(
+        ChoiceItem(f"{name} {number}?", ("red", "green", "blue"), chance.randrange(3), line=number)
+        for number in range(count)
+    )
+    return DataSet(name, hashlib.sha256(name.encode()).hexdigest(), made)
+
+
+def data_of(study: Study) -> StudyData:
+    return StudyData({task.name: items(task.name) for task in study.tasks}, items("mmlu", 12))
+
+
+def ignore(found: StudyProgress) -> None:
+    pass
+
+
+def results(records: Mapping[StudyCell, Mapping[str, Any]]) -> dict[StudyCell, dict[str, Any]]:
+    return {
+        cell: {name: value for name, value in found.items() if name != "search_seconds"}
+        for cell, found in records.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, dict[StudyCell, Any]]:
+    """A whole study, in one go."""
+    study = Study.from_yaml(STUDY)
+    return study, run_study(study, CASE, HashProbe(), data_of(study), tmp_path_factory.mktemp("whole"), ignore)
+
+
+MINIMAL = "name: x\ntasks: sycophancy\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "fields with values"),
+        ("[1]", "fields with values"),
+        ("tasks: sycophancy", "name: is missing"),
+        ("name: x", "tasks: is missing"),
+        ("name: x\ntasks: []", "tasks: give 1 to"),
+        ("name: x\ntasks: [sycophancy, sycophancy]", "tasks: sycophancy is there twice"),
+        ("name: x\ntasks: [honesty]", r"tasks\[0\]: there is no task 'honesty'"),
+        ("name: x\ntasks: [3]", r"tasks\[0\]: give the name of a task"),
+        ("name: x\ntasks: [{name: own}]", r"tasks\[0\].file: is missing"),
+        ("name: x\ntasks: [{file: own.jsonl}]", r"tasks\[0\].name: is missing"),
+        ("name: x\ntasks: [{name: own, file: [a]}]", r"tasks\[0\].file: give a line of text"),
+        ("name: x\ntasks: [{name: Own!, file: a}]", r"tasks\[0\].name: give small letters"),
+        ("name: x\ntasks: [{name: sycophancy, file: a}]", r"tasks\[0\].name: sycophancy is a known task"),
+        ("name: x\ntasks: [{name: own, file: a, kind: b}]", r"tasks\[0\].kind: unknown field"),
+        (MINIMAL + "models: [a, b]", "models: unknown field.*a file of its own"),
+        (MINIMAL + "3: a", "3: unknown field"),
+        (MINIMAL + "name: y", "name is given twice"),
+        (MINIMAL + "model: 3", "model: give a line of text"),
+        (MINIMAL + "adapter: [null, null]", "adapter: None is there twice"),
+        (MINIMAL + "adapter: [3]", "adapter: give a line of text"),
+        (MINIMAL + "variants: [pas]", "variants: give one or a list of"),
+        (MINIMAL + "sites: head", "sites: give one or a list of"),
+        (MINIMAL + "seeds: 0", "seeds: give how many"),
+        (MINIMAL + "seeds: true", "seeds: give how many"),
+        (MINIMAL + "seeds: [1, 1]", "seeds: 1 is there twice"),
+        (MINIMAL + "seeds: [-1]", "seeds: give how many"),
+        (MINIMAL + f"seeds: [0x{'f' * 10_000}]", "seeds: .*digits"),
+        (MINIMAL + "icl: [65]", "icl: give a list of whole numbers"),
+        (MINIMAL + "icl: [0, 0]", "icl: 0 is there twice"),
+        (MINIMAL + "method: 3", "method: give options"),
+        (MINIMAL + "method: {1: 2}", "method: give options by name"),
+        (MINIMAL + "method: {seeds: 3}", "method.seeds: is the study's own field seeds"),
+        (MINIMAL + "method: {variant: all}", "method.variant: is the study's own field variants"),
+        (MINIMAL + "method: {allow_no_gain: true}", "method.allow_no_gain: a study publishes"),
+        (MINIMAL + "method: {layers: []}", "method.layers: give auto"),
+        (MINIMAL + "method: {colour: red}", "method.colour: unknown option"),
+        (MINIMAL + "retention: [a]", "retention: give a line of text"),
+        ("name: &a x\ntasks: *a", "line 2: aliases"),
+        ("a: [", "no YAML that can be read"),
+        ("a: !!python/object:os.system x", "no YAML that can be read"),
+        ("a: 2020-13-45", "no YAML that can be read"),
+        ("[" * 100_000, "nested too deeply"),
+        ("#" * (MAX_BYTES + 1), "larger than"),
+    ],
+)
+def test_wrong_studies_are_refused_by_name(text: str, message: str) -> None:
+    with pytest.raises(InvalidMethod, match=message) as caught:
+        Study.from_yaml(text)
+    assert len(str(caught.value)) < 1000
+
+
+def test_defaults_and_own_tasks(tmp_path: Path) -> None:
+    rows = [{"question": f"{number}?", "choices": ["a", "b"], "answer": 0} for number in range(9)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = (
+        "name: x\ntasks: [{name: own/a, file: own.jsonl, category: tone, attribute: Own}, demo]\nretention: own.jsonl"
+    )
+    study = Study.from_yaml(text, other_tasks={"demo": "bias"})
+    own, demo = study.tasks
+    assert (own.category, own.attribute, demo.category, demo.attribute) == ("tone", "Own", "bias", "demo")
+    assert study.cases() == (ModelCase(),)
+    assert [cell.seed for cell in study.cells()] == [0] * 6
+    data = read_study_data(study, tmp_path, other_tasks={"demo": lambda: items("demo")})
+    assert [len(found.items) for found in data.tasks.values()] == [9, 30]
+    assert data.retention is not None
+    assert len(data.retention.items) == 9
+    with pytest.raises(InvalidData, match=r"own\.jsonl: cannot be read"):
+        read_study_data(study, tmp_path / "elsewhere", other_tasks={"demo": lambda: items("demo")})
+
+
+def test_data_folder(tmp_path: Path) -> None:
+    rows = [{"question": f"{number}?", "mc1_targets": {"yes": 1, "no": 0}} for number in range(9)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mc_task.json").write_text(json.dumps(rows))
+    study = Study.from_yaml("name: x\ntasks: truthfulqa\ndata_folder: data\nretention: truthfulqa")
+    data = read_study_data(study, tmp_path)
+    assert data.tasks["truthfulqa"] is data.retention
+    with pytest.raises(InvalidData, match="is no folder"):
+        read_study_data(study, tmp_path, data_folder=tmp_path / "none")
+
+
+def test_cells_are_written_as_they_are_found(finished: tuple[Study, dict[StudyCell, Any]], tmp_path: Path) -> None:
+    study, whole = finished
+    assert list(whole) != []
+    assert set(whole) == set(study.cells())
+    assert len(whole) == 3 * 2 * 2 * 3 * 2
+    one = Study.from_yaml(STUDY.replace("seeds: 3", "seeds: [1]").replace("icl: [0, 2]", "icl: 2"))
+    told: list[StudyProgress] = []
+    found = run_study(one, CASE, HashProbe(), data_of(one), tmp_path, told.append)
+    assert results(found) == {
+        cell: record for cell, record in results(whole).items() if (cell.icl, cell.seed) == (2, 1)
+    }
+    for cell, record in found.items():
+        assert json.loads(cell_file(tmp_path, CASE, cell).read_bytes()) == record
+    assert len(list(tmp_path.rglob("*.json"))) == len(found) == 12
+    assert [progress.num_done for progress in told if progress.phase is None] == [
+        *range(5),
+        *range(4, 9),
+        *range(8, 13),
+    ]
+    assert told[-1].seconds_left == 0.0
+
+
+@pytest.mark.parametrize("num_cells", [1, 4, 7, 30])
+def test_a_killed_study_goes_on(finished: tuple[Study, dict[StudyCell, Any]], tmp_path: Path, num_cells: int) -> None:
+    study, whole = finished
+
+    class Killed(Exception):
+        pass
+
+    def kill(found: StudyProgress) -> None:
+        if found.num_done == num_cells:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_study(study, CASE, HashProbe(), data_of(study), tmp_path, kill)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    assert len(before) == num_cells
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path not in before] == []
+    probe = HashProbe()
+    assert results(run_study(study, CASE, probe, data_of(study), tmp_path, ignore)) == results(whole)
+    assert probe.num_searched == 18 - num_cells // 4  # four cells share a search
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    again = HashProbe()
+    run_study(study, CASE, again, data_of(study), tmp_path, ignore)
+    assert again.num_searched == 0
+
+
+def test_a_study_can_grow(finished: tuple[Study, dict[StudyCell, Any]], tmp_path: Path) -> None:
+    study, whole = finished
+    small = Study.from_yaml(STUDY.replace("[pas_full, ipas_wrong_only]", "pas_full").replace("seeds: 3", "seeds: 2"))
+    run_study(small, CASE, HashProbe(), data_of(small), tmp_path, ignore)
+    assert results(run_study(study, CASE, HashProbe(), data_of(study), tmp_path, ignore)) == results(whole)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [
+        ("scales: [1, 4]", "scales: [1, 3]", "method differ"),
+        ("retention: mmlu", "", "retention_sha256 differ"),
+        ("layers: [0, 2], ", "", "method differ"),
+    ],
+)
+def test_cells_of_another_study_are_refused(
+    finished: tuple[Study, dict[StudyCell, Any]], tmp_path: Path, old: str, new: str, names: str
+) -> None:
+    study, _ = finished
+    small = STUDY.replace("seeds: 3", "seeds: 1").replace("icl: [0, 2]", "icl: 0")
+    study = Study.from_yaml(small)
+    run_study(study, CASE, HashProbe(), data_of(study), tmp_path, ignore)
+    other = Study.from_yaml(small.replace(old, new))
+    data = data_of(other)
+    probe = HashProbe()
+    with pytest.raises(InvalidMethod, match=names):
+        run_study(other, CASE, probe, data if other.retention else StudyData(data.tasks), tmp_path, ignore)
+    changed = {name: items(name, 31) for name in data.tasks}
+    changed = {name: DataSet(name, "0" * 64, found.items) for name, found in changed.items()}
+    with pytest.raises(InvalidMethod, match="data_sha256 differ"):
+        run_study(study, CASE, probe, StudyData(changed, items("mmlu", 12)), tmp_path, ignore)
+    assert probe.num_searched == 0
+    assert read_cells(study, ModelCase("another/model"), data_of(study), tmp_path) == {}
+    assert read_cells(study, ModelCase("a/model", "adapter"), data_of(study), tmp_path) == {}
+    assert read_cells(study, ModelCase("a/model", dtype="float32"), data_of(study), tmp_path) == {}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"key": "a", "depends_on": {}}', "{" * 10_000])
+def test_damaged_cells_are_named(finished: tuple[Study, dict[StudyCell, Any]], tmp_path: Path, content: str) -> None:
+    study, _ = finished
+    path = cell_file(tmp_path, CASE, study.cells()[5])
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(InvalidData, match="is no cell of a study") as caught:
+        run_study(study, CASE, HashProbe(), data_of(study), tmp_path, ignore)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("letters", ["balanced", "paper"])
+def test_cells_are_what_a_training_reports(tmp_path: Path, letters: str) -> None:
+    options = {"layers": [1, 2], "scales": [1, 4], "letters": letters}
+    text = STUDY.replace("{layers: [0, 2], scales: [1, 4]}", json.dumps(options)).replace("icl: [0, 2]", "icl: 0")
+    study = Study.from_yaml(text)
+    found = run_study(study, CASE, HashProbe(), data_of(study), tmp_path, ignore)
+    data = TrainingData(items("truthfulqa"), retention_items=items("mmlu", 12))
+    for site in ("residual", "mlp"):
+        method = Method.from_json(options | {"site": site, "variant": "pas_full"})
+        report = train(TextProbe(), data, method, seed=2, report=lambda step: None).report
+        record = found[StudyCell("truthfulqa", "pas_full", site, 0, 2)]
+        tested = report["test"]
+        del tested["letters"]
+        assert record["test"] == tested
+        assert record["baseline"] == report["baseline"]["test"]
+        assert record["validation_baseline"] == report["baseline"]["validation"]
+        assert record["chosen"]["layer"] == report["chosen"]["layers"][0]
+        assert record["chosen"]["scale"] == report["chosen"]["grid_scale"]
+        assert record["chosen"]["dose"] == report["chosen"]["dose"]
+        kept = report["retention"]["accuracy"]
+        assert record["retention"]["baseline"] == kept["baseline"]["value"]
+        assert record["retention"]["change"] == kept["change"]
+
+
+def test_a_cell_without_a_result_is_written_with_its_reason(tmp_path: Path) -> None:
+    study = Study.from_yaml(
+        "name: x\ntasks: [sycophancy, truthfulqa]\nvariants: all\nicl: [0, 3]\nsites: [residual, mlp]"
+    )
+    data = StudyData({"sycophancy": items("sycophancy", 4), "truthfulqa": items("truthfulqa")})
+    probe = KnowingProbe()
+    found = run_study(study, CASE, probe, data, tmp_path, ignore)
+    reasons = {cell: record["reason"] for cell, record in found.items()}
+    for cell, reason in reasons.items():
+        if cell.task == "sycophancy":
+            assert "4 items cannot be split" in reason
+        elif cell.icl:
+            assert "icl: examples are" in reason
+        elif cell.variant == "mean_difference":
+            assert reason is None
+        else:
+            assert reason.startswith(f"{cell.variant} has nothing to contrast")
+    assert probe.num_searched == 1
+    run_study(study, CASE, probe, data, tmp_path, ignore)
+    assert probe.num_searched == 1
+    files = study_files(study, {CASE: found})
+    assert "Without a result" in files["study.md"].decode()
+    rows = effect_rows(study, {CASE: found})
+    assert {row["seeds"] for row in rows if row["task"] == "sycophancy"} == {0}
+    assert {row["effect"] for row in rows if row["task"] == "sycophancy"} == {None}
+    (row,) = [row for row in rows if row["seeds"]][:1]
+    assert (row["low"], row["high"]) == tuple(found[cell_of(row)]["test"]["ci95"])
+    assert row["t"] is row["p"] is row["presented_low"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "param"),
+    [("sites: attention", "site"), ("method: {layers: [3]}", "layers"), ("method: {prompt: chat}", "prompt")],
+)
+def test_what_the_model_lacks_is_refused_at_once(tmp_path: Path, text: str, param: str) -> None:
+    study = Study.from_yaml(MINIMAL + text)
+    with pytest.raises(InvalidMethod) as caught:
+        run_study(study, CASE, HashProbe(), data_of(study), tmp_path, ignore)
+    assert caught.value.param == param
+    assert list(tmp_path.iterdir()) == []
+
+
+class TextProbe(HashProbe):
+    """Also scores texts, which training asks for at its end."""
+
+    def continuation_logprobs(
+        self, queries: Iterable[Continuations]
+    ) -> Iterator[tuple[int, tuple[tuple[float, ...], ...]]]:
+        for index, query in enumerate(queries):
+            yield index, tuple(tuple(-1.0 for _ in choice) for choice in query.choices)
+
+
+class KnowingProbe(HashProbe):
+    """Answers every item of `items` right."""
+
+    def next_token_logprobs(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        token_ids: Sequence[tuple[int, ...]],
+        steerings: Sequence[tuple[Steering, ...]],
+    ) -> Iterator[tuple[int, Tensor]]:
+        answers = {item.question: item for name in TASKS for item in self._known(name)}
+        for index, prompt in enumerate(prompts):
+            text = "".join(map(chr, prompt[1:]))
+            question, *options = text.split("\n")
+            letter = next(line[0] for line in options if line[3:] == answers[question].answer_text)
+            scores = [0.0 if token % 200 == ord(letter) else -9.0 for token in token_ids[index]]
+            yield index, torch.tensor([scores] * len(steerings))
+
+    def _known(self, name: str) -> tuple[ChoiceItem, ...]:
+        return items(name).items if name in ("sycophancy", "truthfulqa") else ()  # type: ignore[return-value]
+
+
+def cell_of(row: Mapping[str, Any], seed: int = 0) -> StudyCell:
+    return StudyCell(row["task"], row["variant"], row["site"], row["icl"], seed)
+
+
+def close(found: Any, expected: Any) -> bool:
+    if found is None or expected is None:
+        return found is expected
+    return math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def slow_figures(baselines: list[float], gains: list[float]) -> dict[str, Any]:
+    """Student's test, from the definition."""
+    count = len(gains)
+    mean = sum(gains) / count
+    deviation = math.sqrt(sum((gain - mean) ** 2 for gain in gains) / (count - 1))
+    figures = {"baseline": sum(baselines) / count, "effect": mean, "steered": sum(baselines) / count + mean}
+    if deviation < 1e-12:
+        return figures | {"low": mean, "high": mean, "t": None, "p": 0.0 if mean > 1e-9 else 1.0}
+    error = deviation / math.sqrt(count)
+    reach = float(stats.t.ppf(0.975, count - 1)) * error
+    p = float(stats.t.sf(mean / error, count - 1))
+    return figures | {"low": mean - reach, "high": mean + reach, "t": mean / error, "p": p}
+
+
+def slow_holm(p_values: list[float]) -> list[float]:
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def slow_exact(rose: int, fell: int) -> float:
+    return sum(math.comb(rose + fell, count) for count in range(rose, rose + fell + 1)) / 2 ** (rose + fell)
+
+
+def test_tables_against_a_slow_reference(tmp_path: Path) -> None:
+    study = Study.from_yaml(STUDY)
+    run_study(study, CASE, HashProbe(), data_of(study), tmp_path, ignore)
+    # from the files alone
+    records = {cell: json.loads(cell_file(tmp_path, CASE, cell).read_bytes()) for cell in study.cells()}
+    assert all(record["reason"] is None for record in records.values())
+    rows = effect_rows(study, {CASE: records})
+    assert len(rows) == 3 * 2 * 2 * 2
+    for row in rows:
+        own = [records[cell_of(row, seed)] for seed in range(3)]
+        balanced = slow_figures([found["baseline"]["value"] for found in own], [found["test"]["gain"] for found in own])
+        shown = slow_figures(
+            [found["test"]["presented"]["baseline"] for found in own],
+            [found["test"]["presented"]["gain"] for found in own],
+        )
+        for name in balanced:
+            assert close(row[name], balanced[name]), name
+            assert close(row[f"presented_{name}"], shown[name]), name
+        assert close(row["letter_bias"], shown["effect"] - balanced["effect"])
+        first = own[0]["test"]
+        assert close(row["exact_p"], slow_exact(first["wrong_to_right"], first["right_to_wrong"]))
+        assert close(row["over_chance"], sum(found["test"]["over_chance"]["gain"] for found in own) / 3)
+        assert row["over_chance_p"] == first["over_chance"]["p"]
+        assert close(row["retention_change"], sum(found["retention"]["change"] for found in own) / 3)
+        family = [other for other in rows if all(other[name] == row[name] for name in ("variant", "site", "icl"))]
+        assert len(family) == 3
+        for name in ("p", "presented_p", "exact_p"):
+            expected = slow_holm([other[name] for other in family])[family.index(row)]
+            assert close(row[f"{name}_holm"], expected), name
+
+    means = mean_rows(study, {CASE: records})
+    assert len(means) == 3 * 2 * 2 * 2
+    for row in means:
+        tasks = {"alignment": ["sycophancy", "truthfulqa"], "intelligence": ["openbookqa"]}.get(
+            row["category"], ["sycophancy", "truthfulqa", "openbookqa"]
+        )
+        by_seed = [[records[cell_of(row | {"task": task}, seed)] for task in tasks] for seed in range(3)]
+        expected = slow_figures(
+            [sum(found["baseline"]["value"] for found in own) / len(own) for own in by_seed],
+            [sum(found["test"]["gain"] for found in own) / len(own) for own in by_seed],
+        )
+        for name in expected:
+            assert close(row[name], expected[name]), name
+        rose = sum(found["test"]["wrong_to_right"] for found in by_seed[0])
+        fell = sum(found["test"]["right_to_wrong"] for found in by_seed[0])
+        assert close(row["exact_p"], slow_exact(rose, fell))
+        assert (row["tasks"], row["seeds"]) == (len(tasks), 3)
+
+
+def test_files_of_the_tables(finished: tuple[Study, dict[StudyCell, Any]]) -> None:
+    whole = finished[1]
+    study = replace(finished[0], variants=("pas_full",), icl=(0,))
+    other = ModelCase("a/model", "an|adapter")
+    files = study_files(study, {CASE: whole, other: dict(list(whole.items())[:20])})
+    found = json.loads(files["study.json"])
+    assert found["study"]["name"] == "tiny"
+    rows = list(csv.DictReader(io.StringIO(files["effects.csv"].decode())))
+    assert len(rows) == len(found["effects"]) == 12
+    assert float(rows[0]["effect"]) == found["effects"][0]["effect"]
+    assert {row["adapter"] for row in rows} == {"", "an|adapter"}
+    text = files["study.md"].decode()
+    assert "letter-balanced" in text
+    assert "Cui & Chen (2025)" in text
+    assert "an\\|adapter" in text
+    tables = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in tables} == {9, 14, 16}
+    pictures = [name for name in files if name.endswith(".png")]
+    assert "effects-balanced-pas_full-residual-icl0-model1.png" in pictures
+    assert "effects-presented-pas_full-mlp-icl0-model1.png" in pictures
+    assert all(files[name].startswith(b"\x89PNG") for name in pictures)
+
+
+def test_the_paper_letters_are_said_to_be_the_papers_protocol(tmp_path: Path) -> None:
+    text = MINIMAL + "variants: mean_difference\nmethod: {letters: paper, layers: [1], scales: [1]}"
+    study = Study.from_yaml(text)
+    found = run_study(study, CASE, HashProbe(), data_of(study), tmp_path, ignore)
+    assert "**as presented**: the paper's protocol" in study_files(study, {CASE: found})["study.md"].decode()

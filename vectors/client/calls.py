@@ -1,0 +1,191 @@
+"""Each call to a server's registry as a value: what is sent, and how its answer is read.
+
+Nothing is sent here, so that a client that waits and one that is awaited say the same and read the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import sys
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
+
+from vectors.client.answers import Answer, RegisteredVector, check_deleted, file_in, listing_in, vector_in
+from vectors.client.errors import UnexpectedAnswer
+from vectors.errors import InvalidRevision, InvalidVector
+from vectors.vocabulary import check_name
+
+if TYPE_CHECKING:  # a client of files and names needs no tensors
+    from vectors.vector import SteeringVector
+    from vectors.vocabulary import Operation, Part, Positions, Site
+
+Order = Literal["asc", "desc"]
+FileFormat = Literal["safetensors", "gguf"]
+
+_ROOT = "/v1/steering/vectors"
+_PAGE = 100  # the most that a server lists at once
+_REVISION = re.compile(r"[0-9a-fA-F]{64}")
+
+_Result_co = TypeVar("_Result_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[_Result_co]):
+    """One request, and what its answer means. `send`: query, headers and body as httpx names them."""
+
+    method: str
+    path: str
+    read: Callable[[Answer], _Result_co]
+    send: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some vectors of a list, and the call for those after them; None when there are no more."""
+
+    vectors: tuple[RegisteredVector, ...]
+    next: Call[Page] | None
+
+
+class Defaults(TypedDict, total=False):
+    """What holds where a request that is steered says nothing, and what is said about a vector."""
+
+    default_scale: float
+    operation: Operation
+    positions: Positions
+    parts: Sequence[Part]
+    description: str
+    metadata: Mapping[str, Any]
+
+
+class CreatedDefaults(Defaults, total=False):
+    """What can be said of a vector made from numbers."""
+
+    site: Site
+
+
+class FileFacts(CreatedDefaults, total=False):
+    """What a file may leave open, or is to say otherwise.
+
+    `layer`: the block of a file of one bare direction; `convention`: how a GGUF file counts its layers.
+    """
+
+    layer: int
+    convention: Literal["as_applied", "as_derived"]
+    training: Mapping[str, Any]
+    model: str
+
+
+def list_page(order: Order, after: str | None = None) -> Call[Page]:
+    """A page of the vectors by name."""
+
+    def read(answer: Answer) -> Page:
+        listing = listing_in(answer)
+        if not listing.has_more:
+            return Page(listing.data, None)
+        last = listing.last_id
+        if last is None or (after is not None and not (after < last if order == "asc" else last < after)):
+            raise UnexpectedAnswer  # a list that does not go on would never end
+        return Page(listing.data, list_page(order, last))
+
+    query = {"limit": _PAGE, "order": order} | ({} if after is None else {"after": after})
+    return Call("GET", _ROOT, read, {"params": query})
+
+
+def get(name: str) -> Call[RegisteredVector]:
+    """The current revision of a name, and its history."""
+    return Call("GET", _path(name), vector_in)
+
+
+def put(
+    name: str, content: bytes, facts: FileFacts, if_match: str | None, if_none_match: Literal["*"] | None
+) -> Call[RegisteredVector]:
+    """A file as the current revision of a name."""
+    headers = _precondition(if_match) | ({} if if_none_match is None else {"If-None-Match": if_none_match})
+    if facts:
+        parts = {"files": {"file": ("vector", content)}, "data": {"metadata": _json(facts)}}
+        return Call("PUT", _path(name), vector_in, parts | {"headers": headers})
+    headers["Content-Type"] = "application/octet-stream"
+    return Call("PUT", _path(name), vector_in, {"content": content, "headers": headers})
+
+
+def create(name: str, directions: Mapping[int, Iterable[float]], defaults: CreatedDefaults) -> Call[RegisteredVector]:
+    """Numbers as a new name. They travel as the float32 that they become."""
+    numbers = {str(layer): _base64(layer, direction) for layer, direction in directions.items()}
+    body = {**defaults, "name": check_name(name), "directions": numbers}
+    return Call("POST", _ROOT, vector_in, _json_body(body))
+
+
+def patch(name: str, changes: Defaults, if_match: str | None) -> Call[RegisteredVector]:
+    """Other defaults or descriptions for the directions that there are."""
+    return Call("PATCH", _path(name), vector_in, _json_body(changes, _precondition(if_match)))
+
+
+def rollback(name: str, revision: str, if_match: str | None) -> Call[RegisteredVector]:
+    """A name pointed back at a revision of its history."""
+    send = _json_body({"revision": revision}, _precondition(if_match))
+    return Call("POST", f"{_path(name)}/rollback", vector_in, send)
+
+
+def delete(name: str, if_match: str | None) -> Call[None]:
+    """A name, and its history, gone."""
+    return Call("DELETE", _path(name), check_deleted, {"headers": _precondition(if_match)})
+
+
+def content(name: str, file_format: FileFormat, revision: str | None) -> Call[bytes]:
+    """A revision as a file; the current one, when `revision` is None."""
+    query = {"format": file_format} | ({} if revision is None else {"revision": revision})
+    return Call("GET", f"{_path(name)}/content", file_in, {"params": query})
+
+
+def vector(name: str, revision: str | None) -> Call[SteeringVector]:
+    """A revision with its directions; the current one, when `revision` is None."""
+    call = content(name, "safetensors", revision)
+    return Call(call.method, call.path, _decoded, call.send)
+
+
+def _decoded(answer: Answer) -> SteeringVector:
+    from vectors.formats import ImportOptions
+    from vectors.formats.safetensors import decode_safetensors
+
+    try:
+        return decode_safetensors(file_in(answer), ImportOptions())
+    except InvalidVector:
+        raise UnexpectedAnswer from None
+
+
+def _path(name: str) -> str:
+    return f"{_ROOT}/{check_name(name)}"  # what may be a name means the same in a path
+
+
+def _precondition(if_match: str | None) -> dict[str, str]:
+    if if_match is None:
+        return {}
+    if if_match != "*" and _REVISION.fullmatch(if_match) is None:
+        raise InvalidRevision(f"if_match is a whole revision, 64 hex digits, or '*', not {if_match[:80]!r}")
+    return {"If-Match": if_match if if_match == "*" else f'"{if_match}"'}
+
+
+def _json_body(body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    return {"content": _json(body), "headers": {"Content-Type": "application/json", **(headers or {})}}
+
+
+def _json(body: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(body, allow_nan=False, default=dict)  # what SteeringVector calls metadata is no dict
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidVector(f"what is said of the vector must be JSON of finite numbers: {error}") from None
+
+
+def _base64(layer: int, direction: Iterable[float]) -> str:
+    try:
+        packed = array("f", iter(direction))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidVector(f"directions.{layer} must be numbers: {error}", f"directions.{layer}") from None
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return base64.b64encode(packed.tobytes()).decode()

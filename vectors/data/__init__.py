@@ -1,0 +1,49 @@
+"""Labelled data: what items are, how they are read, split and shown.
+
+`read_data` takes a user's file, `read_task` a published data set by name, `split_items` and the shuffles make of them
+what is trained and tested on. Nothing here knows prompts, models or the server.
+"""
+
+from __future__ import annotations
+
+from vectors.data.items import (
+    LETTERS,
+    MAX_CHOICES,
+    ChoiceItem,
+    DataSet,
+    Item,
+    Message,
+    PairItem,
+    ShownItem,
+    TextItem,
+    kind_of,
+)
+from vectors.data.reading import MIN_ITEMS, read_data, read_retention
+from vectors.data.split import Parts, gold_places, in_source_order, shuffle_alike, shuffle_options, split_items
+from vectors.data.tasks import TASKS, HubPart, Task, read_task
+
+__all__ = [
+    "LETTERS",
+    "MAX_CHOICES",
+    "MIN_ITEMS",
+    "TASKS",
+    "ChoiceItem",
+    "DataSet",
+    "HubPart",
+    "Item",
+    "Message",
+    "PairItem",
+    "Parts",
+    "ShownItem",
+    "Task",
+    "TextItem",
+    "gold_places",
+    "in_source_order",
+    "kind_of",
+    "read_data",
+    "read_retention",
+    "read_task",
+    "shuffle_alike",
+    "shuffle_options",
+    "split_items",
+]

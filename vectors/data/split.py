@@ -1,0 +1,153 @@
+"""Split: which items train, choose and test, and in which order an item's options are shown.
+
+Everything here follows from the items and a seed alone, on every machine and in every process. It does not know files,
+prompts or models.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from vectors.data.items import LETTERS, ChoiceItem, Item, PairItem, ShownItem
+from vectors.data.reading import MIN_ITEMS
+from vectors.errors import InvalidData
+
+AnyItem = TypeVar("AnyItem", bound=Item)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Shares of the items for training, for choosing the cell, and for the one test at the end; they sum to 1."""
+
+    train: float = 0.6
+    validation: float = 0.2
+    test: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Parts(Generic[AnyItem]):
+    """Items for training, for choosing, and for the one test at the end; no item is in two of them.
+
+    Each is in an order drawn by the seed, so that the first items of a part are a random sample of it.
+    """
+
+    train: tuple[AnyItem, ...]
+    validation: tuple[AnyItem, ...]
+    test: tuple[AnyItem, ...]
+
+
+def split_items(
+    items: Sequence[AnyItem], shares: Split, seed: int, max_items: int, *, by_item: bool = False
+) -> Parts[AnyItem]:
+    """Part at most `max_items` items, drawn by the seed, as near to the shares as may be; no part is empty.
+
+    Items with the same question (pairs: the same prompt, or positive text where there is none) go to the same part,
+    lest a test be known from training; `by_item` (the paper's way) parts them freely. Raises `InvalidData` when fewer
+    than 8 items or fewer than three different questions leave a part empty.
+    """
+    order = list(range(len(items)))
+    _chance(seed, "split").shuffle(order)
+    order = order[:max_items]
+    if len(order) < MIN_ITEMS:
+        raise InvalidData(f"{len(order)} items cannot be split; at least {MIN_ITEMS} are needed")
+    groups: dict[object, list[int]] = defaultdict(list)
+    for index in order:
+        groups[index if by_item else _subject(items[index])].append(index)
+    if len(groups) < 3:
+        raise InvalidData(f"{len(groups)} different questions cannot be split into training, validation and test")
+    targets = [share * len(order) for share in (shares.train, shares.validation, shares.test)]
+    part_of = {index: part for part, indices in enumerate(_fill(list(groups.values()), targets)) for index in indices}
+    train, validation, test = (tuple(items[index] for index in order if part_of[index] == part) for part in range(3))
+    return Parts(train, validation, test)
+
+
+def shuffle_options(items: Sequence[ChoiceItem], seed: int) -> tuple[ShownItem, ...]:
+    """Each item with its options in an order of its own, drawn by the seed.
+
+    Among items with as many options, every place holds the right one equally often (to within one), whatever the
+    items say and whatever order they came in.
+    """
+    chance = _chance(seed, "options")
+    shown: dict[int, ShownItem] = {}
+    for count, indices in sorted(_by_count(items).items()):
+        places: list[int] = []
+        while len(places) < len(indices):
+            places += chance.sample(range(count), count)
+        del places[len(indices) :]
+        chance.shuffle(places)
+        for index, place in zip(indices, places, strict=True):
+            item = items[index]
+            order = [option for option in range(count) if option != item.answer]
+            chance.shuffle(order)
+            order.insert(place, item.answer)
+            shown[index] = ShownItem(item, tuple(order))
+    return tuple(shown[index] for index in range(len(items)))
+
+
+def shuffle_alike(items: Sequence[ChoiceItem], seed: int) -> tuple[ShownItem, ...]:
+    """The paper's way: all items with as many options show them in the same order, drawn by the seed.
+
+    Where the source always has the right option first, it then always carries the same letter.
+    """
+    orders = {}
+    for count in _by_count(items):
+        order = list(range(count))
+        _chance(seed, f"alike {count}").shuffle(order)
+        orders[count] = tuple(order)
+    return tuple(ShownItem(item, orders[len(item.choices)]) for item in items)
+
+
+def in_source_order(items: Sequence[ChoiceItem]) -> tuple[ShownItem, ...]:
+    """Each item with its options as its file has them."""
+    return tuple(ShownItem(item, tuple(range(len(item.choices)))) for item in items)
+
+
+def gold_places(items: Sequence[ShownItem] | Sequence[ChoiceItem]) -> dict[str, int]:
+    """How often each letter is right, for every letter that some item has an option for."""
+    counts = dict.fromkeys(LETTERS[: max((len(item.choices) for item in items), default=0)], 0)
+    for item in items:
+        counts[LETTERS[item.answer]] += 1
+    return counts
+
+
+def _chance(seed: int, purpose: str) -> random.Random:
+    """A stream of its own for every purpose; a text seeds by SHA-512, the same in every process."""
+    return random.Random(f"{seed} {purpose}")
+
+
+def _by_count(items: Sequence[ChoiceItem]) -> dict[int, list[int]]:
+    indices: dict[int, list[int]] = defaultdict(list)
+    for index, item in enumerate(items):
+        indices[len(item.choices)].append(index)
+    return indices
+
+
+def _subject(item: ChoiceItem | PairItem) -> str:
+    """What an item is about, as text: letter case and white space make no other question."""
+    if isinstance(item, ChoiceItem):
+        text = item.question
+    elif isinstance(item.prompt, str):
+        text = item.prompt if item.prompt.strip() else item.positive
+    else:
+        text = json.dumps([[message.role, message.content] for message in item.prompt])
+    return " ".join(text.split()).casefold()
+
+
+def _fill(groups: list[list[int]], targets: list[float]) -> list[list[int]]:
+    """Deal whole groups to the parts, the largest first, each to the part that lacks most."""
+    parts: list[list[list[int]]] = [[] for _ in targets]
+    sizes = [0 for _ in targets]
+    for group in sorted(groups, key=len, reverse=True):
+        lacking = [target - size for target, size in zip(targets, sizes, strict=True)]
+        chosen = lacking.index(max(lacking))
+        parts[chosen].append(group)
+        sizes[chosen] += len(group)
+    for part in parts:
+        if not part:  # its share is less than a group: it takes the smallest from the part with most groups
+            part.append(max(parts, key=len).pop())
+    return [[index for group in part for index in group] for part in parts]

@@ -1,0 +1,308 @@
+"""Tasks: the paper's data sets by name, from local files as their authors publish them or from the hub.
+
+The table knows where each task lies and which reader (`published.py`) takes its rows; it does not know how items are
+split, shown or scored. The hub's readers were written from the published schemas and have not been run: the machine
+that this was written on has no hub. Data sets that the hub holds as a script, which `datasets` no longer runs, are
+fetched from its own conversion to Parquet.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vectors.data import published
+from vectors.data.items import ChoiceItem, DataSet
+from vectors.data.reading import data_set
+from vectors.data.rows import Row, read_rows
+from vectors.errors import InvalidData, MissingDependency
+
+Category = Literal["bias", "morality", "alignment", "intelligence"]
+PartName = Literal["train", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A published file: which part it is, and a pattern that the end of its path matches."""
+
+    part: PartName
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class HubPart:
+    """One split of one configuration on the hub, or one `file` of a repository there.
+
+    `converted`: taken from the hub's conversion to Parquet, as the repository itself holds a script.
+    """
+
+    part: PartName
+    id: str
+    config: str | None
+    split: str
+    file: str | None = None
+    converted: bool = False
+
+    @property
+    def place(self) -> str:
+        """The part in messages."""
+        return " ".join(word for word in (self.id, self.config or self.file, self.split) if word)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A data set of the paper.
+
+    `layouts` are alternatives: the first of which any file is found is read. `complete`: all of its files must be
+    there. `columns` names those of a CSV that is published without a header. `item` reads a row; None leaves it out.
+    """
+
+    name: str
+    category: Category
+    description: str
+    layouts: tuple[tuple[LocalFile, ...], ...]
+    hub: tuple[HubPart, ...]
+    item: Callable[[Row], ChoiceItem | None]
+    complete: bool = False
+    columns: tuple[str, ...] | None = None
+
+
+Fetch = Callable[[HubPart], Iterable[Mapping[str, Any]]]
+"""How the rows of a part come from the hub."""
+
+_BBQ = {
+    "Age": "age",
+    "Disability_status": "disability",
+    "Gender_identity": "gender identity",
+    "Nationality": "nationality",
+    "Physical_appearance": "physical appearance",
+    "Race_ethnicity": "race and ethnicity",
+    "Race_x_SES": "race and socioeconomic status",
+    "Race_x_gender": "race and gender",
+    "Religion": "religion",
+    "SES": "socioeconomic status",
+    "Sexual_orientation": "sexual orientation",
+}
+
+_SUBJECTS = """
+    abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
+    college_computer_science college_mathematics college_medicine college_physics computer_security
+    conceptual_physics econometrics electrical_engineering elementary_mathematics formal_logic global_facts
+    high_school_biology high_school_chemistry high_school_computer_science high_school_european_history
+    high_school_geography high_school_government_and_politics high_school_macroeconomics high_school_mathematics
+    high_school_microeconomics high_school_physics high_school_psychology high_school_statistics
+    high_school_us_history high_school_world_history human_aging human_sexuality international_law jurisprudence
+    logical_fallacies machine_learning management marketing medical_genetics miscellaneous moral_disputes
+    moral_scenarios nutrition philosophy prehistory professional_accounting professional_law professional_medicine
+    professional_psychology public_relations security_studies sociology us_foreign_policy virology world_religions
+"""
+
+MMLU_SUBJECTS = tuple(_SUBJECTS.split())
+"""The 57 subjects of MMLU, as its files name them."""
+
+
+def _bbq_task(file: str, about: str) -> Task:
+    return Task(
+        f"bbq/{file.lower()}",
+        "bias",
+        f"BBQ: questions about people of whom a stereotype would mislead, by {about}",
+        ((LocalFile("test", f"{file}.jsonl"),),),
+        (HubPart("test", "heegyu/bbq", file, "test", converted=True),),
+        published.bbq,
+    )
+
+
+def _ethics_task(name: str, file: str, description: str, item: Callable[[Row], ChoiceItem | None]) -> Task:
+    parts: tuple[PartName, ...] = ("train", "test")
+    return Task(
+        f"ethics/{name}",
+        "morality",
+        f"ETHICS: {description}",
+        (tuple(LocalFile(part, f"{file}_{part}.csv") for part in parts),),
+        tuple(HubPart(part, "hendrycks/ethics", name, part, converted=True) for part in parts),
+        item,
+    )
+
+
+def _ai2_task(name: str, description: str, files: tuple[tuple[str, str], ...], hub: str, config: str) -> Task:
+    return Task(
+        name,
+        "intelligence",
+        description,
+        tuple((LocalFile("train", train), LocalFile("test", test)) for train, test in files),
+        (HubPart("train", hub, config, "train"), HubPart("test", hub, config, "test")),
+        published.ai2,
+    )
+
+
+def _lsat_task(name: str, sections: tuple[str, ...], description: str) -> Task:
+    return Task(
+        name,
+        "intelligence",
+        f"AGIEval LSAT: {description}",
+        (tuple(LocalFile("test", f"lsat-{section}.jsonl") for section in sections),),
+        tuple(HubPart("test", f"hails/agieval-lsat-{section}", None, "test") for section in sections),
+        published.lsat,
+        complete=True,
+    )
+
+
+def _mmlu_task(name: str, subjects: tuple[str, ...], config: str, description: str) -> Task:
+    return Task(
+        name,
+        "intelligence",
+        f"MMLU: {description}",
+        (tuple(LocalFile("test", f"{subject}_test.csv") for subject in subjects),),
+        (HubPart("test", "cais/mmlu", config, "test"),),
+        published.mmlu,
+        columns=("question", "A", "B", "C", "D", "answer"),
+    )
+
+
+_SYCOPHANCY = Task(
+    "sycophancy",
+    "alignment",
+    "Questions whose user already believes something: SycophancyEval's answers, or the A/B sets of CBMAS",
+    (
+        (LocalFile("test", "answer.jsonl"),),
+        (LocalFile("train", "sycophancy_train.json"), LocalFile("test", "sycophancy_test.json")),
+    ),
+    (HubPart("test", "meg-tong/sycophancy-eval", None, "train", file="answer.jsonl"),),
+    published.sycophancy,
+)
+
+_TRUTHFULQA = Task(
+    "truthfulqa",
+    "alignment",
+    "TruthfulQA mc1: one true answer among common misconceptions",
+    ((LocalFile("test", "mc_task.json"),), (LocalFile("test", "TruthfulQA.csv"),)),
+    (HubPart("test", "truthfulqa/truthful_qa", "multiple_choice", "validation"),),
+    published.truthfulqa,
+)
+
+_OPENBOOKQA_FILES = (
+    ("Main/train.jsonl", "Main/test.jsonl"),
+    ("openbookqa/train.jsonl", "openbookqa/test.jsonl"),
+)
+_ARC_FILES = (("ARC-Challenge-Train.jsonl", "ARC-Challenge-Test.jsonl"),)
+
+TASKS: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        *(_bbq_task(file, about) for file, about in _BBQ.items()),
+        _ethics_task("commonsense", "cm", "stories, and whether their teller does wrong", published.commonsense),
+        _ethics_task("deontology", "deontology", "excuses and duties that are reasonable or not", published.deontology),
+        _ethics_task("justice", "justice", "claims with reasons that justify them or do not", published.justice),
+        _SYCOPHANCY,
+        _TRUTHFULQA,
+        _ai2_task("openbookqa", "OpenBookQA", _OPENBOOKQA_FILES, "allenai/openbookqa", "main"),
+        _ai2_task("arc-challenge", "ARC, challenge set", _ARC_FILES, "allenai/ai2_arc", "ARC-Challenge"),
+        _lsat_task("lsat", ("ar", "lr", "rc"), "all three sections"),
+        _lsat_task("lsat/ar", ("ar",), "analytical reasoning"),
+        _lsat_task("lsat/lr", ("lr",), "logical reasoning"),
+        _lsat_task("lsat/rc", ("rc",), "reading comprehension"),
+        _mmlu_task("mmlu", MMLU_SUBJECTS, "all", "all subjects (from local files: those that are there)"),
+        *(_mmlu_task(f"mmlu/{name}", (name,), name, name.replace("_", " ")) for name in MMLU_SUBJECTS),
+    )
+}
+"""Every task by its name."""
+
+
+def fetch_from_hub(part: HubPart) -> Iterable[Mapping[str, Any]]:
+    """The rows of a part, downloaded or from the cache. Raises `InvalidData` and `MissingDependency`."""
+    try:
+        import datasets
+    except ImportError:
+        raise MissingDependency("tasks from the hub need datasets: pip install 'tiller[hub]'") from None
+    try:
+        if part.converted:
+            files = f"hf://datasets/{part.id}@refs%2Fconvert%2Fparquet/{part.config}/{part.split}/*.parquet"
+            rows = datasets.load_dataset("parquet", data_files=files, split="train")
+        elif part.file is not None:
+            rows = datasets.load_dataset(part.id, data_files=part.file, split=part.split)
+        else:
+            rows = datasets.load_dataset(part.id, part.config, split=part.split)
+        fetched: list[Mapping[str, Any]] = list(rows)
+    except Exception as error:  # whatever the network, the cache or the library raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InvalidData(
+            f"could not be fetched from the hub ({reason}); a folder with the published files can be given instead",
+            part.place,
+        ) from None
+    return fetched
+
+
+def read_task(
+    name: str, folder: Path | None = None, split: PartName | None = None, *, fetch: Fetch = fetch_from_hub
+) -> DataSet:
+    """A task's items: from files anywhere below `folder`, or from the hub when no folder is given.
+
+    `split` asks for one part; without it the published parts that are found follow each other, training first. The
+    hash is of the files' bytes, or of the hub's rows as JSON. Raises `InvalidData` for an unknown task or part, for
+    files that are missing or found twice, and at the file and line of a wrong row; `MissingDependency`.
+    """
+    task = _task(name)
+    digest = hashlib.sha256()
+    rows = _hub_rows(task, split, fetch, digest) if folder is None else _local_rows(task, folder, split, digest)
+    items = [item for item in map(task.item, rows) if item is not None]
+    return data_set(task.name, digest.hexdigest(), items)
+
+
+def _task(name: str) -> Task:
+    if name in TASKS:
+        return TASKS[name]
+    close = difflib.get_close_matches(name[:80].lower(), TASKS, n=5)
+    known = close or [task for task in TASKS if not task.startswith("mmlu/")]
+    raise InvalidData(f"no such task; {'there are' if not close else 'close to it are'} {', '.join(known)}", name[:80])
+
+
+def _hub_rows(task: Task, split: PartName | None, fetch: Fetch, digest: Any) -> Iterator[Row]:
+    parts = [part for part in task.hub if split in (None, part.part)]
+    if not parts:
+        raise InvalidData(f"has no {split} part on the hub", task.name)
+    for part in parts:
+        for number, fields in enumerate(fetch(part), 1):
+            digest.update(json.dumps(fields, sort_keys=True, default=str).encode())
+            known = {name: value for name, value in fields.items() if value is not None}
+            yield Row(part.place, number, known, "parquet")
+
+
+def _local_rows(task: Task, folder: Path, split: PartName | None, digest: Any) -> Iterator[Row]:
+    for path in _files(task, folder, split):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InvalidData(f"cannot be read: {error.strerror}", str(path)) from None
+        digest.update(content)
+        yield from read_rows(content, str(path.relative_to(folder)), columns=task.columns)
+
+
+def _files(task: Task, folder: Path, split: PartName | None) -> list[Path]:
+    """The files to read, in the order of the task's layout."""
+    if not folder.is_dir():
+        raise InvalidData("is no folder", str(folder))
+    below = sorted(path for path in folder.rglob("*") if path.is_file())
+    for layout in task.layouts:
+        found = {file: [path for path in below if path.match(file.pattern)] for file in layout}
+        if any(found.values()):
+            break
+    wanted = [file for file in found if split in (None, file.part)]
+    if not wanted:
+        raise InvalidData(f"has no {split} part; all of it is {layout[0].pattern}", task.name)
+    for file in wanted:
+        if len(found[file]) > 1:
+            places = " and ".join(str(path.relative_to(folder)) for path in found[file][:2])
+            raise InvalidData(f"{file.pattern} is there twice: {places}; give the folder of one of them", str(folder))
+    missing = [file.pattern for file in wanted if not found[file]]
+    if (task.complete and missing) or len(missing) == len(wanted):
+        others = [file.pattern for layout in task.layouts for file in layout if split in (None, file.part)]
+        named = missing if task.complete else others
+        more = ", …" if len(named) > 6 else ""
+        raise InvalidData(f"{task.name}: no {' or '.join(named[:6])}{more} below this folder", str(folder))
+    return list(itertools.chain.from_iterable(found[file] for file in wanted))

@@ -1,0 +1,1 @@
+"""Studies: many trainings over tasks, variants, sites and seeds, and the tables that come of them."""

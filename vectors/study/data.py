@@ -1,0 +1,70 @@
+"""Reads the data of a study: known tasks from a folder or the hub, own files, and what others bring.
+
+It does not know how a study is run. Everything is read before anything is run, so that a file that is missing or
+wrong shows at once and not after the first night.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vectors.data.items import DataSet
+from vectors.data.reading import read_data, read_retention
+from vectors.data.tasks import TASKS, Fetch, fetch_from_hub, read_task
+from vectors.errors import InvalidData
+from vectors.study.definition import Study
+
+
+@dataclass(frozen=True, slots=True)
+class StudyData:
+    """The items of every task by its name, and those that steering should leave alone."""
+
+    tasks: Mapping[str, DataSet]
+    retention: DataSet | None = None
+
+
+def read_study_data(
+    study: Study,
+    base: Path,
+    *,
+    data_folder: Path | None = None,
+    other_tasks: Mapping[str, Callable[[], DataSet]] | None = None,
+    fetch: Fetch = fetch_from_hub,
+) -> StudyData:
+    """Everything that the study reads; its relative paths are below `base`.
+
+    `data_folder` goes before the study's own; without either, known tasks come from the hub. `other_tasks` make the
+    items of the tasks whose names they are. Raises `InvalidData` at the file and line, and `MissingDependency`.
+    """
+    makers = other_tasks or {}
+    folder = data_folder
+    if folder is None and study.data_folder is not None:
+        folder = base / Path(study.data_folder).expanduser()
+    known: dict[str, DataSet] = {}
+
+    def read(name: str) -> DataSet:
+        if name not in known:
+            known[name] = makers[name]() if name in makers else read_task(name, folder, fetch=fetch)
+        return known[name]
+
+    tasks = {
+        task.name: read(task.name) if task.file is None else read_data(_content(base, task.file), task.file)
+        for task in study.tasks
+    }
+    if study.retention is None:
+        return StudyData(tasks)
+    if study.retention in TASKS or study.retention in makers:
+        return StudyData(tasks, read(study.retention))
+    retention, _ = read_retention(_content(base, study.retention), study.retention)
+    if retention is None:
+        raise InvalidData("a study measures retention on questions with choices, and here is none", study.retention)
+    return StudyData(tasks, retention)
+
+
+def _content(base: Path, file: str) -> bytes:
+    try:
+        return (base / Path(file).expanduser()).read_bytes()
+    except OSError as error:
+        raise InvalidData(f"cannot be read: {error.strerror}", file) from None

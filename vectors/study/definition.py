@@ -1,0 +1,325 @@
+"""Study: the paper's comparison as one file - tasks × variants × sites × exemplars × seeds, adapters beside each other.
+
+A study's YAML has the fields of `Study`; every field or value that is wrong is refused by its name. It does not know
+where data lies, how a cell is run (`study_run.py`) or what is made of the results (`study_tables.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn, Self
+
+from vectors.data.tasks import TASKS
+from vectors.errors import InvalidMethod, MissingDependency
+from vectors.training.method import MAX_EXEMPLARS, MAX_SEEDS, Method, Variant
+from vectors.vocabulary import Site
+
+MAX_BYTES = 2**20
+"""Of a study's text in UTF-8."""
+
+MAX_TASKS = 200
+MAX_ADAPTERS = 32
+MAX_SEED = 2**31 - 1
+OWN_CATEGORY = "own"
+"""The category of a task of one's own that names none."""
+
+PAPER_VARIANTS: tuple[Variant, ...] = ("pas_full", "ipas_all", "ipas_wrong_only")
+
+_TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._/-]{0,79}")
+_FIELDS = (
+    "name", "model", "adapter", "tasks", "data_folder", "variants", "sites", "seeds", "icl", "method", "retention"
+)  # fmt: skip
+_OWN_TASK_FIELDS = ("name", "file", "category", "attribute")
+_NOT_SHARED = {"variant": "variants", "site": "sites", "icl": "icl", "seeds": "seeds"}
+
+
+@dataclass(frozen=True, slots=True)
+class StudyTask:
+    """A task of a study: a known one by its name, or `file`, a file of labelled data.
+
+    `category` is what means are taken over; `attribute` is how tables call the task.
+    """
+
+    name: str
+    category: str
+    attribute: str
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCase:
+    """One model of a study: a hub id or a folder (None: the embedded one), with or without an adapter.
+
+    `dtype` as it was asked for, since results of one precision are not those of another.
+    """
+
+    model: str | None = None
+    adapter: str | None = None
+    dtype: str = "auto"
+
+    @property
+    def label(self) -> str:
+        """How tables and messages call it."""
+        name = self.model or "the embedded model"
+        return f"{name} + {self.adapter}" if self.adapter else name
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StudyCell:
+    """One result of a study on one model: `icl` exemplars before every prompt, and the split's seed."""
+
+    task: str
+    variant: Variant
+    site: Site
+    icl: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """What is compared.
+
+    `method` is what all cells share; its own variants, sites, exemplars and seeds are not used. `retention`: a known
+    task or a file with questions, on which every chosen steering is asked too. `adapters` are folders or hub ids;
+    None is the model without one.
+    """
+
+    name: str
+    tasks: tuple[StudyTask, ...]
+    model: str | None = None
+    adapters: tuple[str | None, ...] = (None,)
+    data_folder: str | None = None
+    variants: tuple[Variant, ...] = PAPER_VARIANTS
+    sites: tuple[Site, ...] = ("residual",)
+    seeds: tuple[int, ...] = (0,)
+    icl: tuple[int, ...] = (0,)
+    method: Method = field(default_factory=Method)
+    retention: str | None = None
+
+    @classmethod
+    def from_yaml(cls, text: str, *, other_tasks: Mapping[str, str] | None = None) -> Self:
+        """A study from its file's text; `other_tasks` are names beyond `TASKS` with their categories.
+
+        Raises `InvalidMethod` naming the field, also for a text above `MAX_BYTES`, for fields given twice and for
+        aliases; `MissingDependency` without PyYAML.
+        """
+        given = _loaded(text)
+        if not isinstance(given, dict):
+            raise InvalidMethod(f"a study is fields with values: {', '.join(_FIELDS)}")
+        _check_names(given, _FIELDS, "")
+        for name in ("name", "tasks"):
+            if given.get(name) is None:
+                raise InvalidMethod(f"{name}: is missing", name)
+        known = {name: str(task.category) for name, task in TASKS.items()} | dict(other_tasks or {})
+        parsers: dict[str, tuple[str, Any]] = {
+            "name": ("name", _text),
+            "model": ("model", _text),
+            "adapter": ("adapters", _adapters),
+            "tasks": ("tasks", lambda option, value: _tasks(option, value, known)),
+            "data_folder": ("data_folder", _text),
+            "variants": ("variants", lambda option, value: _by_method(option, "variant", value).variants),
+            "sites": ("sites", lambda option, value: _by_method(option, "site", value).sites),
+            "seeds": ("seeds", _seeds),
+            "icl": ("icl", _exemplars),
+            "method": ("method", _method),
+            "retention": ("retention", _text),
+        }
+        values: dict[str, Any] = {}
+        for option, value in given.items():
+            if value is not None:
+                name, parse = parsers[option]
+                try:
+                    values[name] = parse(option, value)
+                except ValueError as error:  # a whole number of more digits than Python shows
+                    raise InvalidMethod(f"{option}: {error}", option) from None
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """The study as tables show it."""
+        shared = {name: value for name, value in self.method.to_json().items() if name not in _NOT_SHARED}
+        return {
+            "name": self.name,
+            "model": self.model,
+            "adapter": list(self.adapters),
+            "tasks": [{"name": task.name, "category": task.category, "file": task.file} for task in self.tasks],
+            "variants": list(self.variants),
+            "sites": list(self.sites),
+            "seeds": list(self.seeds),
+            "icl": list(self.icl),
+            "method": shared,
+            "retention": self.retention,
+        }
+
+    def cases(self, dtype: str = "auto") -> tuple[ModelCase, ...]:
+        """The models, one for each adapter."""
+        return tuple(ModelCase(self.model, adapter, dtype) for adapter in self.adapters)
+
+    def cells(self) -> tuple[StudyCell, ...]:
+        """Every cell on one model, a whole seed before the next, so that an unfinished study is an even sample."""
+        return tuple(
+            StudyCell(task.name, variant, site, icl, seed)
+            for seed, icl, task, variant, site in itertools.product(
+                self.seeds, self.icl, self.tasks, self.variants, self.sites
+            )
+        )
+
+    def method_of(
+        self, *, variants: Sequence[Variant], sites: Sequence[Site], icl: int, layers: tuple[int, ...] | None = None
+    ) -> Method:
+        """The method that searches these variants and sites; `layers` in place of the study's own, if given."""
+        return replace(
+            self.method,
+            variants=tuple(variants),
+            sites=tuple(sites),
+            icl=icl,
+            seeds=1,
+            layers=self.method.layers if layers is None else layers,
+        )
+
+
+def _loaded(text: str) -> Any:
+    """The values of a YAML text, without aliases (a few of which can stand for billions) and double names."""
+    try:
+        import yaml
+    except ImportError:
+        raise MissingDependency("studies need PyYAML: pip install 'tiller[train]'") from None
+    if len(text.encode(errors="replace")) > MAX_BYTES:
+        raise InvalidMethod(f"the study is larger than {MAX_BYTES} bytes")
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.events.AliasEvent):
+                line = self.line + 1
+                raise yaml.YAMLError(f"line {line}: aliases (*name) are not taken")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = [str(key.value) for key, _ in node.value]
+            double = next((name for name in names if names.count(name) > 1), None)
+            if double is not None:
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {double[:60]} is given twice")
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(text, Loader=Loader)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
+        raise InvalidMethod(f"the study is no YAML that can be read: {reason}") from None
+
+
+def _check_names(given: Mapping[Any, Any], known: Sequence[str], place: str) -> None:
+    for name in given:
+        if not isinstance(name, str) or name not in known:
+            shown = f"{place}{str(name)[:60]}"
+            hint = "; give each model a file of its own" if shown == "models" else ""
+            raise InvalidMethod(f"{shown}: unknown field; there are {', '.join(known)}{hint}", shown)
+
+
+def _refuse(option: str, what: str, value: object) -> NoReturn:
+    raise InvalidMethod(f"{option}: give {what}, not {value!r:.60}", option)
+
+
+def _text(option: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or len(value) > 1000 or not value.isprintable():
+        _refuse(option, "a line of text", value)
+    return value.strip()
+
+
+def _listed(option: str, value: object, most: int) -> list[Any]:
+    """A list, or one value for a list of it."""
+    found = value if isinstance(value, list) else [value]
+    if not 0 < len(found) <= most:
+        _refuse(option, f"1 to {most} of them", value)
+    return found
+
+
+def _check_once(option: str, values: Iterable[object]) -> None:
+    seen: set[object] = set()
+    for value in values:
+        if value in seen:
+            raise InvalidMethod(f"{option}: {value} is there twice", option)
+        seen.add(value)
+
+
+def _adapters(option: str, value: object) -> tuple[str | None, ...]:
+    found = tuple(None if name is None else _text(option, name) for name in _listed(option, value, MAX_ADAPTERS))
+    _check_once(option, found)
+    return found
+
+
+def _tasks(option: str, value: object, known: Mapping[str, str]) -> tuple[StudyTask, ...]:
+    found = tuple(
+        _task(f"{option}[{place}]", task, known) for place, task in enumerate(_listed(option, value, MAX_TASKS))
+    )
+    _check_once(option, (task.name for task in found))
+    return found
+
+
+def _task(option: str, value: object, known: Mapping[str, str]) -> StudyTask:
+    if isinstance(value, str):
+        if value not in known:
+            shown = ", ".join(name for name in known if not name.startswith("mmlu/"))
+            raise InvalidMethod(
+                f"{option}: there is no task {value[:60]!r}; there are {shown} and mmlu/SUBJECT", option
+            )
+        return StudyTask(value, known[value], value)
+    if not isinstance(value, dict):
+        _refuse(option, f"the name of a task, or {', '.join(_OWN_TASK_FIELDS)} of your own", value)
+    _check_names(value, _OWN_TASK_FIELDS, f"{option}.")
+    for needed in ("name", "file"):
+        if value.get(needed) is None:
+            raise InvalidMethod(f"{option}.{needed}: is missing", f"{option}.{needed}")
+    fields = {part: _text(f"{option}.{part}", text) for part, text in value.items() if text is not None}
+    name = fields["name"]
+    if not _TASK_NAME.fullmatch(name):
+        _refuse(f"{option}.name", "small letters, digits, '.', '_', '/' and '-', at most 80", name)
+    if name in known:
+        raise InvalidMethod(f"{option}.name: {name} is a known task; give your file another name", f"{option}.name")
+    return StudyTask(name, fields.get("category", OWN_CATEGORY), fields.get("attribute", name), fields["file"])
+
+
+def _seeds(option: str, value: object) -> tuple[int, ...]:
+    if type(value) is int and 1 <= value <= MAX_SEEDS:
+        return tuple(range(value))
+    what = f"how many (1 to {MAX_SEEDS}), or a list of whole numbers from 0"
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_SEEDS:
+        _refuse(option, what, value)
+    if not all(type(seed) is int and 0 <= seed <= MAX_SEED for seed in value):
+        _refuse(option, what, value)
+    _check_once(option, value)
+    return tuple(value)
+
+
+def _exemplars(option: str, value: object) -> tuple[int, ...]:
+    found = _listed(option, value, MAX_EXEMPLARS + 1)
+    if not all(type(count) is int and 0 <= count <= MAX_EXEMPLARS for count in found):
+        _refuse(option, f"a list of whole numbers from 0 to {MAX_EXEMPLARS}", value)
+    _check_once(option, found)
+    return tuple(found)
+
+
+def _method(option: str, value: object) -> Method:
+    if not isinstance(value, dict):
+        _refuse(option, "options of a method", value)
+    for name in value:
+        if not isinstance(name, str):
+            _refuse(option, "options by name", name)
+        if name in _NOT_SHARED:
+            raise InvalidMethod(f"{option}.{name}: is the study's own field {_NOT_SHARED[name]}", f"{option}.{name}")
+        if name == "allow_no_gain":
+            raise InvalidMethod(f"{option}.{name}: a study publishes no vectors", f"{option}.{name}")
+    try:
+        return Method.from_json(value)
+    except InvalidMethod as error:
+        raise InvalidMethod(f"{option}.{error}", f"{option}.{error.param}") from None
+
+
+def _by_method(option: str, method_option: str, value: object) -> Method:
+    """A method with one option, whose refusal names the study's field."""
+    try:
+        return Method.from_json({method_option: value})
+    except InvalidMethod as error:
+        raise InvalidMethod(f"{option}{str(error).removeprefix(method_option)}", option) from None

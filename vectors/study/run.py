@@ -1,0 +1,326 @@
+"""Runs the cells of a study on one model, each written to a file of its own as soon as it is found.
+
+    OUTPUT/cells/MODEL/TASK.VARIANT.SITE.iclN.seedN.json
+
+A killed study goes on where it was: only cells without a file are run. A file says what it depends on (method, data,
+model, seed) with the hash of that, and one of another study is refused rather than mixed in. All variants and sites of
+one task, number of exemplars and seed share one search and one test of the plain model. It does not know which engine
+answers, where data comes from, or what the figures are summed up to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vectors.data.items import ChoiceItem, DataSet, ShownItem
+from vectors.data.split import shuffle_options
+from vectors.durable import flush_folder, replace_file
+from vectors.errors import InvalidData, InvalidMethod
+from vectors.study.data import StudyData
+from vectors.study.definition import ModelCase, Study, StudyCell
+from vectors.training.examiner import Examiner, Question, answers_of
+from vectors.training.held_out import MAX_RETENTION_ITEMS, Test, interval_report, test_report, test_steerings
+from vectors.training.method import Method, Variant
+from vectors.training.model_view import Probe
+from vectors.training.progress import Progress, WorkPlan
+from vectors.training.report import cell_report
+from vectors.training.search import Cell, best_of
+from vectors.training.train import Searched, TrainingData, check_fit, search_seed
+from vectors.vocabulary import Site
+
+FORMAT = 1
+"""Of a cell's file."""
+
+Record = dict[str, Any]
+"""A cell's file."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyProgress:
+    """`num_done` of `num_total` cells of this model, `num_failed` of which had nothing to show.
+
+    `label` says what is being searched, `phase` how far that has come; `seconds_left`: until this model's cells are
+    all there, None before it can be told.
+    """
+
+    num_done: int
+    num_total: int
+    num_failed: int
+    label: str
+    phase: Progress | None = None
+    seconds_left: float | None = None
+
+
+StudyReport = Callable[[StudyProgress], None]
+"""Receives progress; what it raises stops the study, which can be gone on with later."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The cells that one search finds, and those of them that are missing."""
+
+    task: str
+    icl: int
+    seed: int
+    missing: list[StudyCell] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        return f"{self.task}, {f'{self.icl} exemplars, ' if self.icl else ''}seed {self.seed}"
+
+
+def read_cells(study: Study, case: ModelCase, data: StudyData, folder: Path) -> dict[StudyCell, Record]:
+    """The study's cells that `folder` has for this model.
+
+    Raises `InvalidMethod` for a cell of another method, data or model, naming its file and what differs,
+    `InvalidData` for a file that is no cell, and `OSError`.
+    """
+    found = {}
+    for cell in study.cells():
+        path = cell_file(folder, case, cell)
+        try:
+            record = json.loads(path.read_bytes())
+            known, key, _ = record["depends_on"], record["key"], record["reason"]
+        except FileNotFoundError:
+            continue
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InvalidData(f"is no cell of a study ({error}); remove it to have it made again", str(path)) from None
+        wanted = _depends_on(study, case, cell, data)
+        if key != _key(wanted):
+            known = known if isinstance(known, dict) else {}
+            differing = [name for name, value in wanted.items() if known.get(name) != value]
+            raise InvalidMethod(
+                f"{path}: is of another study: {', '.join(differing) or 'its hash'} differ; give another output folder"
+            )
+        found[cell] = record
+    return found
+
+
+def cell_file(folder: Path, case: ModelCase, cell: StudyCell) -> Path:
+    """Where a cell's file lies; no two cells of any studies share one unless they have the same names."""
+    name = json.dumps([case.model, case.adapter, case.dtype])
+    readable = re.sub(r"[^A-Za-z0-9.-]+", "-", case.label).strip("-.")[-60:]
+    model = f"{readable}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
+    task = cell.task.replace("/", "+")  # which no name of a task has
+    return folder / "cells" / model / f"{task}.{cell.variant}.{cell.site}.icl{cell.icl}.seed{cell.seed}.json"
+
+
+def run_study(
+    study: Study, case: ModelCase, probe: Probe, data: StudyData, folder: Path, report: StudyReport
+) -> dict[StudyCell, Record]:
+    """Run the cells that are missing; returns all of them.
+
+    A cell whose data leaves nothing to contrast is written as failed with its reason, and the others go on. Raises as
+    `read_cells` does, `InvalidMethod` for what the model lacks, what the probe and `report` raise, and `OSError`.
+    """
+    layers = check_fit(study.method_of(variants=study.variants, sites=study.sites, icl=0), probe)
+    found = read_cells(study, case, data, folder)
+    groups = _groups(study, found)
+    reporter = _Reporter(study, groups, found, data, report)
+    for group in groups:
+        reporter.begin(group)
+        variants = [name for name in study.variants if any(cell.variant == name for cell in group.missing)]
+        sites = [name for name in study.sites if any(cell.site == name for cell in group.missing)]
+        method = study.method_of(variants=variants, sites=sites, icl=group.icl, layers=layers)
+        started = time.monotonic()
+        results = _run_group(group, probe, data, method, reporter.phase)
+        seconds = round(time.monotonic() - started, 3)
+        for cell in group.missing:
+            depends_on = _depends_on(study, case, cell, data)
+            record = {"format": FORMAT, "key": _key(depends_on), "depends_on": depends_on}
+            record |= results[cell.variant, cell.site] | {"search_seconds": seconds}
+            _write(cell_file(folder, case, cell), json.dumps(record, indent=1, allow_nan=False).encode())
+            found[cell] = record
+            reporter.cell_done(is_failed=record["reason"] is not None)
+        reporter.end(group)
+    return found
+
+
+def _groups(study: Study, found: Mapping[StudyCell, Record]) -> list[_Group]:
+    groups: dict[tuple[str, int, int], _Group] = {}
+    for cell in study.cells():
+        if cell not in found:
+            name = (cell.task, cell.icl, cell.seed)
+            groups.setdefault(name, _Group(*name)).missing.append(cell)
+    return list(groups.values())
+
+
+def _depends_on(study: Study, case: ModelCase, cell: StudyCell, data: StudyData) -> dict[str, Any]:
+    method = study.method_of(variants=[cell.variant], sites=[cell.site], icl=cell.icl).to_json()
+    del method["allow_no_gain"]
+    # with layers chosen for the model, a study of the residual stream read at the input leaves out block 0 everywhere
+    skips_first = study.method.layers is None and study.method.reads_at_input and "residual" in study.sites
+    return {
+        "format": FORMAT,
+        "model": case.model,
+        "adapter": case.adapter,
+        "dtype": case.dtype,
+        "task": cell.task,
+        "data_sha256": data.tasks[cell.task].sha256,
+        "retention_sha256": None if data.retention is None else data.retention.sha256,
+        "method": method,
+        "skips_first_block": skips_first,
+        "seed": cell.seed,
+    }
+
+
+def _key(depends_on: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+
+
+def _run_group(
+    group: _Group, probe: Probe, data: StudyData, method: Method, report: Callable[[Progress], None]
+) -> dict[tuple[Variant, Site], Record]:
+    """The result of every variant and site of the method."""
+    names = [(variant, site) for variant in method.variants for site in method.sites]
+    items = data.tasks[group.task]
+    plan = WorkPlan(report, _expected(items, data.retention, method, probe))
+    try:
+        searched = search_seed(probe, TrainingData(items), method, group.seed, plan)
+    except (InvalidData, InvalidMethod) as error:
+        return dict.fromkeys(names, _failed(str(error)))
+    chosen: dict[tuple[Variant, Site], Cell] = {}
+    for name in names:
+        cells = [cell for cell in searched.cells if (cell.variant, cell.site) == name]
+        if cells:
+            chosen[name] = best_of(cells, is_paper=method.is_paper)
+    plan.best = max(cell.accuracy or 0.0 for cell in chosen.values())
+    tests = _tests(searched, list(chosen.values()), plan)
+    kept = _retention(probe, data.retention, list(chosen.values()), method, group.seed, plan)
+    plan.end()
+    results = {name: _failed(_reason(name[0], searched)) for name in names if name not in chosen}
+    for (name, cell), test, retention in zip(chosen.items(), tests, kept, strict=True):
+        results[name] = _result(searched, cell, test, retention, is_paper=method.is_paper)
+    return results
+
+
+def _expected(items: DataSet, retention: DataSet | None, method: Method, probe: Probe) -> dict[str, float]:
+    """Work by phase, in prompts; a steered answer costs a token, a small part of a prompt."""
+    count = min(len(items.items), method.max_items)
+    places = len(method.variants) * len(method.sites)
+    num_cells = places * len(method.layers_for(probe.num_layers)) * len(method.scale_grid())
+    kept = 0 if retention is None else min(len(retention.items), MAX_RETENTION_ITEMS)
+    return {
+        "answering": method.split.train * count * (2 if method.icl else 1),
+        "reading activations": 2.0 * method.split.train * count,
+        "searching": method.split.validation * count * (1 + 0.02 * num_cells),
+        "testing": method.split.test * count * 3 * (1 + 0.02 * places),
+        "retention": float(kept),
+    }
+
+
+def _tests(searched: Searched, chosen: Sequence[Cell], plan: WorkPlan) -> list[Test]:
+    """The figures of `outcome.test_steering` for each cell, the prompts read once for all of them."""
+    questions = searched.tested
+    sizes = [len(question.order) if isinstance(question, ShownItem) else 1 for question in questions]
+    plan.begin("testing", sum(sizes))
+    return test_steerings(searched.examiner, questions, [cell.steering for cell in chosen], plan.advance)
+
+
+def _retention(
+    probe: Probe, data: DataSet | None, chosen: Sequence[Cell], method: Method, seed: int, plan: WorkPlan
+) -> list[dict[str, float] | None]:
+    """Accuracy on what should be left alone, without and with each steering, in balanced order."""
+    items = [item for item in (data.items if data is not None else ()) if isinstance(item, ChoiceItem)]
+    if not items:
+        return [None] * len(chosen)
+    questions: Sequence[Question] = shuffle_options(items[:MAX_RETENTION_ITEMS], seed)
+    plan.begin("retention", len(questions))
+    steerings = [(), *(cell.steering for cell in chosen)]
+    right = Examiner(probe, method).choose(questions, steerings, plan.advance) == answers_of(questions)
+    plain, *steered = (float(value) for value in np.mean(right, axis=1))
+    return [{"baseline": plain, "steered": value, "change": value - plain} for value in steered]
+
+
+def _result(
+    searched: Searched, cell: Cell, test: Test, retention: dict[str, float] | None, *, is_paper: bool
+) -> Record:
+    assert cell.accuracy is not None
+    tested = test_report(test)
+    del tested["letters"]
+    return {
+        "reason": None,
+        "split": searched.num_items,
+        "chosen": cell_report(cell) | {"dose": cell.dose, "relative_dose": cell.relative_dose},
+        "validation_baseline": searched.validation_baseline,
+        "unsteered_wins": not is_paper and searched.validation_baseline >= cell.accuracy,
+        "plain_baseline": searched.plain_accuracy,
+        "baseline": interval_report(test.baseline),
+        "test": tested,
+        "retention": retention,
+    }
+
+
+def _failed(reason: str) -> Record:
+    return {"reason": reason}
+
+
+def _reason(variant: Variant, searched: Searched) -> str:
+    notes = [note for note in searched.notes if note.startswith(f"{variant} ")]
+    return notes[0] if notes else "the two groups of texts have the same activations at every layer of the site"
+
+
+class _Reporter:
+    """Counts cells and tells the time left, a group's share of it by its number of items."""
+
+    def __init__(
+        self,
+        study: Study,
+        groups: Sequence[_Group],
+        found: Mapping[StudyCell, Record],
+        data: StudyData,
+        report: StudyReport,
+    ) -> None:
+        self._report = report
+        self._weights = {
+            id(group): float(min(len(data.tasks[group.task].items), study.method.max_items)) for group in groups
+        }
+        self._total = sum(self._weights.values())
+        self._finished = 0.0
+        self._num_done = len(found)
+        self._num_total = len(study.cells())
+        self._num_failed = sum(record["reason"] is not None for record in found.values())
+        self._started = time.monotonic()
+        self._group_started = self._started
+        self._weight = 0.0
+        self._label = ""
+
+    def begin(self, group: _Group) -> None:
+        self._label, self._weight = group.label, self._weights[id(group)]
+        self._group_started = time.monotonic()
+        self._tell(None, 0.0)
+
+    def phase(self, progress: Progress) -> None:
+        spent = time.monotonic() - self._group_started
+        left = progress.seconds_left
+        self._tell(progress, 0.0 if left is None or spent + left <= 0 else spent / (spent + left))
+
+    def cell_done(self, *, is_failed: bool) -> None:
+        self._num_done += 1
+        self._num_failed += is_failed
+        self._tell(None, 1.0)
+
+    def end(self, group: _Group) -> None:
+        self._finished += self._weights[id(group)]
+
+    def _tell(self, phase: Progress | None, share: float) -> None:
+        finished = self._finished + self._weight * share
+        spent = time.monotonic() - self._started
+        left = spent / finished * (self._total - finished) if finished > 0 else None
+        self._report(StudyProgress(self._num_done, self._num_total, self._num_failed, self._label, phase, left))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put `content` at `path` so that after any crash the file is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, content)
+    flush_folder(path.parent)

@@ -1,0 +1,118 @@
+"""Evaluation of a steering that exists, and of training itself over the number of items it is given.
+
+It does not know how a training goes, nor where its reports are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from vectors.data.items import ShownItem
+from vectors.errors import InvalidData
+from vectors.training.examiner import Examiner
+from vectors.training.held_out import (
+    check_retention,
+    harm_of,
+    interval_report,
+    retention_of,
+    test_report,
+    test_steering,
+    verdict_of,
+)
+from vectors.training.method import Method
+from vectors.training.model_view import Probe, Steering
+from vectors.training.progress import Report, WorkPlan
+from vectors.training.report import cell_report
+from vectors.training.train import TrainingData, check_fit, expected_work, parts_of, show, train_seed
+
+
+def evaluate(
+    probe: Probe,
+    data: TrainingData,
+    steering: tuple[Steering, ...],
+    method: Method,
+    *,
+    seed: int,
+    report: Report,
+) -> dict[str, Any]:
+    """The report of a steering that exists, on all items (at most `method.max_items`, drawn by the seed)."""
+    check_fit(method, probe)
+    order = np.random.default_rng(seed).permutation(len(data.items.items))[: method.max_items]
+    questions = show([data.items.items[index] for index in sorted(order)], method, seed)
+    plan = WorkPlan(report, {"testing": 6.0 * len(questions), "retention": 200.0})
+    examiner = Examiner(probe, method)
+    plan.begin("testing", sum(len(q.order) if isinstance(q, ShownItem) else 1 for q in questions))
+    test = test_steering(examiner, questions, steering, plan.advance)
+    retention = retention_of(data.retention_items, data.retention_texts, questions, seed)
+    plan.begin("retention", retention.num_prompts)
+    kept = check_retention(probe, examiner, retention, steering, plan.advance)
+    plan.end()
+    is_recommended, reason = verdict_of(test, unsteered_wins=False)
+    return {
+        "method": method.to_json(),
+        "data": {"name": data.items.name, "sha256": data.items.sha256, "items": len(questions)},
+        "seed": seed,
+        "baseline": {"test": interval_report(test.baseline)},
+        "test": test_report(test),
+        "retention": kept,
+        "notes": harm_of(kept),
+        "steering": [
+            {
+                "revision": entry.vector.revision,
+                "site": entry.vector.site,
+                "layers": list(entry.vector.layers),
+                "scale": entry.scale,
+            }
+            for entry in steering
+        ],
+        "recommended": is_recommended,
+        "reason": reason,
+        "seconds": {phase: round(value, 3) for phase, value in plan.seconds.items()},
+    }
+
+
+def _of_size(report: Report, size: int) -> Report:
+    """`report`, told of which size a phase is."""
+    return lambda progress: report(replace(progress, phase=f"{size} items: {progress.phase}"))
+
+
+def sweep(
+    probe: Probe, data: TrainingData, method: Method, sizes: Sequence[int], *, seed: int, report: Report
+) -> dict[str, Any]:
+    """Test accuracy over the number of training items: each size is a training of its own on the same split.
+
+    A size that leaves nothing to contrast is reported with the reason. Raises as `train`.
+    """
+    check_fit(method, probe)
+    available = len(parts_of(data, method, seed).train)
+    tried = sorted({min(size, available) for size in sizes})
+    points: list[dict[str, Any]] = []
+    failure = InvalidData("no size can be trained", data.items.name)
+    for size in tried:
+        plan = WorkPlan(_of_size(report, size), expected_work(data, method, probe))
+        try:
+            result = train_seed(probe, data, method, seed, plan, num_train=size)
+        except InvalidData as error:
+            failure = error
+            points.append({"num_items": size, "reason": str(error)})
+            continue
+        points.append(
+            {
+                "num_items": size,
+                "chosen": cell_report(result.chosen),
+                "baseline": interval_report(result.test.baseline),
+                "test": test_report(result.test),
+            }
+        )
+    if not any("test" in point for point in points):
+        raise failure
+    return {
+        "method": method.to_json(),
+        "data": {"name": data.items.name, "sha256": data.items.sha256, "items": len(data.items.items)},
+        "seed": seed,
+        "points": points,
+    }

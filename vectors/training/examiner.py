@@ -1,0 +1,247 @@
+"""Examiner: asks a model items and says what it chose, plain or under many steerings at once.
+
+It turns items into token ids: raw text or the model's chat template, with or without solved examples before them. A
+letter's probability is the sum over its spellings (`A`, ` A`) of the first token that each adds to the prompt; where
+two letters share such a token, of the whole spelling. A pair's choice is the text whose tokens are likelier on
+average. It does not know which items are asked for what, or how a model is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vectors.data.items import LETTERS, Message, PairItem, ShownItem
+from vectors.errors import InvalidData
+from vectors.training.method import Method
+from vectors.training.model_view import Continuations, Probe, Steering
+from vectors.training.prompts import Statement, Text, lettered_prompt, raw_text, solved_example, statements_of, turns_of
+
+Question = ShownItem | PairItem
+
+Steerings = Sequence[tuple[Steering, ...]]
+"""Each one the vectors that are added together; the empty one is the plain model."""
+
+Choices = npt.NDArray[np.int64]
+"""`[steerings, questions]`: the chosen place of each question, -1 where the output was not finite."""
+
+Scores = npt.NDArray[np.float64]
+"""`[steerings, items]`: the share of an item's prompts that were answered right."""
+
+Advance = Callable[[int], None]
+
+_Tokens = tuple[int, ...]
+_CONTEXT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Letters:
+    """How the letters follow a prompt: `spellings[place]` are token sequences."""
+
+    spellings: tuple[tuple[_Tokens, ...], ...]
+
+    @property
+    def first_tokens(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(dict.fromkeys(tokens[0] for tokens in found)) for found in self.spellings)
+
+    @property
+    def are_told_apart(self) -> bool:
+        """True when no two letters begin with the same token."""
+        firsts = [token for tokens in self.first_tokens for token in tokens]
+        return len(set(firsts)) == len(firsts)
+
+
+def _ignore(num_done: int) -> None:
+    pass
+
+
+class Examiner:
+    """Asks `probe` as `method` says, after the solved `exemplars`."""
+
+    def __init__(self, probe: Probe, method: Method, exemplars: Sequence[ShownItem] = ()) -> None:
+        self._probe = probe
+        self._is_chat = method.prompt == "chat"
+        self._spellings = ("{}",) if method.is_paper else ("{}", " {}")
+        self._exemplars = tuple(exemplars)
+        self._known_letters: dict[tuple[_Tokens, int], _Letters] = {}
+
+    def tokens_of(self, text: Text) -> _Tokens:
+        """The token ids of a lettered prompt or a whole statement. Raises `InvalidData` when it is too long."""
+        if isinstance(text, ShownItem):
+            tokens = self._lettered(text)
+            line = text.item.line
+        else:
+            tokens = self._statement(text)[1]
+            line = None
+        if len(tokens) >= self._probe.max_length:
+            raise InvalidData(
+                f"a prompt has {len(tokens)} tokens; the model takes {self._probe.max_length - 1}", line=line
+            )
+        return tokens
+
+    def choose(self, questions: Sequence[Question], steerings: Steerings, advance: Advance = _ignore) -> Choices:
+        """What the model chooses, `[steerings, questions]`; `advance` is told how many questions are done."""
+        chosen = np.full((len(steerings), len(questions)), -1, dtype=np.int64)
+        lettered = [index for index, question in enumerate(questions) if isinstance(question, ShownItem)]
+        for num_done, (index, places) in enumerate(self._choose_letters(questions, lettered, steerings), 1):
+            chosen[:, index] = places
+            advance(num_done)
+        pairs = [index for index, question in enumerate(questions) if isinstance(question, PairItem)]
+        for number, steering in enumerate(steerings if pairs else ()):
+            for index, place in self._choose_texts(questions, pairs, steering):
+                chosen[number, index] = place
+            advance(len(lettered) + len(pairs) * (number + 1) // len(steerings))
+        return chosen
+
+    def balanced_scores(
+        self, questions: Sequence[Question], steerings: Steerings, advance: Advance = _ignore
+    ) -> tuple[Scores, Choices]:
+        """Each item's share of right answers over every rotation of its options, and what was chosen each time.
+
+        The choices are `[steerings, prompts]`, an item's rotations next to each other.
+        """
+        asked: list[Question] = []
+        owners: list[int] = []
+        for index, question in enumerate(questions):
+            rotations = question.rotations() if isinstance(question, ShownItem) else (question,)
+            asked.extend(rotations)
+            owners.extend([index] * len(rotations))
+        chosen = self.choose(asked, steerings, advance)
+        right = chosen == answers_of(asked)
+        owner = np.asarray(owners)
+        sums = np.stack([np.bincount(owner, weights=row, minlength=len(questions)) for row in right.astype(float)])
+        return sums / np.bincount(owner, minlength=len(questions)), chosen
+
+    def _choose_letters(
+        self, questions: Sequence[Question], indices: Sequence[int], steerings: Steerings
+    ) -> Iterator[tuple[int, Choices]]:
+        prompts: list[_Tokens] = []
+        letters: list[_Letters] = []
+        whole: list[int] = []
+        simple: list[int] = []
+        for index in indices:
+            question = questions[index]
+            assert isinstance(question, ShownItem)
+            prompt = self.tokens_of(question)
+            found = self._letters_after(prompt, question)
+            (simple if found.are_told_apart else whole).append(index)
+            prompts.append(prompt)
+            letters.append(found)
+        place_of = {index: number for number, index in enumerate(indices)}
+        chosen_prompts = [prompts[place_of[index]] for index in simple]
+        groups = [letters[place_of[index]].first_tokens for index in simple]
+        token_ids = [tuple(token for group in found for token in group) for found in groups]
+        for number, logprobs in self._probe.next_token_logprobs(chosen_prompts, token_ids, steerings):
+            yield simple[number], _likeliest(logprobs, [len(group) for group in groups[number]])
+        for index in whole:
+            found = letters[place_of[index]]
+            yield index, self._choose_spelled(prompts[place_of[index]], found, steerings)
+
+    def _choose_spelled(self, prompt: _Tokens, letters: _Letters, steerings: Steerings) -> Choices:
+        """The likeliest letter by whole spellings, under each steering."""
+        spelled = tuple(tokens for spellings in letters.spellings for tokens in spellings)
+        queries = [Continuations(prompt, spelled, steering) for steering in steerings]
+        chosen = np.full(len(steerings), -1, dtype=np.int64)
+        for number, found in self._probe.continuation_logprobs(queries):
+            totals = torch.tensor([[sum(logprobs) for logprobs in found]])
+            chosen[number] = _likeliest(totals, [len(spellings) for spellings in letters.spellings])[0]
+        return chosen
+
+    def _choose_texts(
+        self, questions: Sequence[Question], indices: Sequence[int], steering: tuple[Steering, ...]
+    ) -> Iterator[tuple[int, int]]:
+        queries = []
+        for index in indices:
+            pair = questions[index]
+            assert isinstance(pair, PairItem)
+            for statement in statements_of(pair):
+                prompt, tokens = self._statement(statement)
+                if len(tokens) > self._probe.max_length:
+                    raise InvalidData(
+                        f"a text has {len(tokens)} tokens; the model takes {self._probe.max_length}", line=pair.line
+                    )
+                if len(tokens) == len(prompt):
+                    raise InvalidData(
+                        "a text of one token with nothing before it has no probability; give a prompt or a longer text",
+                        line=pair.line,
+                    )
+                queries.append(Continuations(prompt, (tokens[len(prompt) :],), steering))
+        means = np.full(len(queries), np.nan)
+        for number, (logprobs,) in self._probe.continuation_logprobs(queries):
+            means[number] = np.mean(logprobs)
+        for number, index in enumerate(indices):
+            positive, negative = means[2 * number : 2 * number + 2]
+            is_finite = bool(np.isfinite(positive) and np.isfinite(negative))
+            yield index, (0 if positive > negative else 1) if is_finite else -1
+
+    def _lettered(self, shown: ShownItem) -> _Tokens:
+        if not self._is_chat:
+            examples = "".join(solved_example(exemplar) for exemplar in self._exemplars)
+            return self._probe.encode(examples + lettered_prompt(shown))
+        turns: list[Message] = []
+        for exemplar in self._exemplars:
+            turns.append(Message("user", lettered_prompt(exemplar)))
+            turns.append(Message("assistant", LETTERS[exemplar.answer]))
+        return self._probe.encode_chat([*turns, Message("user", lettered_prompt(shown))])
+
+    def _statement(self, statement: Statement) -> tuple[_Tokens, _Tokens]:
+        """The prompt's tokens, at least one, and the whole text's, of which they are the beginning."""
+        if self._is_chat:
+            prompt = self._probe.encode_chat(turns_of(statement))
+            tokens = self._probe.encode_chat(turns_of(statement), statement.reply)
+        else:
+            text, reply = raw_text(statement)
+            prompt, tokens = self._probe.encode(text), self._probe.encode(text + reply)
+        num_common = next(
+            (number for number, (left, right) in enumerate(zip(prompt, tokens, strict=False)) if left != right),
+            min(len(prompt), len(tokens)),
+        )
+        return tokens[: max(1, min(num_common, len(tokens) - 1))], tokens
+
+    def _letters_after(self, prompt: _Tokens, shown: ShownItem) -> _Letters:
+        """How the letters follow the prompt; prompts that end alike have theirs alike."""
+        key = (prompt[-_CONTEXT:], len(shown.order))
+        found = self._known_letters.get(key)
+        if found is None:
+            found = _Letters(tuple(self._spellings_of(letter, prompt, shown) for letter in LETTERS[: len(shown.order)]))
+            self._known_letters[key] = found
+        return found
+
+    def _spellings_of(self, letter: str, prompt: _Tokens, shown: ShownItem) -> tuple[_Tokens, ...]:
+        found = []
+        for spelling in self._spellings:
+            text = spelling.format(letter)
+            if self._is_chat:
+                tokens = self._probe.encode_chat([Message("user", lettered_prompt(shown))], text)
+                before = self._probe.encode_chat([Message("user", lettered_prompt(shown))])
+            else:
+                tokens, before = self._probe.encode(lettered_prompt(shown) + text), prompt
+                before = self._probe.encode(lettered_prompt(shown)) if self._exemplars else before
+            if tokens[: len(before)] == before and len(tokens) > len(before):
+                found.append(tokens[len(before) :])
+            else:  # the letter melts into the prompt's last token: take it as it stands alone
+                found.append(self._probe.encode(text)[len(self._probe.encode("")) :])
+        return tuple(dict.fromkeys(found))
+
+
+def answers_of(questions: Sequence[Question]) -> npt.NDArray[np.int64]:
+    """The right place of each question, `[questions]`."""
+    return np.asarray(
+        [question.answer if isinstance(question, ShownItem) else 0 for question in questions], dtype=np.int64
+    )
+
+
+def _likeliest(logprobs: Tensor, sizes: Sequence[int]) -> Choices:
+    """The group of adjacent columns with the highest summed probability, first of equals; -1 in a row of NaN."""
+    if all(size == 1 for size in sizes):
+        totals = logprobs
+    else:
+        totals = torch.stack([part.logsumexp(-1) for part in torch.split(logprobs, list(sizes), dim=-1)], dim=-1)
+    chosen = totals.argmax(dim=-1)
+    chosen[torch.isnan(logprobs).any(dim=-1)] = -1
+    return chosen.numpy()

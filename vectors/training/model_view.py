@@ -1,0 +1,92 @@
+"""Probe: the protocol by which training sees a model. Any engine can stand behind it.
+
+Training asks three things: what the activations at a text's last token are, how likely certain next tokens are under
+many steerings of one prompt, and how likely whole continuations are. Texts are token ids by then. It does not know
+how prompts are run, in which order, or beside what other work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from vectors.data.items import Message
+from vectors.vector import SteeringVector
+from vectors.vocabulary import Site
+
+
+class Cancelled(Exception):
+    """Whoever asked for the work wants it no longer; raised out of a probe's iterators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """A vector at a scale, added at the vector's own layers and positions."""
+
+    vector: SteeringVector
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Continuations:
+    """A prompt, the token sequences that may follow it, and the steering under which they are scored (or None)."""
+
+    prompt: tuple[int, ...]
+    choices: tuple[tuple[int, ...], ...]
+    steering: tuple[Steering, ...] = ()
+
+
+class Probe(Protocol):
+    """A model as training sees it. Iterators yield `(index of the input, result)` in any order, each index once.
+
+    `max_length` counts tokens. Every iterator may raise `Cancelled`, and `ProbeFailed`.
+    """
+
+    @property
+    def model_id(self) -> str: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def sites(self) -> tuple[str, ...]: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def has_chat_template(self) -> bool: ...
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of raw text, with the special tokens that the tokenizer puts first by itself."""
+        ...
+
+    def encode_chat(self, messages: Sequence[Message], reply: str = "") -> tuple[int, ...]:
+        """Token ids of a chat that the assistant is to go on, with the beginning of its reply."""
+        ...
+
+    def activations(
+        self, prompts: Iterable[tuple[int, ...]], sites: Sequence[Site]
+    ) -> Iterator[tuple[int, Mapping[Site, Tensor]]]:
+        """Unsteered activations at each prompt's last token: float32 `[layers, hidden]` (CPU) by site."""
+        ...
+
+    def next_token_logprobs(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        token_ids: Sequence[tuple[int, ...]],
+        steerings: Sequence[tuple[Steering, ...]],
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Log-probabilities, float32 `[steerings, tokens]`, of `token_ids[i]` after `prompts[i]` under each steering.
+
+        The empty steering is the plain model. Steerings that begin at the prompt's last token (positions `response`)
+        share what comes before it, and cost a token each.
+        """
+        ...
+
+    def continuation_logprobs(
+        self, queries: Iterable[Continuations]
+    ) -> Iterator[tuple[int, tuple[tuple[float, ...], ...]]]:
+        """Log-probability of every token of every choice of each query."""
+        ...

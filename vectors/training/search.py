@@ -1,0 +1,164 @@
+"""The search: from texts to directions, and which direction, layer and scale answer most validation items right.
+
+Directions are mean activations of one group of texts minus another's (Cui & Chen 2025, arXiv:2509.22739), read at
+every layer and site in one pass. All cells of the grid are asked side by side, one token an item. It does not know
+where items come from, nor what is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vectors.training.contrast import Contrast
+from vectors.training.examiner import Advance, Examiner, Question, Steerings, answers_of
+from vectors.training.method import Method, Variant
+from vectors.training.model_view import Probe, Steering
+from vectors.training.prompts import Text
+from vectors.vector import SteeringVector
+from vectors.vocabulary import Place, Site
+
+Directions = Mapping[Site, Tensor]
+"""float32 `[layers, hidden]` by site: the direction to add at each layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One point of the grid. `scale` multiplies the unnormalised direction, `shown_scale` is as the method gave it.
+
+    `dose` is the length of what is added, absolute and relative to the mean length of the activation there.
+    `accuracy` (0 … 1) is that of the validation items, None before they are asked.
+    """
+
+    variant: Variant
+    site: Site
+    layer: int
+    shown_scale: float
+    scale: float
+    dose: float
+    relative_dose: float
+    vector: SteeringVector
+    accuracy: float | None = None
+
+    @property
+    def steering(self) -> tuple[Steering, ...]:
+        """The cell as a steering."""
+        return (Steering(self.vector, self.scale),)
+
+
+class MeanActivations:
+    """Sums of activations by group of texts, each distinct text read once. float64, so that order hardly matters."""
+
+    def __init__(self, probe: Probe, examiner: Examiner, sites: Sequence[Site]) -> None:
+        self._probe = probe
+        self._examiner = examiner
+        self._sites = tuple(sites)
+        self.num_tokens = 0
+
+    def of(self, groups: Sequence[Sequence[Text]], advance: Advance) -> list[tuple[Directions, Mapping[Site, Tensor]]]:
+        """For each group the mean activation `[layers, hidden]` and the mean length of activations `[layers]`."""
+        texts = list(dict.fromkeys(text for group in groups for text in group))
+        prompts = [self._examiner.tokens_of(text) for text in texts]
+        self.num_tokens += sum(map(len, prompts))
+        members: dict[Text, list[int]] = {}  # a text that a group has twice counts twice
+        for number, group in enumerate(groups):
+            for text in group:
+                members.setdefault(text, []).append(number)
+        shape = (len(groups), self._probe.num_layers)
+        sums = {site: torch.zeros(*shape, self._probe.hidden_size, dtype=torch.float64) for site in self._sites}
+        lengths = {site: torch.zeros(*shape, dtype=torch.float64) for site in self._sites}
+        for num_done, (index, found) in enumerate(self._probe.activations(prompts, self._sites), 1):
+            for site in self._sites:
+                activation = found[site].double()
+                length = activation.norm(dim=-1)
+                for number in members[texts[index]]:
+                    sums[site][number] += activation
+                    lengths[site][number] += length
+            advance(num_done)
+        return [
+            (
+                {site: sums[site][number] / max(1, len(group)) for site in self._sites},
+                {site: lengths[site][number] / max(1, len(group)) for site in self._sites},
+            )
+            for number, group in enumerate(groups)
+        ]
+
+
+def directions_of(
+    contrasts: Mapping[Variant, Contrast],
+    shown: Sequence[Text],
+    means: MeanActivations,
+    *,
+    reads_at_input: bool,
+    advance: Advance,
+) -> tuple[dict[Variant, Directions], Mapping[Site, Tensor]]:
+    """The directions of every variant, and the mean length of the activations of `shown` at every layer.
+
+    With `reads_at_input` the residual direction for layer L is the difference at the output of layer L - 1; layer 0
+    then has none (zeros).
+    """
+    groups: list[Sequence[Text]] = [shown]
+    for contrast in contrasts.values():
+        groups += [contrast.positive, contrast.negative]
+    (_, lengths), *found = means.of(groups, advance)
+    directions: dict[Variant, Directions] = {}
+    for number, variant in enumerate(contrasts):
+        (positive, _), (negative, _) = found[2 * number : 2 * number + 2]
+        difference = {site: (positive[site] - negative[site]).float() for site in positive}
+        if reads_at_input and "residual" in difference:
+            shifted = difference["residual"].roll(1, dims=0)
+            shifted[0] = 0.0
+            difference["residual"] = shifted
+        directions[variant] = difference
+    return directions, lengths
+
+
+def grid_of(
+    directions: Mapping[Variant, Directions],
+    lengths: Mapping[Site, Tensor],
+    method: Method,
+    layers: Iterable[int],
+) -> list[Cell]:
+    """Every cell, in the order variant, site, layer, scale; places without a direction are left out."""
+    places: list[tuple[Variant, Place]] = [
+        (variant, (site, layer)) for variant in directions for site in method.sites for layer in layers
+    ]
+    cells = []
+    for variant, (site, layer) in places:
+        direction = directions[variant][site][layer]
+        norm = float(direction.double().norm())
+        if not 0.0 < norm < float("inf"):
+            continue
+        vector = SteeringVector({layer: direction}, site=site)
+        unit = float(lengths[site][layer]) / norm if method.relative_scales else 1.0
+        for shown_scale in method.scale_grid():
+            scale = shown_scale * unit
+            dose = abs(scale) * norm
+            relative = dose / max(float(lengths[site][layer]), 1e-12)
+            cells.append(Cell(variant, site, layer, shown_scale, scale, dose, relative, vector))
+    return cells
+
+
+def best_of(cells: Sequence[Cell], *, is_paper: bool) -> Cell:
+    """The cell with the highest validation accuracy: of equals the smallest dose, or the paper's way the first."""
+
+    def rank(cell: Cell) -> tuple[float, float]:
+        assert cell.accuracy is not None
+        return (-cell.accuracy, 0.0 if is_paper else cell.relative_dose)
+
+    return min(cells, key=rank)
+
+
+def search(
+    cells: Sequence[Cell], questions: Sequence[Question], examiner: Examiner, advance: Advance
+) -> tuple[float, list[Cell]]:
+    """The unsteered model's accuracy on `questions`, and the cells with theirs."""
+    steerings: Steerings = [(), *(cell.steering for cell in cells)]
+    right = examiner.choose(questions, steerings, advance) == answers_of(questions)
+    accuracies = np.mean(right, axis=1)
+    found = [replace(cell, accuracy=float(value)) for cell, value in zip(cells, accuracies[1:], strict=True)]
+    return float(accuracies[0]), found

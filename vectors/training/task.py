@@ -1,0 +1,201 @@
+"""Task: what one job does - train, evaluate a vector that exists, or sweep over training-set sizes - with its files.
+
+The same for a job on the server and for the command line. A task's JSON is a method's (`Method.from_json`) with these
+options more: `task`, and for `evaluate` `vector` (a name, or `name@revision`) and `scale`, for `sweep` `sizes`.
+It does not know where data comes from, where vectors are kept, or where files go.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+
+from vectors.errors import UNNAMED, InvalidData, InvalidMethod, MissingDependency
+from vectors.training.evaluate import evaluate, sweep
+from vectors.training.method import Method
+from vectors.training.model_view import Probe, Steering
+from vectors.training.plots import Bar, CurvePoint, accuracy_bars, heat_map, size_curve
+from vectors.training.progress import Report
+from vectors.training.search import Cell
+from vectors.training.statistics import Accuracy
+from vectors.training.train import TrainingData, check_fit, train
+from vectors.vector import SteeringVector
+
+Kind = Literal["train", "evaluate", "sweep"]
+
+_OPTIONS_OF: Mapping[str, tuple[str, ...]] = {
+    "evaluate": ("prompt", "letters", "max_items"),
+    "sweep": ("variant", "site", "layers", "scales", "split", "prompt", "letters", "icl", "max_items", "paper_offset",
+              "relative_scales"),
+}  # fmt: skip
+"""The method's options that a task other than training has."""
+
+SIZES = (12, 25, 50, 100, 200, 400, 800, 1600, 2400)
+MAX_SIZES = 32
+MAX_SCALE = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to do. `vector` and `scale` are for `evaluate` (None: its default scale), `sizes` for `sweep`."""
+
+    kind: Kind = "train"
+    method: Method = field(default_factory=Method)
+    vector: str | None = None
+    scale: float | None = None
+    sizes: tuple[int, ...] = SIZES
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> Self:
+        """A task from `method.steering`. Raises `InvalidMethod` naming the option."""
+        options = dict(given)
+        kind: Any = options.pop("task", None)
+        if kind is None:
+            kind = "train"
+        if kind not in get_args(Kind):
+            raise InvalidMethod(f"task: give {', '.join(get_args(Kind))}, not {kind!r:.60}", "task")
+        own: dict[str, Any] = {}
+        for option, owner in (("vector", "evaluate"), ("scale", "evaluate"), ("sizes", "sweep")):
+            value = options.pop(option, None)
+            if value is None:
+                continue
+            if kind != owner:
+                raise InvalidMethod(f"{option}: only for the task {owner}", option)
+            own[option] = value
+        for option in options:
+            if option not in _OPTIONS_OF.get(kind, (option,)) and options[option] is not None:
+                raise InvalidMethod(f"{option}: the task {kind} does not have it", option[:60])
+        if kind == "evaluate" and not isinstance(own.get("vector"), str):
+            raise InvalidMethod("vector: name the vector to evaluate", "vector")
+        if "scale" in own:
+            own["scale"] = _scale(own["scale"])
+        if "sizes" in own:
+            own["sizes"] = _sizes(own["sizes"])
+        return cls(kind, Method.from_json(options), **own)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a task gave: the vector to publish, if any, its report (JSON), and files: `report.json`, then plots."""
+
+    vector: SteeringVector | None
+    report: dict[str, Any]
+    files: tuple[tuple[str, bytes], ...]
+    num_tokens: int
+    is_recommended: bool
+    reason: str
+
+
+def carry_out(
+    task: Task, probe: Probe, data: TrainingData, *, steering: Sequence[Steering] = (), seed: int, report: Report
+) -> Done:
+    """Do `task`; `steering` is the vector that it names. Raises as `train`, `evaluate` and `sweep` do."""
+    check_installed()
+    check_fit(task.method, probe)
+    try:
+        return _carry_out(task, probe, data, tuple(steering), seed, report)
+    except InvalidData as error:
+        raise error if error.file != UNNAMED else error.in_file(data.items.name) from error
+
+
+def _carry_out(
+    task: Task, probe: Probe, data: TrainingData, steering: tuple[Steering, ...], seed: int, report: Report
+) -> Done:
+    if task.kind == "evaluate":
+        found = evaluate(probe, data, steering, task.method, seed=seed, report=report)
+        files = _files(found, [("accuracy.png", _accuracy_plot(found))])
+        return Done(None, found, files, 0, bool(found["recommended"]), str(found["reason"]))
+    if task.kind == "sweep":
+        found = sweep(probe, data, task.method, task.sizes, seed=seed, report=report)
+        reason = f"a curve over {len(found['points'])} sizes; nothing is published"
+        return Done(None, found, _files(found, [("sizes.png", _curve_plot(found))]), 0, False, reason)
+    trained = train(probe, data, task.method, seed=seed, report=report)
+    plots = [*_heat_maps(trained.report, trained.cells, task.method), ("accuracy.png", _accuracy_plot(trained.report))]
+    return Done(
+        trained.vector,
+        trained.report,
+        _files(trained.report, plots),
+        trained.num_tokens,
+        trained.is_recommended,
+        trained.reason,
+    )
+
+
+def check_installed() -> None:
+    """Raise `MissingDependency` now rather than after the work, where what reports need is not installed."""
+    for package in ("scipy", "statsmodels", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependency(f"training needs {package}, which is not installed: pip install 'tiller[train]'")
+
+
+def _files(report: dict[str, Any], plots: Sequence[tuple[str, bytes]]) -> tuple[tuple[str, bytes], ...]:
+    return (("report.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()), *plots)
+
+
+def _heat_maps(report: dict[str, Any], cells: Sequence[Cell], method: Method) -> list[tuple[str, bytes]]:
+    """One picture for each variant and site that was searched, the chosen one's first."""
+    chosen = report["chosen"]
+    names = list(dict.fromkeys((cell.variant, cell.site) for cell in cells))
+    names.sort(key=lambda name: name != (chosen["variant"], chosen["site"]))
+    plots = []
+    for variant, site in names:
+        own = [cell for cell in cells if (cell.variant, cell.site) == (variant, site)]
+        layers, scales = sorted({cell.layer for cell in own}), sorted({cell.shown_scale for cell in own})
+        accuracy = np.full((len(layers), len(scales)), np.nan)
+        for cell in own:
+            accuracy[layers.index(cell.layer), scales.index(cell.shown_scale)] = cell.accuracy
+        is_chosen = (variant, site) == (chosen["variant"], chosen["site"])
+        picture = heat_map(
+            f"{variant}, {site}: validation accuracy by layer and scale",
+            layers,
+            scales,
+            accuracy,
+            report["baseline"]["validation"],
+            (chosen["layers"][0], chosen["grid_scale"]) if is_chosen else None,
+            **({"scale_label": "scale (× mean ‖h‖ ÷ ‖v‖)"} if method.relative_scales else {}),
+        )
+        plots.append((f"grid-{variant}-{site}.png", picture))
+    return plots
+
+
+def _accuracy_plot(report: dict[str, Any]) -> bytes:
+    before, after = report["baseline"]["test"], report["test"]["accuracy"]
+    bars = [
+        Bar("unsteered", before["value"], before["low"], before["high"]),
+        Bar("steered", after["value"], after["low"], after["high"]),
+    ]
+    retention = report["retention"]["accuracy"]
+    if retention is not None:
+        for name in ("baseline", "steered"):
+            found = retention[name]
+            bars.append(Bar(f"retention, {name}", found["value"], found["low"], found["high"]))
+    return accuracy_bars("letter-balanced test accuracy, 95 % intervals", bars)
+
+
+def _curve_plot(report: dict[str, Any]) -> bytes:
+    tested = [point for point in report["points"] if "test" in point]
+    points = [
+        CurvePoint(point["num_items"], found["value"], found["low"], found["high"])
+        for point in tested
+        for found in [point["test"]["accuracy"]]
+    ]
+    return size_curve("test accuracy over training items", points, Accuracy(**tested[-1]["baseline"]))
+
+
+def _scale(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_SCALE:  # NaN neither
+        raise InvalidMethod(f"scale: give a number of at most {MAX_SCALE:g}, not {value!r:.60}", "scale")
+    return float(value)
+
+
+def _sizes(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_SIZES:
+        raise InvalidMethod(f"sizes: give a list of up to {MAX_SIZES} numbers of items, not {value!r:.60}", "sizes")
+    if not all(type(size) is int and 2 <= size <= 1_000_000 for size in value) or len(set(value)) != len(value):
+        raise InvalidMethod("sizes: whole numbers from 2, each once", "sizes")
+    return tuple(sorted(value))

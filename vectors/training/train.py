@@ -1,0 +1,267 @@
+"""Training: labelled data -> steering vector, with an honest report of whether it helps.
+
+    split -> answer (unsteered) -> contrast -> read activations -> search the grid -> test once -> retention
+
+Painless Activation Steering (Cui & Chen 2025, arXiv:2509.22739) with this project's corrections: letters balanced
+per item, the unsteered model competes, ties go to the smallest dose, and only items that chose nothing decide whether
+it helps. It does not know which engine answers, who asked, or where the vector goes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vectors.data.items import ChoiceItem, DataSet, PairItem, ShownItem, TextItem
+from vectors.data.split import Parts, shuffle_alike, shuffle_options, split_items
+from vectors.errors import InvalidData, InvalidMethod
+from vectors.training.contrast import Answered, Contrast, contrast_of
+from vectors.training.examiner import Examiner, Question
+from vectors.training.held_out import (
+    MAX_RETENTION_ITEMS,
+    check_retention,
+    harm_of,
+    retention_of,
+    test_steering,
+    verdict_of,
+)
+from vectors.training.method import Method, Variant
+from vectors.training.model_view import Probe
+from vectors.training.progress import Report, WorkPlan
+from vectors.training.prompts import Text, statements_of
+from vectors.training.report import SeedResult, training_report
+from vectors.training.search import Cell, MeanActivations, best_of, directions_of, grid_of, search
+from vectors.vector import SteeringVector
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What a training reads: the labelled items, other ones to choose by if given, and what must be left alone."""
+
+    items: DataSet
+    validation: DataSet | None = None
+    retention_items: DataSet | None = None
+    retention_texts: tuple[TextItem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """`vector` is None where nothing is to be published; `cells` are those of the first seed."""
+
+    vector: SteeringVector | None
+    report: dict[str, Any]
+    cells: list[Cell]
+    num_tokens: int
+
+    @property
+    def is_recommended(self) -> bool:
+        """Whether the report recommends the vector."""
+        return bool(self.report["recommended"])
+
+    @property
+    def reason(self) -> str:
+        """Why, in a sentence."""
+        return str(self.report["reason"])
+
+
+def check_fit(method: Method, probe: Probe) -> tuple[int, ...]:
+    """The layers to try. Raises `InvalidMethod` where the method asks for what the model lacks."""
+    lacking = [site for site in method.sites if site not in probe.sites]
+    if lacking:
+        raise InvalidMethod(f"site: this model has no {lacking[0]!r}; it has {', '.join(probe.sites)}", "site")
+    if method.prompt == "chat" and not probe.has_chat_template:
+        raise InvalidMethod("prompt: this model has no chat template; use raw", "prompt")
+    return method.layers_for(probe.num_layers)
+
+
+def train(probe: Probe, data: TrainingData, method: Method, *, seed: int, report: Report) -> Trained:
+    """Train and test; the vector is the first seed's.
+
+    Raises `InvalidMethod`, `InvalidData` (a model that answers everything right, say, leaves nothing to contrast) and
+    what the probe raises.
+    """
+    check_fit(method, probe)
+    plan = WorkPlan(report, expected_work(data, method, probe))
+    results = [train_seed(probe, data, method, seed + number, plan) for number in range(method.seeds)]
+    first = results[0]
+    examiner = Examiner(probe, method)
+    tested = parts_of(data, method, seed).test
+    retention = retention_of(data.retention_items, data.retention_texts, show(tested, method, seed), seed)
+    plan.begin("retention", retention.num_prompts)
+    kept = check_retention(probe, examiner, retention, first.chosen.steering, plan.advance)
+    plan.end()
+    is_recommended, reason = verdict_of(first.test, unsteered_wins=first.unsteered_wins)
+    reported = training_report(data.items, method, results, kept, plan.seconds)
+    reported["notes"] += harm_of(kept)
+    reported |= {"recommended": is_recommended, "reason": reason}
+    publishes = is_recommended or method.allow_no_gain
+    vector = _vector(probe, first.chosen, reported) if publishes else None
+    return Trained(vector, reported, first.cells, sum(result.num_tokens for result in results))
+
+
+def expected_work(data: TrainingData, method: Method, probe: Probe) -> dict[str, float]:
+    """Work by phase, in prompts; a cell costs a token an item, a small part of a prompt."""
+    num_items = min(len(data.items.items), method.max_items)
+    num_layers = len(method.layers_for(probe.num_layers))
+    num_cells = len(method.variants) * len(method.sites) * num_layers * len(method.scale_grid())
+    num_validation = len(data.validation.items) if data.validation else method.split.validation * num_items
+    return {
+        "answering": method.split.train * num_items * method.seeds,
+        "reading activations": 2.0 * method.split.train * num_items * method.seeds,
+        "searching": num_validation * (1 + 0.02 * num_cells) * method.seeds,
+        "testing": 6.0 * method.split.test * num_items * method.seeds,
+        "retention": 400.0 + min(MAX_RETENTION_ITEMS, len(data.retention_items.items) if data.retention_items else 0),
+    }
+
+
+def parts_of(data: TrainingData, method: Method, seed: int) -> Parts[Any]:
+    """The items' split, its validation part replaced where other items are given for it. Raises `InvalidData`."""
+    parts = split_items(data.items.items, method.split, seed, method.max_items, by_item=method.is_paper)
+    if data.validation is None:
+        return parts
+    return dataclasses.replace(parts, validation=data.validation.items[: method.max_items])
+
+
+def show(items: Sequence[ChoiceItem | PairItem], method: Method, seed: int) -> tuple[Question, ...]:
+    """The items as the method asks them."""
+    choices = [item for item in items if isinstance(item, ChoiceItem)]
+    if len(choices) < len(items):
+        return tuple(item for item in items if isinstance(item, PairItem))
+    return shuffle_alike(choices, seed) if method.is_paper else shuffle_options(choices, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """One split's search over the whole grid; `tested`: the questions of the test part, not yet asked with steering.
+
+    `plain_accuracy`: of the unsteered model on them without exemplars, None where the method has none.
+    """
+
+    seed: int
+    examiner: Examiner
+    tested: tuple[Question, ...]
+    cells: list[Cell]
+    validation_baseline: float
+    plain_accuracy: float | None
+    num_items: dict[str, int]
+    num_tokens: int
+    notes: list[str]
+
+
+def train_seed(
+    probe: Probe, data: TrainingData, method: Method, seed: int, plan: WorkPlan, num_train: int | None = None
+) -> SeedResult:
+    """Search one split and test the best cell. Raises as `train`."""
+    found = search_seed(probe, data, method, seed, plan, num_train)
+    chosen = best_of(found.cells, is_paper=method.is_paper)
+    assert chosen.accuracy is not None
+    plan.best = chosen.accuracy
+    plan.begin("testing", sum(len(q.order) if isinstance(q, ShownItem) else 1 for q in found.tested))
+    test = test_steering(found.examiner, found.tested, chosen.steering, plan.advance)
+    return SeedResult(
+        seed=seed,
+        chosen=chosen,
+        cells=found.cells,
+        validation_baseline=found.validation_baseline,
+        unsteered_wins=not method.is_paper and found.validation_baseline >= chosen.accuracy,
+        test=test,
+        plain_accuracy=found.plain_accuracy,
+        num_items=found.num_items,
+        num_tokens=found.num_tokens,
+        notes=found.notes,
+    )
+
+
+def search_seed(
+    probe: Probe, data: TrainingData, method: Method, seed: int, plan: WorkPlan, num_train: int | None = None
+) -> Searched:
+    """Train on one split and ask the validation items under every cell of the grid. Raises as `train`."""
+    parts = parts_of(data, method, seed)
+    training = show(parts.train[:num_train], method, seed)
+    validation, tested = show(parts.validation, method, seed), show(parts.test, method, seed)
+    plain = Examiner(probe, method)
+    plan.begin("answering", len(training))
+    answers = _answer(plain, training, plan)
+    examiner, plain_accuracy, notes = plain, None, []
+    if method.icl:
+        exemplars, answers = _exemplars(answers, method.icl)
+        examiner = Examiner(probe, method, exemplars)
+        plain_accuracy = float(np.mean(plain.balanced_scores(tested, [()])[0]))
+        plan.begin("answering", len(answers))
+        answers = _answer(examiner, [answer.item for answer in answers], plan)
+    contrasts: dict[Variant, Contrast] = {}
+    for variant in method.variants:
+        contrast = contrast_of(variant, answers)
+        if contrast.is_usable:
+            contrasts[variant] = contrast
+        else:
+            notes.append(f"{variant} has nothing to contrast: {_one_sided(answers, variant)}")
+    if not contrasts:
+        raise InvalidData(notes[0], data.items.name)
+    means = MeanActivations(probe, examiner, method.sites)
+    full = [_text_of(answer.item) for answer in answers]
+    plan.begin("reading activations", len(full))
+    directions, lengths = directions_of(
+        contrasts, full, means, reads_at_input=method.reads_at_input, advance=plan.advance
+    )
+    cells = grid_of(directions, lengths, method, method.layers_for(probe.num_layers))
+    if not cells:
+        raise InvalidData("the two groups of texts have the same activations everywhere", data.items.name)
+    plan.begin("searching", len(validation))
+    validation_baseline, cells = search(cells, validation, examiner, plan.advance)
+    return Searched(
+        seed=seed,
+        examiner=examiner,
+        tested=tested,
+        cells=cells,
+        validation_baseline=validation_baseline,
+        plain_accuracy=plain_accuracy,
+        num_items={"train": len(answers), "validation": len(validation), "test": len(tested)},
+        num_tokens=means.num_tokens,
+        notes=notes,
+    )
+
+
+def _answer(examiner: Examiner, questions: Sequence[Question], plan: WorkPlan) -> list[Answered]:
+    chosen = examiner.choose(questions, [()], plan.advance)[0]
+    return [Answered(question, int(place)) for question, place in zip(questions, chosen, strict=True)]
+
+
+def _exemplars(answers: list[Answered], count: int) -> tuple[tuple[ShownItem, ...], list[Answered]]:
+    """`count` items answered wrong, to be shown solved before every prompt, and the other items."""
+    wrong = [answer for answer in answers if not answer.is_right and isinstance(answer.item, ShownItem)][:count]
+    if not wrong:
+        raise InvalidMethod("icl: examples are lettered items that the model answers wrong, and there is none", "icl")
+    taken = {id(answer) for answer in wrong}
+    exemplars = tuple(answer.item for answer in wrong if isinstance(answer.item, ShownItem))
+    return exemplars, [answer for answer in answers if id(answer) not in taken]
+
+
+def _one_sided(answers: Sequence[Answered], variant: Variant) -> str:
+    num_right = sum(answer.is_right for answer in answers)
+    if variant == "pas_full" and not isinstance(answers[0].item, ShownItem):
+        return "pairs of texts have no options to letter; use ipas_wrong_only, ipas_all or mean_difference"
+    found = f"the model answers {num_right} of {len(answers)} training items right"
+    if num_right == len(answers):
+        return f"{found}, so no wrong answer is left; mean_difference needs none"
+    return f"{found}, so no right answer is left; ipas_wrong_only and mean_difference need none"
+
+
+def _text_of(question: Question) -> Text:
+    return question if isinstance(question, ShownItem) else statements_of(question)[0]
+
+
+def _vector(probe: Probe, chosen: Cell, report: dict[str, Any]) -> SteeringVector:
+    """The chosen direction with its scale as default and the report's figures as its own."""
+    figures = {name: report[name] for name in ("method", "data", "baseline", "chosen", "test", "retention")}
+    test = report["test"]
+    return chosen.vector.with_defaults(
+        default_scale=chosen.scale,
+        description=f"{chosen.variant} at {chosen.site} {chosen.layer}: {report['reason']}"[:500],
+        model=probe.model_id,
+        training=figures | {"recommended": report["recommended"], "reason": report["reason"], "gain": test["gain"]},
+    )

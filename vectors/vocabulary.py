@@ -1,0 +1,102 @@
+"""The words that a vector, a request and a training are written in: sites, operations, positions, parts, names, layers.
+
+Each is declared here and nowhere else, with its limits. It loads no torch, so that clients and the command line can
+read it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
+
+from vectors.errors import InvalidLayers, InvalidVectorName
+
+Site: TypeAlias = Literal["residual", "attention", "mlp", "post_attention_norm"]
+"""A place in a decoder block; see `sites.py`."""
+
+Place: TypeAlias = tuple[Site, int]
+"""A (site, layer)."""
+
+Operation: TypeAlias = Literal["add", "ablate", "clamp"]
+"""What is done along a direction: add it, remove its component, or set its component."""
+
+Positions: TypeAlias = Literal["prompt", "response", "all"]
+"""Which tokens are steered; `response` begins at the last prompt token."""
+
+Part: TypeAlias = Literal["reasoning", "content", "structured", "tool_calls"]
+"""What a response token belongs to: the reasoning before the answer, the answer, an answer under a schema, a call."""
+
+SITES: tuple[Site, ...] = get_args(Site)
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
+PARTS: tuple[Part, ...] = get_args(Part)
+
+DEFAULT_SITE: Site = "residual"
+DEFAULT_OPERATION: Operation = "add"
+DEFAULT_POSITIONS: Positions = "response"
+DEFAULT_SCALE = 1.0
+DEFAULT_PARTS: tuple[Part, ...] = ("reasoning", "content", "structured")
+"""A tool call is read by a program: it is steered only where somebody says so."""
+
+MAX_LAYER = 4095
+"""The largest number of a decoder block, counted from 0."""
+
+MAX_SEED = 2**31 - 1
+MAX_DESCRIPTION = 10_000
+MAX_MODEL_ID = 500
+MAX_METADATA_BYTES = 1 << 20
+MAX_METADATA_DEPTH = 64
+
+NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""What a vector may be called, wherever it is kept."""
+
+MIN_REVISION_DIGITS = 6
+"""A revision is named by at least so many leading hex digits of its hash."""
+
+LAYERS_PATTERN = r"\s*\d+(-\d+)?\s*(,\s*\d+(-\d+)?\s*)*"
+"""How a list of layers looks as text: numbers and inclusive ranges, as in `12-16,20`."""
+
+_NAME = re.compile(NAME_PATTERN)
+_LAYER_RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
+
+
+def check_name(name: str) -> str:
+    """`name`, if it may name a vector; raises `InvalidVectorName`."""
+    if _NAME.fullmatch(name) is None:
+        raise InvalidVectorName(name)
+    return name
+
+
+def parse_layers(layers: str | Sequence[int]) -> tuple[int, ...]:
+    """`[12, 13]` or `"12-16,20"` (inclusive ranges) -> layers in the order given.
+
+    Raises `InvalidLayers` for an empty, reversed, repeated or unreadable list, and beyond `MAX_LAYER`.
+    """
+    numbers = _layers_of_text(layers) if isinstance(layers, str) else list(layers)
+    if not numbers:
+        raise InvalidLayers("expected at least one layer, got an empty list")
+    for number in numbers:
+        if not 0 <= number <= MAX_LAYER:
+            raise InvalidLayers(f"expected layers from 0 to {MAX_LAYER}, got {number:.6g}")
+    if len(set(numbers)) != len(numbers):
+        raise InvalidLayers("expected each layer once, got one twice")
+    return tuple(numbers)
+
+
+def _layers_of_text(text: str) -> list[int]:
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = _LAYER_RANGE.fullmatch(part.strip())
+        if match is None:
+            raise InvalidLayers(f"expected numbers and ranges such as 12-16,20, got {part.strip()[:40]!r}")
+        first = int(match[1])
+        last = int(match[2]) if match[2] is not None else first
+        if last < first:
+            raise InvalidLayers(f"expected a range from low to high, got {first}-{last}")
+        if last > MAX_LAYER:
+            raise InvalidLayers(f"expected layers from 0 to {MAX_LAYER}, got {last}")
+        if len(numbers) > MAX_LAYER:
+            raise InvalidLayers("expected each layer once, got one twice")
+        numbers.extend(range(first, last + 1))
+    return numbers
