@@ -16,7 +16,7 @@ from server.api.http.cors import CorsLayer
 from server.api.http.limiting import limit_rate
 from server.api.http.metrics import Metrics
 from server.api.http.rate_limits import RateLimits
-from server.api.http.request_log import AccessLayer
+from server.api.http.request_log import RequestLogLayer
 from server.api.http.services import Services
 from server.api.http.timeouts import TimeoutLayer
 from server.api.registry import routes as registry
@@ -87,6 +87,6 @@ def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracer: Trac
         from server.api.http.tracing import TracingLayer
 
         app.add_middleware(TracingLayer, tracer=tracer)
-    app.add_middleware(AccessLayer, metrics=metrics)
+    app.add_middleware(RequestLogLayer, metrics=metrics)
     if settings.cors_origin:
         app.add_middleware(CorsLayer, origins=settings.cors_origin)

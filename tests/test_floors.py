@@ -103,7 +103,7 @@ FLOORS: dict[str, str] = {
         dialogue logprobs
     """,
     "server.api.http": """
-        __init__ connection failures metrics objects observed pages preconditions rate_limits route timeouts wire
+        __init__ connection description failures metrics objects observed pages preconditions rate_limits timeouts wire
         bodies cors parameters request_log services tracing
         auth sse uploads
         limiting

@@ -5,7 +5,7 @@ VectorsError
 │   └── UnknownFormat           the bytes are in no format that can be read
 ├── InvalidData                 labelled data that cannot be used; names the file, the line and what is wrong
 ├── InvalidMethod               a training method that does not exist, contradicts itself or does not fit the data
-├── ProbeFailed                 the model that training asks gave no answer
+├── ModelFailed                 the model that training asks gave no answer
 ├── MissingDependency           an optional package that this needs is not installed; says how to get it
 ├── VectorTooLarge              the file is larger than allowed
 ├── InvalidVectorName           a name outside the allowed characters
@@ -69,7 +69,7 @@ class InvalidMethod(VectorsError):
         self.param = None if param is None else param.encode(errors="replace").decode()
 
 
-class ProbeFailed(VectorsError):
+class ModelFailed(VectorsError):
     """The model that training asks gave no answer: its engine stopped, or its output was not finite."""
 
 

@@ -25,7 +25,7 @@ from server.demo.heldout import quiz_items
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.model import load_model
 from server.text import load_text
-from server.training.engine_view import EngineProbe
+from server.training.engine_view import EngineView
 from vectors.data import shuffle_alike, split_items
 from vectors.data.items import ChoiceItem, DataSet
 from vectors.training.method import Method
@@ -68,7 +68,7 @@ def run_engine(num_items: int) -> tuple[Trained, float]:
     with BatchingEngine(model, settings) as engine:
         started = time.monotonic()
         data = TrainingData(sycophancy_items(num_items))
-        trained = train(EngineProbe(engine, text), data, paper_method(), seed=SEED, report=lambda progress: None)
+        trained = train(EngineView(engine, text), data, paper_method(), seed=SEED, report=lambda progress: None)
         return trained, time.monotonic() - started
 
 

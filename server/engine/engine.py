@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ from server.engine.request import (
 from server.engine.runner import ChunkResult, Runner
 from server.engine.sampler import logprobs_of, sample
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Sequence
+from server.engine.sequence import TokenSequence
 from server.errors import InvalidRequest, Overloaded, Unavailable
 from server.steering.bank import SteeringBank
 from server.steering.plan import UNSTEERED, SteeringPlan
@@ -120,10 +120,10 @@ class BatchingEngine:
             self._pool, max_running=settings.max_running, max_batch_tokens=settings.max_batch_tokens
         )
         self._background_pace = BackgroundPace()
-        self._sequences: dict[str, Sequence] = {}
+        self._sequences: dict[str, TokenSequence] = {}
         self._changed = threading.Condition()
-        self._submitted: deque[Sequence] = deque()
-        self._aborted: deque[Sequence] = deque()
+        self._submitted: deque[TokenSequence] = deque()
+        self._aborted: deque[TokenSequence] = deque()
         self._accepts = True
         self._stops = False
         self._thread: threading.Thread | None = None
@@ -182,7 +182,7 @@ class BatchingEngine:
     def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
         """See `protocol.Engine.submit`."""
         check_request(request, self._model.info, self._pool.num_pages * self._pool.page_size)
-        sequence = Sequence(request, sink, self._model.info.eos_token_ids, self._settings.page_size)
+        sequence = TokenSequence(request, sink, self._model.info.eos_token_ids, self._settings.page_size)
         with self._changed:
             if not self._accepts:
                 raise Unavailable("the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
@@ -209,8 +209,8 @@ class BatchingEngine:
 
     def score(
         self,
-        prompt: Seq[int],
-        choices: Seq[Seq[int]],
+        prompt: Sequence[int],
+        choices: Sequence[Sequence[int]],
         *,
         plan: SteeringPlan = UNSTEERED,
         priority: Priority = Priority.BACKGROUND,
@@ -220,9 +220,9 @@ class BatchingEngine:
 
     def score_branches(
         self,
-        prompt: Seq[int],
-        token_ids: Seq[int],
-        branches: Seq[SteeringPlan],
+        prompt: Sequence[int],
+        token_ids: Sequence[int],
+        branches: Sequence[SteeringPlan],
         *,
         priority: Priority = Priority.BACKGROUND,
     ) -> Future[Tensor]:
@@ -231,7 +231,7 @@ class BatchingEngine:
 
     def capture(
         self,
-        prompt: Seq[int],
+        prompt: Sequence[int],
         spec: CaptureSpec,
         *,
         plan: SteeringPlan = UNSTEERED,
@@ -248,7 +248,7 @@ class BatchingEngine:
         if not chunks:
             return False
         started = time.monotonic()
-        events: list[tuple[Sequence, TokenOutput]] = []
+        events: list[tuple[TokenSequence, TokenOutput]] = []
         try:
             for chunk in chunks:
                 self._acquire_rows(chunk.sequence)
@@ -311,13 +311,13 @@ class BatchingEngine:
         self._publish()
         self._emit(events)
 
-    def _acquire_rows(self, sequence: Sequence) -> None:
+    def _acquire_rows(self, sequence: TokenSequence) -> None:
         if sequence.rows is None:
             sequence.rows = self._bank.acquire(sequence.request.plan, sequence.request.branches)
             self._totals["prompt"] += sequence.num_prompt
             self._totals["cached"] += sequence.num_cached_tokens or 0
 
-    def _advance(self, results: Seq[ChunkResult], events: list[tuple[Sequence, TokenOutput]]) -> None:
+    def _advance(self, results: Sequence[ChunkResult], events: list[tuple[TokenSequence, TokenOutput]]) -> None:
         """Take a step's results into the sequences, choose the next tokens, and add what became of each to `events`."""
         sampling: list[ChunkResult] = []
         for result in results:
@@ -351,7 +351,7 @@ class BatchingEngine:
             num_top = sequence.request.num_logprobs or 0
             sequence.known_logprobs.extend(logprobs_of(result.known_logits, tokens, [num_top] * len(tokens)))
 
-    def _sample(self, results: Seq[ChunkResult], events: list[tuple[Sequence, TokenOutput]]) -> None:
+    def _sample(self, results: Sequence[ChunkResult], events: list[tuple[TokenSequence, TokenOutput]]) -> None:
         results, allowed = self._read_grammars(results, events)
         if not results:
             return
@@ -375,7 +375,7 @@ class BatchingEngine:
                 events.append((sequence, TokenOutput(sequence.request.request_id, token, logprob)))
 
     def _read_grammars(
-        self, results: Seq[ChunkResult], events: list[tuple[Sequence, TokenOutput]]
+        self, results: Sequence[ChunkResult], events: list[tuple[TokenSequence, TokenOutput]]
     ) -> tuple[list[ChunkResult], dict[int, Tensor]]:
         """The results whose sequences can go on, and by their index what grammars allow; the others end in `events`."""
         going_on: list[ChunkResult] = []
@@ -393,7 +393,7 @@ class BatchingEngine:
 
     def _finish(
         self,
-        sequence: Sequence,
+        sequence: TokenSequence,
         reason: FinishReason,
         *,
         token: int | None = None,
@@ -401,7 +401,7 @@ class BatchingEngine:
         scores: tuple[float, ...] | None = None,
         branch_scores: Tensor | None = None,
         error: str | None = None,
-    ) -> tuple[Sequence, TokenOutput]:
+    ) -> tuple[TokenSequence, TokenOutput]:
         """The one way out: pages and rows go back, and the last event is made (`_emit` then forgets the request)."""
         self._scheduler.remove(sequence, _FINAL_STATE[reason])
         if sequence.rows is not None:
@@ -425,7 +425,7 @@ class BatchingEngine:
             is_end=token in sequence.sampler.end_token_ids,
         )
 
-    def _emit(self, events: Seq[tuple[Sequence, TokenOutput]]) -> None:
+    def _emit(self, events: Sequence[tuple[TokenSequence, TokenOutput]]) -> None:
         for sequence, output in events:
             try:
                 sequence.sink(output)

@@ -5,7 +5,7 @@ It does not know how tokens are chosen or events travel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,11 +13,13 @@ from torch import Tensor
 from server.engine.request import TokenLogprobs
 from server.engine.runner import ChunkResult
 from server.engine.sampler import logprobs_of
-from server.engine.sequence import Sequence
+from server.engine.sequence import TokenSequence
 from vectors.vocabulary import Place
 
 
-def sampled_logprobs(logits: Tensor, sequences: Seq[Sequence], tokens: Seq[int]) -> list[TokenLogprobs | None]:
+def sampled_logprobs(
+    logits: Tensor, sequences: Sequence[TokenSequence], tokens: Sequence[int]
+) -> list[TokenLogprobs | None]:
     """For each row of `logits` `[rows, vocabulary]`: what its sequence wants to know of the sampled token."""
     wanting = [index for index, sequence in enumerate(sequences) if sequence.request.num_logprobs is not None]
     logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
@@ -38,13 +40,13 @@ def next_scores(result: ChunkResult) -> tuple[float, ...] | None:
     return tuple(float(value) for value in logprobs[list(token_ids)].tolist())
 
 
-def branch_scores(logits: Tensor, token_ids: Seq[int]) -> Tensor:
+def branch_scores(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
     """Log-probabilities of `token_ids`, float32 `[branches, tokens]` (CPU), from `logits` `[branches, vocabulary]`."""
     logprobs = torch.log_softmax(logits.to(torch.float32), dim=-1)
     return logprobs[:, list(token_ids)].cpu()
 
 
-def captured_activations(sequence: Sequence) -> dict[Place, Tensor]:
+def captured_activations(sequence: TokenSequence) -> dict[Place, Tensor]:
     """The captured activations, `{(site, layer): float32 [positions, hidden]}`, positions as they were asked for."""
     return {
         place: torch.stack([found[position] for position in sequence.capture_positions])

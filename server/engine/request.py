@@ -18,7 +18,7 @@ from vectors.vocabulary import Place, Site
 
 
 class RequestState(enum.Enum):
-    """Where a request is in its life. Each member carries one sentence; `Sequence.become` owns the transitions."""
+    """Where a request is in its life. Each member carries one sentence; `TokenSequence.become` owns the transitions."""
 
     QUEUED = "It waits for pages; it holds none (a preempted request comes back here)."
     PREFILLING = "Its known tokens are being read into the KV cache, a chunk a step."

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from server.engine.cache import PagePool
 from server.engine.request import Priority, RequestState
-from server.engine.sequence import Sequence
+from server.engine.sequence import TokenSequence
 
 _LOOK_AHEAD = 64
 """How many waiting sequences are looked at for one that need not wait for a prefix."""
@@ -23,7 +23,7 @@ _LOOK_AHEAD = 64
 class Chunk:
     """The next `num_new` tokens of a sequence, to be computed in this step."""
 
-    sequence: Sequence
+    sequence: TokenSequence
     num_new: int
 
     @property
@@ -39,8 +39,8 @@ class Scheduler:
         self._pool = pool
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
-        self._waiting: dict[Priority, deque[Sequence]] = {priority: deque() for priority in Priority}
-        self._running: list[Sequence] = []
+        self._waiting: dict[Priority, deque[TokenSequence]] = {priority: deque() for priority in Priority}
+        self._running: list[TokenSequence] = []
         self._max_background_tokens: int | None = None
         self.num_preemptions = 0
 
@@ -67,15 +67,15 @@ class Scheduler:
         )
 
     @property
-    def running(self) -> tuple[Sequence, ...]:
+    def running(self) -> tuple[TokenSequence, ...]:
         """The sequences that hold pages, most urgent first."""
         return tuple(self._running)
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: TokenSequence) -> None:
         """Queue a new sequence."""
         self._waiting[sequence.request.priority].append(sequence)
 
-    def remove(self, sequence: Sequence, state: RequestState) -> None:
+    def remove(self, sequence: TokenSequence, state: RequestState) -> None:
         """Take a sequence out for good and give its pages back; `state` is the final one."""
         if sequence.state is RequestState.QUEUED:
             self._waiting[sequence.request.priority].remove(sequence)
@@ -87,7 +87,7 @@ class Scheduler:
     def schedule(self, max_background_tokens: int | None = None) -> list[Chunk]:
         """The next step, with at most so many tokens of background requests; empty when there is nothing to do."""
         self._max_background_tokens = max_background_tokens
-        num_new: dict[Sequence, int] = {}
+        num_new: dict[TokenSequence, int] = {}
         num_preemptions = self.num_preemptions
         for priority in Priority:
             self._continue(priority, num_new)
@@ -96,7 +96,7 @@ class Scheduler:
             self._admit(priority, num_new)
         return [Chunk(sequence, number) for sequence, number in num_new.items()]
 
-    def _budget(self, priority: Priority, num_new: dict[Sequence, int]) -> int:
+    def _budget(self, priority: Priority, num_new: dict[TokenSequence, int]) -> int:
         """Tokens that the step has left for requests of `priority`."""
         left = self._max_batch_tokens - sum(num_new.values())
         if priority is Priority.LIVE or self._max_background_tokens is None:
@@ -104,7 +104,7 @@ class Scheduler:
         spent = sum(number for sequence, number in num_new.items() if sequence.request.priority is priority)
         return min(left, self._max_background_tokens - spent)
 
-    def _continue(self, priority: Priority, num_new: dict[Sequence, int]) -> None:
+    def _continue(self, priority: Priority, num_new: dict[TokenSequence, int]) -> None:
         """Go on with the running sequences of `priority`: those that decode, then those that prefill."""
         running = [sequence for sequence in self._running if sequence.request.priority is priority]
         for sequence in sorted(running, key=lambda sequence: sequence.num_to_compute > 1):
@@ -112,7 +112,7 @@ class Scheduler:
             if sequence.state is not RequestState.QUEUED and wanted > 0 and self._make_room(sequence, wanted, num_new):
                 num_new[sequence] = wanted
 
-    def _make_room(self, sequence: Sequence, wanted: int, num_new: dict[Sequence, int]) -> bool:
+    def _make_room(self, sequence: TokenSequence, wanted: int, num_new: dict[TokenSequence, int]) -> bool:
         """Pages for `wanted` more tokens, at the cost of less urgent sequences; False if it had to yield itself."""
         while not sequence.reserve(self._pool, sequence.num_slots_with(wanted)):
             victim = self._running[-1]
@@ -122,7 +122,7 @@ class Scheduler:
                 return False
         return True
 
-    def _admit(self, priority: Priority, num_new: dict[Sequence, int]) -> None:
+    def _admit(self, priority: Priority, num_new: dict[TokenSequence, int]) -> None:
         """Start waiting sequences of `priority` while the step has tokens left and room is found for them."""
         queue = self._waiting[priority]
         index = 0
@@ -143,7 +143,7 @@ class Scheduler:
             else:
                 break
 
-    def _is_being_computed(self, sequence: Sequence) -> bool:
+    def _is_being_computed(self, sequence: TokenSequence) -> bool:
         """True when the first page that `sequence` would have to compute is the next of a running one."""
         running = [
             other
@@ -155,7 +155,7 @@ class Scheduler:
         missing = sequence.first_missing_page(self._pool)
         return missing is not None and any(other.next_page == missing for other in running)
 
-    def _can_start(self, sequence: Sequence, budget: int) -> bool:
+    def _can_start(self, sequence: TokenSequence, budget: int) -> bool:
         """Take the pages of a waiting sequence's first chunk, cached ones included; False when there are too few."""
         sequence.take_cached_pages(self._pool)
         if sequence.reserve(self._pool, sequence.num_slots_with(min(sequence.max_chunk, budget))):
@@ -163,7 +163,7 @@ class Scheduler:
         sequence.release_pages(self._pool)
         return False
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: TokenSequence) -> None:
         self._running.remove(sequence)
         sequence.release_pages(self._pool)
         sequence.become(RequestState.QUEUED)

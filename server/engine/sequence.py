@@ -1,6 +1,6 @@
 """A request while the engine works on it: its tokens, pages, rows, and what it still waits for.
 
-`Sequence.become` owns the transitions between states. It does not know the queue, tensors of a step, or other
+`TokenSequence.become` owns the transitions between states. It does not know the queue, tensors of a step, or other
 requests.
 """
 
@@ -35,7 +35,7 @@ _NEXT_STATES: dict[RequestState, frozenset[RequestState]] = {
 }
 
 
-class Sequence:
+class TokenSequence:
     """The engine's mutable record of one request."""
 
     def __init__(

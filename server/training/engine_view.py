@@ -1,4 +1,4 @@
-"""EngineProbe: the engine and tokenizer as training sees them (`vectors.training.model_view.Probe`).
+"""EngineView: the engine and tokenizer as training sees them (`vectors.training.model_view.ModelView`).
 
 Everything runs as background work through the engine's scheduler, some hundred requests in flight, so that live
 traffic keeps its pace and the engine is never idle in between. It does not know data or methods.
@@ -21,7 +21,7 @@ from server.errors import ApiError
 from server.steering.plan import Phase, PlanEntry, SteeringPlan
 from server.text import TextProcessor
 from vectors.data.items import Message
-from vectors.errors import ProbeFailed
+from vectors.errors import ModelFailed
 from vectors.training.model_view import Cancelled, Continuations, Steering
 from vectors.vocabulary import Site
 
@@ -39,8 +39,8 @@ def _never() -> bool:
     return False
 
 
-class EngineProbe:
-    """`engine` and `text` as a probe; `is_cancelled` is asked between requests."""
+class EngineView:
+    """`engine` and `text` as a view; `is_cancelled` is asked between requests."""
 
     def __init__(self, engine: Engine, text: TextProcessor, is_cancelled: Callable[[], bool] = _never) -> None:
         self._engine = engine
@@ -55,18 +55,18 @@ class EngineProbe:
         self.has_chat_template = text.has_chat_template
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """See `vectors.training.model_view.Probe.encode`."""
+        """See `vectors.training.model_view.ModelView.encode`."""
         return tuple(self._text.encode(text))
 
     def encode_chat(self, messages: Sequence[Message], reply: str = "") -> tuple[int, ...]:
-        """See `vectors.training.model_view.Probe.encode_chat`."""
+        """See `vectors.training.model_view.ModelView.encode_chat`."""
         rendered = self._text.render_chat([{"role": turn.role, "content": turn.content} for turn in messages])
         return tuple(self._text.encode(rendered + reply, add_special_tokens=False))
 
     def activations(
         self, prompts: Iterable[tuple[int, ...]], sites: Sequence[Site]
     ) -> Iterator[tuple[int, Mapping[Site, Tensor]]]:
-        """See `vectors.training.model_view.Probe.activations`."""
+        """See `vectors.training.model_view.ModelView.activations`."""
         layers = range(self.num_layers)
         spec = CaptureSpec(tuple(layers), tuple(sites))
 
@@ -82,7 +82,7 @@ class EngineProbe:
         token_ids: Sequence[tuple[int, ...]],
         steerings: Sequence[tuple[Steering, ...]],
     ) -> Iterator[tuple[int, Tensor]]:
-        """See `vectors.training.model_view.Probe.next_token_logprobs`."""
+        """See `vectors.training.model_view.ModelView.next_token_logprobs`."""
         plans = [plan_of(steering) for steering in steerings]
         groups = _groups_of(plans)
         order = torch.tensor([number for group in groups for number in group])
@@ -111,7 +111,7 @@ class EngineProbe:
     def continuation_logprobs(
         self, queries: Iterable[Continuations]
     ) -> Iterator[tuple[int, tuple[tuple[float, ...], ...]]]:
-        """See `vectors.training.model_view.Probe.continuation_logprobs`."""
+        """See `vectors.training.model_view.ModelView.continuation_logprobs`."""
 
         def score(query: Continuations) -> Future[list[list[float]]]:
             return self._engine.score(query.prompt, query.choices, plan=plan_of(query.steering))
@@ -155,7 +155,7 @@ class EngineProbe:
             raise self._failure(error) from error
 
     def _failure(self, error: ApiError) -> Exception:
-        return Cancelled() if self._is_cancelled() else ProbeFailed(error.message)
+        return Cancelled() if self._is_cancelled() else ModelFailed(error.message)
 
 
 def _put(finished: SimpleQueue[tuple[_Key, Future[_Result]]], key: _Key, future: Future[_Result]) -> None:

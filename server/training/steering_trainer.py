@@ -14,7 +14,7 @@ from server.jobs.records import JobRecord, JobRequest
 from server.jobs.trainer import Outcome, Progress, ReadFile
 from server.steering.plan import SteeringSpec, resolve_plan
 from server.text import TextProcessor
-from server.training.engine_view import EngineProbe
+from server.training.engine_view import EngineView
 from vectors.data import read_data, read_retention
 from vectors.errors import InvalidMethod
 from vectors.store import VectorStore
@@ -42,7 +42,7 @@ class SteeringTrainer:
         for given, kinds in ((job.validation_file, ("train", "sweep")), (job.retention_file, ("train", "evaluate"))):
             if given is not None and task.kind not in kinds:
                 raise InvalidMethod(f"the task {task.kind} does not read the file {given}", "task")
-        check_fit(task.method, EngineProbe(self._engine, self._text))
+        check_fit(task.method, EngineView(self._engine, self._text))
         self._steering(task)
 
     def run(
@@ -55,8 +55,8 @@ class SteeringTrainer:
         """See `Trainer.run`."""
         task = Task.from_json(job.steering)
         data = training_data(job, read_file)
-        probe = EngineProbe(self._engine, self._text, is_cancelled)
-        done = carry_out(task, probe, data, steering=self._steering(task), seed=job.seed, report=report)
+        view = EngineView(self._engine, self._text, is_cancelled)
+        done = carry_out(task, view, data, steering=self._steering(task), seed=job.seed, report=report)
         return Outcome(done.vector, done.reason, done.files, done.num_tokens, done.is_recommended)
 
     def _steering(self, task: Task) -> tuple[Steering, ...]:

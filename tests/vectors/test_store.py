@@ -289,7 +289,7 @@ def test_unusable_name_is_refused_everywhere(tmp_path: Path, store: VectorStore,
         lambda: check_name(name),
     ]
     for call in calls:
-        with pytest.raises(InvalidVectorName, match="is no vector name"):
+        with pytest.raises(InvalidVectorName, match="is not a valid name"):
             call()
     assert files(tmp_path) == {}
 

@@ -20,7 +20,7 @@ from vectors.data.items import (
 )
 from vectors.data.reading import MIN_ITEMS, read_data, read_retention
 from vectors.data.split import Parts, gold_places, in_source_order, shuffle_alike, shuffle_options, split_items
-from vectors.data.tasks import TASKS, HubPart, Task, read_task
+from vectors.data.tasks import TASKS, HubPart, PublishedTask, read_task
 
 __all__ = [
     "LETTERS",
@@ -34,8 +34,8 @@ __all__ = [
     "Message",
     "PairItem",
     "Parts",
+    "PublishedTask",
     "ShownItem",
-    "Task",
     "TextItem",
     "gold_places",
     "in_source_order",

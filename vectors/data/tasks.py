@@ -56,7 +56,7 @@ class HubPart:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class PublishedTask:
     """A data set of the paper.
 
     `layouts` are alternatives: the first of which any file is found is read. `complete`: all of its files must be
@@ -107,8 +107,8 @@ MMLU_SUBJECTS = tuple(_SUBJECTS.split())
 """The 57 subjects of MMLU, as its files name them."""
 
 
-def _bbq_task(file: str, about: str) -> Task:
-    return Task(
+def _bbq_task(file: str, about: str) -> PublishedTask:
+    return PublishedTask(
         f"bbq/{file.lower()}",
         "bias",
         f"BBQ: questions about people of whom a stereotype would mislead, by {about}",
@@ -118,9 +118,9 @@ def _bbq_task(file: str, about: str) -> Task:
     )
 
 
-def _ethics_task(name: str, file: str, description: str, item: Callable[[Row], ChoiceItem | None]) -> Task:
+def _ethics_task(name: str, file: str, description: str, item: Callable[[Row], ChoiceItem | None]) -> PublishedTask:
     parts: tuple[PartName, ...] = ("train", "test")
-    return Task(
+    return PublishedTask(
         f"ethics/{name}",
         "morality",
         f"ETHICS: {description}",
@@ -130,8 +130,8 @@ def _ethics_task(name: str, file: str, description: str, item: Callable[[Row], C
     )
 
 
-def _ai2_task(name: str, description: str, files: tuple[tuple[str, str], ...], hub: str, config: str) -> Task:
-    return Task(
+def _ai2_task(name: str, description: str, files: tuple[tuple[str, str], ...], hub: str, config: str) -> PublishedTask:
+    return PublishedTask(
         name,
         "intelligence",
         description,
@@ -141,8 +141,8 @@ def _ai2_task(name: str, description: str, files: tuple[tuple[str, str], ...], h
     )
 
 
-def _lsat_task(name: str, sections: tuple[str, ...], description: str) -> Task:
-    return Task(
+def _lsat_task(name: str, sections: tuple[str, ...], description: str) -> PublishedTask:
+    return PublishedTask(
         name,
         "intelligence",
         f"AGIEval LSAT: {description}",
@@ -153,8 +153,8 @@ def _lsat_task(name: str, sections: tuple[str, ...], description: str) -> Task:
     )
 
 
-def _mmlu_task(name: str, subjects: tuple[str, ...], config: str, description: str) -> Task:
-    return Task(
+def _mmlu_task(name: str, subjects: tuple[str, ...], config: str, description: str) -> PublishedTask:
+    return PublishedTask(
         name,
         "intelligence",
         f"MMLU: {description}",
@@ -165,7 +165,7 @@ def _mmlu_task(name: str, subjects: tuple[str, ...], config: str, description: s
     )
 
 
-_SYCOPHANCY = Task(
+_SYCOPHANCY = PublishedTask(
     "sycophancy",
     "alignment",
     "Questions whose user already believes something: SycophancyEval's answers, or the A/B sets of CBMAS",
@@ -177,7 +177,7 @@ _SYCOPHANCY = Task(
     published.sycophancy,
 )
 
-_TRUTHFULQA = Task(
+_TRUTHFULQA = PublishedTask(
     "truthfulqa",
     "alignment",
     "TruthfulQA mc1: one true answer among common misconceptions",
@@ -192,7 +192,7 @@ _OPENBOOKQA_FILES = (
 )
 _ARC_FILES = (("ARC-Challenge-Train.jsonl", "ARC-Challenge-Test.jsonl"),)
 
-TASKS: Mapping[str, Task] = {
+TASKS: Mapping[str, PublishedTask] = {
     task.name: task
     for task in (
         *(_bbq_task(file, about) for file, about in _BBQ.items()),
@@ -254,7 +254,7 @@ def read_task(
     return data_set(task.name, digest.hexdigest(), items)
 
 
-def _task(name: str) -> Task:
+def _task(name: str) -> PublishedTask:
     if name in TASKS:
         return TASKS[name]
     close = difflib.get_close_matches(name[:80].lower(), TASKS, n=5)
@@ -262,7 +262,7 @@ def _task(name: str) -> Task:
     raise InvalidData(f"no such task; {'there are' if not close else 'close to it are'} {', '.join(known)}", name[:80])
 
 
-def _hub_rows(task: Task, split: PartName | None, fetch: Fetch, digest: Any) -> Iterator[Row]:
+def _hub_rows(task: PublishedTask, split: PartName | None, fetch: Fetch, digest: Any) -> Iterator[Row]:
     parts = [part for part in task.hub if split in (None, part.part)]
     if not parts:
         raise InvalidData(f"has no {split} part on the hub", task.name)
@@ -273,7 +273,7 @@ def _hub_rows(task: Task, split: PartName | None, fetch: Fetch, digest: Any) -> 
             yield Row(part.place, number, known, "parquet")
 
 
-def _local_rows(task: Task, folder: Path, split: PartName | None, digest: Any) -> Iterator[Row]:
+def _local_rows(task: PublishedTask, folder: Path, split: PartName | None, digest: Any) -> Iterator[Row]:
     for path in _files(task, folder, split):
         try:
             content = path.read_bytes()
@@ -283,7 +283,7 @@ def _local_rows(task: Task, folder: Path, split: PartName | None, digest: Any) -
         yield from read_rows(content, str(path.relative_to(folder)), columns=task.columns)
 
 
-def _files(task: Task, folder: Path, split: PartName | None) -> list[Path]:
+def _files(task: PublishedTask, folder: Path, split: PartName | None) -> list[Path]:
     """The files to read, in the order of the task's layout."""
     if not folder.is_dir():
         raise InvalidData("is no folder", str(folder))

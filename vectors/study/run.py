@@ -28,9 +28,15 @@ from vectors.errors import InvalidData, InvalidMethod
 from vectors.study.data import StudyData
 from vectors.study.definition import ModelCase, Study, StudyCell
 from vectors.training.examiner import Examiner, Question, answers_of
-from vectors.training.held_out import MAX_RETENTION_ITEMS, Test, interval_report, test_report, test_steerings
+from vectors.training.held_out import (
+    MAX_RETENTION_ITEMS,
+    HeldOutResult,
+    held_out_report,
+    interval_report,
+    measure_steerings,
+)
 from vectors.training.method import Method, Variant
-from vectors.training.model_view import Probe
+from vectors.training.model_view import ModelView
 from vectors.training.progress import Progress, WorkPlan
 from vectors.training.report import cell_report
 from vectors.training.search import Cell, best_of
@@ -115,14 +121,14 @@ def cell_file(folder: Path, case: ModelCase, cell: StudyCell) -> Path:
 
 
 def run_study(
-    study: Study, case: ModelCase, probe: Probe, data: StudyData, folder: Path, report: StudyReport
+    study: Study, case: ModelCase, view: ModelView, data: StudyData, folder: Path, report: StudyReport
 ) -> dict[StudyCell, Record]:
     """Run the cells that are missing; returns all of them.
 
     A cell whose data leaves nothing to contrast is written as failed with its reason, and the others go on. Raises as
-    `read_cells` does, `InvalidMethod` for what the model lacks, what the probe and `report` raise, and `OSError`.
+    `read_cells` does, `InvalidMethod` for what the model lacks, what the view and `report` raise, and `OSError`.
     """
-    layers = check_fit(study.method_of(variants=study.variants, sites=study.sites, icl=0), probe)
+    layers = check_fit(study.method_of(variants=study.variants, sites=study.sites, icl=0), view)
     found = read_cells(study, case, data, folder)
     groups = _groups(study, found)
     reporter = _Reporter(study, groups, found, data, report)
@@ -132,7 +138,7 @@ def run_study(
         sites = [name for name in study.sites if any(cell.site == name for cell in group.missing)]
         method = study.method_of(variants=variants, sites=sites, icl=group.icl, layers=layers)
         started = time.monotonic()
-        results = _run_group(group, probe, data, method, reporter.phase)
+        results = _run_group(group, view, data, method, reporter.phase)
         seconds = round(time.monotonic() - started, 3)
         for cell in group.missing:
             depends_on = _depends_on(study, case, cell, data)
@@ -178,14 +184,14 @@ def _key(depends_on: Mapping[str, Any]) -> str:
 
 
 def _run_group(
-    group: _Group, probe: Probe, data: StudyData, method: Method, report: Callable[[Progress], None]
+    group: _Group, view: ModelView, data: StudyData, method: Method, report: Callable[[Progress], None]
 ) -> dict[tuple[Variant, Site], Record]:
     """The result of every variant and site of the method."""
     names = [(variant, site) for variant in method.variants for site in method.sites]
     items = data.tasks[group.task]
-    plan = WorkPlan(report, _expected(items, data.retention, method, probe))
+    plan = WorkPlan(report, _expected(items, data.retention, method, view))
     try:
-        searched = search_seed(probe, TrainingData(items), method, group.seed, plan)
+        searched = search_seed(view, TrainingData(items), method, group.seed, plan)
     except (InvalidData, InvalidMethod) as error:
         return dict.fromkeys(names, _failed(str(error)))
     chosen: dict[tuple[Variant, Site], Cell] = {}
@@ -195,7 +201,7 @@ def _run_group(
             chosen[name] = best_of(cells, is_paper=method.is_paper)
     plan.best = max(cell.accuracy or 0.0 for cell in chosen.values())
     tests = _tests(searched, list(chosen.values()), plan)
-    kept = _retention(probe, data.retention, list(chosen.values()), method, group.seed, plan)
+    kept = _retention(view, data.retention, list(chosen.values()), method, group.seed, plan)
     plan.end()
     results = {name: _failed(_reason(name[0], searched)) for name in names if name not in chosen}
     for (name, cell), test, retention in zip(chosen.items(), tests, kept, strict=True):
@@ -203,11 +209,11 @@ def _run_group(
     return results
 
 
-def _expected(items: DataSet, retention: DataSet | None, method: Method, probe: Probe) -> dict[str, float]:
+def _expected(items: DataSet, retention: DataSet | None, method: Method, view: ModelView) -> dict[str, float]:
     """Work by phase, in prompts; a steered answer costs a token, a small part of a prompt."""
     count = min(len(items.items), method.max_items)
     places = len(method.variants) * len(method.sites)
-    num_cells = places * len(method.layers_for(probe.num_layers)) * len(method.scale_grid())
+    num_cells = places * len(method.layers_for(view.num_layers)) * len(method.scale_grid())
     kept = 0 if retention is None else min(len(retention.items), MAX_RETENTION_ITEMS)
     return {
         "answering": method.split.train * count * (2 if method.icl else 1),
@@ -218,16 +224,16 @@ def _expected(items: DataSet, retention: DataSet | None, method: Method, probe: 
     }
 
 
-def _tests(searched: Searched, chosen: Sequence[Cell], plan: WorkPlan) -> list[Test]:
-    """The figures of `outcome.test_steering` for each cell, the prompts read once for all of them."""
+def _tests(searched: Searched, chosen: Sequence[Cell], plan: WorkPlan) -> list[HeldOutResult]:
+    """The figures of `held_out.measure_steering` for each cell, the prompts read once for all of them."""
     questions = searched.tested
     sizes = [len(question.order) if isinstance(question, ShownItem) else 1 for question in questions]
     plan.begin("testing", sum(sizes))
-    return test_steerings(searched.examiner, questions, [cell.steering for cell in chosen], plan.advance)
+    return measure_steerings(searched.examiner, questions, [cell.steering for cell in chosen], plan.advance)
 
 
 def _retention(
-    probe: Probe, data: DataSet | None, chosen: Sequence[Cell], method: Method, seed: int, plan: WorkPlan
+    view: ModelView, data: DataSet | None, chosen: Sequence[Cell], method: Method, seed: int, plan: WorkPlan
 ) -> list[dict[str, float] | None]:
     """Accuracy on what should be left alone, without and with each steering, in balanced order."""
     items = [item for item in (data.items if data is not None else ()) if isinstance(item, ChoiceItem)]
@@ -236,16 +242,16 @@ def _retention(
     questions: Sequence[Question] = shuffle_options(items[:MAX_RETENTION_ITEMS], seed)
     plan.begin("retention", len(questions))
     steerings = [(), *(cell.steering for cell in chosen)]
-    right = Examiner(probe, method).choose(questions, steerings, plan.advance) == answers_of(questions)
+    right = Examiner(view, method).choose(questions, steerings, plan.advance) == answers_of(questions)
     plain, *steered = (float(value) for value in np.mean(right, axis=1))
     return [{"baseline": plain, "steered": value, "change": value - plain} for value in steered]
 
 
 def _result(
-    searched: Searched, cell: Cell, test: Test, retention: dict[str, float] | None, *, is_paper: bool
+    searched: Searched, cell: Cell, test: HeldOutResult, retention: dict[str, float] | None, *, is_paper: bool
 ) -> Record:
     assert cell.accuracy is not None
-    tested = test_report(test)
+    tested = held_out_report(test)
     del tested["letters"]
     return {
         "reason": None,

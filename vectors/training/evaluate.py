@@ -17,21 +17,21 @@ from vectors.training.examiner import Examiner
 from vectors.training.held_out import (
     check_retention,
     harm_of,
+    held_out_report,
     interval_report,
+    measure_steering,
     retention_of,
-    test_report,
-    test_steering,
     verdict_of,
 )
 from vectors.training.method import Method
-from vectors.training.model_view import Probe, Steering
+from vectors.training.model_view import ModelView, Steering
 from vectors.training.progress import Report, WorkPlan
 from vectors.training.report import cell_report
 from vectors.training.train import TrainingData, check_fit, expected_work, parts_of, show, train_seed
 
 
 def evaluate(
-    probe: Probe,
+    view: ModelView,
     data: TrainingData,
     steering: tuple[Steering, ...],
     method: Method,
@@ -40,16 +40,16 @@ def evaluate(
     report: Report,
 ) -> dict[str, Any]:
     """The report of a steering that exists, on all items (at most `method.max_items`, drawn by the seed)."""
-    check_fit(method, probe)
+    check_fit(method, view)
     order = np.random.default_rng(seed).permutation(len(data.items.items))[: method.max_items]
     questions = show([data.items.items[index] for index in sorted(order)], method, seed)
     plan = WorkPlan(report, {"testing": 6.0 * len(questions), "retention": 200.0})
-    examiner = Examiner(probe, method)
+    examiner = Examiner(view, method)
     plan.begin("testing", sum(len(q.order) if isinstance(q, ShownItem) else 1 for q in questions))
-    test = test_steering(examiner, questions, steering, plan.advance)
+    test = measure_steering(examiner, questions, steering, plan.advance)
     retention = retention_of(data.retention_items, data.retention_texts, questions, seed)
     plan.begin("retention", retention.num_prompts)
-    kept = check_retention(probe, examiner, retention, steering, plan.advance)
+    kept = check_retention(view, examiner, retention, steering, plan.advance)
     plan.end()
     is_recommended, reason = verdict_of(test, unsteered_wins=False)
     return {
@@ -57,7 +57,7 @@ def evaluate(
         "data": {"name": data.items.name, "sha256": data.items.sha256, "items": len(questions)},
         "seed": seed,
         "baseline": {"test": interval_report(test.baseline)},
-        "test": test_report(test),
+        "test": held_out_report(test),
         "retention": kept,
         "notes": harm_of(kept),
         "steering": [
@@ -81,21 +81,21 @@ def _of_size(report: Report, size: int) -> Report:
 
 
 def sweep(
-    probe: Probe, data: TrainingData, method: Method, sizes: Sequence[int], *, seed: int, report: Report
+    view: ModelView, data: TrainingData, method: Method, sizes: Sequence[int], *, seed: int, report: Report
 ) -> dict[str, Any]:
-    """Test accuracy over the number of training items: each size is a training of its own on the same split.
+    """HeldOutResult accuracy over the number of training items: each size is a training of its own on the same split.
 
     A size that leaves nothing to contrast is reported with the reason. Raises as `train`.
     """
-    check_fit(method, probe)
+    check_fit(method, view)
     available = len(parts_of(data, method, seed).train)
     tried = sorted({min(size, available) for size in sizes})
     points: list[dict[str, Any]] = []
     failure = InvalidData("no size can be trained", data.items.name)
     for size in tried:
-        plan = WorkPlan(_of_size(report, size), expected_work(data, method, probe))
+        plan = WorkPlan(_of_size(report, size), expected_work(data, method, view))
         try:
-            result = train_seed(probe, data, method, seed, plan, num_train=size)
+            result = train_seed(view, data, method, seed, plan, num_train=size)
         except InvalidData as error:
             failure = error
             points.append({"num_items": size, "reason": str(error)})
@@ -105,7 +105,7 @@ def sweep(
                 "num_items": size,
                 "chosen": cell_report(result.chosen),
                 "baseline": interval_report(result.test.baseline),
-                "test": test_report(result.test),
+                "test": held_out_report(result.test),
             }
         )
     if not any("test" in point for point in points):

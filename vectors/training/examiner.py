@@ -19,7 +19,7 @@ from torch import Tensor
 from vectors.data.items import LETTERS, Message, PairItem, ShownItem
 from vectors.errors import InvalidData
 from vectors.training.method import Method
-from vectors.training.model_view import Continuations, Probe, Steering
+from vectors.training.model_view import Continuations, ModelView, Steering
 from vectors.training.prompts import Statement, Text, lettered_prompt, raw_text, solved_example, statements_of, turns_of
 
 Question = ShownItem | PairItem
@@ -61,10 +61,10 @@ def _ignore(num_done: int) -> None:
 
 
 class Examiner:
-    """Asks `probe` as `method` says, after the solved `exemplars`."""
+    """Asks `view` as `method` says, after the solved `exemplars`."""
 
-    def __init__(self, probe: Probe, method: Method, exemplars: Sequence[ShownItem] = ()) -> None:
-        self._probe = probe
+    def __init__(self, view: ModelView, method: Method, exemplars: Sequence[ShownItem] = ()) -> None:
+        self._probe = view
         self._is_chat = method.prompt == "chat"
         self._spellings = ("{}",) if method.is_paper else ("{}", " {}")
         self._exemplars = tuple(exemplars)

@@ -18,7 +18,7 @@ import numpy as np
 from vectors.data.items import LETTERS, ChoiceItem, DataSet, ShownItem, TextItem
 from vectors.data.split import shuffle_options
 from vectors.training.examiner import Advance, Choices, Examiner, Question, Steerings, answers_of
-from vectors.training.model_view import Continuations, Probe, Steering
+from vectors.training.model_view import Continuations, ModelView, Steering
 from vectors.training.statistics import Accuracy, PairedTest, accuracy_of, letter_shift, paired_test
 
 SIGNIFICANCE = 0.05
@@ -44,7 +44,7 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class HeldOutResult:
     """Letter-balanced accuracy before and after, the paired test between them, and the letter's part.
 
     `over_chance` is the same test against one in k, which is what an item gives to whoever always says one letter.
@@ -68,17 +68,17 @@ class Test:
         return all(test.gain > 0 and test.p < SIGNIFICANCE for test in (self.paired, self.over_chance))
 
 
-def test_steering(
+def measure_steering(
     examiner: Examiner, questions: Sequence[Question], steering: tuple[Steering, ...], advance: Advance
-) -> Test:
+) -> HeldOutResult:
     """Ask `questions`, as they are shown and in every rotation, without and with `steering`."""
-    return test_steerings(examiner, questions, [steering], advance)[0]
+    return measure_steerings(examiner, questions, [steering], advance)[0]
 
 
-def test_steerings(
+def measure_steerings(
     examiner: Examiner, questions: Sequence[Question], steerings: Steerings, advance: Advance
-) -> list[Test]:
-    """`test_steering` for each of `steerings`; the prompts are read once for all of them."""
+) -> list[HeldOutResult]:
+    """`measure_steering` for each of `steerings`; the prompts are read once for all of them."""
     scores, chosen = examiner.balanced_scores(questions, [(), *steerings], advance)
     sizes = [len(question.order) if isinstance(question, ShownItem) else 1 for question in questions]
     first = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
@@ -91,7 +91,7 @@ def test_steerings(
         presented_gain = float(presented[number] - presented[0])
         is_lettered = isinstance(questions[0], ShownItem) and bool((chosen[[0, number]] >= 0).all())
         tests.append(
-            Test(
+            HeldOutResult(
                 baseline=baseline,
                 steered=accuracy_of(scores[number]),
                 paired=paired,
@@ -145,7 +145,7 @@ def harm_of(retention: Mapping[str, Any]) -> list[str]:
 
 
 def check_retention(
-    probe: Probe, examiner: Examiner, retention: Retention, steering: tuple[Steering, ...], advance: Advance
+    view: ModelView, examiner: Examiner, retention: Retention, steering: tuple[Steering, ...], advance: Advance
 ) -> dict[str, Any]:
     """Accuracy and perplexity without and with `steering`, as the report shows them.
 
@@ -161,9 +161,9 @@ def check_retention(
             "steered": interval_report(after),
             "change": after.value - before.value,
         }
-    plain = _perplexity(probe, retention.texts, ())
+    plain = _perplexity(view, retention.texts, ())
     advance(num_items + num_texts)
-    steered = _perplexity(probe, retention.texts, steering)
+    steered = _perplexity(view, retention.texts, steering)
     advance(num_items + 2 * num_texts)
     perplexity = None
     if plain is not None and steered is not None:
@@ -177,21 +177,21 @@ def check_retention(
     return {"accuracy": accuracy, "perplexity": perplexity}
 
 
-def _perplexity(probe: Probe, texts: Sequence[str], steering: tuple[Steering, ...]) -> float | None:
+def _perplexity(view: ModelView, texts: Sequence[str], steering: tuple[Steering, ...]) -> float | None:
     queries = []
     for text in texts:
-        tokens = probe.encode(text)[: probe.max_length - 1]
+        tokens = view.encode(text)[: view.max_length - 1]
         middle = len(tokens) // 2
         if middle > 0:
             queries.append(Continuations(tokens[:middle], (tokens[middle:],), steering))
     total, count = 0.0, 0
-    for _, (logprobs,) in probe.continuation_logprobs(queries):
+    for _, (logprobs,) in view.continuation_logprobs(queries):
         total += sum(logprobs)
         count += len(logprobs)
     return math.exp(min(700.0, -total / count)) if count and math.isfinite(total) else None
 
 
-def test_report(test: Test) -> dict[str, Any]:
+def held_out_report(test: HeldOutResult) -> dict[str, Any]:
     """The test as the report shows it."""
     paired = test.paired
     return {
@@ -217,7 +217,7 @@ def interval_report(accuracy: Accuracy) -> dict[str, Any]:
     return dataclasses.asdict(accuracy)
 
 
-def verdict_of(test: Test, *, unsteered_wins: bool) -> tuple[bool, str]:
+def verdict_of(test: HeldOutResult, *, unsteered_wins: bool) -> tuple[bool, str]:
     """Whether the steering is recommended, and why or why not, in a sentence."""
     gain, letters = 100 * test.paired.gain, 100 * min(test.letter_bias, test.presented_gain)
     presented = 100 * test.presented_gain

@@ -1,4 +1,4 @@
-"""Probe: the protocol by which training sees a model. Any engine can stand behind it.
+"""ModelView: the protocol by which training sees a model. Any engine can stand behind it.
 
 Training asks three things: what the activations at a text's last token are, how likely certain next tokens are under
 many steerings of one prompt, and how likely whole continuations are. Texts are token ids by then. It does not know
@@ -19,7 +19,7 @@ from vectors.vocabulary import Site
 
 
 class Cancelled(Exception):
-    """Whoever asked for the work wants it no longer; raised out of a probe's iterators."""
+    """Whoever asked for the work wants it no longer; raised out of a view's iterators."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ class Continuations:
     steering: tuple[Steering, ...] = ()
 
 
-class Probe(Protocol):
+class ModelView(Protocol):
     """A model as training sees it. Iterators yield `(index of the input, result)` in any order, each index once.
 
-    `max_length` counts tokens. Every iterator may raise `Cancelled`, and `ProbeFailed`.
+    `max_length` counts tokens. Every iterator may raise `Cancelled`, and `ModelFailed`.
     """
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 
 from vectors.data.items import ChoiceItem, DataSet
 from vectors.data.split import gold_places
-from vectors.training.held_out import Test, interval_report, test_report
+from vectors.training.held_out import HeldOutResult, held_out_report, interval_report
 from vectors.training.method import Method
 from vectors.training.search import Cell
 from vectors.training.statistics import seeds_test
@@ -27,7 +27,7 @@ class SeedResult:
     cells: list[Cell]
     validation_baseline: float
     unsteered_wins: bool
-    test: Test
+    test: HeldOutResult
     plain_accuracy: float | None
     num_items: dict[str, int]
     num_tokens: int
@@ -82,7 +82,7 @@ def training_report(
             "validation": chosen.accuracy,
         },
         "grid": [cell_report(cell) for cell in first.cells],
-        "test": test_report(test),
+        "test": held_out_report(test),
         "retention": retention,
         "notes": first.notes + _letter_note(choices),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},

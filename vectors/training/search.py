@@ -17,7 +17,7 @@ from torch import Tensor
 from vectors.training.contrast import Contrast
 from vectors.training.examiner import Advance, Examiner, Question, Steerings, answers_of
 from vectors.training.method import Method, Variant
-from vectors.training.model_view import Probe, Steering
+from vectors.training.model_view import ModelView, Steering
 from vectors.training.prompts import Text
 from vectors.vector import SteeringVector
 from vectors.vocabulary import Place, Site
@@ -53,8 +53,8 @@ class Cell:
 class MeanActivations:
     """Sums of activations by group of texts, each distinct text read once. float64, so that order hardly matters."""
 
-    def __init__(self, probe: Probe, examiner: Examiner, sites: Sequence[Site]) -> None:
-        self._probe = probe
+    def __init__(self, view: ModelView, examiner: Examiner, sites: Sequence[Site]) -> None:
+        self._probe = view
         self._examiner = examiner
         self._sites = tuple(sites)
         self.num_tokens = 0

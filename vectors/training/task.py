@@ -18,7 +18,7 @@ import numpy as np
 from vectors.errors import UNNAMED, InvalidData, InvalidMethod, MissingDependency
 from vectors.training.evaluate import evaluate, sweep
 from vectors.training.method import Method
-from vectors.training.model_view import Probe, Steering
+from vectors.training.model_view import ModelView, Steering
 from vectors.training.plots import Bar, CurvePoint, accuracy_bars, heat_map, size_curve
 from vectors.training.progress import Report
 from vectors.training.search import Cell
@@ -92,29 +92,29 @@ class Done:
 
 
 def carry_out(
-    task: Task, probe: Probe, data: TrainingData, *, steering: Sequence[Steering] = (), seed: int, report: Report
+    task: Task, view: ModelView, data: TrainingData, *, steering: Sequence[Steering] = (), seed: int, report: Report
 ) -> Done:
     """Do `task`; `steering` is the vector that it names. Raises as `train`, `evaluate` and `sweep` do."""
     check_installed()
-    check_fit(task.method, probe)
+    check_fit(task.method, view)
     try:
-        return _carry_out(task, probe, data, tuple(steering), seed, report)
+        return _carry_out(task, view, data, tuple(steering), seed, report)
     except InvalidData as error:
         raise error if error.file != UNNAMED else error.in_file(data.items.name) from error
 
 
 def _carry_out(
-    task: Task, probe: Probe, data: TrainingData, steering: tuple[Steering, ...], seed: int, report: Report
+    task: Task, view: ModelView, data: TrainingData, steering: tuple[Steering, ...], seed: int, report: Report
 ) -> Done:
     if task.kind == "evaluate":
-        found = evaluate(probe, data, steering, task.method, seed=seed, report=report)
+        found = evaluate(view, data, steering, task.method, seed=seed, report=report)
         files = _files(found, [("accuracy.png", _accuracy_plot(found))])
         return Done(None, found, files, 0, bool(found["recommended"]), str(found["reason"]))
     if task.kind == "sweep":
-        found = sweep(probe, data, task.method, task.sizes, seed=seed, report=report)
+        found = sweep(view, data, task.method, task.sizes, seed=seed, report=report)
         reason = f"a curve over {len(found['points'])} sizes; nothing is published"
         return Done(None, found, _files(found, [("sizes.png", _curve_plot(found))]), 0, False, reason)
-    trained = train(probe, data, task.method, seed=seed, report=report)
+    trained = train(view, data, task.method, seed=seed, report=report)
     plots = [*_heat_maps(trained.report, trained.cells, task.method), ("accuracy.png", _accuracy_plot(trained.report))]
     return Done(
         trained.vector,

@@ -25,12 +25,12 @@ from vectors.training.held_out import (
     MAX_RETENTION_ITEMS,
     check_retention,
     harm_of,
+    measure_steering,
     retention_of,
-    test_steering,
     verdict_of,
 )
 from vectors.training.method import Method, Variant
-from vectors.training.model_view import Probe
+from vectors.training.model_view import ModelView
 from vectors.training.progress import Report, WorkPlan
 from vectors.training.prompts import Text, statements_of
 from vectors.training.report import SeedResult, training_report
@@ -68,45 +68,45 @@ class Trained:
         return str(self.report["reason"])
 
 
-def check_fit(method: Method, probe: Probe) -> tuple[int, ...]:
+def check_fit(method: Method, view: ModelView) -> tuple[int, ...]:
     """The layers to try. Raises `InvalidMethod` where the method asks for what the model lacks."""
-    lacking = [site for site in method.sites if site not in probe.sites]
+    lacking = [site for site in method.sites if site not in view.sites]
     if lacking:
-        raise InvalidMethod(f"site: this model has no {lacking[0]!r}; it has {', '.join(probe.sites)}", "site")
-    if method.prompt == "chat" and not probe.has_chat_template:
+        raise InvalidMethod(f"site: this model has no {lacking[0]!r}; it has {', '.join(view.sites)}", "site")
+    if method.prompt == "chat" and not view.has_chat_template:
         raise InvalidMethod("prompt: this model has no chat template; use raw", "prompt")
-    return method.layers_for(probe.num_layers)
+    return method.layers_for(view.num_layers)
 
 
-def train(probe: Probe, data: TrainingData, method: Method, *, seed: int, report: Report) -> Trained:
+def train(view: ModelView, data: TrainingData, method: Method, *, seed: int, report: Report) -> Trained:
     """Train and test; the vector is the first seed's.
 
     Raises `InvalidMethod`, `InvalidData` (a model that answers everything right, say, leaves nothing to contrast) and
-    what the probe raises.
+    what the view raises.
     """
-    check_fit(method, probe)
-    plan = WorkPlan(report, expected_work(data, method, probe))
-    results = [train_seed(probe, data, method, seed + number, plan) for number in range(method.seeds)]
+    check_fit(method, view)
+    plan = WorkPlan(report, expected_work(data, method, view))
+    results = [train_seed(view, data, method, seed + number, plan) for number in range(method.seeds)]
     first = results[0]
-    examiner = Examiner(probe, method)
+    examiner = Examiner(view, method)
     tested = parts_of(data, method, seed).test
     retention = retention_of(data.retention_items, data.retention_texts, show(tested, method, seed), seed)
     plan.begin("retention", retention.num_prompts)
-    kept = check_retention(probe, examiner, retention, first.chosen.steering, plan.advance)
+    kept = check_retention(view, examiner, retention, first.chosen.steering, plan.advance)
     plan.end()
     is_recommended, reason = verdict_of(first.test, unsteered_wins=first.unsteered_wins)
     reported = training_report(data.items, method, results, kept, plan.seconds)
     reported["notes"] += harm_of(kept)
     reported |= {"recommended": is_recommended, "reason": reason}
     publishes = is_recommended or method.allow_no_gain
-    vector = _vector(probe, first.chosen, reported) if publishes else None
+    vector = _vector(view, first.chosen, reported) if publishes else None
     return Trained(vector, reported, first.cells, sum(result.num_tokens for result in results))
 
 
-def expected_work(data: TrainingData, method: Method, probe: Probe) -> dict[str, float]:
+def expected_work(data: TrainingData, method: Method, view: ModelView) -> dict[str, float]:
     """Work by phase, in prompts; a cell costs a token an item, a small part of a prompt."""
     num_items = min(len(data.items.items), method.max_items)
-    num_layers = len(method.layers_for(probe.num_layers))
+    num_layers = len(method.layers_for(view.num_layers))
     num_cells = len(method.variants) * len(method.sites) * num_layers * len(method.scale_grid())
     num_validation = len(data.validation.items) if data.validation else method.split.validation * num_items
     return {
@@ -153,15 +153,15 @@ class Searched:
 
 
 def train_seed(
-    probe: Probe, data: TrainingData, method: Method, seed: int, plan: WorkPlan, num_train: int | None = None
+    view: ModelView, data: TrainingData, method: Method, seed: int, plan: WorkPlan, num_train: int | None = None
 ) -> SeedResult:
     """Search one split and test the best cell. Raises as `train`."""
-    found = search_seed(probe, data, method, seed, plan, num_train)
+    found = search_seed(view, data, method, seed, plan, num_train)
     chosen = best_of(found.cells, is_paper=method.is_paper)
     assert chosen.accuracy is not None
     plan.best = chosen.accuracy
     plan.begin("testing", sum(len(q.order) if isinstance(q, ShownItem) else 1 for q in found.tested))
-    test = test_steering(found.examiner, found.tested, chosen.steering, plan.advance)
+    test = measure_steering(found.examiner, found.tested, chosen.steering, plan.advance)
     return SeedResult(
         seed=seed,
         chosen=chosen,
@@ -177,19 +177,19 @@ def train_seed(
 
 
 def search_seed(
-    probe: Probe, data: TrainingData, method: Method, seed: int, plan: WorkPlan, num_train: int | None = None
+    view: ModelView, data: TrainingData, method: Method, seed: int, plan: WorkPlan, num_train: int | None = None
 ) -> Searched:
     """Train on one split and ask the validation items under every cell of the grid. Raises as `train`."""
     parts = parts_of(data, method, seed)
     training = show(parts.train[:num_train], method, seed)
     validation, tested = show(parts.validation, method, seed), show(parts.test, method, seed)
-    plain = Examiner(probe, method)
+    plain = Examiner(view, method)
     plan.begin("answering", len(training))
     answers = _answer(plain, training, plan)
     examiner, plain_accuracy, notes = plain, None, []
     if method.icl:
         exemplars, answers = _exemplars(answers, method.icl)
-        examiner = Examiner(probe, method, exemplars)
+        examiner = Examiner(view, method, exemplars)
         plain_accuracy = float(np.mean(plain.balanced_scores(tested, [()])[0]))
         plan.begin("answering", len(answers))
         answers = _answer(examiner, [answer.item for answer in answers], plan)
@@ -202,13 +202,13 @@ def search_seed(
             notes.append(f"{variant} has nothing to contrast: {_one_sided(answers, variant)}")
     if not contrasts:
         raise InvalidData(notes[0], data.items.name)
-    means = MeanActivations(probe, examiner, method.sites)
+    means = MeanActivations(view, examiner, method.sites)
     full = [_text_of(answer.item) for answer in answers]
     plan.begin("reading activations", len(full))
     directions, lengths = directions_of(
         contrasts, full, means, reads_at_input=method.reads_at_input, advance=plan.advance
     )
-    cells = grid_of(directions, lengths, method, method.layers_for(probe.num_layers))
+    cells = grid_of(directions, lengths, method, method.layers_for(view.num_layers))
     if not cells:
         raise InvalidData("the two groups of texts have the same activations everywhere", data.items.name)
     plan.begin("searching", len(validation))
@@ -255,13 +255,13 @@ def _text_of(question: Question) -> Text:
     return question if isinstance(question, ShownItem) else statements_of(question)[0]
 
 
-def _vector(probe: Probe, chosen: Cell, report: dict[str, Any]) -> SteeringVector:
+def _vector(view: ModelView, chosen: Cell, report: dict[str, Any]) -> SteeringVector:
     """The chosen direction with its scale as default and the report's figures as its own."""
     figures = {name: report[name] for name in ("method", "data", "baseline", "chosen", "test", "retention")}
     test = report["test"]
     return chosen.vector.with_defaults(
         default_scale=chosen.scale,
         description=f"{chosen.variant} at {chosen.site} {chosen.layer}: {report['reason']}"[:500],
-        model=probe.model_id,
+        model=view.model_id,
         training=figures | {"recommended": report["recommended"], "reason": report["reason"], "gain": test["gain"]},
     )

@@ -18,7 +18,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
 from server.api.about.openapi import document_of
-from server.api.http.route import JSON, Answer, Header, operation
+from server.api.http.description import JSON, Header, Success, describe
 
 _PAGE = Path(__file__).with_name("docs.html")
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
@@ -39,13 +39,13 @@ def router_for(routers: Sequence[APIRouter]) -> APIRouter:
         return known[0]
 
     @router.get("/openapi.json")
-    @operation(Answer(dict, "The document."))
+    @describe(Success(dict, "The document."))
     async def get_openapi(request: Request) -> Response:
         """This document."""
         return Response(await run_sync(document), media_type=JSON)
 
     @router.get("/docs")
-    @operation(Answer(None, "The page.", media_type="text/html", headers=(_POLICY,)))
+    @describe(Success(None, "The page.", media_type="text/html", headers=(_POLICY,)))
     async def get_docs(request: Request) -> Response:
         """A page that shows this document and tries its operations."""
         return HTMLResponse(page, headers=headers)

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from server import __version__
 from server.api.about.objects import Health, Readiness, Version
 from server.api.http.auth import require
-from server.api.http.route import Answer, operation
+from server.api.http.description import Success, describe
 from server.api.http.services import services_of
 from server.errors import Unavailable
 from server.keys import Role
@@ -20,14 +20,14 @@ router = APIRouter(tags=["Operation"])
 
 
 @router.get("/health")
-@operation(Answer(Health, "It is."))
+@describe(Success(Health, "It is."))
 async def health() -> Health:
     """The process is alive."""
     return {"status": "ok"}
 
 
 @router.get("/ready")
-@operation(Answer(Readiness, "It is."), errors=(Unavailable,))
+@describe(Success(Readiness, "It is."), errors=(Unavailable,))
 async def ready(request: Request) -> Response:
     """New work is accepted; 503 while the server drains."""
     services_of(request).check_ready()
@@ -35,14 +35,14 @@ async def ready(request: Request) -> Response:
 
 
 @router.get("/version")
-@operation(Answer(Version, "The version."))
+@describe(Success(Version, "The version."))
 async def version() -> Version:
     """The server's version."""
     return {"version": __version__}
 
 
 @router.get("/metrics", dependencies=[Depends(require(Role.USE))])
-@operation(Answer(None, "All metrics.", media_type="text/plain"))
+@describe(Success(None, "All metrics.", media_type="text/plain"))
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     content = services_of(request).metrics.render()

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from server.api.about.objects import Model, ModelList
 from server.api.http.auth import require
-from server.api.http.route import Answer, Parameter, operation
+from server.api.http.description import Parameter, Success, describe
 from server.api.http.services import Services, services_of
 from server.errors import NotFound
 from server.keys import Role
@@ -25,7 +25,7 @@ _MODEL = Parameter("model", "The model's id.", {"type": "string", "minLength": 1
 
 
 @router.get("/v1/models")
-@operation(Answer(ModelList, "The models."))
+@describe(Success(ModelList, "The models."))
 async def list_models(request: Request) -> Response:
     """The ids that a request may give as `model`; scales and revisions can be added to them."""
     models = await run_sync(_models, services_of(request))
@@ -33,7 +33,7 @@ async def list_models(request: Request) -> Response:
 
 
 @router.get("/v1/models/{model:path}")
-@operation(Answer(Model, "The model."), errors=(NotFound,), parameters=(_MODEL,))
+@describe(Success(Model, "The model."), errors=(NotFound,), parameters=(_MODEL,))
 async def get_model(request: Request, model: str) -> Response:
     """One of the listed models."""
     found = (await run_sync(_models, services_of(request))).get(model)

@@ -15,8 +15,8 @@ from server import __version__
 from server.api.about.examples import examples_of
 from server.api.about.openapi_schemas import schemas_of
 from server.api.http.auth import RoleCheck
+from server.api.http.description import EVENTS, JSON, Header, Parameter, RouteDescription, Success, description_of
 from server.api.http.objects import ErrorEnvelope
-from server.api.http.route import EVENTS, JSON, Answer, Header, Operation, Parameter, operation_of
 from server.errors import (
     ApiError,
     BodyTooSlow,
@@ -72,8 +72,8 @@ def document_of(routers: Iterable[APIRouter]) -> dict[str, Any]:
     }
 
 
-def _declaration_of(route: APIRoute) -> Operation:
-    operation = operation_of(route.endpoint)
+def _declaration_of(route: APIRoute) -> RouteDescription:
+    operation = description_of(route.endpoint)
     assert operation is not None, f"{route.path} does not say what it is"
     names = {parameter.name for parameter in operation.parameters if parameter.place == "path"}
     assert names == set(route.param_convertors), f"{route.path} does not say what is in its path"
@@ -83,7 +83,7 @@ def _declaration_of(route: APIRoute) -> Operation:
 class _Types:
     """The schemas of all types that operations speak of."""
 
-    def __init__(self, operations: Iterable[Operation]) -> None:
+    def __init__(self, operations: Iterable[RouteDescription]) -> None:
         types: list[Any] = [ErrorEnvelope]
         for operation in operations:
             types += [body for body in operation.bodies.values() if body is not bytes]
@@ -99,7 +99,7 @@ class _Types:
 class _OperationObject:
     """One operation of the document."""
 
-    def __init__(self, route: APIRoute, operation: Operation, types: _Types) -> None:
+    def __init__(self, route: APIRoute, operation: RouteDescription, types: _Types) -> None:
         self._route = route
         self._operation = operation
         self._types = types
@@ -145,7 +145,7 @@ class _OperationObject:
             shown["content"][answer.media_type] = self._content(answer)
         return answers
 
-    def _content(self, answer: Answer) -> dict[str, Any]:
+    def _content(self, answer: Success) -> dict[str, Any]:
         if answer.media_type == EVENTS:
             shown = {"schema": _event(self._types.of(answer.content))}
         elif answer.content is not None:
@@ -167,7 +167,7 @@ class _OperationObject:
             str(status): {
                 "description": "\n\n".join(_description(error) for error in errors),
                 "headers": _headers([_REQUEST_ID, *_headers_of(errors)]),
-                "content": {JSON: self._content(Answer(ErrorEnvelope, "", status=status))},
+                "content": {JSON: self._content(Success(ErrorEnvelope, "", status=status))},
             }
             for status, errors in sorted(by_status.items())
         }

@@ -19,7 +19,7 @@ from server.api.generation.tools import MAX_TOOLS, ChatTool
 from server.api.generation.wire import MAX_MODEL_NAME_LENGTH
 from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model
-from server.api.http.route import JSON, Answer, operation
+from server.api.http.description import JSON, Success, describe
 from server.api.http.services import services_of
 from server.api.http.wire import WireModel
 from server.errors import InvalidRequest, NotFound
@@ -105,7 +105,7 @@ class DetokenizeRequest(WireModel):
 
 
 @router.post("/tokenize")
-@operation(Answer(Tokens, "The tokens."), bodies={JSON: TokenizeRequest}, errors=(NotFound,))
+@describe(Success(Tokens, "The tokens."), bodies={JSON: TokenizeRequest}, errors=(NotFound,))
 async def tokenize(request: Request) -> Response:
     """The token ids of a text or a chat, and with `return_token_strs` how the vocabulary spells them."""
     services = services_of(request)
@@ -122,7 +122,7 @@ async def tokenize(request: Request) -> Response:
 
 
 @router.post("/detokenize")
-@operation(Answer(DetokenizedText, "The text."), bodies={JSON: DetokenizeRequest}, errors=(NotFound,))
+@describe(Success(DetokenizedText, "The text."), bodies={JSON: DetokenizeRequest}, errors=(NotFound,))
 async def detokenize(request: Request) -> Response:
     """The text of token ids, special tokens included."""
     services = services_of(request)

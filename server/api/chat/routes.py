@@ -25,8 +25,8 @@ from server.api.generation.steering import plan_of
 from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model
 from server.api.http.connection import while_connected
+from server.api.http.description import EVENTS, GENERATION_ERRORS, JSON, Success, describe
 from server.api.http.parameters import RATE_LIMITS
-from server.api.http.route import EVENTS, GENERATION_ERRORS, JSON, Answer, operation
 from server.api.http.services import Services, services_of
 from server.api.http.sse import EventStream
 from server.detokenizer import TokenTable
@@ -39,14 +39,14 @@ _CHUNK = "chat.completion.chunk"
 
 
 @router.post("/v1/chat/completions")
-@operation(
-    Answer(ChatCompletion, "The answers.", headers=RATE_LIMITS),
-    Answer(ChatEvent, "With `stream`: chunks as server-sent events, then `[DONE]`.", media_type=EVENTS),
+@describe(
+    Success(ChatCompletion, "The answers.", headers=RATE_LIMITS),
+    Success(ChatEvent, "With `stream`: chunks as server-sent events, then `[DONE]`.", media_type=EVENTS),
     bodies={JSON: ChatRequest},
     errors=GENERATION_ERRORS,
 )
 async def create_chat_completion(request: Request) -> Response:
-    """Answer a chat."""
+    """Success a chat."""
     services = services_of(request)
     services.check_ready()
     body = await read_model(request, ChatRequest, MAX_JSON_BYTES)

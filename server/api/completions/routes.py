@@ -23,8 +23,8 @@ from server.api.generation.steering import plan_of
 from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model
 from server.api.http.connection import while_connected
+from server.api.http.description import EVENTS, GENERATION_ERRORS, JSON, Success, describe
 from server.api.http.parameters import RATE_LIMITS
-from server.api.http.route import EVENTS, GENERATION_ERRORS, JSON, Answer, operation
 from server.api.http.services import Services, services_of
 from server.api.http.sse import EventStream
 from server.detokenizer import ChoiceText, TokenTable
@@ -42,9 +42,9 @@ _KIND = "text_completion"
 
 
 @router.post("/v1/completions")
-@operation(
-    Answer(Completion, "The continuations.", headers=RATE_LIMITS),
-    Answer(CompletionEvent, "With `stream`: chunks as server-sent events, then `[DONE]`.", media_type=EVENTS),
+@describe(
+    Success(Completion, "The continuations.", headers=RATE_LIMITS),
+    Success(CompletionEvent, "With `stream`: chunks as server-sent events, then `[DONE]`.", media_type=EVENTS),
     bodies={JSON: CompletionRequest},
     errors=GENERATION_ERRORS,
 )

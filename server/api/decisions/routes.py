@@ -17,14 +17,14 @@ from starlette.responses import JSONResponse, Response
 
 from server.api.decisions.multiple_choice import Interview, Question, probabilities_of
 from server.api.decisions.objects import Decision
-from server.api.decisions.wire import AskedQuestion, Choice, DecisionRequest, Predicate
+from server.api.decisions.wire import AskedQuestion, ChoiceQuestion, DecisionRequest, Predicate
 from server.api.generation.scoring import Scoring
 from server.api.generation.steering import plan_of
 from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model
 from server.api.http.connection import while_connected
+from server.api.http.description import GENERATION_ERRORS, JSON, Success, describe
 from server.api.http.parameters import RATE_LIMITS
-from server.api.http.route import GENERATION_ERRORS, JSON, Answer, operation
 from server.api.http.services import Services, services_of
 from server.engine.queries import choice_logprobs, score_requests
 from server.engine.request import GenerationRequest, Priority, TokenOutput
@@ -38,11 +38,11 @@ Probabilities = npt.NDArray[np.float64]
 
 
 @router.post("/v1/decisions")
-@operation(
-    Answer(Decision, "The answers.", headers=RATE_LIMITS), bodies={JSON: DecisionRequest}, errors=GENERATION_ERRORS
+@describe(
+    Success(Decision, "The answers.", headers=RATE_LIMITS), bodies={JSON: DecisionRequest}, errors=GENERATION_ERRORS
 )
 async def create_decision(request: Request) -> Response:
-    """Answer questions about an input."""
+    """Success questions about an input."""
     services = services_of(request)
     services.check_ready()
     body = await read_model(request, DecisionRequest, MAX_JSON_BYTES)
@@ -135,7 +135,7 @@ def _answer(asked: AskedQuestion, probabilities: Probabilities) -> dict[str, Any
     if isinstance(asked, Predicate):
         return named | {"probability": values[0]}
     best = int(probabilities.argmax())
-    if isinstance(asked, Choice):
+    if isinstance(asked, ChoiceQuestion):
         return named | {
             "choice": asked.choices[best].value,
             "confidence": values[best],

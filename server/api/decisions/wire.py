@@ -57,14 +57,14 @@ class ChoiceOption(WireModel):
     description: str | None = None
 
 
-class Choice(_AnyQuestion):
+class ChoiceQuestion(_AnyQuestion):
     """Which of the options, each unlike the others?"""
 
     type: Literal["choice"]
     choices: Annotated[list[ChoiceOption], Field(fail_fast=True, min_length=2, max_length=MAX_OPTIONS)]
 
     @model_validator(mode="after")
-    def _check_unique(self) -> Choice:
+    def _check_unique(self) -> ChoiceQuestion:
         seen = set()
         for index, option in enumerate(self.choices):
             key = (type(option.value), option.value)
@@ -107,7 +107,7 @@ def _described(text: str, description: str | None) -> str:
     return text if description is None else f"{text} ({description})"
 
 
-AskedQuestion = Annotated[Predicate | Choice | Score, Field(discriminator="type")]
+AskedQuestion = Annotated[Predicate | ChoiceQuestion | Score, Field(discriminator="type")]
 
 
 class DecisionRequest(SteeredFields):

@@ -15,7 +15,7 @@ from anyio.to_thread import run_sync
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from server.api.http.route import knows_query, reads_body
+from server.api.http.description import knows_query, reads_body
 from server.errors import ApiError, InvalidRequest, PayloadTooLarge
 
 Model = TypeVar("Model", bound=BaseModel)

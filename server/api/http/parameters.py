@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.api.http.route import Header, Parameter
+from server.api.http.description import Header, Parameter
 
 DISPOSITION = Header("content-disposition", "A name for the file.", {"type": "string", "pattern": "^attachment; "})
 

@@ -28,7 +28,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _CLIENT_LEFT = 499
 
 
-class AccessLayer:
+class RequestLogLayer:
     """Gives requests an id (the client's `x-request-id`, if it is sane) and keeps the access log."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.api.generation.wire import VECTOR_NAME_SCHEMA
-from server.api.http.route import Header, Parameter
+from server.api.http.description import Header, Parameter
 
 NAME = Parameter("name", "The vector's name.", VECTOR_NAME_SCHEMA, "path")
 

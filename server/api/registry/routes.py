@@ -15,9 +15,9 @@ from starlette.responses import JSONResponse, Response
 
 from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model, refuse_unknown_query
+from server.api.http.description import BYTES, FORM, JSON, Parameter, Success, describe
 from server.api.http.parameters import DISPOSITION, limit, order
 from server.api.http.preconditions import if_match_of, if_none_match_of, refuse_preconditions
-from server.api.http.route import BYTES, FORM, JSON, Answer, Parameter, operation
 from server.api.http.services import Services, services_of
 from server.api.http.uploads import VectorForm, directions_of, read_upload
 from server.api.registry.objects import DeletedVector, Vector, VectorList
@@ -43,9 +43,9 @@ _log = logging.getLogger(__name__)
 
 
 @router.put("/{name}", dependencies=_MAY_CHANGE)
-@operation(
-    Answer(Vector, "A new revision of a known name, or the same content again.", headers=(ETAG,)),
-    Answer(Vector, "A new name.", status=201, headers=(ETAG,)),
+@describe(
+    Success(Vector, "A new revision of a known name, or the same content again.", headers=(ETAG,)),
+    Success(Vector, "A new name.", status=201, headers=(ETAG,)),
     bodies={BYTES: bytes, FORM: VectorForm},
     errors=(PreconditionFailed,),
     parameters=(NAME, IF_MATCH, IF_NONE_MATCH),
@@ -69,8 +69,8 @@ async def put_vector(request: Request, name: str) -> Response:
 
 
 @router.post("", dependencies=_MAY_CHANGE)
-@operation(
-    Answer(Vector, "A new name.", status=201, headers=(ETAG,)), bodies={JSON: CreateVectorRequest}, errors=(Conflict,)
+@describe(
+    Success(Vector, "A new name.", status=201, headers=(ETAG,)), bodies={JSON: CreateVectorRequest}, errors=(Conflict,)
 )
 async def create_vector(request: Request) -> Response:
     """Make a vector from numbers in the body."""
@@ -93,8 +93,8 @@ async def create_vector(request: Request) -> Response:
 
 
 @router.get("", dependencies=_MAY_READ)
-@operation(
-    Answer(VectorList, "A page."),
+@describe(
+    Success(VectorList, "A page."),
     parameters=(
         limit(_DEFAULT_LIMIT, _MOST_LISTED),
         Parameter("after", "The name after which the page begins.", {"type": "string"}),
@@ -128,7 +128,7 @@ async def list_vectors(request: Request) -> Response:
 
 
 @router.get("/{name}", dependencies=_MAY_READ)
-@operation(Answer(Vector, "The vector.", headers=(ETAG,)), errors=(InvalidRequest, NotFound), parameters=(NAME,))
+@describe(Success(Vector, "The vector.", headers=(ETAG,)), errors=(InvalidRequest, NotFound), parameters=(NAME,))
 async def get_vector(request: Request, name: str) -> Response:
     """The current revision of `name`, and its history."""
     services = services_of(request)
@@ -146,8 +146,8 @@ async def get_vector(request: Request, name: str) -> Response:
 
 
 @router.get("/{name}/content", dependencies=_MAY_READ)
-@operation(
-    Answer(None, "The file.", media_type=BYTES, headers=(ETAG, DISPOSITION)),
+@describe(
+    Success(None, "The file.", media_type=BYTES, headers=(ETAG, DISPOSITION)),
     errors=(InvalidRequest, NotFound, Unavailable),
     parameters=(
         NAME,
@@ -178,8 +178,8 @@ async def get_content(request: Request, name: str) -> Response:
 
 
 @router.patch("/{name}", dependencies=_MAY_CHANGE)
-@operation(
-    Answer(Vector, "The new revision.", headers=(ETAG,)),
+@describe(
+    Success(Vector, "The new revision.", headers=(ETAG,)),
     bodies={JSON: PatchVectorRequest},
     errors=(NotFound, PreconditionFailed),
     parameters=(NAME, IF_MATCH),
@@ -200,8 +200,8 @@ async def patch_vector(request: Request, name: str) -> Response:
 
 
 @router.post("/{name}/rollback", dependencies=_MAY_CHANGE)
-@operation(
-    Answer(Vector, "The revision that is current now.", headers=(ETAG,)),
+@describe(
+    Success(Vector, "The revision that is current now.", headers=(ETAG,)),
     bodies={JSON: RollbackRequest},
     errors=(NotFound, PreconditionFailed),
     parameters=(NAME, IF_MATCH),
@@ -217,8 +217,8 @@ async def roll_back(request: Request, name: str) -> Response:
 
 
 @router.delete("/{name}", dependencies=_MAY_CHANGE)
-@operation(
-    Answer(DeletedVector, "It is gone."),
+@describe(
+    Success(DeletedVector, "It is gone."),
     errors=(InvalidRequest, NotFound, PreconditionFailed),
     parameters=(NAME, IF_MATCH),
 )

@@ -19,9 +19,9 @@ from server.api.generation.steering import plan_of
 from server.api.http.auth import bearer_key, require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model, refuse_unknown_query
 from server.api.http.connection import while_connected
+from server.api.http.description import EVENTS, GENERATION_ERRORS, JSON, Parameter, Success, describe
 from server.api.http.pages import limit_of, order_of, page_of
 from server.api.http.parameters import RATE_LIMITS, limit, order
-from server.api.http.route import EVENTS, GENERATION_ERRORS, JSON, Answer, Parameter, operation
 from server.api.http.services import Services, services_of
 from server.api.http.sse import EventStream
 from server.api.responses.events import ResponseStreamEvent
@@ -43,14 +43,14 @@ _UNSUPPORTED_QUERIES = ("include", "include_obfuscation", "starting_after", "str
 
 
 @router.post("/v1/responses")
-@operation(
-    Answer(ResponseObject, "The response.", headers=RATE_LIMITS),
-    Answer(ResponseStreamEvent, "With `stream`: server-sent events, named by their types.", media_type=EVENTS),
+@describe(
+    Success(ResponseObject, "The response.", headers=RATE_LIMITS),
+    Success(ResponseStreamEvent, "With `stream`: server-sent events, named by their types.", media_type=EVENTS),
     bodies={JSON: ResponseRequest},
     errors=GENERATION_ERRORS,
 )
 async def create_response(request: Request) -> Response:
-    """Answer, and keep the answer if that is asked for."""
+    """Success, and keep the answer if that is asked for."""
     services = services_of(request)
     services.check_ready()
     body = await read_model(request, ResponseRequest, MAX_JSON_BYTES)
@@ -64,8 +64,8 @@ async def create_response(request: Request) -> Response:
 
 
 @router.get("/v1/responses/{response_id}")
-@operation(
-    Answer(ResponseObject, "The response."), errors=(InvalidRequest, NotFound), parameters=(_RESPONSE_ID, _STREAM)
+@describe(
+    Success(ResponseObject, "The response."), errors=(InvalidRequest, NotFound), parameters=(_RESPONSE_ID, _STREAM)
 )
 async def retrieve_response(request: Request, response_id: str) -> Response:
     """A kept response."""
@@ -74,7 +74,7 @@ async def retrieve_response(request: Request, response_id: str) -> Response:
 
 
 @router.delete("/v1/responses/{response_id}")
-@operation(Answer(DeletedResponse, "It is gone."), errors=(InvalidRequest, NotFound), parameters=(_RESPONSE_ID,))
+@describe(Success(DeletedResponse, "It is gone."), errors=(InvalidRequest, NotFound), parameters=(_RESPONSE_ID,))
 async def delete_response(request: Request, response_id: str) -> Response:
     """Forget a kept response."""
     refuse_unknown_query(request)
@@ -83,8 +83,8 @@ async def delete_response(request: Request, response_id: str) -> Response:
 
 
 @router.get("/v1/responses/{response_id}/input_items")
-@operation(
-    Answer(InputItemList, "A page."),
+@describe(
+    Success(InputItemList, "A page."),
     errors=(InvalidRequest, NotFound),
     parameters=(
         _RESPONSE_ID,

@@ -125,7 +125,7 @@ class ReasoningConfig(WireModel):
     effort: ReasoningEffort | None = None
 
 
-Choice = Annotated[
+ResponseToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("mode")]
     | Annotated[ChosenFunction, Tag("function")]
     | Annotated[AllowedFunctions, Tag("allowed_tools")],
@@ -166,7 +166,7 @@ class ResponseRequest(GenerationFields):
         | None
     ) = None
     """The functions that the model may call."""
-    tool_choice: Choice | None = None
+    tool_choice: ResponseToolChoice | None = None
     """Whether it may, must or must not call, and which. Default: `auto`."""
     parallel_tool_calls: bool | None = None
     """Whether an answer may have several calls. Default: true."""

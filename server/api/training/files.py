@@ -18,9 +18,9 @@ from typing_extensions import TypedDict
 
 from server.api.http.auth import require
 from server.api.http.bodies import refuse_unknown_query
+from server.api.http.description import BYTES, FORM, Parameter, Success, describe
 from server.api.http.pages import after_of, limit_of, order_of, page_of
 from server.api.http.parameters import DISPOSITION, after, identifier, limit, order
-from server.api.http.route import BYTES, FORM, Answer, Parameter, operation
 from server.api.http.services import services_of
 from server.api.http.uploads import multipart_form
 from server.api.training.objects import DeletedFile, File, FileList
@@ -54,7 +54,7 @@ _ONE_ERRORS = (InvalidRequest, NotFound, Unavailable)
 
 
 @router.post("", dependencies=_MAY_CHANGE)
-@operation(Answer(File, "It is kept."), bodies={FORM: FileForm}, errors=(Unavailable,))
+@describe(Success(File, "It is kept."), bodies={FORM: FileForm}, errors=(Unavailable,))
 async def upload_file(request: Request) -> Response:
     """Keep an uploaded file."""
     services = services_of(request)
@@ -73,8 +73,8 @@ async def upload_file(request: Request) -> Response:
 
 
 @router.get("", dependencies=_MAY_READ)
-@operation(
-    Answer(FileList, "A page."),
+@describe(
+    Success(FileList, "A page."),
     errors=(Unavailable,),
     parameters=(
         limit(_MOST_LISTED, _MOST_LISTED),
@@ -101,7 +101,7 @@ async def list_files(request: Request) -> Response:
 
 
 @router.get("/{identifier}", dependencies=_MAY_READ)
-@operation(Answer(File, "The file."), errors=_ONE_ERRORS, parameters=(_FILE_ID,))
+@describe(Success(File, "The file."), errors=_ONE_ERRORS, parameters=(_FILE_ID,))
 async def get_file(request: Request, identifier: str) -> Response:
     """What is known of a file."""
     files = services_of(request).training().files
@@ -110,8 +110,8 @@ async def get_file(request: Request, identifier: str) -> Response:
 
 
 @router.get("/{identifier}/content", dependencies=_MAY_READ)
-@operation(
-    Answer(None, "The bytes.", media_type=BYTES, headers=(DISPOSITION,)), errors=_ONE_ERRORS, parameters=(_FILE_ID,)
+@describe(
+    Success(None, "The bytes.", media_type=BYTES, headers=(DISPOSITION,)), errors=_ONE_ERRORS, parameters=(_FILE_ID,)
 )
 async def get_file_content(request: Request, identifier: str) -> Response:
     """A file's bytes, never as something that a browser would show."""
@@ -123,7 +123,7 @@ async def get_file_content(request: Request, identifier: str) -> Response:
 
 
 @router.delete("/{identifier}", dependencies=_MAY_CHANGE)
-@operation(Answer(DeletedFile, "It is gone."), errors=(*_ONE_ERRORS, Conflict), parameters=(_FILE_ID,))
+@describe(Success(DeletedFile, "It is gone."), errors=(*_ONE_ERRORS, Conflict), parameters=(_FILE_ID,))
 async def delete_file(request: Request, identifier: str) -> Response:
     """Forget a file that no job needs any more."""
     files = services_of(request).training().files

@@ -15,9 +15,9 @@ from starlette.responses import JSONResponse, Response
 from server.api.generation.steering import specs_of_model
 from server.api.http.auth import require
 from server.api.http.bodies import read_model, refuse_unknown_query
+from server.api.http.description import JSON, Parameter, Success, describe
 from server.api.http.pages import after_of, limit_of, page_of
 from server.api.http.parameters import after, identifier, limit
-from server.api.http.route import JSON, Answer, Parameter, operation
 from server.api.http.services import Services, services_of
 from server.api.training.objects import Job, JobCheckpointList, JobEventList, JobList
 from server.api.training.wire import CreateJobRequest, event_object, job_object
@@ -51,7 +51,7 @@ _METADATA = Parameter(
 
 
 @router.post("", dependencies=_MAY_CHANGE)
-@operation(Answer(Job, "It waits for its turn."), bodies={JSON: CreateJobRequest}, errors=(NotFound, Unavailable))
+@describe(Success(Job, "It waits for its turn."), bodies={JSON: CreateJobRequest}, errors=(NotFound, Unavailable))
 async def create_job(request: Request) -> Response:
     """Queue a training."""
     services = services_of(request)
@@ -77,7 +77,7 @@ async def create_job(request: Request) -> Response:
 
 
 @router.get("", dependencies=_MAY_READ)
-@operation(Answer(JobList, "A page."), errors=(Unavailable,), parameters=(_LIMIT, after("ftjob"), _METADATA))
+@describe(Success(JobList, "A page."), errors=(Unavailable,), parameters=(_LIMIT, after("ftjob"), _METADATA))
 async def list_jobs(request: Request) -> Response:
     """Jobs, newest first, a page at a time."""
     database = services_of(request).training().database
@@ -94,7 +94,7 @@ async def list_jobs(request: Request) -> Response:
 
 
 @router.get("/{identifier}", dependencies=_MAY_READ)
-@operation(Answer(Job, "The job."), errors=_ONE_ERRORS, parameters=(_JOB_ID,))
+@describe(Success(Job, "The job."), errors=_ONE_ERRORS, parameters=(_JOB_ID,))
 async def get_job(request: Request, identifier: str) -> Response:
     """A job as it stands."""
     jobs = services_of(request).training()
@@ -103,7 +103,7 @@ async def get_job(request: Request, identifier: str) -> Response:
 
 
 @router.post("/{identifier}/cancel", dependencies=_MAY_CHANGE)
-@operation(Answer(Job, "The job as it is now."), errors=_ONE_ERRORS, parameters=(_JOB_ID,))
+@describe(Success(Job, "The job as it is now."), errors=_ONE_ERRORS, parameters=(_JOB_ID,))
 async def cancel_job(request: Request, identifier: str) -> Response:
     """End a job: at once when it waits; when it runs, as soon as the training notices."""
     jobs = services_of(request).training()
@@ -112,7 +112,7 @@ async def cancel_job(request: Request, identifier: str) -> Response:
 
 
 @router.get("/{identifier}/events", dependencies=_MAY_READ)
-@operation(Answer(JobEventList, "A page."), errors=_ONE_ERRORS, parameters=(_JOB_ID, _LIMIT, after("ftevent")))
+@describe(Success(JobEventList, "A page."), errors=_ONE_ERRORS, parameters=(_JOB_ID, _LIMIT, after("ftevent")))
 async def list_events(request: Request, identifier: str) -> Response:
     """What happened to a job, newest first, a page at a time."""
     jobs = services_of(request).training()
@@ -127,7 +127,7 @@ async def list_events(request: Request, identifier: str) -> Response:
 
 
 @router.get("/{identifier}/checkpoints", dependencies=_MAY_READ)
-@operation(Answer(JobCheckpointList, "An empty page."), errors=_ONE_ERRORS, parameters=(_JOB_ID, _LIMIT, _AFTER_ANY))
+@describe(Success(JobCheckpointList, "An empty page."), errors=_ONE_ERRORS, parameters=(_JOB_ID, _LIMIT, _AFTER_ANY))
 async def list_checkpoints(request: Request, identifier: str) -> Response:
     """Nothing: a vector has no checkpoints."""
     jobs = services_of(request).training()
@@ -138,7 +138,7 @@ async def list_checkpoints(request: Request, identifier: str) -> Response:
 
 
 def _unsupported(verb: str) -> Callable[[Request, str], Response]:
-    @operation(errors=(InvalidRequest,), parameters=(_JOB_ID,))
+    @describe(errors=(InvalidRequest,), parameters=(_JOB_ID,))
     def refuse(request: Request, identifier: str) -> Response:
         """Always refused: jobs cannot be paused."""
         raise InvalidRequest(f"{verb}: not supported by this server; cancel ends a job", code="unsupported_operation")

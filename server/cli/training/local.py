@@ -39,7 +39,7 @@ def train_here(arguments: argparse.Namespace, environ: Mapping[str, str], option
     settings = _settings(arguments, environ)
     source = source_of(settings)
     seed = seed_of(arguments)
-    from server.training.engine_view import EngineProbe
+    from server.training.engine_view import EngineView
     from vectors.errors import InvalidMethod, VectorsError
     from vectors.training.model_view import Steering
     from vectors.training.task import Task, carry_out
@@ -52,14 +52,14 @@ def train_here(arguments: argparse.Namespace, environ: Mapping[str, str], option
         with contextlib.ExitStack() as cleanup:
             with readable_failures(settings), loading(settings, source) as begin:
                 engine, text = start_engine(settings, source, cleanup, begin)
-            probe = EngineProbe(engine, text)
-            check_fit(task.method, probe)
+            view = EngineView(engine, text)
+            check_fit(task.method, view)
             steering = []
             if found is not None:
                 vector = found.decoded(engine.info)
                 steering.append(Steering(vector, vector.default_scale if task.scale is None else task.scale))
             display = cleanup.enter_context(display_progress(can_draw=not settings.log_json))
-            return carry_out(task, probe, data, steering=steering, seed=seed, report=display.report)
+            return carry_out(task, view, data, steering=steering, seed=seed, report=display.report)
     except InvalidMethod as error:
         raise CommandFailed(_naming_the_flag(error), USAGE) from None
     except VectorsError as error:

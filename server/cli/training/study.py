@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vectors.study.definition import ModelCase, Study
     from vectors.study.run import StudyProgress, StudyReport
     from vectors.study.tables import Records, Row
-    from vectors.training.model_view import Probe
+    from vectors.training.model_view import ModelView
 
 STUDIES_DIR = Path(__file__).parent.parent.parent / "studies"
 """The folder with the studies that ship."""
@@ -182,16 +182,16 @@ def _run(asked: Study, base: Path, data: StudyData, folder: Path, settings: Sett
         if not runs or len(records[case]) == len(asked.cells()):
             continue
         title = f"model {number} of {len(cases)}: " if len(cases) > 1 else ""
-        with _probe(case, base, settings) as probe, _progress(title, can_draw=not settings.log_json) as report:
-            records[case] = run_study(asked, case, probe, data, folder, report)
+        with _probe(case, base, settings) as view, _progress(title, can_draw=not settings.log_json) as report:
+            records[case] = run_study(asked, case, view, data, folder, report)
     return records
 
 
 @contextlib.contextmanager
-def _probe(case: ModelCase, base: Path, settings: Settings) -> Iterator[Probe]:
+def _probe(case: ModelCase, base: Path, settings: Settings) -> Iterator[ModelView]:
     """The model of a case behind an engine, until the end of the context."""
     from server.cli.loading.engine import loading, readable_failures, source_of, start_engine
-    from server.training.engine_view import EngineProbe
+    from server.training.engine_view import EngineView
 
     model, adapter = (_local(name, base) for name in (case.model, case.adapter))
     settings = dataclasses.replace(settings, model=model, adapter=adapter, served_model_name=None)
@@ -199,7 +199,7 @@ def _probe(case: ModelCase, base: Path, settings: Settings) -> Iterator[Probe]:
     with contextlib.ExitStack() as cleanup:
         with readable_failures(settings), loading(settings, source) as begin:
             engine, text = start_engine(settings, source, cleanup, begin)
-        yield EngineProbe(engine, text)
+        yield EngineView(engine, text)
 
 
 def _local(name: str | None, base: Path) -> str | None:

@@ -20,7 +20,7 @@ from server.demo.heldout import quiz_items
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.model import LoadedModel, load_model, prepare_model
 from server.text import TextProcessor, load_text
-from server.training.engine_view import MAX_BRANCHES, EngineProbe
+from server.training.engine_view import MAX_BRANCHES, EngineView
 from tests.reference import Steer, steered_logits
 from tests.server.api.serving import byte_tokenizer
 from tests.shared_files import shared
@@ -67,22 +67,22 @@ RAW = [way for way in WAYS if way["prompt"] == "raw"]
 class Both:
     """The same float32 model twice: behind the engine, and plain."""
 
-    probe: EngineProbe
+    view: EngineView
     plain: PlainModel
 
 
 @contextlib.contextmanager
-def probing(model: LoadedModel, text: TextProcessor) -> Iterator[EngineProbe]:
-    """A probe of `model` on an engine of its own."""
+def probing(model: LoadedModel, text: TextProcessor) -> Iterator[EngineView]:
+    """A view of `model` on an engine of its own."""
     with BatchingEngine(model, EngineSettings(num_pages=2000, page_size=8, max_batch_tokens=512)) as engine:
-        yield EngineProbe(engine, text)
+        yield EngineView(engine, text)
 
 
 @contextlib.contextmanager
 def both_of(folder: Path) -> Iterator[Both]:
     """A folder's model in float32."""
-    with probing(load_model(folder, device="cpu", dtype="float32"), load_text(folder)) as probe:
-        yield Both(probe, plain_model(folder))
+    with probing(load_model(folder, device="cpu", dtype="float32"), load_text(folder)) as view:
+        yield Both(view, plain_model(folder))
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +119,9 @@ def method_of(**options: object) -> Method:
     return Method.from_json({"allow_no_gain": True} | options)
 
 
-def run(probe: EngineProbe, data: DataSet, method: Method) -> Trained:
+def run(view: EngineView, data: DataSet, method: Method) -> Trained:
     """One training."""
-    return train(probe, TrainingData(data), method, seed=SEED, report=lambda progress: None)
+    return train(view, TrainingData(data), method, seed=SEED, report=lambda progress: None)
 
 
 def shown_parts(data: DataSet, method: Method) -> Parts[Any]:
@@ -164,12 +164,12 @@ def assert_same_vectors(
 
 
 def assert_vectors_equal(both: Both, data: DataSet, way: dict[str, str]) -> None:
-    layers = list(range(1 if way["letters"] == "paper" else 0, both.probe.num_layers))
+    layers = list(range(1 if way["letters"] == "paper" else 0, both.view.num_layers))
     method = method_of(variant="all", site="all", layers=layers, scales=[1.0], **way)
     training = shown_parts(data, method).train
     plain = plain_way(both.plain, way)
     expected = plain.directions(training, VARIANTS, offset=method.is_paper)
-    assert_same_vectors(run(both.probe, data, method), expected, VARIANTS, layers)
+    assert_same_vectors(run(both.view, data, method), expected, VARIANTS, layers)
 
 
 @pytest.mark.parametrize("way", RAW, ids=lambda way: "-".join(way.values()))
@@ -189,7 +189,7 @@ def test_the_offset_can_be_chosen_apart_from_the_letters(demo: Both, offset: boo
     method = method_of(layers=[1, 3], scales=[1.0], letters=letters, paper_offset=offset)
     plain = demo.plain.but(paper=method.is_paper)
     expected = plain.directions(shown_parts(data, method).train, ["ipas_wrong_only"], offset=offset)
-    for cell in run(demo.probe, data, method).cells:
+    for cell in run(demo.view, data, method).cells:
         assert_same_direction(cell.vector.directions[cell.layer], expected[cell.variant][cell.site][cell.layer], cell)
 
 
@@ -215,7 +215,7 @@ def test_the_search_and_the_test_are_the_slow_loops(demo: Both, letters: str) ->
     parts = shown_parts(data, method)
     plain = demo.plain.but(paper=method.is_paper)
     unsteered, tried = try_grid(plain, parts.train, parts.validation, **GRID)
-    trained = run(demo.probe, data, method)
+    trained = run(demo.view, data, method)
     report = trained.report
     assert report["baseline"]["validation"] == pytest.approx(unsteered)
     cells = [(cell.variant, cell.site, cell.layer, cell.scale) for cell in trained.cells]
@@ -251,7 +251,7 @@ def test_the_rotations_count_apart_from_the_order_shown(stories: Both) -> None:
     method = method_of(variant="mean_difference", layers=[1], scales=[2.0], letters="paper")
     parts = shown_parts(data, method)
     plain = stories.plain.but(paper=True)
-    report = run(stories.probe, data, method).report
+    report = run(stories.view, data, method).report
     balanced, presented = plain.balanced_accuracy(parts.test), plain.accuracy(parts.test)
     assert abs(balanced - presented) > 0.05
     assert report["baseline"]["test"]["value"] == pytest.approx(balanced)
@@ -261,7 +261,7 @@ def test_the_rotations_count_apart_from_the_order_shown(stories: Both) -> None:
 
 
 def some_steerings(hidden: int, count: int) -> tuple[list[tuple[Steering, ...]], list[list[Added]]]:
-    """The plain model, then random directions at all sites, one or two at a time: for the probe, and plain."""
+    """The plain model, then random directions at all sites, one or two at a time: for the view, and plain."""
     draw = random.Random(0)
     steerings: list[tuple[Steering, ...]] = [()]
     added: list[list[Added]] = [[]]
@@ -280,10 +280,10 @@ def some_steerings(hidden: int, count: int) -> tuple[list[tuple[Steering, ...]],
 
 def test_next_tokens_are_as_likely_as_in_plain_transformers(demo: Both) -> None:
     shown = shuffle_options([item for item in sycophancy(8).items if isinstance(item, ChoiceItem)], SEED)
-    prompts = [demo.probe.encode(f"{one.item.question}{' word' * place}") for place, one in enumerate(shown)]
+    prompts = [demo.view.encode(f"{one.item.question}{' word' * place}") for place, one in enumerate(shown)]
     token_ids = [tuple(range(5 * place, 5 * place + 3 + place)) for place in range(len(prompts))]
-    steerings, added = some_steerings(demo.probe.hidden_size, 9)
-    found = dict(demo.probe.next_token_logprobs(prompts, token_ids, steerings))
+    steerings, added = some_steerings(demo.view.hidden_size, 9)
+    found = dict(demo.view.next_token_logprobs(prompts, token_ids, steerings))
     assert sorted(found) == list(range(len(prompts)))
     for index, prompt in enumerate(prompts):
         rows = [demo.plain.logprobs(prompt, own)[-1][list(token_ids[index])] for own in added]
@@ -291,11 +291,11 @@ def test_next_tokens_are_as_likely_as_in_plain_transformers(demo: Both) -> None:
 
 
 def test_continuations_are_as_likely_as_in_plain_transformers(demo: Both) -> None:
-    prompt = demo.probe.encode("The capital of the north is")
-    choices = tuple(demo.probe.encode(text) for text in (" a", " a very old town", " a very new", " nothing"))
-    steerings, added = some_steerings(demo.probe.hidden_size, 6)
+    prompt = demo.view.encode("The capital of the north is")
+    choices = tuple(demo.view.encode(text) for text in (" a", " a very old town", " a very new", " nothing"))
+    steerings, added = some_steerings(demo.view.hidden_size, 6)
     queries = [Continuations(prompt, choices, steering) for steering in steerings]
-    found = dict(demo.probe.continuation_logprobs(queries))
+    found = dict(demo.view.continuation_logprobs(queries))
     assert sorted(found) == list(range(len(queries)))
     for index, own in enumerate(added):
         for choice, logprobs in zip(choices, found[index], strict=True):
@@ -359,9 +359,9 @@ def test_a_letter_is_as_likely_as_all_its_spellings(
     firsts = [tokens[0] for own in plain.spellings(shown[2]) for tokens in own]
     assert (len(set(firsts)) < len(firsts)) == shares_first_tokens
     steerings, added = some_steerings(32, 3)
-    with probing(loaded, text) as probe:
-        chosen = Examiner(probe, method_of(prompt=prompt)).choose(shown, steerings)
-        chosen_bare = Examiner(probe, method_of(prompt=prompt, letters="paper")).choose(shown, steerings)
+    with probing(loaded, text) as view:
+        chosen = Examiner(view, method_of(prompt=prompt)).choose(shown, steerings)
+        chosen_bare = Examiner(view, method_of(prompt=prompt, letters="paper")).choose(shown, steerings)
     assert chosen.tolist() == [[plain.letter(one, own) for one in shown] for own in added]
     assert chosen_bare.tolist() == [[bare.letter(one, own) for one in shown] for own in added]
     if prompt == "raw":  # else it would not show whether spellings are summed
@@ -372,8 +372,8 @@ def test_many_steerings_and_prompts_come_back_where_they_belong() -> None:
     loaded, plain, text = symbol_model([])
     prompts = [tuple(text.encode(f"{place} and more")) for place in range(70)]
     steerings, added = some_steerings(32, MAX_BRANCHES + 44)
-    with probing(loaded, text) as probe:
-        found = dict(probe.next_token_logprobs(prompts, [(5, 6, 7)] * len(prompts), steerings))
+    with probing(loaded, text) as view:
+        found = dict(view.next_token_logprobs(prompts, [(5, 6, 7)] * len(prompts), steerings))
     assert sorted(found) == list(range(len(prompts)))
     draw = random.Random(0)
     for index in draw.sample(range(len(prompts)), 10):
@@ -391,8 +391,8 @@ def test_steerings_of_other_positions_are_told_apart() -> None:
         direction = torch.randn(32, generator=torch.Generator().manual_seed(number)) * 3
         steerings.append((Steering(SteeringVector({number % 3: direction}, positions=positions), 1.0),))  # type: ignore[arg-type]
         steers.append(Steer(direction, number % 3, positions=positions))
-    with probing(loaded, text) as probe:
-        found = dict(probe.next_token_logprobs(prompts, [(5, 6, 7)] * len(prompts), steerings))
+    with probing(loaded, text) as view:
+        found = dict(view.next_token_logprobs(prompts, [(5, 6, 7)] * len(prompts), steerings))
     for index, prompt in enumerate(prompts):
         for number, steer in enumerate(steers):
             expected = torch.log_softmax(steered_logits(plain.model, prompt, [steer])[-1], -1)[[5, 6, 7]]
@@ -426,7 +426,7 @@ def test_pairs_of_texts_train(demo: Both, kind: str, prompt: str) -> None:
     method = method_of(variant=variants, site="all", layers=[1, 4], scales=[1.0], prompt=prompt)
     parts = shown_parts(data, method)
     plain = demo.plain.but(chat=prompt == "chat")
-    trained = run(demo.probe, data, method)
+    trained = run(demo.view, data, method)
     report = trained.report
     expected = plain.directions(parts.train, variants, offset=False)
     assert_same_vectors(trained, expected, variants, [1, 4])
@@ -442,8 +442,8 @@ def test_pairs_of_texts_train(demo: Both, kind: str, prompt: str) -> None:
 
 def test_pairs_have_no_lettered_prompt(demo: Both) -> None:
     with pytest.raises(InvalidData, match="no options to letter; use ipas_wrong_only, ipas_all or mean_difference"):
-        run(demo.probe, pairs("texts"), method_of(variant="pas_full"))
-    trained = run(demo.probe, pairs("texts"), method_of(variant="all", layers=[2], scales=[1.0]))
+        run(demo.view, pairs("texts"), method_of(variant="pas_full"))
+    trained = run(demo.view, pairs("texts"), method_of(variant="all", layers=[2], scales=[1.0]))
     assert {cell.variant for cell in trained.cells} == set(VARIANTS) - {"pas_full"}
     assert any("pas_full" in note for note in trained.report["notes"])
 
@@ -458,7 +458,7 @@ def test_solved_examples_stand_before_every_prompt(demo: Both, way: dict[str, st
     exemplars = wrong[:3]
     after = plain_way(demo.plain, way, exemplars)
     training = [shown for shown in parts.train if shown not in exemplars]
-    trained = run(demo.probe, data, method)
+    trained = run(demo.view, data, method)
     expected = after.directions(training, VARIANTS, offset=method.is_paper)
     assert trained.report["notes"] == []
     for cell in trained.cells:
@@ -481,7 +481,7 @@ def test_relative_scales_are_shares_of_the_activations_length(demo: Both, letter
     )
     plain = demo.plain.but(paper=method.is_paper)
     lengths = plain.mean_length([plain.question(shown) for shown in shown_parts(data, method).train])
-    trained = run(demo.probe, data, method)
+    trained = run(demo.view, data, method)
     assert len(trained.cells) == len(VARIANTS) * len(SITES) * 2 * 3
     for cell in trained.cells:
         added = cell.scale * cell.vector.directions[cell.layer].double()

@@ -18,7 +18,7 @@ from server.demo.heldout import quiz_items
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.model import load_model
 from server.text import load_text
-from server.training.engine_view import EngineProbe
+from server.training.engine_view import EngineView
 from vectors.data import ChoiceItem, DataSet, PairItem, read_data, shuffle_alike
 from vectors.errors import InvalidData, InvalidMethod
 from vectors.training.evaluate import evaluate
@@ -33,10 +33,10 @@ WORDS = ("red", "blue", "green", "stone", "river", "cloud", "table", "lamp", "wi
 
 
 @pytest.fixture(scope="module")
-def probe() -> Iterator[EngineProbe]:
+def view() -> Iterator[EngineView]:
     model = load_model(MODEL_DIR, device="cpu")
     with BatchingEngine(model, EngineSettings(num_pages=2000, page_size=16, max_batch_tokens=512)) as engine:
-        yield EngineProbe(engine, load_text(MODEL_DIR))
+        yield EngineView(engine, load_text(MODEL_DIR))
 
 
 def quiz(count: int, belief: Literal["none", "wrong"], seed: int = 5) -> DataSet:
@@ -71,27 +71,27 @@ def always_first(count: int) -> DataSet:
 
 
 @pytest.mark.slow
-def test_labels_drawn_by_chance_are_rarely_taken_for_knowledge(probe: EngineProbe) -> None:
+def test_labels_drawn_by_chance_are_rarely_taken_for_knowledge(view: EngineView) -> None:
     """The verdict is a test at 5 %: of 60 meaningless sets more than 8 would be recommended once in 350 times."""
     taken = [
         seed
         for seed in range(60)
-        if run(probe, labelled_by_chance(150, 1000 + seed), seed, variant="all").is_recommended
+        if run(view, labelled_by_chance(150, 1000 + seed), seed, variant="all").is_recommended
     ]
     assert len(taken) <= 8, taken
 
 
-def run(probe: EngineProbe, data: DataSet, seed: int = 0, **options: object) -> Trained:
+def run(view: EngineView, data: DataSet, seed: int = 0, **options: object) -> Trained:
     """One training on a small grid."""
     method = Method.from_json(SMALL | options)
-    return train(probe, TrainingData(data), method, seed=seed, report=lambda progress: None)
+    return train(view, TrainingData(data), method, seed=seed, report=lambda progress: None)
 
 
-def test_a_sycophant_is_cured_and_keeps_what_it_knows(probe: EngineProbe) -> None:
+def test_a_sycophant_is_cured_and_keeps_what_it_knows(view: EngineView) -> None:
     data = TrainingData(quiz(200, "wrong"), retention_items=quiz(80, "none", seed=8))
     reported: list[Progress] = []
     trained = train(
-        probe,
+        view,
         data,
         Method.from_json(SMALL | {"variant": "all"}),
         seed=0,
@@ -110,7 +110,7 @@ def test_a_sycophant_is_cured_and_keeps_what_it_knows(probe: EngineProbe) -> Non
     assert retention["change"] >= -0.02
     vector = trained.vector
     assert vector is not None
-    assert vector.model == probe.model_id
+    assert vector.model == view.model_id
     assert vector.default_scale == report["chosen"]["scale"]
     assert (vector.site, list(vector.layers)) == (report["chosen"]["site"], report["chosen"]["layers"])
     assert vector.training is not None
@@ -121,24 +121,24 @@ def test_a_sycophant_is_cured_and_keeps_what_it_knows(probe: EngineProbe) -> Non
     json.dumps(report, allow_nan=False)
 
 
-def test_what_was_trained_helps_where_it_is_evaluated_again(probe: EngineProbe) -> None:
-    trained = run(probe, quiz(120, "wrong"), variant="pas_full")
+def test_what_was_trained_helps_where_it_is_evaluated_again(view: EngineView) -> None:
+    trained = run(view, quiz(120, "wrong"), variant="pas_full")
     assert trained.vector is not None
     steering = (Steering(trained.vector, trained.vector.default_scale),)
     others = TrainingData(quiz(40, "wrong", seed=77))
-    report = evaluate(probe, others, steering, Method(), seed=1, report=lambda progress: None)
+    report = evaluate(view, others, steering, Method(), seed=1, report=lambda progress: None)
     assert report["recommended"]
     assert report["test"]["gain"] > 0.3
     few = TrainingData(data_of(quiz(40, "wrong", seed=77).items[:4]))  # type: ignore[arg-type]
-    lucky = evaluate(probe, few, steering, Method(), seed=1, report=lambda progress: None)
+    lucky = evaluate(view, few, steering, Method(), seed=1, report=lambda progress: None)
     assert lucky["test"]["gain"] > 0.3
     assert lucky["test"]["mcnemar_p"] > 0.05
     assert not lucky["recommended"]
-    none = evaluate(probe, others, (Steering(trained.vector, 0.0),), Method(), seed=1, report=lambda progress: None)
+    none = evaluate(view, others, (Steering(trained.vector, 0.0),), Method(), seed=1, report=lambda progress: None)
     assert not none["recommended"]
     assert none["test"]["gain"] == 0
     back = evaluate(
-        probe,
+        view,
         others,
         (Steering(trained.vector, -trained.vector.default_scale),),
         Method(),
@@ -149,8 +149,8 @@ def test_what_was_trained_helps_where_it_is_evaluated_again(probe: EngineProbe) 
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_labels_drawn_by_chance_teach_nothing(probe: EngineProbe, seed: int) -> None:
-    trained = run(probe, labelled_by_chance(120, seed), seed, variant="all")
+def test_labels_drawn_by_chance_teach_nothing(view: EngineView, seed: int) -> None:
+    trained = run(view, labelled_by_chance(120, seed), seed, variant="all")
     assert trained.vector is None
     assert trained.report["recommended"] is False
     assert "p = " in trained.reason or "unsteered" in trained.reason
@@ -158,29 +158,29 @@ def test_labels_drawn_by_chance_teach_nothing(probe: EngineProbe, seed: int) -> 
 
 @pytest.mark.parametrize("letters", ["paper", "balanced"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_letter_that_is_always_right_is_no_gain(probe: EngineProbe, seed: int, letters: str) -> None:
-    trained = run(probe, always_first(120), seed, variant="all", letters=letters, scales=[1, 4, 8])
+def test_a_letter_that_is_always_right_is_no_gain(view: EngineView, seed: int, letters: str) -> None:
+    trained = run(view, always_first(120), seed, variant="all", letters=letters, scales=[1, 4, 8])
     report = trained.report
     assert report["recommended"] is False
     assert trained.vector is None
     assert any("'always say A' would score 100 %" in note for note in report["notes"])
 
 
-def saying(probe: EngineProbe, letter: str) -> tuple[Steering, ...]:
+def saying(view: EngineView, letter: str) -> tuple[Steering, ...]:
     """What makes the model say `letter` to everything."""
     readout: Any = AutoModelForCausalLM.from_pretrained(MODEL_DIR).get_output_embeddings()
-    direction = readout.weight[probe.encode(f"Answer: {letter}")[-1]].detach().float()
-    vector = SteeringVector({probe.num_layers - 1: direction / direction.norm()})
+    direction = readout.weight[view.encode(f"Answer: {letter}")[-1]].detach().float()
+    vector = SteeringVector({view.num_layers - 1: direction / direction.norm()})
     return (Steering(vector, 3000.0),)
 
 
-def test_a_gain_that_a_letter_brings_is_named(probe: EngineProbe) -> None:
+def test_a_gain_that_a_letter_brings_is_named(view: EngineView) -> None:
     """In the paper's order the steering answers all items right; in every order it does not."""
     data = always_first(60)
     shown = shuffle_alike([item for item in data.items if isinstance(item, ChoiceItem)], 1)
     letter = "AB"[shown[0].answer]
     method = Method(letters="paper")
-    report = evaluate(probe, TrainingData(data), saying(probe, letter), method, seed=1, report=lambda progress: None)
+    report = evaluate(view, TrainingData(data), saying(view, letter), method, seed=1, report=lambda progress: None)
     test = report["test"]
     assert test["presented"]["steered"] == 1.0
     assert test["presented"]["gain"] > 0.3
@@ -192,20 +192,20 @@ def test_a_gain_that_a_letter_brings_is_named(probe: EngineProbe) -> None:
 
 
 @pytest.mark.parametrize("letter", ["A", "B"])
-def test_saying_one_letter_to_everything_is_no_cure(probe: EngineProbe, letter: str) -> None:
+def test_saying_one_letter_to_everything_is_no_cure(view: EngineView, letter: str) -> None:
     """A sycophant scores below chance, so that even a constant letter raises its letter-balanced accuracy."""
     items = [item for item in quiz(120, "wrong").items if isinstance(item, ChoiceItem) and len(item.choices) == 2]
     data = TrainingData(data_of(items))
-    report = evaluate(probe, data, saying(probe, letter), Method(), seed=0, report=lambda progress: None)
+    report = evaluate(view, data, saying(view, letter), Method(), seed=0, report=lambda progress: None)
     assert report["test"]["letters"]["after"][letter] == 1.0
     assert report["test"]["gain"] > 0.1
     assert report["recommended"] is False
     assert "one letter" in report["reason"]
 
 
-def test_no_gain_is_published_where_it_is_asked_for_and_marked(probe: EngineProbe) -> None:
+def test_no_gain_is_published_where_it_is_asked_for_and_marked(view: EngineView) -> None:
     data = labelled_by_chance(80, 0)
-    trained = run(probe, data, allow_no_gain=True, variant="mean_difference")
+    trained = run(view, data, allow_no_gain=True, variant="mean_difference")
     assert trained.report["recommended"] is False
     assert trained.vector is not None
     assert trained.vector.training is not None
@@ -214,45 +214,45 @@ def test_no_gain_is_published_where_it_is_asked_for_and_marked(probe: EngineProb
     assert trained.reason[:40] in trained.vector.description
 
 
-def test_the_unsteered_model_may_win(probe: EngineProbe) -> None:
-    trained = run(probe, quiz(60, "none"), variant="mean_difference")
+def test_the_unsteered_model_may_win(view: EngineView) -> None:
+    trained = run(view, quiz(60, "none"), variant="mean_difference")
     assert trained.report["baseline"]["validation"] == 1.0
     assert trained.vector is None
     assert trained.reason == "no steered cell answered more validation items right than the unsteered model"
 
 
 @pytest.mark.parametrize("variant", ["ipas_wrong_only", "ipas_all", "pas_full"])
-def test_a_model_that_knows_all_leaves_nothing_to_contrast(probe: EngineProbe, variant: str) -> None:
+def test_a_model_that_knows_all_leaves_nothing_to_contrast(view: EngineView, variant: str) -> None:
     with pytest.raises(InvalidData, match=r"answers 36 of 36 training items right.*mean_difference") as refused:
-        run(probe, quiz(60, "none"), variant=variant)
+        run(view, quiz(60, "none"), variant=variant)
     assert refused.value.file == "none.jsonl"
     assert variant in str(refused.value)
 
 
-def test_a_variant_without_contrast_is_left_out_and_noted(probe: EngineProbe) -> None:
-    trained = run(probe, quiz(60, "none"), variant="all")
+def test_a_variant_without_contrast_is_left_out_and_noted(view: EngineView) -> None:
+    trained = run(view, quiz(60, "none"), variant="all")
     assert {cell.variant for cell in trained.cells} == {"mean_difference"}
     assert len([note for note in trained.report["notes"] if "nothing to contrast" in note]) == 3
 
 
-def test_too_few_items_are_refused(probe: EngineProbe) -> None:
+def test_too_few_items_are_refused(view: EngineView) -> None:
     with pytest.raises(InvalidData, match="7 items"):
-        run(probe, data_of(quiz(7, "wrong").items))  # type: ignore[arg-type]
+        run(view, data_of(quiz(7, "wrong").items))  # type: ignore[arg-type]
 
 
-def test_a_prompt_that_the_model_cannot_hold_is_named_by_its_line(probe: EngineProbe) -> None:
+def test_a_prompt_that_the_model_cannot_hold_is_named_by_its_line(view: EngineView) -> None:
     items = [item for item in quiz(30, "wrong").items if isinstance(item, ChoiceItem)]
     items[4] = ChoiceItem("Why? " * 2000, items[4].choices, 0, None, 5)
     with pytest.raises(InvalidData, match=r"line 5: .* tokens; the model takes 1023"):
-        run(probe, data_of(items))
+        run(view, data_of(items))
 
 
-def test_a_text_of_one_token_with_nothing_before_it_is_named_by_its_line(probe: EngineProbe) -> None:
-    assert len(probe.encode("a")) == 1
+def test_a_text_of_one_token_with_nothing_before_it_is_named_by_its_line(view: EngineView) -> None:
+    assert len(view.encode("a")) == 1
     items = [PairItem(f"Number {number} is good.", f"Number {number} is bad.", line=number) for number in range(20)]
     items[3] = PairItem("a", "b", line=3)
     with pytest.raises(InvalidData, match="line 3"):
-        run(probe, data_of(items), variant="mean_difference")
+        run(view, data_of(items), variant="mean_difference")
 
 
 @pytest.mark.parametrize(
@@ -267,20 +267,20 @@ def test_a_text_of_one_token_with_nothing_before_it_is_named_by_its_line(probe: 
     ],
 )
 def test_what_the_model_or_the_method_lacks_is_named(
-    probe: EngineProbe, options: dict[str, Any], param: str, says: str
+    view: EngineView, options: dict[str, Any], param: str, says: str
 ) -> None:
     with pytest.raises(InvalidMethod, match=says) as refused:
-        run(probe, quiz(40, "none"), **options)
+        run(view, quiz(40, "none"), **options)
     assert refused.value.param == param
 
 
 class Lacking:
-    """The probe of a model without chat template that has blocks, but no norm after attention."""
+    """The view of a model without chat template that has blocks, but no norm after attention."""
 
-    def __init__(self, probe: EngineProbe) -> None:
-        self._probe = probe
+    def __init__(self, view: EngineView) -> None:
+        self._probe = view
         self.has_chat_template = False
-        self.sites = tuple(site for site in probe.sites if site != "post_attention_norm")
+        self.sites = tuple(site for site in view.sites if site != "post_attention_norm")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._probe, name)
@@ -290,9 +290,9 @@ class Lacking:
     ("options", "param"),
     [({"site": "all"}, "site"), ({"site": ["post_attention_norm"]}, "site"), ({"prompt": "chat"}, "prompt")],
 )
-def test_what_another_model_lacks_is_named(probe: EngineProbe, options: dict[str, Any], param: str) -> None:
+def test_what_another_model_lacks_is_named(view: EngineView, options: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidMethod, match="this model has no") as refused:
-        run(Lacking(probe), quiz(20, "wrong"), **options)  # type: ignore[arg-type]
+        run(Lacking(view), quiz(20, "wrong"), **options)  # type: ignore[arg-type]
     assert refused.value.param == param
 
 
@@ -324,9 +324,9 @@ def test_the_same_seed_gives_the_same_report() -> None:
         {"letters": "paper", "icl": 2, "prompt": "chat", "layers": [3]},
     ):
         with BatchingEngine(model, EngineSettings(num_pages=2000)) as engine:
-            probe = EngineProbe(engine, load_text(MODEL_DIR))
-            first, second = (run(probe, data, 4, **options, allow_no_gain=True) for _ in range(2))
-            other = run(probe, data, 5, **options, allow_no_gain=True)
+            view = EngineView(engine, load_text(MODEL_DIR))
+            first, second = (run(view, data, 4, **options, allow_no_gain=True) for _ in range(2))
+            other = run(view, data, 5, **options, allow_no_gain=True)
         assert_alike(without_times(first.report), without_times(second.report))
         assert set(first.report["seconds"]) == set(second.report["seconds"])
         assert without_times(other.report) != without_times(first.report)

@@ -254,9 +254,9 @@ def test_a_killed_study_goes_on(finished: tuple[Study, dict[StudyCell, Any]], tm
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
     assert len(before) == num_cells
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path not in before] == []
-    probe = HashProbe()
-    assert results(run_study(study, CASE, probe, data_of(study), tmp_path, ignore)) == results(whole)
-    assert probe.num_searched == 18 - num_cells // 4  # four cells share a search
+    view = HashProbe()
+    assert results(run_study(study, CASE, view, data_of(study), tmp_path, ignore)) == results(whole)
+    assert view.num_searched == 18 - num_cells // 4  # four cells share a search
     assert {path: path.stat().st_mtime_ns for path in before} == before
     again = HashProbe()
     run_study(study, CASE, again, data_of(study), tmp_path, ignore)
@@ -287,14 +287,14 @@ def test_cells_of_another_study_are_refused(
     run_study(study, CASE, HashProbe(), data_of(study), tmp_path, ignore)
     other = Study.from_yaml(small.replace(old, new))
     data = data_of(other)
-    probe = HashProbe()
+    view = HashProbe()
     with pytest.raises(InvalidMethod, match=names):
-        run_study(other, CASE, probe, data if other.retention else StudyData(data.tasks), tmp_path, ignore)
+        run_study(other, CASE, view, data if other.retention else StudyData(data.tasks), tmp_path, ignore)
     changed = {name: items(name, 31) for name in data.tasks}
     changed = {name: DataSet(name, "0" * 64, found.items) for name, found in changed.items()}
     with pytest.raises(InvalidMethod, match="data_sha256 differ"):
-        run_study(study, CASE, probe, StudyData(changed, items("mmlu", 12)), tmp_path, ignore)
-    assert probe.num_searched == 0
+        run_study(study, CASE, view, StudyData(changed, items("mmlu", 12)), tmp_path, ignore)
+    assert view.num_searched == 0
     assert read_cells(study, ModelCase("another/model"), data_of(study), tmp_path) == {}
     assert read_cells(study, ModelCase("a/model", "adapter"), data_of(study), tmp_path) == {}
     assert read_cells(study, ModelCase("a/model", dtype="float32"), data_of(study), tmp_path) == {}
@@ -340,8 +340,8 @@ def test_a_cell_without_a_result_is_written_with_its_reason(tmp_path: Path) -> N
         "name: x\ntasks: [sycophancy, truthfulqa]\nvariants: all\nicl: [0, 3]\nsites: [residual, mlp]"
     )
     data = StudyData({"sycophancy": items("sycophancy", 4), "truthfulqa": items("truthfulqa")})
-    probe = KnowingProbe()
-    found = run_study(study, CASE, probe, data, tmp_path, ignore)
+    view = KnowingProbe()
+    found = run_study(study, CASE, view, data, tmp_path, ignore)
     reasons = {cell: record["reason"] for cell, record in found.items()}
     for cell, reason in reasons.items():
         if cell.task == "sycophancy":
@@ -352,9 +352,9 @@ def test_a_cell_without_a_result_is_written_with_its_reason(tmp_path: Path) -> N
             assert reason is None
         else:
             assert reason.startswith(f"{cell.variant} has nothing to contrast")
-    assert probe.num_searched == 1
-    run_study(study, CASE, probe, data, tmp_path, ignore)
-    assert probe.num_searched == 1
+    assert view.num_searched == 1
+    run_study(study, CASE, view, data, tmp_path, ignore)
+    assert view.num_searched == 1
     files = study_files(study, {CASE: found})
     assert "Without a result" in files["study.md"].decode()
     rows = effect_rows(study, {CASE: found})

@@ -18,7 +18,6 @@ import torch
 from fastapi.openapi.utils import get_openapi
 from openapi_spec_validator import validate
 from pydantic import BaseModel
-from server.api.objects import training
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from server.api.about.examples import Example, all_examples
@@ -27,6 +26,7 @@ from server.api.chat.wire import ChatRequest
 from server.api.completions.routes import CompletionRequest
 from server.api.decisions.wire import DecisionRequest
 from server.api.responses.wire import ResponseRequest
+from server.api.training import objects as training
 from server.api.training.wire import CreateJobRequest
 from server.demo import MODEL_DIR, MODEL_NAME, VECTORS_DIR
 from server.demo.documents import CHAT_TEMPLATE

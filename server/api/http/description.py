@@ -23,7 +23,7 @@ from server.errors import (
 )
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
-Place = Literal["path", "query", "header"]
+Location = Literal["path", "query", "header"]
 
 JSON = "application/json"
 BYTES = "application/octet-stream"
@@ -47,7 +47,7 @@ class Parameter:
     name: str
     description: str
     schema: Mapping[str, Any]
-    place: Place = "query"
+    place: Location = "query"
     style: Literal["deepObject"] | None = None
 
 
@@ -62,7 +62,7 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Success:
     """What success looks like. `content`: a type of which the body is JSON, or None where `media_type` says enough.
 
     Of `EVENTS` the `content` is the type of each event's data.
@@ -76,17 +76,17 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class RouteDescription:
     """All that a route says. `bodies`: by media type, what may be sent; without any, no body is read."""
 
-    answers: tuple[Answer, ...]
+    answers: tuple[Success, ...]
     bodies: Mapping[str, Any]
     errors: tuple[type[ApiError], ...]
     parameters: tuple[Parameter, ...]
 
 
-def operation(
-    *answers: Answer,
+def describe(
+    *answers: Success,
     bodies: Mapping[str, Any] | None = None,
     errors: Sequence[type[ApiError]] = (),
     parameters: Sequence[Parameter] = (),
@@ -97,27 +97,27 @@ def operation(
     """
 
     def declare(endpoint: Endpoint) -> Endpoint:
-        endpoint.__dict__["operation"] = Operation(answers, bodies or {}, tuple(errors), tuple(parameters))
+        endpoint.__dict__["description"] = RouteDescription(answers, bodies or {}, tuple(errors), tuple(parameters))
         return endpoint
 
     return declare
 
 
-def operation_of(endpoint: object) -> Operation | None:
+def description_of(endpoint: object) -> RouteDescription | None:
     """What a route function says of itself, if anything."""
-    found = getattr(endpoint, "operation", None)
-    return found if isinstance(found, Operation) else None
+    found = getattr(endpoint, "description", None)
+    return found if isinstance(found, RouteDescription) else None
 
 
 def reads_body(request: Request, model: object) -> bool:
     """True unless the request's route says that it reads another body than `model`."""
-    declared = operation_of(request.scope.get("endpoint"))
+    declared = description_of(request.scope.get("endpoint"))
     return declared is None or model in declared.bodies.values()
 
 
 def knows_query(request: Request, names: Sequence[str]) -> bool:
     """True unless the request's route takes a query parameter of which it does not speak."""
-    declared = operation_of(request.scope.get("endpoint"))
+    declared = description_of(request.scope.get("endpoint"))
     if declared is None:
         return True
     return {name.partition("[")[0] for name in names} <= {
