@@ -23,9 +23,9 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 ADDRESS = "http://127.0.0.1:8000"
 TILLER = f"{Path(sys.executable).parent}/tiller"
-SERVE, CURL, VECTORS, CHAT, TRAIN, OWN_MODEL, TEST = COMMANDS = (
+SERVE, UPLOAD, VECTORS, CHAT, TRAIN, OWN_MODEL, TEST = COMMANDS = (
     "make serve",
-    "curl -s",
+    "curl -s -T",
     "tiller vectors",
     "tiller chat",
     "tiller train",
@@ -97,38 +97,32 @@ def test_every_command_is_one_that_a_test_here_runs() -> None:
         assert len(blocks("bash", holding=command)) == 1, command
 
 
-def test_first_forty_lines_have_what_a_newcomer_needs() -> None:
-    top = "\n".join(README.splitlines()[:40])
-    for part in ("make serve", "curl", '"steering": [{"vector"', "from openai import OpenAI", "vectors/", "tests/"):
+def test_the_first_screen_has_what_a_newcomer_needs() -> None:
+    top = "\n".join(README.splitlines()[:50])
+    for part in ("**Activation steering**", "**tiller**", "make serve", "from openai import OpenAI", "curl -s -T"):
         assert part in top, part
 
 
 def test_the_tree_is_the_tree() -> None:
-    (tree,) = blocks("text", holding="vectors/")
-    folder = ROOT
+    (tree,) = blocks("text", holding="vectors/  ")
     for line in tree.splitlines():
-        names = re.findall(r"\b[a-z_]+(?:/|\.py)", line)
-        if not line.startswith(" "):
-            folder = ROOT / names.pop(0)
-        assert all((folder / name).exists() for name in names), line
+        top, *names = re.findall(r"\b[a-z_]+(?:/|\.py)", line)
+        assert all((ROOT / top / name).exists() for name in names), line
 
 
-def test_the_curl_steers(url: str, tmp_path: Path) -> None:
-    (command,) = blocks("bash", holding=CURL)
-    answer = json.loads(run(["bash", "-euc", command.replace(ADDRESS, url)], tmp_path))
-    (shown,) = (json.loads(block) for block in blocks("json"))
-    assert answer.keys() == shown.keys()
-    assert answer["steering"] == shown["steering"]
-    assert answer["choices"][0].keys() == shown["choices"][0].keys()
-    assert answer["usage"]["prompt_tokens"] == shown["usage"]["prompt_tokens"]
-
-
-def test_the_sdk_example_shows_the_effect(url: str, tmp_path: Path) -> None:
+def test_the_question_is_answered_unsteered_and_steered_as_shown(url: str, tmp_path: Path) -> None:
     (program,) = blocks("python")
-    printed = run([sys.executable, "-c", program.replace(ADDRESS, url)], tmp_path)
-    (shown,) = (block for block in blocks("text") if "vectors/" not in block)
-    assert len(printed.splitlines()) == len(shown.splitlines())
-    assert len({line.split(" ", 1)[1] for line in printed.splitlines()}) == len(shown.splitlines())
+    (shown,) = blocks("text", holding="unsteered:")
+    assert run([sys.executable, "-c", program.replace(ADDRESS, url)], tmp_path) == shown
+
+
+def test_an_uploaded_vector_steers_as_shown(url: str, tmp_path: Path) -> None:
+    (commands,) = blocks("bash", holding=UPLOAD)
+    (shown,) = blocks("text", holding='"name":"merry"')
+    assert run(["bash", "-euo", "pipefail", "-c", commands.replace(ADDRESS, url)], tmp_path) == shown
+    chat = json.loads(commands.partition(" -d '")[2].rpartition("}'")[0] + "}")
+    (applied,) = (json.loads(block) for block in blocks("json"))
+    assert httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=DEADLINE).json()["steering"] == [applied]
 
 
 def test_the_vectors_commands_and_the_chat_run(url: str, tmp_path: Path) -> None:
