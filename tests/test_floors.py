@@ -18,7 +18,8 @@ FLOORS: dict[str, str] = {
     "vectors": """
         __init__ durable errors
         data vocabulary
-        sites vector
+        operations positions sites vector
+        applied
         formats training
         client store study
     """,
