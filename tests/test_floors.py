@@ -188,7 +188,7 @@ FLOORS: dict[str, str] = {
     """,
     "server.steering": """
         __init__ parts plan
-        bank
+        bank resolution
         hooks
     """,
     "server.training": """

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from server.cli.errors import CommandFailed
-from server.steering.plan import SteerableModel
+from vectors.applied import SteerableModel
 from vectors.formats import decode
 from vectors.store import VectorStore
 
