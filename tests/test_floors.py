@@ -21,7 +21,7 @@ FLOORS: dict[str, str] = {
         operations positions sites vector
         applied
         formats training
-        client store study
+        client plain store study
     """,
     "vectors.client": """
         errors
@@ -41,6 +41,9 @@ FLOORS: dict[str, str] = {
         archive options
         gguf pytorch safetensors
         __init__
+    """,
+    "vectors.plain": """
+        __init__ steering
     """,
     "vectors.study": """
         __init__ definition
