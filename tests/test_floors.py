@@ -16,12 +16,13 @@ FLOORS: dict[str, str] = {
         server
     """,
     "vectors": """
-        __init__ durable errors
+        durable errors
         data vocabulary
         operations positions sites vector
         applied
         formats training
-        client plain store study
+        client files plain store study
+        __init__
     """,
     "vectors.client": """
         errors
@@ -43,7 +44,9 @@ FLOORS: dict[str, str] = {
         __init__
     """,
     "vectors.plain": """
-        __init__ steering
+        __init__ rows steering
+        model_view
+        training
     """,
     "vectors.study": """
         __init__ definition

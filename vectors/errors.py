@@ -22,6 +22,8 @@ VectorsError
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class VectorsError(Exception):
     """Base of all errors of this package; `str()` of it is meant for people."""
@@ -88,6 +90,12 @@ class ModelFailed(VectorsError):
 
 class MissingDependency(VectorsError):
     """An optional package is not installed; the message says which and how to get it."""
+
+    @classmethod
+    def of(cls, what: str, error: ModuleNotFoundError, extra: str) -> Self:
+        """`what` cannot be done for the failed import `error`; `extra` brings the package."""
+        package = (error.name or "a package").partition(".")[0]
+        return cls(f"{what} needs {package}, which is not installed: pip install 'tiller[{extra}]'")
 
 
 class VectorTooLarge(VectorsError):
