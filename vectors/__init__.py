@@ -61,7 +61,7 @@ if not TYPE_CHECKING:  # or every attribute would be known to a type checker
         try:
             found = getattr(importlib.import_module(module), name)
         except ModuleNotFoundError as error:
-            raise MissingDependency.of(f"vectors.{name}", error, extra) from error
+            raise MissingDependency.of(f"vectors.{name}", error, extra) from None
         globals()[name] = found
         return found
 

@@ -156,7 +156,7 @@ def _decoded(answer: Answer) -> SteeringVector:
         from vectors.formats import ImportOptions
         from vectors.formats.safetensors import decode_safetensors
     except ModuleNotFoundError as error:
-        raise MissingDependency.of("reading a vector's tensors", error, "steer") from error
+        raise MissingDependency.of("reading a vector's tensors", error, "steer") from None
     try:
         return decode_safetensors(file_in(answer), ImportOptions())
     except InvalidVector:
