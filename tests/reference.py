@@ -55,7 +55,7 @@ def _in_scope(entry: Steer, position: int, num_prompt: int, part: str) -> bool:
     return entry.positions in ("response", "all") and position >= num_prompt - 1 and part in entry.parts
 
 
-def _steered(activation: Tensor, entries: Sequence[Steer], num_prompt: int, parts: Sequence[str]) -> Tensor:
+def steered(activation: Tensor, entries: Sequence[Steer], num_prompt: int, parts: Sequence[str]) -> Tensor:
     """Apply the entries of one place to `[tokens, hidden]`, token by token, in float32."""
     result = activation.clone()
     for position in range(activation.shape[0]):
@@ -87,7 +87,7 @@ def _install(
         def hook(module: nn.Module, args: object, output: object, here: list[Steer] = here) -> object:
             activation = output[0] if isinstance(output, tuple) else output
             tokens = activation.reshape(-1, activation.shape[-1])
-            changed = _steered(tokens, here, num_prompt, parts).view_as(activation)
+            changed = steered(tokens, here, num_prompt, parts).view_as(activation)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         handles.append(site_module(model, site, layer).register_forward_hook(hook))

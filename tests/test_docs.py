@@ -74,6 +74,19 @@ def test_the_page_on_vectors_makes_a_file_and_looks_after_it(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_the_page_on_the_library_prints_what_it_says(tmp_path: Path) -> None:
+    """With a server of its own: it puts a vector."""
+    (data,) = blocks("library.md", "bash")
+    (program,) = blocks("library.md", "python")
+    (shown,) = blocks("library.md", "text")
+    shell(data, "", tmp_path)
+    with ServerProcess(tmp_path / "data") as process:
+        url = process.wait_until_ready()
+        here = program.replace(ADDRESS, url).replace('"server/demo/', f'"{ROOT}/server/demo/')
+        assert run([sys.executable, "-c", here], tmp_path) == shown
+
+
+@pytest.mark.slow
 def test_the_page_on_responses_prints_what_it_says(url: str, tmp_path: Path) -> None:
     (program,) = blocks("responses.md", "python")
     (shown,) = blocks("responses.md", "text")

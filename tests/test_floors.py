@@ -16,11 +16,13 @@ FLOORS: dict[str, str] = {
         server
     """,
     "vectors": """
-        __init__ durable errors
+        durable errors
         data vocabulary
-        sites vector
+        operations positions sites vector
+        applied
         formats training
-        client store study
+        client files plain store study
+        __init__
     """,
     "vectors.client": """
         errors
@@ -40,6 +42,11 @@ FLOORS: dict[str, str] = {
         archive options
         gguf pytorch safetensors
         __init__
+    """,
+    "vectors.plain": """
+        __init__ rows steering
+        model_view
+        training
     """,
     "vectors.study": """
         __init__ definition
@@ -187,7 +194,7 @@ FLOORS: dict[str, str] = {
     """,
     "server.steering": """
         __init__ parts plan
-        bank
+        bank resolution
         hooks
     """,
     "server.training": """

@@ -1,1 +1,69 @@
-"""What a steering vector is, where it is kept and how it is made. Knows torch; never imports `server`."""
+"""Steering vectors from Python: what they are, where they are kept, how they are made and used.
+
+    vectors.load, vectors.save      a `SteeringVector` from and to a file
+    vectors.steer                   a transformers model, steered while a context is open
+    vectors.train                   a vector from labelled data, on a transformers model
+    vectors.VectorClient            the registry of a running server; `AsyncVectorClient` to be awaited
+
+Names are imported when they are first used, so that a client alone loads neither torch nor numpy. Nothing here
+imports `server`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from vectors.errors import MissingDependency, VectorsError
+
+if TYPE_CHECKING:
+    from vectors.client.clients import AsyncVectorClient, VectorClient
+    from vectors.client.errors import ClientError
+    from vectors.files import load, save
+    from vectors.plain.steering import steer
+    from vectors.plain.training import train
+    from vectors.vector import SteeringVector
+
+__all__ = [
+    "AsyncVectorClient",
+    "ClientError",
+    "MissingDependency",
+    "SteeringVector",
+    "VectorClient",
+    "VectorsError",
+    "load",
+    "save",
+    "steer",
+    "train",
+]
+
+_CLIENT, _STEER, _TRAIN = "client", "steer", "train"
+
+_HOMES = {
+    "AsyncVectorClient": ("vectors.client.clients", _CLIENT),
+    "ClientError": ("vectors.client.errors", _CLIENT),
+    "SteeringVector": ("vectors.vector", _STEER),
+    "VectorClient": ("vectors.client.clients", _CLIENT),
+    "load": ("vectors.files", _STEER),
+    "save": ("vectors.files", _STEER),
+    "steer": ("vectors.plain.steering", _STEER),
+    "train": ("vectors.plain.training", _TRAIN),
+}
+"""Where each name is defined, and the extra that brings what its module imports."""
+
+if not TYPE_CHECKING:  # or every attribute would be known to a type checker
+
+    def __getattr__(name: str) -> object:
+        """A public name, imported now. Raises `MissingDependency` where its extra is not installed."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, extra = _HOMES[name]
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as error:
+            raise MissingDependency.of(f"vectors.{name}", error, extra) from None
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

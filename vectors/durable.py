@@ -24,11 +24,14 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Put `content` at `path` so that after any crash the file is whole or as it was.
+def write_file(path: Path, content: bytes) -> None:
+    """Put `content` at `path`, durable when this returns; after a crash before that, the file is whole or as it was."""
+    replace_file(path, content)
+    flush_folder(path.parent)
 
-    That it is there at all is durable when its folder is flushed.
-    """
+
+def replace_file(path: Path, content: bytes) -> None:
+    """`write_file` for callers that flush the folder themselves: before that, the file may still be as it was."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as file:

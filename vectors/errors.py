@@ -2,7 +2,8 @@
 
 VectorsError
 ├── InvalidVector               the directions or their description cannot be used; says what and where
-│   └── UnknownFormat           the bytes are in no format that can be read
+│   ├── UnknownFormat           the bytes are in no format that can be read
+│   └── CannotSteer             the vector cannot steer this model as asked; names the parameter
 ├── InvalidData                 labelled data that cannot be used; names the file, the line and what is wrong
 ├── InvalidMethod               a training method that does not exist, contradicts itself or does not fit the data
 ├── ModelFailed                 the model that training asks gave no answer
@@ -20,6 +21,8 @@ VectorsError
 """
 
 from __future__ import annotations
+
+from typing import Self
 
 
 class VectorsError(Exception):
@@ -40,6 +43,18 @@ class InvalidVector(VectorsError):
 
 class UnknownFormat(InvalidVector):
     """The bytes are in no format that can be read."""
+
+
+class CannotSteer(InvalidVector):
+    """The vector cannot steer this model as asked. `param` is the parameter at fault, None for the vector as a whole.
+
+    `code` says what is wrong, for programs: `vector_does_not_fit`, `site_not_available`, `invalid_layers`,
+    `invalid_scale`.
+    """
+
+    def __init__(self, message: str, param: str | None, code: str) -> None:
+        super().__init__(message, param)
+        self.code = code
 
 
 UNNAMED = "data"
@@ -75,6 +90,12 @@ class ModelFailed(VectorsError):
 
 class MissingDependency(VectorsError):
     """An optional package is not installed; the message says which and how to get it."""
+
+    @classmethod
+    def of(cls, what: str, error: ModuleNotFoundError, extra: str) -> Self:
+        """`what` cannot be done for the failed import `error`; `extra` brings the package."""
+        package = (error.name or "a package").partition(".")[0]
+        return cls(f"{what} needs {package}, which is not installed: pip install 'tiller[{extra}]'")
 
 
 class VectorTooLarge(VectorsError):

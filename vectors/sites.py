@@ -11,8 +11,7 @@ A site is the module's own output, whatever its family does with it afterwards. 
 `post_attention_norm`: in Llama-like families it is what the feed-forward reads; in Gemma 2/3 and OLMo 2 it
 normalises the attention's output before it joins the residual stream.
 
-It does not know what is read or added there, nor any family by name: blocks are found by count, modules by a
-short list of attribute names.
+It knows no family by name: blocks are found by count, modules by a short list of attribute names.
 """
 
 from __future__ import annotations
@@ -20,18 +19,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, assert_never
 
 from torch import Tensor, nn
 
 from vectors.errors import VectorsError
 from vectors.vocabulary import SITES, Site
 
-_ATTRIBUTE_NAMES: dict[Site, tuple[str, ...]] = {
-    "attention": ("self_attn", "attention", "attn", "self_attention"),
-    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "ffn"),
-    "post_attention_norm": ("post_attention_layernorm",),
-}
+
+def _module_names(site: Site) -> tuple[str, ...]:
+    """What the module of `site` may be called within a block; the block itself has the empty name, as in torch."""
+    match site:
+        case "residual":
+            return ("",)
+        case "attention":
+            return ("self_attn", "attention", "attn", "self_attention")
+        case "mlp":
+            return ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+        case "post_attention_norm":
+            return ("post_attention_layernorm",)
+        case _:
+            assert_never(site)
 
 
 class SitesNotFound(VectorsError):
@@ -42,11 +50,13 @@ class SitesNotFound(VectorsError):
 class ModelSites:
     """The steerable modules of one model: `modules[site][layer]`.
 
-    `hidden_size` is the width of every site's output. Sites that the architecture lacks are absent.
+    `decoder` is the module that runs the blocks. `hidden_size` is the width of every site's output. Sites that the
+    architecture lacks are absent.
     """
 
     num_layers: int
     hidden_size: int
+    decoder: nn.Module
     modules: Mapping[Site, tuple[nn.Module, ...]]
 
     @property
@@ -80,20 +90,28 @@ def find_sites(model: nn.Module) -> ModelSites:
             f"{type(model).__name__}: no ModuleList of {num_layers} decoder blocks was found; "
             "if the blocks are kept otherwise, teach vectors/sites.py where"
         )
-    blocks = tuple(min(candidates, key=lambda candidate: candidate[:3])[3])
-    modules: dict[Site, tuple[nn.Module, ...]] = {"residual": blocks}
-    for site, names in _ATTRIBUTE_NAMES.items():
-        for name in names:
-            found = tuple(module for block in blocks if isinstance(module := getattr(block, name, None), nn.Module))
-            if len(found) == num_layers:
-                modules[site] = found
-                break
-    return ModelSites(num_layers, hidden_size, MappingProxyType(modules))
+    _, _, name, blocks = min(candidates, key=lambda candidate: candidate[:3])
+    modules = {site: found for site in SITES if (found := _modules_at(site, blocks))}
+    decoder = model.get_submodule(name.rpartition(".")[0])
+    return ModelSites(num_layers, hidden_size, decoder, MappingProxyType(modules))
+
+
+def _modules_at(site: Site, blocks: nn.ModuleList) -> tuple[nn.Module, ...]:
+    """The module of `site` in every block, found under one name; empty when there is none."""
+    for name in _module_names(site):
+        found = tuple(module for block in blocks if (module := _submodule(block, name)) is not None)
+        if len(found) == len(blocks):
+            return found
+    return ()
 
 
 def _has_attention(blocks: nn.ModuleList) -> bool:
-    names = _ATTRIBUTE_NAMES["attention"]
-    return all(any(isinstance(getattr(block, name, None), nn.Module) for name in names) for block in blocks)
+    return all(any(_submodule(block, name) is not None for name in _module_names("attention")) for block in blocks)
+
+
+def _submodule(block: nn.Module, name: str) -> nn.Module | None:
+    module = getattr(block, name, None) if name else block
+    return module if isinstance(module, nn.Module) else None
 
 
 def activation_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:

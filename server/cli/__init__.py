@@ -6,11 +6,12 @@ served.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from server.cli.errors import CommandFailed
+from server.cli.errors import FAILED, CommandFailed
 from server.cli.output import discard_output
 from server.cli.parser import build_parser
 from server.cli.training.parser import COMMANDS
@@ -47,12 +48,27 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except CommandFailed as error:
         print(f"tiller: {_one_line(str(error))}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "server", "vectors"):
+            raise
+        print(f"tiller: {arguments.command} needs {package}, {_how_to_install(arguments)}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("tiller: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
         discard_output()
         return 1
+
+
+def _how_to_install(arguments: argparse.Namespace) -> str:
+    """What to say of a package that the command lacks, by the extra that brings it."""
+    if arguments.command in ("chat", "vectors") or getattr(arguments, "url", None) is not None:
+        extra = "client"
+    else:
+        extra = "server" if arguments.command == "serve" else "server,train"
+    return f"which is not installed: pip install 'tiller[{extra}]'"
 
 
 def _one_line(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from server.engine.protocol import ModelInfo
 from server.engine.request import GenerationRequest
 from server.errors import ContextLengthExceeded, InvalidRequest
-from server.steering.plan import Phase
+from vectors.positions import Phase
 
 
 def check_request(request: GenerationRequest, info: ModelInfo, num_slots: int) -> None:

@@ -1,9 +1,9 @@
 """SteeringBank: the device tensors that steering adds, shared by all running requests.
 
 Every phase of a plan (see `plan.py`), in each part of the response, collapses into one **row**: at each (site, layer)
-the sum of its `add`s, and the list of its low-rank operations. Rows live in `[layers, rows, hidden]` float32 tensors,
-one a site in use; equal ones share a row by reference count; row 0 is zero. A step then only needs one row number a
-token, so its cost does not depend on how many different vectors run together.
+the sum of its shifts, and the list of its changes of components (see `vectors/operations.py`). Rows live in
+`[layers, rows, hidden]` float32 tensors, one a site in use; equal ones share a row by reference count; row 0 is zero.
+A step then only needs one row number a token, so its cost does not depend on how many different vectors run together.
 
 It does not know requests, steps or modules: `hooks.py` applies rows, the engine acquires and releases them.
 """
@@ -17,7 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from server.steering.plan import Phase, PlanEntry, SteeringPlan
+from server.steering.plan import PlanEntry, SteeringPlan
+from vectors.applied import change_at
+from vectors.operations import PlaceChange, restore_norm
+from vectors.positions import Phase
 from vectors.vocabulary import PARTS, Part, Place, Site
 
 _INITIAL_ROWS = 8
@@ -44,11 +47,10 @@ class _Row:
 
 
 class LowRankOperations:
-    """The `ablate`, `clamp` and `preserve_norm` of all rows at one place, applied in order of `slot`.
+    """What all rows do at one place beyond their shift: changes of components, in order of `slot`, and the norm.
 
-    Each is `h += (offset - gain * (h·unit)) * unit`: ablate has gain = scale and offset 0, clamp gain 1 and
-    offset = scale * ‖v‖. `units` is float32 `[slots, rows, hidden]`, `gains` and `offsets` `[slots, rows]`,
-    `preserves_norm` bool `[rows]`.
+    Each is `h += (offset - gain * (h·unit)) * unit`, and does nothing where a row has fewer. `units` is float32
+    `[slots, rows, hidden]`, `gains` and `offsets` `[slots, rows]`, `preserves_norm` bool `[rows]`.
     """
 
     def __init__(self, num_rows: int, hidden_size: int, device: torch.device) -> None:
@@ -64,20 +66,19 @@ class LowRankOperations:
         self.offsets = _grown(self.offsets, 1, num_rows)
         self.preserves_norm = _grown(self.preserves_norm, 0, num_rows)
 
-    def write(self, row: int, operations: Sequence[PlanEntry], layer: int, preserve_norm: bool) -> None:
-        """Set `row` to these operations."""
+    def write(self, row: int, change: PlaceChange) -> None:
+        """Set `row` to what `change` does beyond its shift."""
         self.clear(row)
-        if len(operations) > self.units.shape[0]:
-            self.units = _grown(self.units, 0, len(operations))
-            self.gains = _grown(self.gains, 0, len(operations))
-            self.offsets = _grown(self.offsets, 0, len(operations))
-        for slot, entry in enumerate(operations):
-            direction = entry.directions[layer].to(torch.float64)  # in float32 the squares of a norm may vanish
-            norm = float(direction.norm())
-            self.units[slot, row] = direction / norm
-            self.gains[slot, row] = entry.scale if entry.operation == "ablate" else 1.0
-            self.offsets[slot, row] = 0.0 if entry.operation == "ablate" else entry.scale * norm
-        self.preserves_norm[row] = preserve_norm
+        num_slots = len(change.components)
+        if num_slots > self.units.shape[0]:
+            self.units = _grown(self.units, 0, num_slots)
+            self.gains = _grown(self.gains, 0, num_slots)
+            self.offsets = _grown(self.offsets, 0, num_slots)
+        for slot, component in enumerate(change.components):
+            self.units[slot, row] = component.unit
+            self.gains[slot, row] = component.gain
+            self.offsets[slot, row] = component.offset
+        self.preserves_norm[row] = change.preserves_norm
 
     def clear(self, row: int) -> None:
         """Make `row` do nothing."""
@@ -87,15 +88,14 @@ class LowRankOperations:
         self.preserves_norm[row] = False
 
     def apply(self, steered: Tensor, before: Tensor, rows: Tensor) -> Tensor:
-        """`steered` (after the adds) and `before` (untouched), float32 `[tokens, hidden]` -> the final activations."""
+        """`steered` (after the shifts), `before` (untouched), float32 `[tokens, hidden]` -> the final activations."""
         for units, gains, offsets in zip(self.units, self.gains, self.offsets, strict=True):
             unit = units.index_select(0, rows)
             component = (steered * unit).sum(-1)
             change = offsets.index_select(0, rows) - gains.index_select(0, rows) * component
             steered = steered + change.unsqueeze(-1) * unit
-        norm = steered.norm(dim=-1, keepdim=True)
-        rescaled = steered * (before.norm(dim=-1, keepdim=True) / norm.clamp_min(torch.finfo(torch.float32).tiny))
-        return torch.where(self.preserves_norm.index_select(0, rows).unsqueeze(-1), rescaled, steered)
+        keeps_norm = self.preserves_norm.index_select(0, rows).unsqueeze(-1)
+        return torch.where(keeps_norm, restore_norm(steered, before), steered)
 
 
 def _grown(tensor: Tensor, dim: int, size: int) -> Tensor:
@@ -190,33 +190,22 @@ class SteeringBank:
         if not self._free:
             self._grow()
         row = self._free[-1]  # taken at the end: a write that fails leaves it free
-        adds: dict[Place, Tensor] = {}
-        low_rank: dict[Place, list[PlanEntry]] = {}
-        preserving: set[Place] = set()
-        for entry in entries:
-            for layer in entry.layers:
-                place = (entry.site, layer)
-                if entry.operation == "add":
-                    scaled = entry.directions[layer].to(torch.float32) * entry.scale
-                    adds[place] = adds[place] + scaled if place in adds else scaled
-                else:
-                    low_rank.setdefault(place, []).append(entry)
-                if entry.preserve_norm:
-                    preserving.add(place)
-        for (site, layer), total in adds.items():
-            self._tensor_of(site)[layer, row] = total.to(self._device)
-        low_rank_places = frozenset(low_rank) | preserving
-        for place in low_rank_places:
-            operations = self._low_rank.get(place)
-            if operations is None:
-                operations = LowRankOperations(self._capacity, self._hidden_size, self._device)
-                self._low_rank[place] = operations
-            operations.write(row, low_rank.get(place, []), place[1], place in preserving)
+        applied = [entry.applied for entry in entries]
+        adds: set[Place] = set()
+        low_rank: set[Place] = set()
+        for place in {place for one in applied for place in one.places}:
+            change = change_at(applied, place)
+            if change.shift is not None:
+                self._tensor_of(place[0])[place[1], row] = change.shift.to(self._device)
+                adds.add(place)
+            if change.components or change.preserves_norm:
+                self._low_rank_at(place).write(row, change)
+                low_rank.add(place)
         self._free.pop()
-        self._rows[row] = _Row(fingerprint, 0, frozenset(adds), low_rank_places)
+        self._rows[row] = _Row(fingerprint, 0, frozenset(adds), frozenset(low_rank))
         self._row_of[fingerprint] = row
-        self._uses_of_adds.update(adds.keys())
-        self._uses_of_low_rank.update(low_rank_places)
+        self._uses_of_adds.update(adds)
+        self._uses_of_low_rank.update(low_rank)
         return row
 
     def _release_row(self, number: int) -> None:
@@ -240,6 +229,13 @@ class SteeringBank:
             tensor = torch.zeros(self._num_layers, self._capacity, self._hidden_size, device=self._device)
             self._adds[site] = tensor
         return tensor
+
+    def _low_rank_at(self, place: Place) -> LowRankOperations:
+        operations = self._low_rank.get(place)
+        if operations is None:
+            operations = LowRankOperations(self._capacity, self._hidden_size, self._device)
+            self._low_rank[place] = operations
+        return operations
 
     def _grow(self) -> None:
         capacity = self._capacity * 2

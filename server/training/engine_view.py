@@ -18,10 +18,12 @@ from torch import Tensor
 from server.engine.protocol import Engine
 from server.engine.request import CaptureSpec
 from server.errors import ApiError
-from server.steering.plan import Phase, PlanEntry, SteeringPlan
+from server.steering.plan import SteeringPlan
+from server.steering.resolution import plan_of_vectors
 from server.text import TextProcessor
 from vectors.data.items import Message
 from vectors.errors import ModelFailed
+from vectors.positions import Phase
 from vectors.training.model_view import Cancelled, Continuations, Steering
 from vectors.vocabulary import Site
 
@@ -83,7 +85,7 @@ class EngineView:
         steerings: Sequence[tuple[Steering, ...]],
     ) -> Iterator[tuple[int, Tensor]]:
         """See `vectors.training.model_view.ModelView.next_token_logprobs`."""
-        plans = [plan_of(steering) for steering in steerings]
+        plans = [self._plan_of(steering) for steering in steerings]
         groups = _groups_of(plans)
         order = torch.tensor([number for group in groups for number in group])
         rounds = range(0, len(prompts), _PROMPTS_PER_ROUND)
@@ -114,10 +116,13 @@ class EngineView:
         """See `vectors.training.model_view.ModelView.continuation_logprobs`."""
 
         def score(query: Continuations) -> Future[list[list[float]]]:
-            return self._engine.score(query.prompt, query.choices, plan=plan_of(query.steering))
+            return self._engine.score(query.prompt, query.choices, plan=self._plan_of(query.steering))
 
         for index, found in self._stream(enumerate(queries), score):
             yield index, tuple(tuple(logprobs) for logprobs in found)
+
+    def _plan_of(self, steering: Sequence[Steering]) -> SteeringPlan:
+        return plan_of_vectors(((entry.vector, entry.scale) for entry in steering), self._engine.info)
 
     def _stream(
         self, tasks: Iterable[tuple[_Key, Any]], begin: Callable[[Any], Future[_Result]]
@@ -172,21 +177,3 @@ def _groups_of(plans: Sequence[SteeringPlan]) -> list[list[int]]:
         for members in alike.values()
         for first in range(0, len(members), MAX_BRANCHES)
     ]
-
-
-def plan_of(steering: Sequence[Steering]) -> SteeringPlan:
-    """The engine's plan of vectors that are in no registry."""
-    return SteeringPlan(
-        PlanEntry(
-            vector="training",
-            revision=entry.vector.revision,
-            site=entry.vector.site,
-            layers=entry.vector.layers,
-            scale=float(entry.scale),
-            positions=entry.vector.positions,
-            operation=entry.vector.operation,
-            preserve_norm=False,
-            directions=entry.vector.directions,
-        )
-        for entry in steering
-    )

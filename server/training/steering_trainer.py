@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from server.engine.protocol import Engine
-from server.errors import ApiError
+from server.errors import from_vectors_error
 from server.jobs.records import JobRecord, JobRequest
 from server.jobs.trainer import Outcome, Progress, ReadFile
-from server.steering.plan import SteeringSpec, resolve_plan
+from server.steering.resolution import SteeringRefused, SteeringSpec, resolve_plan
 from server.text import TextProcessor
 from server.training.engine_view import EngineView
 from vectors.data import read_data, read_retention
@@ -65,10 +65,10 @@ class SteeringTrainer:
         name, _, revision = task.vector.partition("@")
         try:
             plan = resolve_plan([SteeringSpec(name, revision or None, task.scale)], self._store, self._engine.info)
-        except ApiError as error:
-            raise InvalidMethod(error.message, "vector") from error
-        vector = self._store.get(name, plan.entries[0].revision).vector
-        return (Steering(vector, plan.entries[0].scale),)
+        except SteeringRefused as error:
+            raise InvalidMethod(from_vectors_error(error.reason).message, "vector") from error
+        (entry,) = plan.entries
+        return (Steering(self._store.get(name, entry.revision).vector, entry.applied.scale),)
 
 
 def training_data(job: JobRecord, read_file: ReadFile) -> TrainingData:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
 
 from vectors.client.answers import Answer, RegisteredVector, check_deleted, file_in, listing_in, vector_in
 from vectors.client.errors import UnexpectedAnswer
-from vectors.errors import InvalidRevision, InvalidVector
+from vectors.errors import InvalidRevision, InvalidVector, MissingDependency
 from vectors.vocabulary import check_name
 
 if TYPE_CHECKING:  # a client of files and names needs no tensors
@@ -143,15 +143,20 @@ def content(name: str, file_format: FileFormat, revision: str | None) -> Call[by
 
 
 def vector(name: str, revision: str | None) -> Call[SteeringVector]:
-    """A revision with its directions; the current one, when `revision` is None."""
+    """A revision with its directions; the current one, when `revision` is None.
+
+    Reading the answer raises `MissingDependency` where torch is not installed.
+    """
     call = content(name, "safetensors", revision)
     return Call(call.method, call.path, _decoded, call.send)
 
 
 def _decoded(answer: Answer) -> SteeringVector:
-    from vectors.formats import ImportOptions
-    from vectors.formats.safetensors import decode_safetensors
-
+    try:
+        from vectors.formats import ImportOptions
+        from vectors.formats.safetensors import decode_safetensors
+    except ModuleNotFoundError as error:
+        raise MissingDependency.of("reading a vector's tensors", error, "steer") from None
     try:
         return decode_safetensors(file_in(answer), ImportOptions())
     except InvalidVector:

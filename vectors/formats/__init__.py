@@ -20,11 +20,18 @@ __all__ = [
 _NO_OPTIONS = ImportOptions()
 
 
-def decode(data: bytes, *, options: ImportOptions = _NO_OPTIONS, num_layers: int, hidden_size: int) -> SteeringVector:
+def decode(
+    data: bytes,
+    *,
+    options: ImportOptions = _NO_OPTIONS,
+    num_layers: int | None = None,
+    hidden_size: int | None = None,
+) -> SteeringVector:
     """Read a vector for a model of `num_layers` blocks and width `hidden_size` from a file's bytes.
 
-    The model's numbers settle what a stack of rows means and bound what is read; whether the vector fits the model
-    is asked by `SteeringVector.fit`. Raises `InvalidVector` (`UnknownFormat` when nothing recognises the bytes).
+    The model's numbers settle what a stack of rows in a `.pt` file means; None where they are not known, which only
+    such a file needs. Whether the vector fits the model is asked by `SteeringVector.fit`. Raises `InvalidVector`
+    (`UnknownFormat` when nothing recognises the bytes).
     """
     if not data:
         raise InvalidVector("the file is empty")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vectors.errors import InvalidVector
 from vectors.formats.options import ImportOptions
+from vectors.operations import RULES
 from vectors.vector import SteeringVector
 
 _MAGIC = b"GGUF"
@@ -165,7 +166,7 @@ def encode_gguf(vector: SteeringVector, model_hint: str = "") -> bytes:
 
     Raises `InvalidVector` for what it cannot hold: another site or operation, layer 0 (which llama.cpp rejects).
     """
-    if vector.site != "residual" or vector.operation != "add":
+    if vector.site != "residual" or not RULES[vector.operation].is_shift:
         raise InvalidVector(
             f"GGUF control vectors are added to the residual stream; this one is {vector.operation} at {vector.site}",
             "format",

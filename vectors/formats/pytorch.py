@@ -38,15 +38,20 @@ def is_pytorch(data: bytes) -> bool:
     return data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05")
 
 
-def decode_pytorch(data: bytes, options: ImportOptions, *, num_layers: int, hidden_size: int) -> SteeringVector:
-    """Read a `.pt` archive. Raises `InvalidVector`; code in the file is never run."""
+def decode_pytorch(
+    data: bytes, options: ImportOptions, *, num_layers: int | None, hidden_size: int | None
+) -> SteeringVector:
+    """Read a `.pt` archive; the model's numbers are as for `decode`. Raises `InvalidVector`.
+
+    Code in the file is never run.
+    """
     options.refuse_convention()
     if data[:1] == b"\x80":
         raise InvalidVector("a bare pickle is never read; save with torch.save of PyTorch 1.6 or later")
     return _interpret(read_archive(data), options, num_layers, hidden_size)
 
 
-def _interpret(content: Any, options: ImportOptions, num_layers: int, hidden_size: int) -> SteeringVector:
+def _interpret(content: Any, options: ImportOptions, num_layers: int | None, hidden_size: int | None) -> SteeringVector:
     overrides = dict(options.overrides)
     notes: dict[str, Any] = {"format": "pt"}
     if isinstance(content, Tensor):
@@ -71,12 +76,21 @@ def _interpret(content: Any, options: ImportOptions, num_layers: int, hidden_siz
 
 
 def _from_tensor(
-    tensor: Tensor, options: ImportOptions, num_layers: int, hidden_size: int, notes: dict[str, Any]
+    tensor: Tensor, options: ImportOptions, num_layers: int | None, hidden_size: int | None, notes: dict[str, Any]
 ) -> dict[int, Tensor]:
     shape = list(tensor.shape)
-    if len(shape) not in (1, 2) or shape[-1] != hidden_size:
+    if len(shape) not in (1, 2):
+        raise InvalidVector(f"the tensor has shape {shape[:8]}; expected [hidden] or [layers, hidden]")
+    _check_size(tensor, hidden_size)
+    if hidden_size is not None and shape[-1] != hidden_size:
         raise InvalidVector(f"the tensor has shape {shape[:8]}; the model's hidden size is {hidden_size}")
-    if len(shape) == 1 or (shape[0] == 1 and num_layers > 1):
+    if len(shape) == 2 and num_layers is None:
+        raise InvalidVector(
+            f"the file holds {shape[0]} rows, and whether the first is the embeddings depends on the model: "
+            "say how many blocks it has",
+            "num_layers",
+        )
+    if len(shape) == 1 or (shape[0] == 1 and num_layers != 1):
         if options.layer is None:
             raise InvalidVector(
                 'the file holds one direction and no layer; give the layer with the upload: metadata {"layer": 12}',
@@ -85,6 +99,7 @@ def _from_tensor(
         notes["convention"] = "one direction, at the layer that the upload gave"
         return {options.layer: tensor.reshape(-1)}
     options.refuse_layer("the file holds one row a layer")
+    assert num_layers is not None
     if shape[0] == num_layers:
         notes["convention"] = "one row a block: row L is the output of block L"
         rows = tensor
@@ -101,7 +116,7 @@ def _from_tensor(
     return {layer: rows[layer] for layer in range(num_layers) if layer not in zero}
 
 
-def _from_mapping(content: object, hidden_size: int) -> dict[int, Tensor]:
+def _from_mapping(content: object, hidden_size: int | None) -> dict[int, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise InvalidVector("the file holds no directions")
     directions: dict[int, Tensor] = {}
@@ -111,12 +126,20 @@ def _from_mapping(content: object, hidden_size: int) -> dict[int, Tensor]:
             raise InvalidVector(f"the key {str(key)[:60]!r} is no layer")
         if not isinstance(tensor, Tensor):
             raise InvalidVector(f"the entry {str(key)[:60]!r} is no tensor")
-        if tensor.dim() not in (1, 2) or tensor.numel() != hidden_size:
+        _check_size(tensor, hidden_size)
+        width = tensor.shape[-1] if hidden_size is None and tensor.dim() else hidden_size
+        if tensor.dim() not in (1, 2) or tensor.numel() != width:
             raise InvalidVector(
-                f"the entry {str(key)[:60]!r} has shape {list(tensor.shape)[:8]}; the hidden size is {hidden_size}"
+                f"the entry {str(key)[:60]!r} has shape {list(tensor.shape)[:8]}; the hidden size is {width}"
             )
         layer = int(match[1])
         if layer in directions:
             raise InvalidVector(f"layer {layer} is there twice")
         directions[layer] = tensor.reshape(-1)
     return directions
+
+
+def _check_size(tensor: Tensor, hidden_size: int | None) -> None:
+    """Raise for a tensor that repeats its numbers without end, where no hidden size bounds it."""
+    if hidden_size is None and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise InvalidVector(f"a tensor of shape {list(tensor.shape)[:8]} is larger than what the file holds")

@@ -23,7 +23,7 @@ import numpy as np
 
 from vectors.data.items import ChoiceItem, DataSet, ShownItem
 from vectors.data.split import shuffle_options
-from vectors.durable import flush_folder, replace_file
+from vectors.durable import make_folder, write_file
 from vectors.errors import InvalidData, InvalidMethod
 from vectors.study.data import StudyData
 from vectors.study.definition import ModelCase, Study, StudyCell
@@ -144,7 +144,9 @@ def run_study(
             depends_on = _depends_on(study, case, cell, data)
             record = {"format": FORMAT, "key": _key(depends_on), "depends_on": depends_on}
             record |= results[cell.variant, cell.site] | {"search_seconds": seconds}
-            _write(cell_file(folder, case, cell), json.dumps(record, indent=1, allow_nan=False).encode())
+            file = cell_file(folder, case, cell)
+            make_folder(file.parent)
+            write_file(file, json.dumps(record, indent=1, allow_nan=False).encode())
             found[cell] = record
             reporter.cell_done(is_failed=record["reason"] is not None)
         reporter.end(group)
@@ -323,10 +325,3 @@ class _Reporter:
         spent = time.monotonic() - self._started
         left = spent / finished * (self._total - finished) if finished > 0 else None
         self._report(StudyProgress(self._num_done, self._num_total, self._num_failed, self._label, phase, left))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Put `content` at `path` so that after any crash the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, content)
-    flush_folder(path.parent)

@@ -5,9 +5,11 @@ It does not know what the work is: phases have names and units, and a unit of on
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TextIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +22,43 @@ class Progress:
     best: float | None = None
     seconds_left: float | None = None
 
+    @property
+    def counts(self) -> str:
+        """`120 of 400, best so far 63.2 %, about 0:45 left`: what is known of it; a phase may be of unknown length."""
+        parts = []
+        if self.num_total:
+            parts.append(f"{self.num_done} of {self.num_total}")
+        if self.best is not None:
+            parts.append(f"best so far {100 * self.best:.1f} %")
+        if self.seconds_left is not None and self.num_total:
+            parts.append(f"about {_duration(self.seconds_left)} left")
+        return ", ".join(parts)
+
 
 Report = Callable[[Progress], None]
 """Receives progress; must return at once."""
+
+
+@contextlib.contextmanager
+def progress_line(stream: TextIO) -> Iterator[Report]:
+    """A report that rewrites one line of `stream`, which vanishes in the end; silent where it is no terminal."""
+    if not stream.isatty():
+        yield lambda progress: None
+        return
+    width = 0
+
+    def rewrite(progress: Progress) -> None:
+        nonlocal width
+        line = f"{progress.phase}: {progress.counts}"
+        stream.write(f"\r{line:<{width}}")
+        stream.flush()
+        width = len(line)
+
+    try:
+        yield rewrite
+    finally:
+        stream.write(f"\r{'':<{width}}\r")
+        stream.flush()
 
 
 class WorkPlan:
@@ -66,3 +102,10 @@ class WorkPlan:
         if self._phase:
             self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + time.monotonic() - self._phase_started
             self._done += self._weight
+
+
+def _duration(seconds: float) -> str:
+    """`0:45`, `1:02:03`."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -71,4 +71,4 @@ class Measurement:
 
 def _steering_vectors(request: GenerationRequest) -> tuple[str, ...]:
     """The vectors that change something of the request, each once."""
-    return tuple({entry.vector: None for entry in request.plan.entries if entry.is_active})
+    return tuple({entry.vector: None for entry in request.plan.entries if entry.applied.is_active})

@@ -1,6 +1,6 @@
 """From a request's `model` and `steering` to its SteeringPlan: splits model names, resolves against the registry.
 
-It knows the wire's spelling; the meaning of a plan is the engine's.
+It knows the wire's spelling, of what is asked and of what is refused; what a plan means is `server.steering`'s.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from anyio.to_thread import run_sync
 
 from server.api.generation.wire import MAX_STEERING_ENTRIES, SteeredFields, SteeringEntry
 from server.api.http.services import Services
-from server.errors import InvalidRequest, NotFound, from_vectors_error
-from server.steering.plan import UNSTEERED, SteeringPlan, SteeringSpec, resolve_plan
+from server.errors import ApiError, InvalidRequest, NotFound, from_vectors_error
+from server.steering.plan import UNSTEERED, SteeringPlan
+from server.steering.resolution import SteeringRefused, SteeringSpec, resolve_plan
 from vectors.errors import InvalidLayers
 from vectors.vocabulary import parse_layers
 
@@ -45,23 +46,21 @@ def _spec_of_model_entry(entry: str) -> SteeringSpec:
         raise InvalidRequest(
             f"model: {entry[:100]!r} is not name, name@revision or name:scale", code="invalid_steering", param="model"
         )
-    return SteeringSpec(vector=match["vector"], revision=match["revision"], scale=scale, param="model")
+    return SteeringSpec(vector=match["vector"], revision=match["revision"], scale=scale)
 
 
 def spec_of_entry(entry: SteeringEntry, index: int) -> SteeringSpec:
     """What one entry of the `steering` field asks for."""
-    param = f"steering.{index}"
     name, at, revision = entry.vector.partition("@")
     return SteeringSpec(
         vector=name,
         revision=revision if at else None,
         scale=entry.scale,
-        layers=_layers_of(entry, f"{param}.layers"),
+        layers=_layers_of(entry, f"steering.{index}.layers"),
         positions=entry.positions,
         parts=None if entry.parts is None else tuple(entry.parts),
         operation=entry.operation,
         preserve_norm=entry.preserve_norm,
-        param=param,
     )
 
 
@@ -74,10 +73,22 @@ def _layers_of(entry: SteeringEntry, param: str) -> tuple[int, ...] | None:
         raise from_vectors_error(error, param) from None
 
 
+def _wire_error(error: SteeringRefused, num_by_model: int) -> ApiError:
+    """What a client sees of a refused spec, of which the first `num_by_model` came with the model's name."""
+    if error.index < num_by_model:
+        param = "model"
+    else:
+        field = "vector" if error.field == "revision" else error.field  # the wire says both as name@revision
+        param = ".".join(("steering", str(error.index - num_by_model), *([field] if field else ())))
+    if error.code is None:
+        return from_vectors_error(error.reason, param)
+    return InvalidRequest(str(error), code=error.code, param=param)
+
+
 async def plan_of(request: SteeredFields, services: Services) -> SteeringPlan:
     """The plan of a request, pinned to the registry as it is now: the model name's entries, then the field's."""
-    specs = specs_of_model(request.model, services.engine.info.model_id)
-    specs += [spec_of_entry(entry, index) for index, entry in enumerate(request.steering or ())]
+    by_model = specs_of_model(request.model, services.engine.info.model_id)
+    specs = by_model + [spec_of_entry(entry, index) for index, entry in enumerate(request.steering or ())]
     if not specs:
         return UNSTEERED
     if len(specs) > MAX_STEERING_ENTRIES:
@@ -86,7 +97,10 @@ async def plan_of(request: SteeredFields, services: Services) -> SteeringPlan:
             code="invalid_steering",
             param="steering" if request.steering else "model",
         )
-    plan = await run_sync(resolve_plan, specs, services.store, services.engine.info)  # may read a file
+    try:
+        plan = await run_sync(resolve_plan, specs, services.store, services.engine.info)  # may read a file
+    except SteeringRefused as error:
+        raise _wire_error(error, len(by_model)) from error
     for name in {entry.vector for entry in plan.entries}:
         services.metrics.count_vector(name)
     return plan

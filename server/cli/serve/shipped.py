@@ -7,11 +7,11 @@ It does not know how the vectors were made.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from server.cli.errors import CommandFailed
-from server.steering.plan import SteerableModel
+from vectors.applied import SteerableModel
+from vectors.durable import write_file
 from vectors.formats import decode
 from vectors.store import VectorStore
 
@@ -37,7 +37,7 @@ def put_shipped_vectors(store: VectorStore, folder: Path, data_dir: Path, model:
             store.put(file.stem, vector)
             put.append(file.stem)
         known[file.stem] = vector.revision
-        _write(marker, known)
+        write_file(marker, json.dumps(known, indent=1).encode())
     return put
 
 
@@ -51,13 +51,3 @@ def _read(marker: Path) -> dict[str, str]:
     if not isinstance(known, dict) or not all(isinstance(revision, str) for revision in known.values()):
         raise CommandFailed(f"{marker} is damaged; remove it to have the shipped vectors put again")
     return known
-
-
-def _write(marker: Path, known: dict[str, str]) -> None:
-    """Replace the marker so that after any crash it is whole or as it was."""
-    temporary = marker.with_name(marker.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(known, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(marker)

@@ -63,7 +63,7 @@ class _Bar:
             description=step.phase,
             completed=step.num_done,
             total=step.num_total or None,
-            counts=_counts(step),
+            counts=step.counts,
         )
 
     def note(self, text: str) -> None:
@@ -80,27 +80,7 @@ class _Lines:
         if step.phase == self._phase and now - self._told_at < SECONDS_BETWEEN_LINES:
             return
         self._phase, self._told_at = step.phase, now
-        counts = _counts(step)
-        _log.info("%s", f"{step.phase}: {counts}" if counts else step.phase)
+        _log.info("%s", f"{step.phase}: {step.counts}" if step.counts else step.phase)
 
     def note(self, text: str) -> None:
         _log.info("%s", text)
-
-
-def _counts(step: Step) -> str:
-    """`120 of 400, best so far 63.2 %, about 0:45 left`."""
-    parts = []
-    if step.num_total:
-        parts.append(f"{step.num_done} of {step.num_total}")
-    if step.best is not None:
-        parts.append(f"best so far {100 * step.best:.1f} %")
-    if step.seconds_left is not None and step.num_total:
-        parts.append(f"about {_duration(step.seconds_left)} left")
-    return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    """`0:45`, `1:02:03`."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

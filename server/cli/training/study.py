@@ -260,13 +260,12 @@ def _counts(found: StudyProgress) -> str:
 
 
 def _write_tables(asked: Study, records: Records, folder: Path) -> None:
+    from vectors.durable import make_folder, write_file
     from vectors.study.tables import study_files
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name, content in study_files(asked, records).items():
-        temporary = folder / f".{name}.tmp"
-        temporary.write_bytes(content)
-        temporary.replace(folder / name)
+        write_file(folder / name, content)
 
 
 def _show(asked: Study, records: Records, folder: Path) -> int:

@@ -6,7 +6,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -46,18 +46,85 @@ def test_what_cannot_be_understood_is_a_usage_error(arguments: list[str]) -> Non
     assert "usage: tiller" in shown.stderr
 
 
+def python(code: str, *, missing: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Run a program in which the packages `missing` cannot be imported, as where they are not installed."""
+    refuse = f"""
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {tuple(missing)!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+    return subprocess.run(
+        [sys.executable, "-c", refuse + code],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+TENSORS = ("torch", "transformers", "numpy", "safetensors", "tokenizers")
+SERVING = ("fastapi", "starlette", "uvicorn", "llguidance", "prometheus_client")
+CLIENT = ("httpx", "pydantic", "rich", "anyio")
+
+
+def test_help_loads_nothing_that_takes_time() -> None:
+    """It comes in a tenth of a second, of which this is the reason."""
+    shown = python(
+        "from server.cli import main\n"
+        "try:\n    main(['--help'], {})\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {(*TENSORS, *SERVING, *CLIENT)!r} if name in sys.modules])"
+    )
+    assert shown.stdout.endswith("[]\n"), shown.stdout + shown.stderr
+
+
 def test_clients_load_no_tensor_library() -> None:
-    code = (
-        "import sys; from server.cli import main\n"
+    shown = python(
+        "from server.cli import main\n"
         "assert main(['vectors', 'list', '--url', 'http://127.0.0.1:1'], {}) == 1\n"
         "assert main(['chat', '--url', 'http://127.0.0.1:1'], {}) == 1\n"
         "assert main(['serve', '--port', 'x'], {}) == 2\n"
-        "print([name for name in ('torch', 'transformers', 'fastapi', 'uvicorn') if name in sys.modules])"
-    )
-    shown = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, encoding="utf-8", check=False
+        f"print([name for name in {(*TENSORS, *SERVING)!r} if name in sys.modules])"
     )
     assert shown.stdout == "[]\n", shown.stderr
+
+
+def test_clients_need_no_tensor_library() -> None:
+    command = f"from server.cli import main; sys.exit(main({['vectors', 'list', '--url', 'http://127.0.0.1:1']}, {{}}))"
+    shown = python(command, missing=(*TENSORS, *SERVING))
+    assert_one_line(shown, 1, "no server answers at http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("command", "missing", "said"),
+    [
+        (["serve"], SERVING, "serve needs uvicorn, which is not installed: pip install 'tiller[server]'"),
+        (["serve"], TENSORS, "serve needs torch, which is not installed: pip install 'tiller[server]'"),
+        (["vectors", "list"], CLIENT, "vectors needs rich, which is not installed: pip install 'tiller[client]'"),
+        (["chat"], ["httpx"], "chat needs httpx, which is not installed: pip install 'tiller[client]'"),
+        (
+            ["train", "data.jsonl", "--name", "x"],
+            TENSORS,
+            "train needs torch, which is not installed: pip install 'tiller[server,train]'",
+        ),
+        (
+            ["train", "data.jsonl", "--name", "x", "--url", "http://127.0.0.1:1"],
+            ["rich"],
+            "train needs rich, which is not installed: pip install 'tiller[client]'",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_is_not_installed_is_named_with_its_extra(
+    command: list[str], missing: Sequence[str], said: str, tmp_path: Path
+) -> None:
+    if command == ["serve"]:
+        command = ["serve", "--port", "0", "--data-dir", str(tmp_path)]
+    shown = python(f"from server.cli import main; sys.exit(main({command!r}, {{}}))", missing=missing)
+    assert (shown.returncode, shown.stderr) == (1, f"tiller: {said}\n")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from server import __version__
 from server.cli.serve.command import DRAIN_SECONDS
 from server.cli.serve.listening import FLUSH_SECONDS
 from tests.server.cli.running import ROOT, environment
@@ -23,11 +24,12 @@ DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8").replac
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))
 GPU_LIBRARIES = ("nvidia-", "cuda-", "triton")
 """What the CUDA wheel of PyTorch brings, in versions of its own choice."""
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SERVICES = [pytest.param(service, id=name) for name, service in COMPOSE["services"].items()]
 
 
-def needed(name: str, extras: frozenset[str] = frozenset()) -> set[str]:
-    """Every distribution that `name` with its extras needs here, itself too."""
+def needed(name: str, extras: frozenset[str] = frozenset(), *, deeply: bool = True) -> set[str]:
+    """Every distribution that `name` with its extras needs here, itself too; or only what it names itself."""
     found: set[str] = set()
     waiting = [(name, extras)]
     seen = set()
@@ -37,6 +39,8 @@ def needed(name: str, extras: frozenset[str] = frozenset()) -> set[str]:
             continue
         seen.add((name, extras))
         found.add(canonicalize_name(name))
+        if not deeply and name != "tiller":
+            continue
         for line in importlib.metadata.requires(name) or ():
             requirement = Requirement(line)
             if requirement.name.startswith(GPU_LIBRARIES):
@@ -54,6 +58,27 @@ def test_every_dependency_is_pinned() -> None:
     assert needed("tiller", frozenset(["dev"])) - {"tiller"} <= pinned
 
 
+def test_a_client_needs_no_tensor_library() -> None:
+    heavy = {"torch", "transformers", "numpy", "safetensors", "fastapi", "uvicorn"}
+    assert not needed("tiller") & heavy
+    assert not needed("tiller", frozenset(["client"])) & heavy
+    assert {"torch", "transformers"} <= needed("tiller", frozenset(["steer"]))
+    assert heavy <= needed("tiller", frozenset(["server"]))
+    assert {"torch", "scipy", "matplotlib"} <= needed("tiller", frozenset(["train"]))
+
+
+def test_pytorch_is_a_range_for_others_and_pinned_for_us() -> None:
+    (torch,) = {Requirement(line) for line in PROJECT["optional-dependencies"]["steer"] if line.startswith("torch")}
+    (pin,) = re.findall(r"^torch==(.*)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
+    assert "==" not in {part.operator for part in torch.specifier}
+    assert torch.specifier.contains(pin)
+
+
+def test_the_version_is_written_once() -> None:
+    assert "version" not in PROJECT
+    assert importlib.metadata.version("tiller") == __version__
+
+
 def words_of(instruction: str) -> list[str]:
     (line,) = [line for line in DOCKERFILE.splitlines() if instruction in line]
     return shlex.split(line)
@@ -65,10 +90,10 @@ def test_the_image_installs_what_the_package_asks_for() -> None:
     printed = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     ).stdout
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    optional = extras["adapter"] + extras["otel"] + extras["train"]
-    assert printed.splitlines() == project["dependencies"] + optional
+    asked = needed("tiller", frozenset(["adapter", "otel", "server", "train"]), deeply=False)
+    assert {canonicalize_name(Requirement(line).name) for line in printed.splitlines()} == asked - {"tiller"}
+    extras = PROJECT["optional-dependencies"]
+    assert set(printed.splitlines()) <= {line for lines in extras.values() for line in lines}
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])

@@ -12,6 +12,7 @@ from server.engine.request import GenerationRequest, SamplingParams, TokenOutput
 from server.steering.plan import UNSTEERED, PlanEntry, SteeringPlan
 from tests.families import HIDDEN, LAYERS, build
 from tests.reference import Steer
+from vectors.applied import AppliedVector
 from vectors.vector import SteeringVector
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -114,18 +115,14 @@ def plan_of(*steers: Steer) -> SteeringPlan:
     for steer in steers:
         assert 0 <= steer.layer < LAYERS
         vector = SteeringVector({steer.layer: steer.direction}, site=steer.site)  # type: ignore[arg-type]
-        entries.append(
-            PlanEntry(
-                vector="test",
-                revision=vector.revision,
-                site=vector.site,
-                layers=(steer.layer,),
-                scale=steer.scale,
-                positions=steer.positions,  # type: ignore[arg-type]
-                operation=steer.operation,  # type: ignore[arg-type]
-                preserve_norm=steer.preserve_norm,
-                directions=vector.directions,
-                parts=steer.parts,  # type: ignore[arg-type]
-            )
+        applied = AppliedVector(
+            site=vector.site,
+            layers=vector.layers,
+            scale=steer.scale,
+            positions=steer.positions,  # type: ignore[arg-type]
+            operation=steer.operation,  # type: ignore[arg-type]
+            preserve_norm=steer.preserve_norm,
+            directions=vector.directions,
         )
+        entries.append(PlanEntry("test", vector.revision, applied, steer.parts))  # type: ignore[arg-type]
     return SteeringPlan(entries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,7 @@ from vectors.training.method import Method
 from vectors.training.model_view import Continuations, Steering
 from vectors.training.train import Trained, TrainingData, train
 from vectors.vector import SteeringVector
+from vectors.vocabulary import POSITIONS
 
 SEED = 3
 WAYS = [
@@ -383,20 +385,30 @@ def test_many_steerings_and_prompts_come_back_where_they_belong() -> None:
             assert (found[index][number] - expected).abs().max() < 1e-4, (index, number)
 
 
-def test_steerings_of_other_positions_are_told_apart() -> None:
+def test_steerings_of_other_positions_and_parts_are_told_apart() -> None:
+    """An answer that is scored is content, so a vector that leaves content alone steers nothing of it."""
     loaded, plain, text = symbol_model([])
     prompts = [tuple(text.encode(f"{place} is a number of some length")) for place in range(5)]
     steerings, steers = [], []
-    for number, positions in enumerate(("response", "all", "prompt", "response", "all")):
+    for number, (positions, parts) in enumerate([*itertools.product(POSITIONS, (("content",), ("tool_calls",)))] * 2):
         direction = torch.randn(32, generator=torch.Generator().manual_seed(number)) * 3
-        steerings.append((Steering(SteeringVector({number % 3: direction}, positions=positions), 1.0),))  # type: ignore[arg-type]
-        steers.append(Steer(direction, number % 3, positions=positions))
+        vector = SteeringVector({number % 3: direction}, positions=positions, parts=parts)  # type: ignore[arg-type]
+        steerings.append((Steering(vector, 1.0),))
+        steers.append(Steer(direction, number % 3, positions=positions, parts=parts))
     with probing(loaded, text) as view:
         found = dict(view.next_token_logprobs(prompts, [(5, 6, 7)] * len(prompts), steerings))
     for index, prompt in enumerate(prompts):
         for number, steer in enumerate(steers):
             expected = torch.log_softmax(steered_logits(plain.model, prompt, [steer])[-1], -1)[[5, 6, 7]]
             assert (found[index][number] - expected).abs().max() < 1e-4, (index, number)
+    with probing(loaded, text) as view:
+        queries = [Continuations(prompts[0], ((5, 6, 7),), steering) for steering in steerings]
+        continued = dict(view.continuation_logprobs(queries))
+    for number, steer in enumerate(steers):
+        logits = steered_logits(plain.model, (*prompts[0], 5, 6, 7), [steer], len(prompts[0]))
+        rows = torch.log_softmax(logits, -1)[len(prompts[0]) - 1 : -1]
+        expected = [float(row[token]) for row, token in zip(rows, (5, 6, 7), strict=True)]
+        assert continued[number] == (pytest.approx(expected, abs=1e-4),)
 
 
 def pairs(kind: str) -> DataSet:

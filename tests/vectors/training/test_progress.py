@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import time
 
 import pytest
 
-from vectors.training.progress import Progress, WorkPlan
+from vectors.training.progress import Progress, WorkPlan, progress_line
 
 
 def planned(**expected: float) -> tuple[WorkPlan, list[Progress]]:
@@ -102,3 +103,49 @@ def test_ending_twice_counts_once() -> None:
     before = dict(plan.seconds)
     plan.end()
     assert plan.seconds == before
+
+
+@pytest.mark.parametrize(
+    ("progress", "shown"),
+    [
+        (Progress("x", 3, 0), ""),
+        (Progress("x", 3, 0, seconds_left=5.0), ""),
+        (Progress("x", 120, 400), "120 of 400"),
+        (Progress("x", 0, 4, 0.632, 44.6), "0 of 4, best so far 63.2 %, about 0:45 left"),
+        (Progress("x", 1, 4, seconds_left=3723.0), "1 of 4, about 1:02:03 left"),
+    ],
+)
+def test_counts_say_what_is_known(progress: Progress, shown: str) -> None:
+    assert progress.counts == shown
+
+
+class Terminal(io.StringIO):
+    """A text stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_has_one_line_that_vanishes() -> None:
+    stream = Terminal()
+    with progress_line(stream) as report:
+        report(Progress("answering", 100, 100, seconds_left=9.0))
+        report(Progress("searching", 1, 2))
+    lines = stream.getvalue().split("\r")
+    assert [line.rstrip() for line in lines] == [
+        "",
+        "answering: 100 of 100, about 0:09 left",
+        "searching: 1 of 2",
+        "",
+        "",
+    ]
+    assert len(lines[2]) >= len(lines[1])
+    assert len(lines[3]) >= len(lines[2].rstrip())
+    assert "\n" not in stream.getvalue()
+
+
+def test_what_is_no_terminal_stays_empty() -> None:
+    stream = io.StringIO()
+    with progress_line(stream) as report:
+        report(Progress("answering", 1, 2))
+    assert stream.getvalue() == ""

@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from server import __version__
 from server.api.http.metrics import MAX_VECTOR_LABELS, Metrics
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.request import GenerationRequest
@@ -202,5 +203,5 @@ def test_labels_of_vectors_are_bounded() -> None:
 
 
 def test_small_things(server: Server) -> None:
-    assert server.http.get("/version").json() == {"version": "0.1.0"}
+    assert server.http.get("/version").json() == {"version": __version__}
     assert server.http.get("/health").json() == {"status": "ok"}

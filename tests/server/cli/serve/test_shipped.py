@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 
 from server.cli.errors import CommandFailed
 from server.cli.serve.shipped import MARKER, put_shipped_vectors
+from tests.server.cli.running import ROOT, environment
 from vectors.errors import VectorsError
 from vectors.formats import encode_safetensors
 from vectors.store import VectorStore
@@ -125,3 +128,33 @@ def test_one_that_does_not_fit_is_refused(store: VectorStore, folder: Path, tmp_
     with pytest.raises(VectorsError, match="hidden size 9"):
         put_shipped_vectors(store, folder, tmp_path, MODEL)
     assert store.names() == []
+
+
+LISTENING = """
+import sys
+from pathlib import Path
+from server.cli.serve.shipped import put_shipped_vectors
+from tests.server.cli.serve.test_shipped import MODEL
+from vectors.store import VectorStore
+shipped, data_dir = map(Path, sys.argv[1:])
+said = []
+def listen(event, arguments):
+    if event == "os.rename":
+        said.append(f"put {arguments[1]}")
+    elif event == "open" and arguments[1] is None and Path(arguments[0]).is_dir():
+        said.append(f"flushed {arguments[0]}")
+with VectorStore(data_dir / "vectors") as store:
+    sys.addaudithook(listen)
+    put_shipped_vectors(store, shipped, data_dir, MODEL)
+print(*said, sep="\\n")
+"""
+
+
+def test_what_was_shipped_is_remembered_for_good(folder: Path, tmp_path: Path) -> None:
+    """A marker that a power loss takes back would make every shipped vector look like its owner's."""
+    command = [sys.executable, "-c", LISTENING, str(folder), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+    said = done.stdout.splitlines()
+    puts = [place for place, line in enumerate(said) if line == f"put {tmp_path / MARKER}"]
+    assert len(puts) == 2
+    assert all(said[place + 1] == f"flushed {tmp_path}" for place in puts)

@@ -1,0 +1,113 @@
+"""From what is asked to what will be done: SteeringSpec -> SteeringPlan.
+
+Names become revisions, defaults are filled in, and everything is checked against the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.steering.plan import UNSTEERED, PlanEntry, SteeringPlan
+from vectors.applied import SteerableModel, resolve_vector
+from vectors.errors import CannotSteer, InvalidRevision, InvalidVector, RevisionNotFound, VectorsError
+from vectors.vector import SteeringVector, checked_parts
+from vectors.vocabulary import Operation, Part, Positions
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringSpec:
+    """One vector that is to steer, as asked: None means the vector's own default.
+
+    `revision` is a prefix of a revision's hash.
+    """
+
+    vector: str
+    revision: str | None = None
+    scale: float | None = None
+    layers: tuple[int, ...] | None = None
+    positions: Positions | None = None
+    operation: Operation | None = None
+    preserve_norm: bool = False
+    parts: tuple[Part, ...] | None = None
+
+
+class SteeringRefused(Exception):
+    """A spec cannot be resolved, for the `reason`; `str()` of it is the reason's.
+
+    `index` counts the specs from 0, `field` names the spec's field at fault (None: the spec as a whole). `code` says
+    what is wrong with a vector that was found, for programs; None when the registry gave none.
+    """
+
+    def __init__(self, index: int, field: str | None, reason: VectorsError, code: str | None) -> None:
+        super().__init__(str(reason))
+        self.index = index
+        self.field = field
+        self.reason = reason
+        self.code = code
+
+
+class PinnedVector(Protocol):
+    """A name's revision as the registry hands it out."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def vector(self) -> SteeringVector: ...
+
+
+class VectorLookup(Protocol):
+    """The registry, as far as resolution needs it; `VectorStore` has it."""
+
+    def get(self, name: str, revision_prefix: str | None = None) -> PinnedVector: ...
+
+
+def resolve_plan(specs: Sequence[SteeringSpec], lookup: VectorLookup, model: SteerableModel) -> SteeringPlan:
+    """Pin `specs` to the registry's current revisions and check them against the model.
+
+    Raises `SteeringRefused` for the first that is unknown, malformed or does not fit. Nothing is dropped: what is
+    returned is what will be done.
+    """
+    if not specs:
+        return UNSTEERED
+    return SteeringPlan(_resolve_entry(index, spec, lookup, model) for index, spec in enumerate(specs))
+
+
+def plan_of_vectors(steering: Iterable[tuple[SteeringVector, float]], model: SteerableModel) -> SteeringPlan:
+    """The plan of vectors that need be in no registry, each at a scale and with its own defaults otherwise.
+
+    Raises `CannotSteer`.
+    """
+    return SteeringPlan(
+        PlanEntry("", vector.revision, resolve_vector(vector, model, scale=scale), vector.parts)
+        for vector, scale in steering
+    )
+
+
+def _resolve_entry(index: int, spec: SteeringSpec, lookup: VectorLookup, model: SteerableModel) -> PlanEntry:
+    try:
+        pinned = lookup.get(spec.vector, spec.revision)
+    except VectorsError as error:
+        field = "revision" if isinstance(error, InvalidRevision | RevisionNotFound) else "vector"
+        raise SteeringRefused(index, field, error, None) from error
+    try:
+        applied = resolve_vector(
+            pinned.vector,
+            model,
+            scale=spec.scale,
+            layers=spec.layers,
+            positions=spec.positions,
+            operation=spec.operation,
+            preserve_norm=spec.preserve_norm,
+            name=pinned.name,
+        )
+    except CannotSteer as error:
+        raise SteeringRefused(index, error.param, error, error.code) from error
+    try:
+        parts = pinned.vector.parts if spec.parts is None else checked_parts(spec.parts)
+    except InvalidVector as error:
+        raise SteeringRefused(index, "parts", error, "invalid_parts") from error
+    return PlanEntry(pinned.name, pinned.revision, applied, parts)

@@ -1,0 +1,67 @@
+"""A steering vector from a file and to one. What the bytes mean is `vectors.formats`'."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from vectors.durable import write_file
+from vectors.errors import InvalidVector
+from vectors.formats import ImportOptions, decode, encode_gguf, encode_safetensors
+from vectors.sites import find_sites
+from vectors.vector import SteeringVector
+
+_ENCODERS = {"safetensors": encode_safetensors, "gguf": encode_gguf}
+
+
+def load(
+    path: str | PathLike[str],
+    model: nn.Module | None = None,
+    *,
+    num_layers: int | None = None,
+    hidden_size: int | None = None,
+    layer: int | None = None,
+    convention: Literal["as_applied", "as_derived"] | None = None,
+    **defaults: Any,
+) -> SteeringVector:
+    """The vector in a file: safetensors, a GGUF control vector, or a `.pt` archive, told from its content.
+
+    `model` is the transformers model that the vector is for, and must be able to take it. Without one, a `.pt` file
+    of rows needs `num_layers`, the model's number of blocks; `num_layers` and `hidden_size` are checked where they are
+    given. `layer` is the block of a file that holds one bare direction, `convention` how a GGUF file counts its
+    layers. `defaults` are fields of `SteeringVector`, taken instead of the file's own: `default_scale=0.5`.
+    Raises `InvalidVector` and `OSError`, and `SitesNotFound` for a model that cannot be steered.
+    """
+    options = ImportOptions(layer, convention, defaults)
+    content = Path(path).read_bytes()
+    if model is None:
+        vector = decode(content, options=options, num_layers=num_layers, hidden_size=hidden_size)
+        found = max(vector.layers) + 1 if num_layers is None else num_layers
+        vector.fit(found, vector.hidden_size if hidden_size is None else hidden_size, (vector.site,))
+        return vector
+    if num_layers is not None or hidden_size is not None:
+        raise InvalidVector("num_layers and hidden_size are the model's own: give either them or the model")
+    sites = find_sites(model)
+    vector = decode(content, options=options, num_layers=sites.num_layers, hidden_size=sites.hidden_size)
+    vector.fit(sites.num_layers, sites.hidden_size, sites.sites)
+    return vector
+
+
+def save(
+    vector: SteeringVector, path: str | PathLike[str], *, format: Literal["safetensors", "gguf"] | None = None
+) -> None:
+    """Write `vector` to `path`, as `format` or as the file's suffix says.
+
+    Safetensors keeps everything; GGUF, which llama.cpp reads, keeps the directions only, and only of vectors that are
+    added to the residual stream. The file is on the disk when this returns, and never half of it.
+    Raises `InvalidVector` for another suffix and for what GGUF cannot hold, and `OSError`.
+    """
+    target = Path(path)
+    chosen = target.suffix.removeprefix(".").lower() if format is None else format
+    encode = _ENCODERS.get(chosen)
+    if encode is None:
+        raise InvalidVector(f"expected one of {', '.join(_ENCODERS)} as format or suffix, got {chosen!r}", "format")
+    write_file(target, encode(vector))

@@ -1,0 +1,1 @@
+"""Vectors on a plain transformers model, without an engine: for scripts and notebooks."""

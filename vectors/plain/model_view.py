@@ -1,0 +1,169 @@
+"""PlainModelView: a transformers model and its tokenizer as training sees them (`vectors.training.model_view`).
+
+Nothing is scheduled: a call runs when it is asked for. What comes before a prompt's last token is computed once, and
+the last token under all steerings side by side.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vectors.applied import resolve_vector
+from vectors.data.items import Message
+from vectors.errors import InvalidMethod
+from vectors.plain.rows import Row, RowChanges, RowHooks, changes_of
+from vectors.positions import Phase
+from vectors.sites import find_sites
+from vectors.training.model_view import Continuations, Steering
+from vectors.vocabulary import Site
+
+MAX_ROWS = 64
+"""Steerings of one prompt that are run side by side: bounds the memory of their KV caches."""
+
+
+class PlainModelView:
+    """`model` and `tokenizer` as a view. `close` takes its hooks off the model.
+
+    Raises `InvalidMethod` for a model in training mode, whose dropout would make every answer another, and
+    `SitesNotFound`.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        if model.training:
+            raise InvalidMethod("the model is in training mode, where dropout changes its answers: call model.eval()")
+        sites = find_sites(model)
+        text_config = model.config.get_text_config(decoder=True)
+        self._model = model
+        self._tokenizer = tokenizer
+        self._hooks = RowHooks(sites)
+        self.model_id = _name_of(model)
+        self.num_layers = sites.num_layers
+        self.hidden_size = sites.hidden_size
+        self.sites = sites.sites
+        self.max_length = int(getattr(text_config, "max_position_embeddings", 0) or sys.maxsize)
+        self.has_chat_template = tokenizer.chat_template is not None
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self._hooks.close()
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """See `vectors.training.model_view.ModelView.encode`."""
+        return self._encode(text, add_special_tokens=True)
+
+    def encode_chat(self, messages: Sequence[Message], reply: str = "") -> tuple[int, ...]:
+        """See `vectors.training.model_view.ModelView.encode_chat`."""
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            rendered = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program of the model's author; it may raise anything
+            raise InvalidMethod(
+                f"prompt: the chat template refuses these messages: {str(error)[:500]}", "prompt"
+            ) from error
+        return self._encode(f"{rendered}{reply}", add_special_tokens=False)
+
+    def activations(
+        self, prompts: Iterable[tuple[int, ...]], sites: Sequence[Site]
+    ) -> Iterator[tuple[int, Mapping[Site, Tensor]]]:
+        """See `vectors.training.model_view.ModelView.activations`."""
+        for index, prompt in enumerate(prompts):
+            with self._hooks.rows([Row({}, len(prompt))], capture=sites) as captured:
+                self._run([prompt])
+            layers = range(self.num_layers)
+            yield index, {site: torch.cat([captured[site, layer] for layer in layers]).cpu() for site in sites}
+
+    def next_token_logprobs(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        token_ids: Sequence[tuple[int, ...]],
+        steerings: Sequence[tuple[Steering, ...]],
+    ) -> Iterator[tuple[int, Tensor]]:
+        """See `vectors.training.model_view.ModelView.next_token_logprobs`."""
+        changes = [self._changes_of(steering) for steering in steerings]
+        groups = _alike_before_the_last_token(changes, steerings)
+        for index, (prompt, wanted) in enumerate(zip(prompts, token_ids, strict=True)):
+            found = torch.empty(len(steerings), len(wanted))
+            for numbers in groups:
+                found[numbers] = self._branch(prompt, [changes[number] for number in numbers], wanted)
+            yield index, found
+
+    def continuation_logprobs(
+        self, queries: Iterable[Continuations]
+    ) -> Iterator[tuple[int, tuple[tuple[float, ...], ...]]]:
+        """See `vectors.training.model_view.ModelView.continuation_logprobs`."""
+        for index, query in enumerate(queries):
+            row = Row(self._changes_of(query.steering), len(query.prompt))
+            yield index, tuple(self._continuation(query.prompt, choice, row) for choice in query.choices)
+
+    def _changes_of(self, steering: tuple[Steering, ...]) -> RowChanges:
+        applied = [resolve_vector(entry.vector, self, scale=entry.scale) for entry in steering]
+        return changes_of(applied, self._model.device)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        encoded = self._tokenizer(
+            text, add_special_tokens=add_special_tokens, truncation=False, padding=False, verbose=False
+        )
+        return tuple(encoded["input_ids"])
+
+    def _continuation(self, prompt: tuple[int, ...], choice: tuple[int, ...], row: Row) -> tuple[float, ...]:
+        """The log-probability of each token of `choice` after `prompt`."""
+        with self._hooks.rows([row]):
+            logits = self._run([(*prompt, *choice)]).logits[0, len(prompt) - 1 : -1]
+        logprobs = torch.log_softmax(logits.float(), dim=-1)
+        tokens = torch.tensor(choice, device=logprobs.device)
+        return tuple(logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1).tolist())
+
+    def _branch(self, prompt: tuple[int, ...], changes: Sequence[RowChanges], wanted: tuple[int, ...]) -> Tensor:
+        """Log-probabilities `[changes, wanted]` (CPU) after a prompt that all of them steer alike but at its end."""
+        before, last = prompt[:-1], prompt[-1:]
+        cache = None
+        if before:
+            with self._hooks.rows([Row(changes[0], len(prompt))]):
+                cache = self._run([before], use_cache=True).past_key_values
+        found = []
+        for number in range(0, len(changes), MAX_ROWS):
+            rows = [Row(own, len(prompt), first=len(before)) for own in changes[number : number + MAX_ROWS]]
+            is_last = number + MAX_ROWS >= len(changes)
+            past = cache if is_last else copy.deepcopy(cache)  # each group of rows widens and extends its own
+            if past is not None:
+                past.batch_repeat_interleave(len(rows))
+            with self._hooks.rows(rows):
+                logits = self._run([last] * len(rows), past_key_values=past, use_cache=past is not None).logits
+            found.append(torch.log_softmax(logits[:, -1].float(), dim=-1)[:, list(wanted)].cpu())
+        return torch.cat(found)
+
+    def _run(self, tokens: Sequence[Sequence[int]], **options: Any) -> Any:
+        """The model's output for rows of tokens, all as long."""
+        with torch.inference_mode():
+            return self._model(
+                input_ids=torch.tensor([list(row) for row in tokens], device=self._model.device),
+                **{"use_cache": False, **options},
+            )
+
+
+def _name_of(model: PreTrainedModel) -> str:
+    """The model's id in the hub, the name of the folder that it came from, or its architecture."""
+    place = model.config._name_or_path
+    if place and Path(place).is_dir():
+        return Path(place).resolve().name
+    return place or type(model).__name__
+
+
+def _alike_before_the_last_token(
+    changes: Sequence[RowChanges], steerings: Sequence[tuple[Steering, ...]]
+) -> list[list[int]]:
+    """The numbers of steerings, those together that do the same to a prompt's beginning."""
+    alike: dict[tuple[tuple[str, float], ...], list[int]] = {}
+    for number, (own, steering) in enumerate(zip(changes, steerings, strict=True)):
+        touches_prompt = any(Phase.PROMPT in by_phase for by_phase in own.values())
+        key = tuple((entry.vector.revision, entry.scale) for entry in steering) if touches_prompt else ()
+        alike.setdefault(key, []).append(number)
+    return list(alike.values())
