@@ -173,17 +173,21 @@ FLOORS: dict[str, str] = {
         train
     """,
     "server.engine": """
-        __init__ attention cache grammar pacing
-        request
+        __init__ attention cache grammar pacing refusal
+        evidence request
         protocol queries sampler
-        admission model sequence
-        scheduler
+        admission description sequence
+        model scheduler
+        step
+        buffers
         runner
         outputs
         engine
     """,
     "server.engine.attention": """
-        __init__ stretches
+        __init__ interface partial
+        function stretches
+        choice
     """,
     "server.jobs": """
         __init__ records

@@ -1,8 +1,8 @@
 """KV pages: who holds which, where a sequence's next page goes, and which can be shared.
 
-A page covers `page_size` consecutive tokens of one sequence, in every layer. Pages are numbers into the KV tensors
-(`attention.py`); a sequence's pages are kept next to each other as far as possible, because attention reads a
-stretch of adjacent pages as one view, without copying it.
+A page covers `page_size` consecutive tokens of one sequence, in every layer. Pages are numbers; what holds
+their KV is in `attention/`. A sequence's pages are kept next to each other as far as possible, because attention
+reads a stretch of adjacent pages as one view, without copying it.
 
 The prefix cache: a full page is registered under a key that chains (tokens, steering) from the sequence's start, so
 that KV computed under one steering is never read under another. Pages that nobody holds stay registered until room is

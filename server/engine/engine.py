@@ -23,11 +23,12 @@ from torch import Tensor
 from server.engine.admission import check_request
 from server.engine.cache import PagePool
 from server.engine.grammar import GrammarFailed
-from server.engine.model import LoadedModel, ModelRefused
+from server.engine.model import LoadedModel
 from server.engine.outputs import branch_scores, captured_activations, next_scores, sampled_logprobs
 from server.engine.pacing import BackgroundPace
 from server.engine.protocol import EngineStats, ModelInfo
 from server.engine.queries import capture, score, score_branches
+from server.engine.refusal import ModelRefused
 from server.engine.request import (
     CaptureSpec,
     FinishReason,
@@ -76,12 +77,6 @@ class EngineSettings:
     prefix_cache: bool = True
 
 
-def kv_bytes_per_token(model: LoadedModel) -> int:
-    """Bytes of KV that one token takes in all layers."""
-    values = sum(heads * (key_dim + value_dim) for heads, key_dim, value_dim in model.kv_shapes)
-    return values * torch.empty(0, dtype=model.dtype).element_size()
-
-
 def num_pages_for(
     model: LoadedModel, *, kv_cache_gib: float | None, free_bytes: int, max_running: int, page_size: int
 ) -> int:
@@ -89,7 +84,7 @@ def num_pages_for(
 
     Raises `ModelRefused` when not even one full context fits.
     """
-    bytes_per_page = kv_bytes_per_token(model) * page_size
+    bytes_per_page = model.kv_bytes_per_token * page_size
     pages_per_context = -(-model.info.max_model_len // page_size)
     if kv_cache_gib is not None:
         num_pages = int(kv_cache_gib * 2**30) // bytes_per_page
@@ -115,7 +110,13 @@ class BatchingEngine:
         self._settings = settings
         self._pool = PagePool(settings.num_pages, settings.page_size, prefix_cache=settings.prefix_cache)
         self._bank = SteeringBank(model.info.num_layers, model.info.hidden_size, model.device)
-        self._runner = Runner(model, self._bank, settings.num_pages * settings.page_size)
+        self._runner = Runner(
+            model,
+            self._bank,
+            num_pages=settings.num_pages,
+            page_size=settings.page_size,
+            max_batch_tokens=settings.max_batch_tokens,
+        )
         self._scheduler = Scheduler(
             self._pool, max_running=settings.max_running, max_batch_tokens=settings.max_batch_tokens
         )

@@ -1,31 +1,28 @@
-"""Loads a causal language model with transformers and makes sure, by evidence, that the engine can run it.
+"""Loads a causal language model with transformers and hands it to the engine's attention.
 
-The model's code stays transformers' own; it is handed our attention function. A probe step then proves that every
-layer called it, once, and shows the shape of each layer's KV. It does not know batches, pages or steering.
+`evidence.py` makes sure that the engine can run it, `description.py` says what it is.
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from server.engine.attention.stretches import ATTENTION_NAME, AttentionStep, Segment, attention_step
+from server.engine.attention.choice import attention_for
+from server.engine.attention.interface import LayerAttention, PagedAttention
+from server.engine.description import describe_model
+from server.engine.evidence import hand_over_attention, working_sites
 from server.engine.protocol import ModelInfo
-from vectors.sites import ModelSites, SitesNotFound, activation_of, find_sites
-from vectors.vocabulary import Site
-
-_log = logging.getLogger(__name__)
+from server.engine.refusal import ModelRefused
+from vectors.sites import ModelSites, SitesNotFound, find_sites
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -33,27 +30,28 @@ DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
 }
 
-_PROBE_LENGTH = 4
-
-
-class ModelRefused(Exception):
-    """The model cannot be loaded or cannot be run exactly; the message says why and what would help."""
-
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model that the engine can run.
 
-    `kv_shapes[layer]` is (kv_heads, key_dim, value_dim). `info.max_model_len` is what its positions allow.
+    `attention` is the implementation that computes its `attention_layers`. `info.max_model_len` is what its positions
+    allow.
     """
 
     module: PreTrainedModel
     sites: ModelSites
     info: ModelInfo
-    kv_shapes: tuple[tuple[int, int, int], ...]
+    attention_layers: tuple[LayerAttention, ...]
+    attention: type[PagedAttention]
     dtype: torch.dtype
     device: torch.device
     keeps_logits: bool
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV that one token takes in all layers."""
+        return self.attention.bytes_per_token(self.attention_layers, self.dtype)
 
     def forward(self, tokens: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
         """One packed forward pass: int64 `[tokens]` each -> logits `[wanted, vocabulary]` in the model's dtype.
@@ -130,143 +128,18 @@ def load_model(
 
 
 def prepare_model(module: PreTrainedModel, *, model_id: str = "model", max_model_len: int | None = None) -> LoadedModel:
-    """Hand `module` our attention, prove by a probe step that it is used, and describe it. Raises `ModelRefused`."""
+    """Hand `module` our attention, prove by a probe that it is used, and describe it. Raises `ModelRefused`."""
     try:
         sites = find_sites(module)
     except SitesNotFound as error:
         raise ModelRefused(str(error)) from error
-    architecture = type(module).__name__
-    text_config = module.config.get_text_config(decoder=True)
     parameter = next(module.parameters())
-    step, sites = _probe(module, sites, parameter.device)
-    length = _max_model_len(text_config, max_model_len)
-    _check_windows(architecture, text_config, step.windows, length)
-    parameters = list(module.parameters())
-    info = ModelInfo(
-        model_id=model_id,
-        architecture=architecture,
-        num_layers=sites.num_layers,
-        hidden_size=sites.hidden_size,
-        vocab_size=text_config.vocab_size,
-        max_model_len=length,
-        sites=sites.sites,
-        eos_token_ids=_eos_token_ids(module),
-        sampling_defaults=_sampling_defaults(module),
-        num_parameters=sum(parameter.numel() for parameter in parameters),
-        num_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
-        dtype=str(parameter.dtype).removeprefix("torch."),
-        device=str(parameter.device),
-    )
+    layers = hand_over_attention(module, sites.num_layers)
+    attention = attention_for(layers, parameter.dtype, parameter.device)
+    sites = working_sites(module, sites, attention, layers)
+    info = describe_model(module, sites, layers, model_id=model_id, max_model_len=max_model_len)
     keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
-    kv_shapes = tuple(step.shapes[layer] for layer in range(sites.num_layers))
-    return LoadedModel(module, sites, info, kv_shapes, parameter.dtype, parameter.device, keeps_logits)
-
-
-def _probe(module: PreTrainedModel, sites: ModelSites, device: torch.device) -> tuple[AttentionStep, ModelSites]:
-    """Run one tiny step; every layer must call our attention exactly once.
-
-    Returns the step, with what it noted, and the sites whose modules gave one activation a token in every block.
-    """
-    num_layers = sites.num_layers
-    architecture = type(module).__name__
-    module.set_attn_implementation(ATTENTION_NAME)
-    if module.config._attn_implementation != ATTENTION_NAME:
-        raise ModelRefused(
-            f"{architecture} does not take a custom attention function, so tiller cannot run it in batches; "
-            "use a model whose transformers code supports the attention interface"
-        )
-    slots = torch.arange(_PROBE_LENGTH, device=device)
-    step = AttentionStep([Segment(0, _PROBE_LENGTH, 0, ((0, _PROBE_LENGTH),))], slots)
-    seen: Counter[Site] = Counter()
-
-    def look(site: Site) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            activation = activation_of(output)
-            seen[site] += activation.numel() == _PROBE_LENGTH * sites.hidden_size and activation.is_contiguous()
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(look(site)) for site, modules in sites.modules.items() for module in modules
-    ]
-    try:
-        with torch.inference_mode(), attention_step(step):
-            module(
-                input_ids=torch.zeros_like(slots).unsqueeze(0),
-                position_ids=slots.unsqueeze(0),
-                use_cache=False,
-            )
-    except NotImplementedError as error:
-        raise ModelRefused(f"{architecture}: {error}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    if sorted(step.calls) != list(range(num_layers)):
-        raise ModelRefused(
-            f"{architecture}: {len(set(step.calls))} of {num_layers} layers called the attention function; "
-            "models with other kinds of layers (linear attention, state spaces, shared KV) are not supported"
-        )
-    sound = {site: modules for site, modules in sites.modules.items() if seen[site] == num_layers}
-    return step, replace(sites, modules=MappingProxyType(sound))
-
-
-def _check_windows(architecture: str, config: Any, windows: Mapping[int, int | None], length: int) -> None:
-    """Refuse a model whose attention is limited by a mask that is never built here.
-
-    What the configuration says of each layer must have reached the attention function.
-    """
-    promised = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) is False or not isinstance(promised, int) or promised >= length:
-        promised = None
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if promised else "full_attention"] * len(
-        windows
-    )
-    for layer, kind in enumerate(kinds[: len(windows)]):
-        if kind not in ("full_attention", "sliding_attention"):
-            raise ModelRefused(f"{architecture}: layer {layer} has {kind}, which paged attention lacks")
-        if kind == "sliding_attention" and promised and windows[layer] is None:
-            raise ModelRefused(
-                f"{architecture}: layer {layer} keeps its sliding window of {promised} tokens in a mask of its own, "
-                f"which paged attention lacks; with --max-model-len {promised} it can be served"
-            )
-
-
-def _max_model_len(config: Any, asked: int | None) -> int:
-    """The context: what was asked, within what the position encoding computes exactly."""
-    allowed = int(getattr(config, "max_position_embeddings", 0) or 0)
-    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
-    for entry in (rope, *rope.values()):
-        if not isinstance(entry, dict) or entry.get("rope_type") not in ("dynamic", "longrope"):
-            continue
-        # their frequencies depend on the longest sequence of a batch, which would couple neighbours
-        original = entry.get("original_max_position_embeddings") or getattr(
-            config, "original_max_position_embeddings", None
-        )
-        allowed = min(allowed, int(original)) if original else allowed
-        _log.warning("context limited to %d: dynamic rope scaling beyond that is not exact in a batch", allowed)
-    if not allowed and not asked:
-        raise ModelRefused("the model's configuration does not say how long its context is; give --max-model-len")
-    if asked and allowed and asked > allowed:
-        raise ModelRefused(f"--max-model-len {asked} is beyond the model's {allowed} positions")
-    return asked or allowed
-
-
-def _eos_token_ids(module: PreTrainedModel) -> frozenset[int]:
-    generation_config = module.generation_config
-    ids = generation_config.eos_token_id if generation_config is not None else None
-    if ids is None:
-        ids = module.config.get_text_config(decoder=True).eos_token_id
-    if ids is None:
-        return frozenset()
-    return frozenset(ids) if isinstance(ids, list) else frozenset({ids})
-
-
-def _sampling_defaults(module: PreTrainedModel) -> dict[str, float]:
-    """The sampling parameters that the generation config sets, as vLLM takes them."""
-    config = module.generation_config
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    values = {name: getattr(config, name, None) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
+    return LoadedModel(module, sites, info, layers, attention, parameter.dtype, parameter.device, keeps_logits)
 
 
 def _merge_adapter(module: PreTrainedModel, adapter: str) -> PreTrainedModel:

@@ -6,11 +6,12 @@ requests.
 
 from __future__ import annotations
 
+import itertools
 import time
 
 from torch import Tensor
 
-from server.engine.attention.stretches import Segment
+from server.engine.attention.interface import Segment
 from server.engine.cache import ROOT_KEY, PageKey, PagePool, page_key
 from server.engine.grammar import GrammarState, allowed_tokens
 from server.engine.request import FinishReason, GenerationRequest, OutputSink, RequestState, TokenLogprobs
@@ -164,14 +165,18 @@ class TokenSequence:
     @property
     def first_needed_position(self) -> int:
         """No position from here on may come from the prefix cache: its output is still wanted."""
-        captured = self.captured_positions
-        uncaptured = [position for position in self.capture_positions if position not in captured]
-        return min(len(self.tokens) - 1, self.next_logprob_position, *uncaptured)
+        return min(len(self.tokens) - 1, self.next_logprob_position, *self.missing_captures)
 
     @property
-    def captured_positions(self) -> set[int]:
-        """Positions whose activations are already here."""
-        return set(next(iter(self.activations.values()), {}))
+    def missing_captures(self) -> set[int]:
+        """Positions whose activations are wanted and not there yet."""
+        return set(self.capture_positions).difference(next(iter(self.activations.values()), {}))
+
+    @property
+    def capture_places(self) -> tuple[Place, ...]:
+        """Where activations are wanted."""
+        spec = self.request.capture
+        return () if spec is None else tuple(itertools.product(spec.sites, spec.layers))
 
     @property
     def needs_next_logits(self) -> bool:

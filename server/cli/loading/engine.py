@@ -67,7 +67,7 @@ def _named_source(settings: Settings) -> ModelSource:
 @contextlib.contextmanager
 def readable_failures(settings: Settings) -> Iterator[None]:
     """Turn what loading raises into `CommandFailed`."""
-    from server.engine.model import ModelRefused
+    from server.engine.refusal import ModelRefused
     from server.text import TokenizerRefused
     from vectors.errors import VectorsError
 
@@ -109,7 +109,8 @@ def start_engine(
 def _load_engine(settings: Settings, source: ModelSource, begin: Callable[[str], None]) -> BatchingEngine:
     from server.cli.loading.memory import free_bytes
     from server.engine.engine import BatchingEngine, EngineSettings, num_pages_for
-    from server.engine.model import ModelRefused, load_model
+    from server.engine.model import load_model
+    from server.engine.refusal import ModelRefused
 
     model = load_model(
         source.location,

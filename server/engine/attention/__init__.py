@@ -1,1 +1,1 @@
-"""Attention over the paged KV cache: what the model calls in place of its own."""
+"""Attention over the paged KV cache: the interface, its implementations, and the function that a model calls."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from server.engine.model import ModelRefused, prepare_model, resolve_device
+from server.engine.model import prepare_model, resolve_device
+from server.engine.refusal import ModelRefused
 from server.engine.request import GenerationRequest
 from tests.families import VOCABULARY, build
 from tests.reference import Steer, steered_logits

@@ -6,7 +6,8 @@ import pytest
 import torch
 import transformers
 
-from server.engine.model import ModelRefused, prepare_model
+from server.engine.model import prepare_model
+from server.engine.refusal import ModelRefused
 from server.engine.request import GenerationRequest
 from tests.families import CONFIGS, build
 from tests.server.engine.driving import GREEDY, engine_of, prompt_of, run, tokens_of

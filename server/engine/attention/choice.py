@@ -1,0 +1,18 @@
+"""Which implementation of attention a model gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from server.engine.attention.interface import LayerAttention, PagedAttention
+from server.engine.attention.stretches import StretchAttention
+
+ATTENTIONS: tuple[type[PagedAttention], ...] = (StretchAttention,)
+"""Every implementation, the fastest first; the last one supports everything."""
+
+
+def attention_for(layers: Sequence[LayerAttention], dtype: torch.dtype, device: torch.device) -> type[PagedAttention]:
+    """The first of `ATTENTIONS` that supports `layers` in `dtype` on `device`."""
+    return next(attention for attention in ATTENTIONS if attention.supports(layers, dtype, device))

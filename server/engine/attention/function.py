@@ -1,0 +1,75 @@
+"""The attention function that transformers calls in place of its own; the same for every implementation.
+
+It checks the arguments, refuses those that no implementation honours, and calls the current step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from server.engine.attention.interface import AttentionArguments, AttentionStep
+
+ATTENTION_NAME = "tiller_paged"
+
+_HARMLESS_ARGUMENTS = frozenset(
+    {
+        "dropout", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "is_causal",
+        "cache_position", "output_router_logits", "position_embeddings", "logits_to_keep", "layer_idx",
+        "past_key_values",
+    }
+)  # fmt: skip
+
+_current: ContextVar[AttentionStep | None] = ContextVar("tiller_attention_step", default=None)
+
+
+@contextmanager
+def attention_step(step: AttentionStep) -> Iterator[None]:
+    """Make `step` the one that the attention function works on; does not nest."""
+    assert _current.get() is None, "a step is already under way"
+    token = _current.set(step)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def paged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The attention function: query `[1, heads, tokens, dim]`, key and value `[1, kv_heads, tokens, dim]`.
+
+    Returns `[1, tokens, heads, dim]`. `s_aux`: one sink logit a head. Raises `NotImplementedError` naming an
+    argument that it does not know, and `RuntimeError` outside of an `attention_step`.
+    """
+    step = _current.get()
+    if step is None:
+        raise RuntimeError("this model belongs to a tiller engine; only its steps can run it")
+    if attention_mask is not None:
+        raise NotImplementedError("the model passes an attention mask of its own, which paged attention lacks")
+    for name, argument in others.items():
+        if argument is not None and name not in _HARMLESS_ARGUMENTS:
+            raise NotImplementedError(f"the model passes {name!r} to its attention, which paged attention lacks")
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    keys, values = key[0], value[0]
+    step.write(layer, keys, values)
+    output = step.attend(layer, query[0], keys, values, AttentionArguments(scale, sliding_window, softcap, s_aux))
+    return output.transpose(0, 1).unsqueeze(0), None
+
+
+AttentionInterface.register(ATTENTION_NAME, paged_attention)

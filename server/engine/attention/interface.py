@@ -1,0 +1,136 @@
+"""What the engine asks of an attention implementation: hold the KV, plan a step, write new KV, attend.
+
+The model runs on packed batches: the new tokens of several sequences, one after the other. For each step the runner
+calls `PagedAttention.plan` with the step's segments; every layer of the model then calls `write` and `attend` of the
+`AttentionStep` that it returns. The layout of the KV in memory belongs to the implementation. The rest of the engine
+knows page and slot numbers only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NO_SLOT = -1
+"""The slot of a token whose KV is not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The new tokens of one sequence in a step: pack positions `[start, end)`, after `num_past` tokens in the KV.
+
+    `stretches` are the slots `[first, last)` that hold the past **and** the new tokens, in order. Each begins at the
+    first slot of a page, so they are the sequence's page table with adjacent pages run together. New tokens that are
+    branching see the past and themselves, none of the others, and are not kept: `stretches` hold the past only.
+    """
+
+    start: int
+    end: int
+    num_past: int
+    stretches: tuple[tuple[int, int], ...]
+    is_branching: bool = False
+
+    @property
+    def num_new(self) -> int:
+        """How many tokens this step adds."""
+        return self.end - self.start
+
+    def stretches_from(self, position: int) -> Iterator[tuple[int, int]]:
+        """The slots `[first, last)` of the tokens from `position` of the sequence on."""
+        for first, last in self.stretches:
+            if position < last - first:
+                yield first + position, last
+            position = max(0, position - (last - first))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerAttention:
+    """What one layer of a model asks of its attention.
+
+    A token's keys are `[kv_heads, key_dim]`, its values `[kv_heads, value_dim]`. `window`: how many tokens each token
+    sees, itself included; None for all. `softcap`: the bound on the logits; None for no bound. `has_sinks`: True when
+    each head has a sink, a logit that takes part in the softmax and has no value.
+    """
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
+    softcap: float | None = None
+    has_sinks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionArguments:
+    """How a layer attends: logits are `scale * query . key`, then `softcap * tanh(logits / softcap)`.
+
+    `window`: see `LayerAttention`. `sinks`: one logit per head, `[heads]`, or None.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
+class AttentionStep(ABC):
+    """The attention of one forward pass. Each layer calls `write`, then `attend`, once."""
+
+    @abstractmethod
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Keep the new `keys` `[kv_heads, tokens, key_dim]` and `values` `[kv_heads, tokens, value_dim]` in the slots
+        that the step was planned with."""
+
+    @abstractmethod
+    def attend(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, arguments: AttentionArguments
+    ) -> Tensor:
+        """Attend to the past and, causally, to the new tokens: queries `[heads, tokens, key_dim]` ->
+        `[heads, tokens, value_dim]`, in the queries' dtype.
+
+        Query heads share a KV head in groups, in order. `keys` and `values` are what `write` was given.
+        """
+
+
+class PagedAttention(ABC):
+    """The KV of one model, in `num_pages` pages of `page_size` tokens, and attention over it.
+
+    Slot `s` is token `s % page_size` of page `s // page_size`, in every layer.
+    """
+
+    @classmethod
+    @abstractmethod
+    def supports(cls, layers: Sequence[LayerAttention], dtype: torch.dtype, device: torch.device) -> bool:
+        """True when this implementation computes all of `layers` exactly, in `dtype` on `device`."""
+
+    @classmethod
+    @abstractmethod
+    def bytes_per_token(cls, layers: Sequence[LayerAttention], dtype: torch.dtype) -> int:
+        """Bytes of KV that one token takes in all layers."""
+
+    @abstractmethod
+    def __init__(
+        self,
+        layers: Sequence[LayerAttention],
+        *,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Allocate the KV. Raises `MemoryError` or `RuntimeError` when it does not fit."""
+
+    @abstractmethod
+    def plan(self, segments: Sequence[Segment], slots: Tensor) -> AttentionStep:
+        """Prepare a step on the pack that `segments` cover, in order and without gaps.
+
+        `slots` int64 `[tokens]` on the device: where each new token's KV goes; `NO_SLOT` where it is not kept.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the KV. No step may follow."""

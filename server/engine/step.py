@@ -1,0 +1,156 @@
+"""A step's host work: from the chunks to be computed to the numpy arrays that the model and its attention are given.
+
+Tokens are packed: those of the first chunk, then those of the second, and so on. No tensors, no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from server.engine.attention.interface import NO_SLOT, Segment
+from server.engine.scheduler import Chunk
+from server.steering.bank import SteeringBank
+from vectors.vocabulary import Place
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedChunk:
+    """A chunk's place in the pack, and what is wanted of it.
+
+    `segment` is its tokens. `wanted`: those whose logits are wanted, as indices into the pack, ascending; `has_next`:
+    True when the last of these logits are the next token's. `captured`: positions in the sequence whose activations
+    are captured, ascending, at each of `capture_places`.
+    """
+
+    chunk: Chunk
+    segment: Segment
+    wanted: Sequence[int]
+    has_next: bool
+    captured: Sequence[int]
+    capture_places: Sequence[Place]
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """What one forward pass is given. Arrays are int64; token indices count in the pack.
+
+    `tokens`, `positions` and `slots` `[tokens]`: each token's id, its position in its sequence, and the KV slot that
+    it goes to (`NO_SLOT`: it is not kept). `wanted` `[rows]`: indices of the tokens whose logits are wanted, chunk by
+    chunk. `row_of_token` `[tokens]`: rows of the steering bank; None when no token is steered. `low_rank_tokens`:
+    indices of the tokens whose row takes the low-rank path; None when there are none. `captures`: indices of the
+    tokens to capture at each place.
+    """
+
+    chunks: Sequence[PackedChunk]
+    tokens: Int64Array
+    positions: Int64Array
+    slots: Int64Array
+    wanted: Int64Array
+    row_of_token: Int64Array | None
+    low_rank_tokens: Int64Array | None
+    captures: Mapping[Place, Int64Array]
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The chunks' segments, in order."""
+        return [packed.segment for packed in self.chunks]
+
+
+def pack_step(chunks: Sequence[Chunk], bank: SteeringBank) -> StepBatch:
+    """Pack `chunks`, whose pages are reserved and whose rows are held in `bank`. Does not change the sequences."""
+    packed: list[PackedChunk] = []
+    num_tokens = 0
+    for chunk in chunks:
+        packed.append(_place(chunk, num_tokens))
+        num_tokens += chunk.num_new
+    tokens = np.empty(num_tokens, dtype=np.int64)
+    positions = np.empty(num_tokens, dtype=np.int64)
+    slots = np.empty(num_tokens, dtype=np.int64)
+    for chunk, segment in ((entry.chunk, entry.segment) for entry in packed):
+        own = slice(segment.start, segment.end)
+        first, last = segment.num_past, segment.num_past + segment.num_new
+        if segment.is_branching:
+            tokens[own] = chunk.sequence.tokens[-1]
+            positions[own] = first
+            slots[own] = NO_SLOT
+        else:
+            tokens[own] = chunk.sequence.tokens[first:last]
+            positions[own] = np.arange(first, last)
+            slots[own] = np.concatenate([np.arange(*stretch) for stretch in segment.stretches_from(first)])
+    row_of_token = _steered_rows(packed, num_tokens, bank)
+    return StepBatch(
+        chunks=packed,
+        tokens=tokens,
+        positions=positions,
+        slots=slots,
+        wanted=np.array([token for entry in packed for token in entry.wanted], dtype=np.int64),
+        row_of_token=row_of_token,
+        low_rank_tokens=None if row_of_token is None else _low_rank_tokens(row_of_token, bank),
+        captures=_captures(packed),
+    )
+
+
+def _place(chunk: Chunk, start: int) -> PackedChunk:
+    """`chunk` at `start` of the pack."""
+    sequence = chunk.sequence
+    segment = sequence.segment(start, chunk.num_new)
+    if segment.is_branching:
+        return PackedChunk(chunk, segment, range(start, segment.end), False, (), ())
+    first, last = segment.num_past, segment.num_past + segment.num_new
+    # the position before the first sampled token scores nothing known, so it comes once, at the end
+    known = range(max(first, sequence.next_logprob_position), min(last, sequence.num_known - 1))
+    wanted = [start + position - first for position in known]
+    has_next = chunk.is_last and sequence.needs_next_logits
+    if has_next:
+        wanted.append(segment.end - 1)
+    captured = sorted(position for position in sequence.missing_captures if first <= position < last)
+    return PackedChunk(chunk, segment, wanted, has_next, captured, sequence.capture_places if captured else ())
+
+
+def _captures(packed: Sequence[PackedChunk]) -> dict[Place, Int64Array]:
+    indices: dict[Place, list[int]] = {}
+    for entry in packed:
+        offset = entry.segment.start - entry.segment.num_past
+        for place in entry.capture_places:
+            indices.setdefault(place, []).extend(offset + position for position in entry.captured)
+    return {place: np.array(tokens, dtype=np.int64) for place, tokens in indices.items()}
+
+
+def _steered_rows(packed: Sequence[PackedChunk], num_tokens: int, bank: SteeringBank) -> Int64Array | None:
+    """The bank row of every token; None when all are 0."""
+    if bank.is_idle:
+        return None
+    rows = np.empty(num_tokens, dtype=np.int64)
+    for entry in packed:
+        rows[entry.segment.start : entry.segment.end] = _rows_of(entry)
+    return rows if rows.any() else None
+
+
+def _rows_of(packed: PackedChunk) -> Int64Array:
+    """The bank row of each of the chunk's tokens: by phase, and in the response by part."""
+    sequence, segment = packed.chunk.sequence, packed.segment
+    assert sequence.rows is not None
+    if segment.is_branching:
+        return np.array(sequence.rows.branches[sequence.next_branches][: segment.num_new], dtype=np.int64)
+    first, last = segment.num_past, segment.num_past + segment.num_new
+    boundary = sequence.num_prompt - 1
+    rows = np.full(segment.num_new, sequence.rows.response["content"], dtype=np.int64)
+    rows[: max(0, min(last, boundary) - first)] = sequence.rows.prompt
+    if sequence.parts is not None:
+        for position in range(max(first, boundary), last):
+            rows[position - first] = sequence.rows.response[sequence.parts[position - boundary]]
+    if first <= boundary < last:
+        part = "content" if sequence.parts is None else sequence.parts[0]
+        rows[boundary - first] = sequence.rows.boundary[part]
+    return rows
+
+
+def _low_rank_tokens(row_of_token: Int64Array, bank: SteeringBank) -> Int64Array | None:
+    low_rank = [row for row in np.unique(row_of_token).tolist() if bank.has_low_rank(row)]
+    return np.flatnonzero(np.isin(row_of_token, low_rank)) if low_rank else None

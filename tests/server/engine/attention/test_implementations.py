@@ -1,0 +1,181 @@
+"""Every implementation of attention equals a plain softmax over what each token sees, whatever pages hold it."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from server.engine.attention.choice import ATTENTIONS
+from server.engine.attention.interface import (
+    NO_SLOT,
+    AttentionArguments,
+    LayerAttention,
+    PagedAttention,
+    Segment,
+)
+
+PAGE_SIZE = 4
+NUM_PAGES = 60
+LAYERS = (LayerAttention(2, 8, 8), LayerAttention(1, 16, 16), LayerAttention(3, 8, 4))
+TokenKV = tuple[Tensor, Tensor]
+"""One token's key `[kv_heads, key_dim]` and value `[kv_heads, value_dim]`."""
+
+
+@dataclass
+class Story:
+    """A sequence as a reference keeps it: every layer's KV, token by token; and the pages that it lies in."""
+
+    pages: list[int]
+    kv: list[list[TokenKV]] = field(default_factory=lambda: [[] for _ in LAYERS])
+
+    @property
+    def length(self) -> int:
+        """Tokens that are kept."""
+        return len(self.kv[0])
+
+    def slots(self, first: int, last: int) -> list[int]:
+        """Where the tokens at positions `[first, last)` lie."""
+        return [self.pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE for position in range(first, last)]
+
+    def segment(self, start: int, num_new: int, is_branching: bool) -> Segment:
+        """Its next tokens, at `start` of a pack."""
+        stretches: list[tuple[int, int]] = []
+        for slot in self.slots(0, self.length + (0 if is_branching else num_new)):
+            if stretches and stretches[-1][1] == slot:
+                stretches[-1] = (stretches[-1][0], slot + 1)
+            else:
+                stretches.append((slot, slot + 1))
+        return Segment(start, start + num_new, self.length, tuple(stretches), is_branching)
+
+
+@dataclass
+class Part:
+    """What one sequence brings to a step."""
+
+    story: Story
+    num_new: int
+    is_branching: bool = False
+
+
+def expected(query: Tensor, seen: Sequence[TokenKV], arguments: AttentionArguments) -> Tensor:
+    """Plain attention of one token, `[heads, key_dim]` -> `[heads, value_dim]`, over what it sees: its window's end."""
+    seen = seen if arguments.window is None else seen[-arguments.window :]
+    num_groups = query.shape[0] // seen[0][0].shape[0]
+    keys = torch.stack([key for key, _ in seen]).double().repeat_interleave(num_groups, dim=1)
+    values = torch.stack([value for _, value in seen]).double().repeat_interleave(num_groups, dim=1)
+    logits = torch.einsum("hd,nhd->hn", query.double(), keys) * arguments.scale
+    if arguments.softcap is not None:
+        logits = arguments.softcap * torch.tanh(logits / arguments.softcap)
+    if arguments.sinks is not None:
+        logits = torch.cat([logits, arguments.sinks.double()[:, None]], dim=1)
+    return torch.einsum("hn,nhd->hd", torch.softmax(logits, dim=1)[:, : len(seen)], values)
+
+
+def check_step(
+    attention: PagedAttention,
+    parts: Sequence[Part],
+    num_groups: int,
+    *,
+    window: int | None,
+    softcap: float | None,
+    has_sinks: bool,
+) -> None:
+    """Run a step of random KV and queries on all layers, compare each token, and keep what is to be kept."""
+    starts = [0, *itertools.accumulate(part.num_new for part in parts)]
+    segments = [
+        part.story.segment(start, part.num_new, part.is_branching) for part, start in zip(parts, starts, strict=False)
+    ]
+    slots: list[int] = []
+    for part in parts:
+        length = part.story.length
+        slots += [NO_SLOT] * part.num_new if part.is_branching else part.story.slots(length, length + part.num_new)
+    step = attention.plan(segments, torch.tensor(slots))
+    for layer, shape in enumerate(LAYERS):
+        heads = shape.kv_heads * num_groups
+        sinks = torch.randn(heads) if has_sinks else None
+        arguments = AttentionArguments(0.3, window, softcap, sinks)
+        queries = 3 * torch.randn(len(slots), heads, shape.key_dim).transpose(0, 1)
+        keys = torch.randn(len(slots), shape.kv_heads, shape.key_dim).transpose(0, 1)
+        values = torch.randn(len(slots), shape.kv_heads, shape.value_dim).transpose(0, 1)
+        step.write(layer, keys, values)
+        output = step.attend(layer, queries, keys, values, arguments)
+        assert output.shape == (heads, len(slots), shape.value_dim)
+        for part, segment in zip(parts, segments, strict=True):
+            kept = part.story.kv[layer]
+            for token in range(segment.start, segment.end):
+                own = (keys[:, token], values[:, token])
+                wanted = expected(queries[:, token], [*kept, own], arguments)
+                torch.testing.assert_close(output[:, token].double(), wanted, atol=1e-5, rtol=1e-5)
+                if not part.is_branching:
+                    kept.append(own)
+
+
+def pages_in_runs(generator: random.Random) -> list[int]:
+    """All pages, in random runs of three adjacent ones."""
+    runs = generator.sample(range(0, NUM_PAGES, 3), NUM_PAGES // 3)
+    return [first + number for first in runs for number in range(3)]
+
+
+def twin_of(story: Story, num_pages: int, pages: Sequence[int]) -> Story:
+    """A sequence that begins with the same pages."""
+    return Story([*story.pages[:num_pages], *pages], [kv[: num_pages * PAGE_SIZE] for kv in story.kv])
+
+
+@pytest.mark.parametrize("implementation", ATTENTIONS)
+@pytest.mark.parametrize("window", [None, 1, 6])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("has_sinks", [False, True])
+@pytest.mark.parametrize("num_groups", [1, 3])
+def test_every_token_attends_to_what_it_sees(
+    implementation: type[PagedAttention], window: int | None, softcap: float | None, has_sinks: bool, num_groups: int
+) -> None:
+    generator = random.Random(f"{window} {softcap} {has_sinks} {num_groups}")
+    torch.manual_seed(generator.randrange(2**32))
+    attention = implementation(
+        LAYERS, num_pages=NUM_PAGES, page_size=PAGE_SIZE, dtype=torch.float32, device=torch.device("cpu")
+    )
+
+    def check(parts: list[Part]) -> None:
+        generator.shuffle(parts)
+        check_step(attention, parts, num_groups, window=window, softcap=softcap, has_sinks=has_sinks)
+
+    pages = pages_in_runs(generator)
+    a, b, c, d, e = (Story([pages.pop() for _ in range(6)]) for _ in range(5))
+    check([Part(a, 13), Part(b, 1), Part(c, 5)])
+    twins = [twin_of(a, 2, [pages.pop() for _ in range(4)]), twin_of(a, 3, [pages.pop() for _ in range(3)])]
+    check([Part(a, 1), Part(twins[0], 1), Part(twins[1], 1), Part(c, 1), Part(b, 6), Part(d, 7), Part(e, 2)])
+    check([Part(a, 3, True), Part(b, 1, True), Part(Story([]), 2, True), Part(c, 4), Part(twins[0], 1)])
+    for _ in range(2):  # decoding alone; what branched has left nothing behind
+        check([Part(story, 1) for story in (a, b, c, d, *twins)])
+    attention.close()
+
+
+class Reserved(TorchDispatchMode):
+    """Adds up the bytes of the tensors that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.num_bytes += result.nbytes
+        return result
+
+
+@pytest.mark.parametrize("implementation", ATTENTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kv_takes_the_bytes_that_are_announced(implementation: type[PagedAttention], dtype: torch.dtype) -> None:
+    reserved = Reserved()
+    with reserved:
+        implementation(LAYERS, num_pages=100, page_size=PAGE_SIZE, dtype=dtype, device=torch.device("cpu"))
+    per_page = implementation.bytes_per_token(LAYERS, dtype) * PAGE_SIZE
+    assert 100 * per_page <= reserved.num_bytes <= 101 * per_page

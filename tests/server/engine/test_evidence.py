@@ -1,0 +1,31 @@
+"""What the probe says of a model's attention is what the model's configuration says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from server.engine.evidence import hand_over_attention
+from server.engine.model import prepare_model
+from tests.families import CONFIGS, LAYERS, build
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_each_layer_asks_for_what_the_configuration_says(family: str) -> None:
+    config = CONFIGS[family]()
+    windows = [getattr(config, "sliding_window", None)] * LAYERS
+    for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
+        windows[layer] = windows[layer] if kind == "sliding_attention" else None
+    layers = hand_over_attention(build(family), LAYERS)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    assert [(layer.kv_heads, layer.key_dim, layer.value_dim) for layer in layers] == [(heads, head_dim, head_dim)] * 3
+    assert [layer.window for layer in layers] == windows
+    assert {layer.softcap for layer in layers} == {getattr(config, "attn_logit_softcapping", None)}
+    assert {layer.has_sinks for layer in layers} == {family == "gpt_oss"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kv_of_a_token_is_sized_by_the_layers_and_the_dtype(dtype: torch.dtype) -> None:
+    model = prepare_model(build("llama").to(dtype))
+    assert model.kv_bytes_per_token == LAYERS * 2 * (8 + 8) * dtype.itemsize
