@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from server.cli import main
+from server.cli.logs import LOUD
 
 ROOT = Path(__file__).parents[3]
 TINY_STORIES = ROOT.parent / "shared" / "models" / "TinyStories-656K"
@@ -67,14 +68,14 @@ def call_tiller(
             code = main(words, dict(environ or {}))
         except SystemExit as ended:  # help, version, and what the parser does not understand
             code = ended.code if isinstance(ended.code, int) else 0
-    shown = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
+    shown = [stream.buffer.getvalue().decode() for stream in (out, err)]
     return subprocess.CompletedProcess(words, code, *shown)
 
 
 @contextlib.contextmanager
 def _as_it_was() -> Iterator[None]:
     """Puts back at the end what a command sets for its whole process: logging, the input, the width of the terminal."""
-    loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
+    loggers = [logging.root, *map(logging.getLogger, {*LOUD, *logging.root.manager.loggerDict})]
     levels = [(logger, logger.level) for logger in loggers]
     handlers, columns, stdin = logging.root.handlers[:], os.environ.get("COLUMNS"), sys.stdin
     for handler in handlers:  # so that basicConfig closes none of them

@@ -82,14 +82,13 @@ def test_training_in_this_process(quiz: Path, tmp_path: Path) -> None:
 
     steered = report["test"]["accuracy"]["value"]
     evaluated = tmp_path / "evaluated"
-    arguments = ("--output", evaluated, "--max-items", "60")
-    succeeded("evaluate", output / "honest.safetensors", quiz, *arguments)
+    succeeded("evaluate", output / "honest.safetensors", quiz, "--output", evaluated, "--max-items", "60")
     found = report_in(evaluated)["test"]["accuracy"]
     assert found["num_items"] == 60
     assert found["value"] > steered / 2
 
-    arguments = ("--output", output, "--max-items", "40", "--json", "--force")
-    printed = succeeded("train", quiz, "--name", "honest", *QUICK, *arguments)
+    fewer = ("--max-items", "40", "--json", "--force")
+    printed = succeeded("train", quiz, "--name", "honest", *QUICK, "--output", output, *fewer)
     assert json.loads(printed) == report_in(output)
     assert sum(report_in(output)["data"]["split"].values()) == 40
 
