@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CLIENTS := .venv-clients
 CLIENTS_OPENAI2 := .venv-clients-openai2
+# `make test` runs in two processes, each file whole in one of them; ARGS="-n 0" runs it in one.
+WORKERS := -n 2 --dist loadfile
 # LangChain's tests bring a plugin that wants to be told how to run them.
 ASYNCIO := -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=session -o asyncio_default_test_loop_scope=session
 
@@ -34,7 +36,7 @@ serve: $(INSTALLED)  ## create the environment, install, serve the embedded mode
 	$(BIN)/tiller serve $(ARGS)
 
 test: $(INSTALLED)  ## the whole suite but the slow tests
-	$(BIN)/python -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(WORKERS) $(ARGS)
 
 test-slow: $(INSTALLED)  ## soak, kill and fuzz tests
 	$(BIN)/python -m pytest -q -m slow --timeout 1800 $(ARGS)

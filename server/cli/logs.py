@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 
 _PLAIN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_LOUD = ("uvicorn.error", "httpx", "httpcore", "huggingface_hub", "transformers", "py.warnings", "asyncio")
+LOUD = ("uvicorn.error", "httpx", "httpcore", "huggingface_hub", "transformers", "py.warnings", "asyncio")
 """Loggers of others whose everyday lines only a debugging person wants."""
 
 
@@ -35,5 +35,5 @@ def set_up_logging(level: str, *, as_json: bool) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
     if level != "debug":
-        for name in _LOUD:
+        for name in LOUD:
             logging.getLogger(name).setLevel(logging.ERROR)

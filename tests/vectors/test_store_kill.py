@@ -21,7 +21,6 @@ from vectors.store import VectorStore
 from vectors.vector import SteeringVector
 
 GONE = "-"
-NUM_CUT = 200
 
 
 @pytest.fixture(scope="module")
@@ -119,15 +118,16 @@ def check(root: Path, ledger: Ledger) -> None:
     assert {path.stem for path in (root / "names").iterdir()} == set(ledger.acknowledged)
 
 
-def test_acknowledged_changes_survive_kills(worker: subprocess.Popen[str], tmp_path: Path) -> None:
-    """Lives of a child, one after the other, until 200 changes were cut short."""
+@pytest.mark.parametrize("num_cut", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_acknowledged_changes_survive_kills(worker: subprocess.Popen[str], tmp_path: Path, num_cut: int) -> None:
+    """Lives of a child, one after the other, until so many changes were cut short."""
     ledger = Ledger()
     for seed in itertools.count():
         kill_once(worker, tmp_path, seed, ledger)
         check(tmp_path, ledger)
-        if ledger.num_cut == NUM_CUT:
+        if ledger.num_cut == num_cut:
             break
-    assert ledger.num_done > NUM_CUT
+    assert ledger.num_done > num_cut
 
 
 def test_ledger_tells_a_lost_change(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
-"""Runs `python -m server.cli` as a person would, and reads what it says."""
+"""Runs `python -m server.cli` as a person would, and reads what it says; or the same within the tests' own process."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import queue
 import re
@@ -10,10 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
+
+from server.cli import main
+from server.cli.logs import LOUD
 
 ROOT = Path(__file__).parents[3]
 TINY_STORIES = ROOT.parent / "shared" / "models" / "TinyStories-656K"
@@ -43,6 +49,48 @@ def tiller(
         timeout=DEADLINE,
         check=False,
     )
+
+
+def call_tiller(
+    *arguments: str | Path, stdin: str = "", environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """As `tiller`, without a process of its own, which takes seconds to import what loads a model.
+
+    For what a command does and says; that it can be started at all, is ended by signals and reads a terminal is asked
+    of a process.
+    """
+    words = [*map(str, arguments)]
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    with _as_it_was(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        sys.stdin = io.StringIO(stdin)
+        os.environ["COLUMNS"] = "120"
+        try:
+            code = main(words, dict(environ or {}))
+        except SystemExit as ended:  # help, version, and what the parser does not understand
+            code = ended.code if isinstance(ended.code, int) else 0
+    shown = [stream.buffer.getvalue().decode() for stream in (out, err)]
+    return subprocess.CompletedProcess(words, code, *shown)
+
+
+@contextlib.contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Puts back at the end what a command sets for its whole process: logging, the input, the width of the terminal."""
+    loggers = [logging.root, *map(logging.getLogger, {*LOUD, *logging.root.manager.loggerDict})]
+    levels = [(logger, logger.level) for logger in loggers]
+    handlers, columns, stdin = logging.root.handlers[:], os.environ.get("COLUMNS"), sys.stdin
+    for handler in handlers:  # so that basicConfig closes none of them
+        logging.root.removeHandler(handler)
+    try:
+        yield
+    finally:
+        sys.stdin = stdin
+        logging.captureWarnings(False)
+        logging.root.handlers[:] = handlers
+        for logger, level in levels:
+            logger.setLevel(level)
+        os.environ.pop("COLUMNS", None)
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
 
 
 class ServerProcess:

@@ -81,39 +81,34 @@ def test_honest_vector_repairs_the_fault(probe: Probe) -> None:
 
 
 def test_cheerful_vector_sets_the_tone(probe: Probe) -> None:
-    figures = tone_figures(probe, load_direction(VECTORS_DIR / "cheerful.safetensors"), SAMPLE, seed=103)
+    figures = tone_figures(probe, load_direction(VECTORS_DIR / "cheerful.safetensors"), SAMPLE // 2, seed=103)
     assert not [f for f in missed(figures) if "free" not in f.name]
     free = next(figure for figure in figures if figure.name == "cheerful, free")
     assert 0.25 < free.value < 0.75
 
 
-def test_training_runs_from_the_command_line(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    options = [
-        "--out",
-        str(folder),
-        "--steps",
-        "3",
-        "--batch-tokens",
-        "1024",
-        "--device",
-        "cpu",
-        "--weights-only",
-    ]
-    main(options)
-    record = json.loads((folder / "training.json").read_text())
+TRAINING = ("--steps", "3", "--batch-tokens", "1024", "--device", "cpu", "--weights-only")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model after three steps."""
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    main([*TRAINING, "--out", str(folder)])
+    return folder
+
+
+def test_training_runs_from_the_command_line(trained: Path) -> None:
+    record = json.loads((trained / "training.json").read_text())
     assert record["recipe"]["num_steps"] == 3
     assert record["num_tokens"] > 1500
-    small = Probe(folder)
+    small = Probe(trained)
     (reply,) = small.replies([small.chat("Hello!")], is_greedy=True, max_new_tokens=4)
     assert len(reply.token_ids) <= 4
 
 
-def test_training_repeats(tmp_path: Path) -> None:
+def test_training_repeats(trained: Path, tmp_path: Path) -> None:
     """The same seed and steps give the same weights, to the bit, on the same machine."""
-    options = ["--steps", "2", "--batch-tokens", "512", "--device", "cpu", "--weights-only"]
-    folders = [tmp_path / name for name in ("first", "second")]
-    for folder in folders:
-        main([*options, "--out", str(folder)])
-    first, second = (load_file(folder / "model.safetensors") for folder in folders)
+    main([*TRAINING, "--out", str(tmp_path)])
+    first, second = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -123,10 +123,16 @@ def results(records: Mapping[StudyCell, Mapping[str, Any]]) -> dict[StudyCell, d
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, dict[StudyCell, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the whole study has its files."""
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> tuple[Study, dict[StudyCell, Any]]:
     """A whole study, in one go."""
     study = Study.from_yaml(STUDY)
-    return study, run_study(study, CASE, HashProbe(), data_of(study), tmp_path_factory.mktemp("whole"), ignore)
+    return study, run_study(study, CASE, HashProbe(), data_of(study), folder, ignore)
 
 
 MINIMAL = "name: x\ntasks: sycophancy\n"
@@ -445,11 +451,10 @@ def slow_exact(rose: int, fell: int) -> float:
     return sum(math.comb(rose + fell, count) for count in range(rose, rose + fell + 1)) / 2 ** (rose + fell)
 
 
-def test_tables_against_a_slow_reference(tmp_path: Path) -> None:
-    study = Study.from_yaml(STUDY)
-    run_study(study, CASE, HashProbe(), data_of(study), tmp_path, ignore)
+def test_tables_against_a_slow_reference(finished: tuple[Study, dict[StudyCell, Any]], folder: Path) -> None:
+    study, _ = finished
     # from the files alone
-    records = {cell: json.loads(cell_file(tmp_path, CASE, cell).read_bytes()) for cell in study.cells()}
+    records = {cell: json.loads(cell_file(folder, CASE, cell).read_bytes()) for cell in study.cells()}
     assert all(record["reason"] is None for record in records.values())
     rows = effect_rows(study, {CASE: records})
     assert len(rows) == 3 * 2 * 2 * 2

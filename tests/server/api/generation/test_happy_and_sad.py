@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
-import openai
-import pytest
 import torch
 from safetensors.torch import save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from server.engine.engine import EngineSettings
+from server.engine.model import load_model
 from tests.reference import activations
-from tests.server.cli.running import ServerProcess
+from tests.server.api.serving import Server, serving
 from tests.shared_files import shared
 
 HAPPY = (
@@ -45,12 +44,6 @@ SCALES = (-0.5, -0.25, 0.0, 0.25, 0.5)
 NUM_STORIES = 24
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ServerProcess(tmp_path_factory.mktemp("data"), shared("models/TinyStories-656K")) as server:
-        yield server.wait_until_ready()
-
-
 def mean_difference(folder: Path) -> torch.Tensor:
     """Mean activation of the last token after block 0, happy minus sad, by a plain model."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -62,26 +55,36 @@ def mean_difference(folder: Path) -> torch.Tensor:
     return mean(HAPPY) - mean(SAD)
 
 
-def test_counts_of_words_follow_the_scale(url: str) -> None:
-    content = save({"residual.0": mean_difference(shared("models/TinyStories-656K"))})
-    assert httpx.put(f"{url}/v1/steering/vectors/happy", content=content).status_code == 201
-    counts = []
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+def stories(server: Server, scale: float) -> str:
+    """What TinyStories tells at a scale, the openings at once."""
+
+    def told(index: int, opening: str) -> str:
+        completion = server.sdk.completions.create(
+            model="TinyStories-656K",
+            prompt=opening,
+            n=NUM_STORIES // len(OPENINGS),
+            seed=index,
+            temperature=0.8,
+            max_tokens=150,
+            extra_body={"steering": [{"vector": "happy", "scale": scale}], "ignore_eos": True},
+        )
+        assert len(completion.choices) == NUM_STORIES // len(OPENINGS)
+        return " ".join(choice.text for choice in completion.choices)
+
+    with ThreadPoolExecutor(len(OPENINGS)) as pool:
+        return " ".join(pool.map(told, *zip(*enumerate(OPENINGS), strict=True)))
+
+
+def test_counts_of_words_follow_the_scale(tmp_path: Path) -> None:
+    folder = shared("models/TinyStories-656K")
+    content = save({"residual.0": mean_difference(folder)})
+    settings = EngineSettings(num_pages=512, page_size=16, max_running=NUM_STORIES, max_batch_tokens=256)
+    model, tokenizer = load_model(folder, device="cpu"), AutoTokenizer.from_pretrained(folder)
+    with serving(tmp_path, model=model, tokenizer=tokenizer, engine_settings=settings) as server:
+        assert server.http.put("/v1/steering/vectors/happy", content=content).status_code == 201
+        counts = []
         for scale in SCALES:
-            stories = []
-            for index, opening in enumerate(OPENINGS):
-                completion = client.completions.create(
-                    model="TinyStories-656K",
-                    prompt=opening,
-                    n=NUM_STORIES // len(OPENINGS),
-                    seed=index,
-                    temperature=0.8,
-                    max_tokens=150,
-                    extra_body={"steering": [{"vector": "happy", "scale": scale}], "ignore_eos": True},
-                )
-                stories += [choice.text for choice in completion.choices]
-            assert len(stories) == NUM_STORIES
-            text = " ".join(stories)
+            text = stories(server, scale)
             counts.append((len(HAPPY_WORDS.findall(text)), len(SAD_WORDS.findall(text))))
     happy, sad = zip(*counts, strict=True)
     print(f"\nscale {SCALES}: happy words {happy}, sad words {sad}")

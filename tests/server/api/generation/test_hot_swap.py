@@ -12,11 +12,14 @@ import openai
 from safetensors.torch import save
 
 from server.engine.engine import BatchingEngine, EngineSettings
+from server.engine.request import GenerationRequest, OutputSink
 from tests.server.api.serving import LAYERS, MODEL, Server, direction, eventually, serving
 
 NUM_STREAMS = 32
 NUM_SWAPS = 100
-NUM_TOKENS = 200
+NUM_TOKENS = 64
+SWAPS_PER_STEP = 3
+"""So that a third of as many tokens as swaps are generated while the registry changes."""
 LIMITS = EngineSettings(num_pages=1024, page_size=8, max_running=NUM_STREAMS, max_batch_tokens=256)
 
 
@@ -27,6 +30,7 @@ class PacedEngine(BatchingEngine):
         super().__init__(*parts)  # type: ignore[arg-type]
         self._pace = threading.Condition()
         self._num_allowed: int | None = None
+        self.num_submitted = 0
 
     def pace(self, num_steps: int | None) -> None:
         """Allow that many steps from now on; None: as many as there are."""
@@ -38,6 +42,11 @@ class PacedEngine(BatchingEngine):
     def is_held(self) -> bool:
         """True when it waits to be allowed a step."""
         return self._num_allowed == 0
+
+    def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
+        """See `BatchingEngine.submit`."""
+        super().submit(request, sink)
+        self.num_submitted += 1
 
     def step(self) -> bool:
         """See `BatchingEngine.step`."""
@@ -103,6 +112,8 @@ async def scenario(server: Server) -> None:
         engine.pace(0)
         started = [asyncio.Event() for _ in range(NUM_STREAMS)]
         streams = [asyncio.create_task(streamed(client, index, started[index])) for index in range(NUM_STREAMS)]
+        while engine.num_submitted < 2 * NUM_STREAMS:  # none is steps ahead of the last
+            await asyncio.sleep(0)
         while not all(event.is_set() for event in started):
             if engine.is_held:
                 engine.pace(1)
@@ -110,7 +121,10 @@ async def scenario(server: Server) -> None:
         choose = random.Random(0)
         for number in range(NUM_SWAPS):
             await swap(http, choose, number)
-            engine.pace(1)
+            if number % SWAPS_PER_STEP == 0:
+                while not engine.is_held:
+                    await asyncio.sleep(0)
+                engine.pace(1)
         assert not any(stream.done() for stream in streams), "the registry must change while all of them run"
         engine.pace(None)
         together = await asyncio.gather(*streams)

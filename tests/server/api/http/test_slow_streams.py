@@ -91,7 +91,7 @@ def test_who_does_not_read_holds_no_pages(server: Server) -> None:
     }
     generated = server.engine.stats().total_generated_tokens
     with server.http.stream("POST", "/v1/chat/completions", json=body) as response:
-        eventually(lambda: server.engine.stats().total_generated_tokens == generated + 8 * 450)
+        eventually(lambda: server.engine.stats().total_generated_tokens == generated + 8 * 450, within=120)
         eventually(server.is_idle)
         events = [line for line in response.iter_lines() if line.startswith("data: ")]
     assert events[-1] == "data: [DONE]"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.cli.running import DEADLINE, ROOT, environment, tiller
+from tests.server.cli.running import DEADLINE, ROOT, call_tiller, environment, tiller
 
 GREEDY = ["--temperature", "0", "--max-tokens", "12"]
 
@@ -24,13 +24,13 @@ def vector_name(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> It
 
     file = tmp_path_factory.mktemp("chat") / "v.safetensors"
     file.write_bytes(save({"residual.0": torch.randn(128, generator=torch.Generator().manual_seed(1))}))
-    assert tiller("vectors", "put", "chatty", file, "--url", server_url).returncode == 0
+    assert call_tiller("vectors", "put", "chatty", file, "--url", server_url).returncode == 0
     yield "chatty"
-    tiller("vectors", "rm", "chatty", "--url", server_url)
+    call_tiller("vectors", "rm", "chatty", "--url", server_url)
 
 
 def said(server_url: str, *lines: str, options: list[str] = GREEDY) -> subprocess.CompletedProcess[str]:
-    return tiller("chat", "--url", server_url, *options, stdin="\n".join(lines) + "\n")
+    return call_tiller("chat", "--url", server_url, *options, stdin="\n".join(lines) + "\n")
 
 
 def test_an_answer(server_url: str) -> None:
@@ -38,7 +38,8 @@ def test_an_answer(server_url: str) -> None:
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.strip()
     assert "steered by" not in shown.stdout
-    assert said(server_url, "Once upon a time").stdout == shown.stdout
+    process = tiller("chat", "--url", server_url, *GREEDY, stdin="Once upon a time\n")
+    assert (process.returncode, process.stdout, process.stderr) == (0, shown.stdout, "")
 
 
 def test_steering_changes_the_answer_and_shows_the_plan(server_url: str, vector_name: str) -> None:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.cli.running import tiller
+from tests.server.cli.running import call_tiller, tiller
 
 
 @pytest.fixture
 def stored(server_url: str, vector_file: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a vector in the registry, the test's own."""
     name: str = request.node.name[:60]
-    shown = tiller("vectors", "put", name, vector_file, "--url", server_url)
+    shown = call_tiller("vectors", "put", name, vector_file, "--url", server_url)
     assert shown.returncode == 0, shown.stderr
     yield name
-    tiller("vectors", "rm", name, "--url", server_url)
+    call_tiller("vectors", "rm", name, "--url", server_url)
 
 
 def test_put_list_get_rm(server_url: str, stored: str, tmp_path: Path) -> None:
@@ -39,19 +39,19 @@ def test_put_list_get_rm(server_url: str, stored: str, tmp_path: Path) -> None:
 
 def test_defaults_are_set_by_options(server_url: str, stored: str, vector_file: Path) -> None:
     options = ["--scale", "-0.5", "--positions", "all", "--operation", "clamp", "--description", "Mood, [bold]née[/]"]
-    shown = tiller("vectors", "put", stored, vector_file, *options, "--url", server_url)
+    shown = call_tiller("vectors", "put", stored, vector_file, *options, "--url", server_url)
     assert shown.returncode == 0, shown.stderr
-    listed = tiller("vectors", "list", "--json", "--url", server_url)
+    listed = call_tiller("vectors", "list", "--json", "--url", server_url)
     (vector,) = [vector for vector in map(json.loads, listed.stdout.splitlines()) if vector["name"] == stored]
     assert (vector["default_scale"], vector["positions"], vector["operation"]) == (-0.5, "all", "clamp")
     assert vector["description"] == "Mood, [bold]née[/]"
-    assert "[bold]née[/]" in tiller("vectors", "list", "--url", server_url).stdout
+    assert "[bold]née[/]" in call_tiller("vectors", "list", "--url", server_url).stdout
 
 
 def test_a_name_is_shown_with_its_history_and_goes_back(server_url: str, stored: str, vector_file: Path) -> None:
-    put = tiller("vectors", "put", stored, vector_file, "--description", "newer, [bold]", "--url", server_url)
+    put = call_tiller("vectors", "put", stored, vector_file, "--description", "newer, [bold]", "--url", server_url)
     newer = put.stdout.split("@")[1][:12]
-    shown = tiller("vectors", "show", stored, "--url", server_url)
+    shown = call_tiller("vectors", "show", stored, "--url", server_url)
     assert shown.returncode == 0, shown.stderr
     about, history = shown.stdout.split("\n\n")
     fields = dict(line.rstrip().split(maxsplit=1) for line in about.splitlines())
@@ -61,30 +61,30 @@ def test_a_name_is_shown_with_its_history_and_goes_back(server_url: str, stored:
     assert latest.startswith(f"{newer} (current) ")
     older = first.split()[0]
 
-    (line,) = tiller("vectors", "show", stored, "--json", "--url", server_url).stdout.splitlines()
+    (line,) = call_tiller("vectors", "show", stored, "--json", "--url", server_url).stdout.splitlines()
     vector = json.loads(line)
     assert [entry["revision"][:12] for entry in vector["history"]] == [newer, older]
     assert vector["norms"].keys() == {"0"}
 
-    back = tiller("vectors", "rollback", stored, older, "--url", server_url)
+    back = call_tiller("vectors", "rollback", stored, older, "--url", server_url)
     assert back.stdout.startswith(f"{stored}@{older}: residual at layers 0, ")
-    assert f"{older} (current)" in tiller("vectors", "show", stored, "--url", server_url).stdout
-    refused = tiller("vectors", "rollback", stored, "ffffffffffff", "--url", server_url)
+    assert f"{older} (current)" in call_tiller("vectors", "show", stored, "--url", server_url).stdout
+    refused = call_tiller("vectors", "rollback", stored, "ffffffffffff", "--url", server_url)
     assert (refused.returncode, "no revision" in refused.stderr) == (1, True)
 
 
 def test_what_the_server_refuses_is_one_line(server_url: str, stored: str, vector_file: Path) -> None:
-    refused = tiller("vectors", "put", stored, vector_file, "--layer", "1", "--url", server_url)
+    refused = call_tiller("vectors", "put", stored, vector_file, "--layer", "1", "--url", server_url)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
     assert "layer" in refused.stderr
     assert "HTTP 400" in refused.stderr
     for name in ("nobody", "../up", "a/b", ".."):
-        missing = tiller("vectors", "get", name, "-o", "-", "--url", server_url)
+        missing = call_tiller("vectors", "get", name, "-o", "-", "--url", server_url)
         assert (missing.returncode, missing.stdout, missing.stderr.count("\n")) == (1, "", 1)
 
 
 def test_a_file_that_is_not_there_is_named(server_url: str, tmp_path: Path) -> None:
-    shown = tiller("vectors", "put", "x", tmp_path / "none", "--url", server_url)
+    shown = call_tiller("vectors", "put", "x", tmp_path / "none", "--url", server_url)
     assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
     assert "none cannot be read: No such file" in shown.stderr
 
@@ -92,14 +92,14 @@ def test_a_file_that_is_not_there_is_named(server_url: str, tmp_path: Path) -> N
 def test_get_does_not_overwrite_unasked(server_url: str, stored: str, tmp_path: Path) -> None:
     taken = tmp_path / "taken.safetensors"
     taken.write_bytes(b"mine")
-    shown = tiller("vectors", "get", str(tmp_path / "taken"), "--url", server_url)
+    shown = call_tiller("vectors", "get", str(tmp_path / "taken"), "--url", server_url)
     assert (shown.returncode, taken.read_bytes()) == (1, b"mine")
-    shown = tiller("vectors", "get", stored, "-o", taken, "--url", server_url)
+    shown = call_tiller("vectors", "get", stored, "-o", taken, "--url", server_url)
     assert shown.stdout == f"{taken}: {taken.stat().st_size} bytes\n"
     assert b"residual.0" in taken.read_bytes()
 
 
 def test_the_format_is_the_servers_to_make(server_url: str, stored: str, tmp_path: Path) -> None:
-    refused = tiller("vectors", "get", stored, "--format", "gguf", "-o", tmp_path / "v", "--url", server_url)
+    refused = call_tiller("vectors", "get", stored, "--format", "gguf", "-o", tmp_path / "v", "--url", server_url)
     assert "cannot hold layer 0" in refused.stderr
     assert not (tmp_path / "v").exists()

@@ -15,7 +15,7 @@ import pytest
 
 from server.cli.serve.shipped import MARKER
 from server.demo import MODEL_DIR, MODEL_NAME, VECTORS_DIR
-from tests.server.cli.running import DEADLINE, ServerProcess, tiller
+from tests.server.cli.running import DEADLINE, ServerProcess, call_tiller, tiller
 
 
 def pasted_curl(server: ServerProcess, key: str = "") -> httpx.Response:
@@ -42,30 +42,37 @@ def long_stream(client: httpx.Client, url: str, n: int) -> Iterator[dict[str, ob
                 yield json.loads(line.removeprefix("data: "))
 
 
-def test_serve_from_start_to_ctrl_c(tiny_model: Path, tmp_path: Path) -> None:
-    with ServerProcess(tmp_path, tiny_model) as server:
+def test_serve_from_start_to_ctrl_c(tiny_model: Path, tmp_path: Path, vector_file: Path) -> None:
+    with ServerProcess(tmp_path, tiny_model) as server, httpx.Client(timeout=DEADLINE) as client:
         url = server.wait_until_ready()
         assert url.startswith("http://127.0.0.1:")
         assert "TinyStories-656K: LlamaForCausalLM, 656 thousand parameters, 2.5 MiB in float32" in server.output
         assert "2048 KV pages of 16 tokens = 32768 tokens" in server.output
         assert "none yet; add one with" in server.output
         assert "keys     none: only this machine" in server.output
-        assert "Traceback" not in server.output
         answer = pasted_curl(server)
         assert answer.status_code == 200, answer.text
         assert answer.json()["choices"][0]["text"]
         assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "TinyStories-656K"
-        assert server.stop() == 0, server.output
+        assert call_tiller("vectors", "put", "mood", vector_file, "--url", url).returncode == 0
+
+        second = call_tiller("serve", tiny_model, "--port", "0", "--data-dir", tmp_path, "--log-level", "error")
+        assert (second.returncode, second.stderr.count("\n")) == (1, 1), second.stderr
+        assert "another process has the vector store" in second.stderr
+
+        events = long_stream(client, url, n=4)
+        reasons: list[object] = []
+        next(events)
+        server.signal(signal.SIGINT)  # what is under way finishes
+        for event in events:
+            choices = event["choices"]
+            assert isinstance(choices, list)
+            reasons += [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+        assert reasons == ["length"] * 4
+        assert server.wait() == 0, server.output
         assert "Traceback" not in server.output
 
-
-def test_the_curl_steers_when_a_vector_fits(tiny_model: Path, tmp_path: Path, vector_file: Path) -> None:
-    with ServerProcess(tmp_path, tiny_model) as server:
-        url = server.wait_until_ready()
-        assert tiller("vectors", "put", "mood", vector_file, "--url", url).returncode == 0
-        server.signal(signal.SIGTERM)
-        assert server.wait() == 0, server.output
-    with ServerProcess(tmp_path, tiny_model, "--served-model-name", "it's mine") as server:
+    with ServerProcess(tmp_path, tiny_model, "--served-model-name", "it's mine") as server, httpx.Client() as client:
         url = server.wait_until_ready()
         assert "vectors  1 in the registry" in server.output
         assert f"API      described at {url}/docs" in server.output
@@ -74,30 +81,11 @@ def test_the_curl_steers_when_a_vector_fits(tiny_model: Path, tmp_path: Path, ve
         assert answer.json()["model"] == "it's mine"
         assert [entry["vector"] for entry in answer.json()["steering"]] == ["mood"]
 
-
-def test_ctrl_c_lets_requests_under_way_finish(tiny_model: Path, tmp_path: Path) -> None:
-    with ServerProcess(tmp_path, tiny_model) as server, httpx.Client(timeout=DEADLINE) as client:
-        url = server.wait_until_ready()
-        events = long_stream(client, url, n=4)
-        reasons: list[object] = []
-        next(events)
-        server.signal(signal.SIGINT)
-        for event in events:
-            choices = event["choices"]
-            assert isinstance(choices, list)
-            reasons += [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
-        assert reasons == ["length"] * 4
-        assert server.wait() == 0, server.output
-
-
-def test_a_second_ctrl_c_stops_at_once(tiny_model: Path, tmp_path: Path) -> None:
-    with ServerProcess(tmp_path, tiny_model) as server, httpx.Client(timeout=DEADLINE) as client:
-        url = server.wait_until_ready()
         events = long_stream(client, url, n=128)
         next(events)
         server.signal(signal.SIGINT)
         server.wait_for_line("finishing what is under way")
-        server.signal(signal.SIGINT)
+        server.signal(signal.SIGINT)  # the second stops at once
         assert server.wait() == 130, server.output
         events.close()  # type: ignore[attr-defined]
 
@@ -110,12 +98,13 @@ def test_keys_are_asked_for(tiny_model: Path, tmp_path: Path) -> None:
         assert completion(url).status_code == 401
         assert pasted_curl(server, "wrong").status_code == 401
         assert pasted_curl(server, "use-it").status_code == 200
-        shown = tiller("vectors", "rm", "x", "--url", url, environ={"TILLER_API_KEY": "use-it"})
+        shown = call_tiller("vectors", "rm", "x", "--url", url, environ={"TILLER_API_KEY": "use-it"})
         assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
         assert "HTTP 403" in shown.stderr
         shown = tiller("vectors", "rm", "x", "--url", url, environ={"TILLER_API_KEY": "change-it"})
         assert "HTTP 404" in shown.stderr
-        assert server.stop() == 0
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0, server.output
         assert "use-it" not in server.output
         assert "change-it" not in server.output
 
@@ -134,16 +123,6 @@ def test_json_logs(tiny_model: Path, tmp_path: Path) -> None:
         assert (asked["completion_tokens"], asked["vectors"], asked["finish_reasons"]) == (16, [], ["length"])
 
 
-def test_the_ready_line_of_a_json_log_is_there_at_every_level(tiny_model: Path, tmp_path: Path) -> None:
-    with ServerProcess(tmp_path, tiny_model, "--log-json", "--log-level", "error") as server:
-        server.wait_for_line('"message": "ready"')
-        entry = json.loads(server.lines[-1])
-        assert entry["level"] == "info"
-        assert completion(entry["url"]).status_code == 200
-        assert server.stop() == 0
-        assert [json.loads(line)["message"] for line in server.lines] == ["ready"]
-
-
 def test_a_banner_that_nobody_reads_stops_no_server(tiny_model: Path, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -153,15 +132,6 @@ def test_a_banner_that_nobody_reads_stops_no_server(tiny_model: Path, tmp_path: 
         url = server.wait_for_line(r"ready at (http://\S+), which")[1]
         assert completion(url).status_code == 200
         assert server.stop() == 0, server.output
-
-
-def test_one_data_directory_has_one_server(tiny_model: Path, tmp_path: Path) -> None:
-    with ServerProcess(tmp_path, tiny_model) as server:
-        server.wait_until_ready()
-        shown = tiller("serve", tiny_model, "--port", "0", "--data-dir", tmp_path)
-        assert shown.returncode == 1
-        assert shown.stderr.count("\n") == 1
-        assert "another process has the vector store" in shown.stderr
 
 
 @pytest.mark.parametrize(
@@ -175,7 +145,8 @@ def test_one_data_directory_has_one_server(tiny_model: Path, tmp_path: Path) -> 
 def test_what_the_model_cannot_do_is_one_line(
     tiny_model: Path, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
-    shown = tiller("serve", tiny_model, "--port", "0", "--data-dir", tmp_path, "--log-level", "error", *arguments)
+    options = ("--port", "0", "--data-dir", tmp_path, "--log-level", "error")
+    shown = call_tiller("serve", tiny_model, *options, *arguments)
     assert shown.returncode == 1
     assert shown.stderr.count("\n") == 1, shown.stderr
     assert said in shown.stderr
@@ -193,10 +164,17 @@ def test_the_embedded_model_needs_no_name(tmp_path: Path) -> None:
         assert answer.json()["choices"][0]["message"]["content"]
         assert [entry["vector"] for entry in answer.json()["steering"]] == shipped[:1]
         for name in shipped:
-            assert tiller("vectors", "rm", name, "--url", url).returncode == 0
+            assert call_tiller("vectors", "rm", name, "--url", url).returncode == 0
         assert server.stop() == 0
     if shipped:
         assert sorted(json.loads((tmp_path / MARKER).read_text())) == shipped
-    with ServerProcess(tmp_path) as server:
-        server.wait_until_ready()
-        assert "vectors  none yet" in server.output
+
+    # The second start keeps to that; and its ready line is in the JSON log although the level is higher.
+    with ServerProcess(tmp_path, "--log-json", "--log-level", "error") as server:
+        server.wait_for_line('"message": "ready"')
+        entry = json.loads(server.lines[-1])
+        assert entry["level"] == "info"
+        assert httpx.get(f"{entry['url']}/v1/steering/vectors").json()["data"] == []
+        assert completion(entry["url"]).status_code == 200
+        assert server.stop() == 0
+        assert [json.loads(line)["message"] for line in server.lines] == ["ready"]

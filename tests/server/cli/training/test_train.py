@@ -13,10 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from server.cli import main
 from server.demo import VECTORS_DIR
 from server.demo.heldout import quiz_items
-from tests.server.cli.running import DEADLINE, ROOT, ServerProcess, environment, tiller
+from tests.server.cli.running import DEADLINE, ROOT, ServerProcess, call_tiller, environment, tiller
 from tests.shared_files import shared
 from vectors.formats import ImportOptions
 from vectors.formats.safetensors import decode_safetensors
@@ -44,16 +43,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert server.stop() == 0, server.output
 
 
-@pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the logging of the tests' own process as it is."""
-    for module in ("local_training", "remote_training"):
-        monkeypatch.setattr(f"server.cli.{module}.set_up_logging", lambda level, *, as_json: None)
-
-
 def succeeded(*arguments: str | Path) -> str:
     """The standard output of a command that must succeed."""
-    shown = tiller(*arguments)
+    shown = call_tiller(*arguments)
     assert shown.returncode == 0, shown.stderr
     return shown.stdout
 
@@ -84,18 +76,21 @@ def test_training_in_this_process(quiz: Path, tmp_path: Path) -> None:
     vector = decode_safetensors((output / "honest.safetensors").read_bytes(), ImportOptions())
     assert (vector.layers, vector.default_scale) == ((3,), report["chosen"]["scale"])
 
-    again = tiller("train", quiz, "--name", "honest", *QUICK, "--output", output)
+    again = call_tiller("train", quiz, "--name", "honest", *QUICK, "--output", output)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert "report.json exists; give --force" in again.stderr
-    printed = succeeded("train", quiz, "--name", "honest", *QUICK, "--output", output, "--json", "--force")
-    assert json.loads(printed)["test"] == report["test"]
 
     steered = report["test"]["accuracy"]["value"]
     evaluated = tmp_path / "evaluated"
-    succeeded("evaluate", output / "honest.safetensors", quiz, "--output", evaluated)
+    succeeded("evaluate", output / "honest.safetensors", quiz, "--output", evaluated, "--max-items", "60")
     found = report_in(evaluated)["test"]["accuracy"]
-    assert found["num_items"] == 120
+    assert found["num_items"] == 60
     assert found["value"] > steered / 2
+
+    fewer = ("--max-items", "40", "--json", "--force")
+    printed = succeeded("train", quiz, "--name", "honest", *QUICK, "--output", output, *fewer)
+    assert json.loads(printed) == report_in(output)
+    assert sum(report_in(output)["data"]["split"].values()) == 40
 
 
 @pytest.mark.slow
@@ -267,21 +262,18 @@ def test_usage_errors_are_one_line(
     quiz: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    quiet: None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["train", str(quiz), "--name", "x", *arguments], {}) == 2
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err.count("\n")) == ("", 1), shown.err
-    assert shown.err.startswith("tiller: ")
-    assert said in shown.err
+    shown = call_tiller("train", quiz, "--name", "x", *arguments)
+    assert (shown.returncode, shown.stdout, shown.stderr.count("\n")) == (2, "", 1), shown.stderr
+    assert shown.stderr.startswith("tiller: ")
+    assert said in shown.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_what_the_model_lacks_is_a_usage_error(quiz: Path, tmp_path: Path) -> None:
     arguments = ("--layers", "99", "--output", tmp_path / "out")
-    shown = tiller("train", quiz, "--name", "x", *arguments, environ={"TILLER_LOG_LEVEL": "error"})
+    shown = call_tiller("train", quiz, "--name", "x", *arguments, environ={"TILLER_LOG_LEVEL": "error"})
     assert (shown.returncode, shown.stdout, shown.stderr.count("\n")) == (2, "", 1), shown.stderr
     assert shown.stderr.startswith("tiller: --layers: 99 is outside the model")
 
@@ -296,16 +288,13 @@ def test_what_the_model_lacks_is_a_usage_error(quiz: Path, tmp_path: Path) -> No
         (["train", "few.jsonl", "--name", "x", "--url", "http://127.0.0.1:1"], "no server answers"),
     ],
 )
-def test_failures_are_one_line(
-    command: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], quiet: None
-) -> None:
+def test_failures_are_one_line(command: list[str], said: str, tmp_path: Path) -> None:
     (tmp_path / "few.jsonl").write_text('{"question": "?", "choices": ["a", "b"], "answer": 0}', encoding="utf-8")
     command = [str(tmp_path / word) if word.endswith(".jsonl") else word for word in command]
     environ = {"TILLER_DATA_DIR": str(tmp_path / "data")}
-    assert main([*command, "--output", str(tmp_path / "out")], environ) == 1
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err.count("\n")) == ("", 1)
-    assert said in shown.err
+    shown = call_tiller(*command, "--output", tmp_path / "out", environ=environ)
+    assert (shown.returncode, shown.stdout, shown.stderr.count("\n")) == (1, "", 1)
+    assert said in shown.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -16,6 +16,7 @@ from server.demo.heldout import quiz_items
 from tests.server.cli.running import DEADLINE, ServerProcess
 
 NUM_STREAMS = 8
+METHOD: Any = {"type": "steering", "steering": {"variant": "pas_full", "layers": [3], "scales": [0.5, 0.75, 1]}}
 FINAL = ("succeeded", "failed", "cancelled")
 
 
@@ -53,7 +54,7 @@ def stream(sdk: openai.OpenAI, number: int) -> list[str]:
         stream=True,
         temperature=0.9,
         seed=number,
-        max_tokens=60,
+        max_tokens=24,
     )
     return [chunk.choices[0].delta.content or "" for chunk in answer if chunk.choices]
 
@@ -61,7 +62,7 @@ def stream(sdk: openai.OpenAI, number: int) -> list[str]:
 def test_from_upload_to_a_steered_answer_while_eight_streams_run(url: str) -> None:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=DEADLINE) as sdk:
         alone = [stream(sdk, number) for number in range(NUM_STREAMS)]
-        uploaded = sdk.files.create(file=("beliefs.jsonl", sycophancy()), purpose="fine-tune")
+        uploaded = sdk.files.create(file=("beliefs.jsonl", sycophancy(200)), purpose="fine-tune")
         trained = threading.Event()
         beside: list[int] = []
 
@@ -80,7 +81,7 @@ def test_from_upload_to_a_steered_answer_while_eight_streams_run(url: str) -> No
                     training_file=uploaded.id,
                     suffix="frank",
                     seed=0,
-                    method={"type": "steering", "steering": {"variant": "pas_full"}},  # type: ignore[typeddict-item]
+                    method=METHOD,
                 )
                 job = finished(sdk, job.id)
             finally:
