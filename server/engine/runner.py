@@ -112,7 +112,7 @@ class Runner:
                     activations.low_rank_tokens = self._to_device(np.flatnonzero(np.isin(row_of_token, low_rank)))
         indices: dict[Place, list[int]] = {}
         for chunk, start in zip(chunks, starts, strict=False):
-            spec = chunk.sequence.request.capture
+            spec = chunk.sequence.wanted.capture
             if spec is not None:
                 offset = start - chunk.sequence.num_computed
                 tokens = [offset + position for position in _positions_captured(chunk)]
@@ -145,7 +145,7 @@ class Runner:
             has_next = chunk.is_last and bool(rows) and rows[-1] == chunk.num_new - 1
             known = of_chunk[:-1] if has_next else of_chunk
             found: dict[Place, dict[int, Tensor]] = {}
-            spec = chunk.sequence.request.capture
+            spec = chunk.sequence.wanted.capture
             if spec is not None:
                 positions = _positions_captured(chunk)
                 for place in itertools.product(spec.sites, spec.layers) if positions else ():
@@ -184,7 +184,7 @@ def _wanted_logits(chunk: Chunk) -> list[int]:
     The position before the first sampled token scores nothing known, so it comes once, at the end.
     """
     sequence = chunk.sequence
-    if sequence.request.branches:
+    if sequence.wanted.branches:
         return list(range(chunk.num_new)) if sequence.is_branching else []
     first, last = sequence.num_computed, sequence.num_computed + chunk.num_new
     known = range(max(first, sequence.next_logprob_position), min(last, sequence.num_known - 1))
