@@ -153,8 +153,8 @@ class Server:
     def is_idle(self) -> bool:
         """True when nothing runs and nothing is held."""
         stats = self.engine.stats()
-        held = (stats.num_running, stats.num_waiting, stats.num_rows_in_use)
-        return held == (0, 0, 0) and stats.num_free_pages == stats.num_pages
+        held = (stats.num_running, stats.num_waiting, stats.num_rows_in_use or 0)
+        return held == (0, 0, 0) and (stats.paging is None or stats.paging.num_free_pages == stats.paging.num_pages)
 
 
 @contextlib.contextmanager
