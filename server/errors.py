@@ -1,4 +1,4 @@
-"""Errors that a client may see, and the one table that maps every domain error to them.
+"""Errors that a client may see, and the table that maps those of `vectors` to them.
 
     ApiError                        status  type                    code
     ├── InvalidRequest              400     invalid_request_error   given by the raiser

@@ -110,9 +110,9 @@ FLOORS: dict[str, str] = {
         dialogue logprobs
     """,
     "server.api.http": """
-        __init__ connection description failures metrics objects observed pages preconditions rate_limits timeouts wire
-        bodies cors parameters request_log services tracing
-        auth sse uploads
+        __init__ connection description engine_errors metrics objects observed pages preconditions rate_limits wire
+        bodies failures parameters services timeouts tracing
+        auth cors request_log sse uploads
         limiting
     """,
     "server.api.registry": """
@@ -173,10 +173,10 @@ FLOORS: dict[str, str] = {
         train
     """,
     "server.engine": """
-        __init__ attention cache grammar pacing refusal
+        __init__ attention cache errors grammar pacing refusal
         evidence request
-        protocol queries sampler
-        admission description sequence
+        protocol sampler wanted
+        admission description queries sequence
         model scheduler
         step
         buffers

@@ -25,7 +25,7 @@ from server.demo import MODEL_DIR
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.grammar import Grammar
 from server.engine.model import LoadedModel, load_model, prepare_model
-from server.engine.request import GenerationRequest, SamplingParams, TokenOutput
+from server.engine.request import EngineRequest, Generate, SamplingParams, TokenOutput
 
 BATCH = 8
 _PROMPT_TOKENS = 32
@@ -104,7 +104,7 @@ def pace(engine: BatchingEngine, grammar: Grammar | None, num_tokens: int, seed:
     for number in range(BATCH):
         prompt = tuple(torch.randint(100, 2000, (_PROMPT_TOKENS,), generator=generator).tolist())
         sampling = SamplingParams(temperature=1.0, seed=BATCH * seed + number, ignore_eos=True)
-        request = GenerationRequest(str(number), prompt, num_tokens, sampling, grammar=grammar)
+        request = EngineRequest(str(number), prompt, Generate(num_tokens, sampling, grammar=grammar))
         engine.submit(request, events.append)
     while len(events) < BATCH:
         engine.step()

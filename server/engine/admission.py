@@ -1,56 +1,79 @@
-"""Whether a request can be run at all, said before it queues. It knows the model's numbers, and no queue or tensor."""
+"""Whether a request can be run at all, said before it queues."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import assert_never
+
+from server.engine.errors import ContextTooLong, EmptyPrompt, InvalidWork, TokenOutsideVocabulary
 from server.engine.protocol import ModelInfo
-from server.engine.request import GenerationRequest
-from server.errors import ContextLengthExceeded, InvalidRequest
+from server.engine.request import Branch, Capture, EngineRequest, Force, Generate, Score
+from server.steering.plan import SteeringPlan
 from vectors.positions import Phase
 
 
-def check_request(request: GenerationRequest, info: ModelInfo, num_slots: int) -> None:
-    """Raise for what can never be run by a model of `info` with KV for `num_slots` tokens.
-
-    `ContextLengthExceeded`, or `InvalidRequest` for an empty prompt, token ids outside the vocabulary, a capture
-    outside the model, and branches that are asked for more than the next token.
-    """
-    tokens = (*request.prompt, *request.forced)
+def check_request(request: EngineRequest, info: ModelInfo, num_slots: int) -> None:
+    """Raise `RequestRefused` for what cannot be run by a model of `info` with KV for `num_slots` tokens."""
     if not request.prompt:
-        raise InvalidRequest("the prompt is empty", code="empty_prompt", param="prompt")
-    most = min(info.max_model_len, num_slots)
-    if len(tokens) + request.max_tokens > most:
-        raise ContextLengthExceeded(
-            f"this model's context is {most} tokens; {len(tokens)} in the prompt and "
-            f"{request.max_tokens} to generate are {len(tokens) + request.max_tokens}",
-            param="messages",
-        )
-    named = (
-        *tokens,
-        *request.score_token_ids,
-        *request.sampling.logit_bias,
-        *request.sampling.stop_token_ids,
-    )
-    if min(named) < 0 or max(named) >= info.vocab_size:
-        raise InvalidRequest(
-            f"a token id is outside the vocabulary of {info.vocab_size}",
-            code="invalid_token",
-            param="prompt",
-        )
-    spec = request.capture
-    if spec is not None:
-        if not set(spec.sites) <= set(info.sites) or not all(0 <= layer < info.num_layers for layer in spec.layers):
-            raise InvalidRequest("the capture names a site or layer that the model lacks", code="invalid_capture")
-        if not all(-len(tokens) <= position < len(tokens) for position in spec.positions):
-            raise InvalidRequest("the capture names a position outside the prompt", code="invalid_capture")
-
-    if request.branches:
-        _check_branches(request)
+        raise EmptyPrompt
+    num_to_generate = 0
+    response: tuple[int, ...] = ()
+    named: Iterable[int] = ()
+    match request.work:
+        case Generate() as work:
+            num_to_generate = work.max_tokens
+            named = (*work.sampling.logit_bias, *work.sampling.stop_token_ids)
+        case Force() as work:
+            response = work.response
+        case Score() as work:
+            response, named = work.head, work.last
+        case Branch() as work:
+            named = work.token_ids
+        case Capture():
+            pass
+        case _ as unknown:
+            assert_never(unknown)
+    num_known = len(request.prompt) + len(response)
+    limit = min(info.max_model_len, num_slots)
+    if num_known + num_to_generate > limit:
+        raise ContextTooLong(limit, num_known, num_to_generate)
+    tokens = (*request.prompt, *response, *named)
+    if min(tokens) < 0 or max(tokens) >= info.vocab_size:
+        raise TokenOutsideVocabulary(info.vocab_size)
+    _check_work(request, info)
 
 
-def _check_branches(request: GenerationRequest) -> None:
-    is_plain = request.max_tokens == 0 and not request.forced and request.capture is None
-    shared = request.plan.fingerprint(Phase.PROMPT)
-    if not is_plain or request.logprobs_start is not None or not request.score_token_ids:
-        raise InvalidRequest("branches only score the next token", code="invalid_branches", param="branches")
-    if any(branch.fingerprint(Phase.PROMPT) != shared for branch in request.branches):
-        raise InvalidRequest("a branch steers the tokens that all share", code="invalid_branches", param="branches")
+def _check_work(request: EngineRequest, info: ModelInfo) -> None:
+    """Raise `InvalidWork` for what the fields of each kind alone cannot rule out."""
+    match request.work:
+        case Generate() as work:
+            if work.max_tokens < 0:
+                raise InvalidWork(f"{work.max_tokens} tokens cannot be generated")
+        case Force() as work:
+            num_known = len(request.prompt) + len(work.response)
+            if not 0 <= work.start <= num_known:
+                raise InvalidWork(f"there is no token {work.start}, of which log-probabilities are to begin")
+        case Score() as work:
+            if not work.last:
+                raise InvalidWork("nothing is to be scored")
+        case Branch() as work:
+            _check_branches(work, request.plan)
+        case Capture() as work:
+            _check_capture(work, info, len(request.prompt))
+        case _ as unknown:
+            assert_never(unknown)
+
+
+def _check_branches(work: Branch, plan: SteeringPlan) -> None:
+    if not work.plans or not work.token_ids:
+        raise InvalidWork("a branching request needs at least one plan and one token to score")
+    shared = plan.fingerprint(Phase.PROMPT)
+    if any(branch.fingerprint(Phase.PROMPT) != shared for branch in work.plans):
+        raise InvalidWork("a branch steers the tokens that all share")
+
+
+def _check_capture(work: Capture, info: ModelInfo, num_prompt: int) -> None:
+    if not set(work.sites) <= set(info.sites) or not all(0 <= layer < info.num_layers for layer in work.layers):
+        raise InvalidWork("the capture names a site or layer that the model lacks")
+    if not all(-num_prompt <= position < num_prompt for position in work.positions):
+        raise InvalidWork("the capture names a position outside the prompt")

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -22,17 +21,16 @@ from torch import Tensor
 
 from server.engine.admission import check_request
 from server.engine.cache import PagePool
+from server.engine.errors import DuplicateRequest, EngineStopped, QueueFull
 from server.engine.grammar import GrammarFailed
 from server.engine.model import LoadedModel
-from server.engine.outputs import branch_scores, captured_activations, next_scores, sampled_logprobs
+from server.engine.outputs import branch_scores, last_output, next_scores, sampled_logprobs
 from server.engine.pacing import BackgroundPace
-from server.engine.protocol import EngineStats, ModelInfo
-from server.engine.queries import capture, score, score_branches
+from server.engine.protocol import EngineStats, ModelInfo, PagingStats
 from server.engine.refusal import ModelRefused
 from server.engine.request import (
-    CaptureSpec,
+    EngineRequest,
     FinishReason,
-    GenerationRequest,
     OutputSink,
     Priority,
     RequestState,
@@ -43,10 +41,7 @@ from server.engine.runner import ChunkResult, Runner
 from server.engine.sampler import logprobs_of, sample
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import TokenSequence
-from server.errors import InvalidRequest, Overloaded, Unavailable
 from server.steering.bank import SteeringBank
-from server.steering.plan import UNSTEERED, SteeringPlan
-from vectors.vocabulary import Place
 
 _log = logging.getLogger(__name__)
 
@@ -164,13 +159,13 @@ class BatchingEngine:
         self.close()
 
     def drain(self, timeout: float) -> bool:
-        """Refuse new requests and wait up to `timeout` seconds for those under way; True when all ended."""
+        """See `protocol.Engine.drain`."""
         with self._changed:
             self._accepts = False
             return self._changed.wait_for(lambda: not self._sequences, timeout)
 
     def close(self) -> None:
-        """Abort what is under way, stop the thread, free the model's hooks. Idempotent."""
+        """See `protocol.Engine.close`."""
         with self._changed:
             self._accepts = False
             self._stops = True
@@ -180,22 +175,20 @@ class BatchingEngine:
             self._thread = None
         self._runner.close()
 
-    def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
         """See `protocol.Engine.submit`."""
         check_request(request, self._model.info, self._pool.num_pages * self._pool.page_size)
         sequence = TokenSequence(request, sink, self._model.info.eos_token_ids, self._settings.page_size)
         with self._changed:
             if not self._accepts:
-                raise Unavailable("the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
+                raise EngineStopped
             if request.request_id in self._sequences:
-                raise InvalidRequest("a request with this id is under way", code="duplicate_request_id")
+                raise DuplicateRequest(request.request_id)
             if request.priority is Priority.LIVE:
                 num_submitted = sum(other.request.priority is Priority.LIVE for other in self._submitted)
                 num_queued = self._scheduler.num_waiting_live + num_submitted
                 if num_queued >= self._settings.max_queue + self._settings.max_running - self._scheduler.num_running:
-                    raise Overloaded(
-                        f"{num_queued} requests are waiting; try again later", headers={"Retry-After": "1"}
-                    )
+                    raise QueueFull(num_queued)
             self._sequences[request.request_id] = sequence
             self._submitted.append(sequence)
             self._changed.notify_all()
@@ -207,39 +200,6 @@ class BatchingEngine:
             if sequence is not None:
                 self._aborted.append(sequence)
                 self._changed.notify_all()
-
-    def score(
-        self,
-        prompt: Sequence[int],
-        choices: Sequence[Sequence[int]],
-        *,
-        plan: SteeringPlan = UNSTEERED,
-        priority: Priority = Priority.BACKGROUND,
-    ) -> Future[list[list[float]]]:
-        """See `protocol.Engine.score`."""
-        return score(self.submit, prompt, choices, plan, priority)
-
-    def score_branches(
-        self,
-        prompt: Sequence[int],
-        token_ids: Sequence[int],
-        branches: Sequence[SteeringPlan],
-        *,
-        priority: Priority = Priority.BACKGROUND,
-    ) -> Future[Tensor]:
-        """See `protocol.Engine.score_branches`."""
-        return score_branches(self.submit, prompt, token_ids, branches, priority)
-
-    def capture(
-        self,
-        prompt: Sequence[int],
-        spec: CaptureSpec,
-        *,
-        plan: SteeringPlan = UNSTEERED,
-        priority: Priority = Priority.BACKGROUND,
-    ) -> Future[dict[Place, Tensor]]:
-        """See `protocol.Engine.capture`."""
-        return capture(self.submit, prompt, spec, plan, priority)
 
     def step(self) -> bool:
         """Schedule, run, sample, emit; False when there was nothing to do."""
@@ -314,7 +274,7 @@ class BatchingEngine:
 
     def _acquire_rows(self, sequence: TokenSequence) -> None:
         if sequence.rows is None:
-            sequence.rows = self._bank.acquire(sequence.request.plan, sequence.request.branches)
+            sequence.rows = self._bank.acquire(sequence.request.plan, sequence.wanted.branches)
             self._totals["prompt"] += sequence.num_prompt
             self._totals["cached"] += sequence.num_cached_tokens or 0
 
@@ -328,17 +288,14 @@ class BatchingEngine:
                 continue
             is_last = result.chunk.is_last
             if result.branch_logits is not None:
-                sequence.add_branch_scores(branch_scores(result.branch_logits, sequence.request.score_token_ids))
-                if is_last:
-                    scores = torch.cat(sequence.branch_scores)
-                    events.append(self._finish(sequence, FinishReason.LENGTH, branch_scores=scores))
-                continue
-            self._note_known(result)
-            sequence.advance(result.chunk.num_new, self._pool)
-            if is_last and sequence.request.max_tokens > 0:
+                sequence.add_branch_scores(branch_scores(result.branch_logits, sequence.wanted.next_token_ids))
+            else:
+                self._note_known(result)
+                sequence.advance(result.chunk.num_new, self._pool)
+            if is_last and sequence.wanted.max_tokens > 0:
                 sampling.append(result)
             elif is_last:
-                events.append(self._finish(sequence, FinishReason.LENGTH, scores=next_scores(result)))
+                events.append(self._finish(sequence, FinishReason.LENGTH))
         if sampling:
             self._sample(sampling, events)
 
@@ -349,8 +306,10 @@ class BatchingEngine:
         if result.known_logits is not None:
             first = sequence.next_logprob_position + 1
             tokens = sequence.tokens[first : first + len(result.known_logits)]
-            num_top = sequence.request.num_logprobs or 0
+            num_top = sequence.wanted.num_logprobs
             sequence.known_logprobs.extend(logprobs_of(result.known_logits, tokens, [num_top] * len(tokens)))
+        if result.next_logits is not None and sequence.wanted.next_token_ids:
+            sequence.next_scores = next_scores(result.next_logits, sequence.wanted.next_token_ids)
 
     def _sample(self, results: Sequence[ChunkResult], events: list[tuple[TokenSequence, TokenOutput]]) -> None:
         results, allowed = self._read_grammars(results, events)
@@ -399,8 +358,6 @@ class BatchingEngine:
         *,
         token: int | None = None,
         logprobs: TokenLogprobs | None = None,
-        scores: tuple[float, ...] | None = None,
-        branch_scores: Tensor | None = None,
         error: str | None = None,
     ) -> tuple[TokenSequence, TokenOutput]:
         """The one way out: pages and rows go back, and the last event is made (`_emit` then forgets the request)."""
@@ -408,23 +365,7 @@ class BatchingEngine:
         if sequence.rows is not None:
             self._bank.release(sequence.rows)
             sequence.rows = None
-        request = sequence.request
-        is_complete = reason in (FinishReason.STOP, FinishReason.LENGTH)
-        wants_known = is_complete and request.logprobs_start is not None
-        return sequence, TokenOutput(
-            request.request_id,
-            token,
-            logprobs,
-            reason,
-            sequence.num_cached_tokens or 0,
-            sequence.seconds_queued,
-            known_logprobs=tuple(sequence.known_logprobs) if wants_known else None,
-            scores=scores,
-            branch_scores=branch_scores,
-            activations=captured_activations(sequence) if is_complete and request.capture is not None else None,
-            error=error,
-            is_end=token in sequence.sampler.end_token_ids,
-        )
+        return sequence, last_output(sequence, reason, token=token, logprobs=logprobs, error=error)
 
     def _emit(self, events: Sequence[tuple[TokenSequence, TokenOutput]]) -> None:
         for sequence, output in events:
@@ -444,15 +385,17 @@ class BatchingEngine:
         return EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
-            num_pages=self._pool.num_pages,
-            num_free_pages=self._pool.num_available,
-            page_size=self._pool.page_size,
-            num_rows_in_use=self._bank.num_rows_in_use,
             num_steered_running=sum(sequence.request.plan.is_steered for sequence in self._scheduler.running),
             total_requests=self._totals["requests"],
             total_prompt_tokens=self._totals["prompt"],
             total_cached_tokens=self._totals["cached"],
             total_generated_tokens=self._totals["generated"],
-            total_preemptions=self._scheduler.num_preemptions,
             total_steps=self._totals["steps"],
+            num_rows_in_use=self._bank.num_rows_in_use,
+            paging=PagingStats(
+                num_pages=self._pool.num_pages,
+                num_free_pages=self._pool.num_available,
+                page_size=self._pool.page_size,
+                total_preemptions=self._scheduler.num_preemptions,
+            ),
         )

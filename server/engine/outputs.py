@@ -6,12 +6,22 @@ It does not know how tokens are chosen or events travel.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
-from server.engine.request import TokenLogprobs
-from server.engine.runner import ChunkResult
+from server.engine.request import (
+    Branch,
+    Capture,
+    FinishReason,
+    Force,
+    Generate,
+    Score,
+    TokenLogprobs,
+    TokenOutput,
+)
 from server.engine.sampler import logprobs_of
 from server.engine.sequence import TokenSequence
 from vectors.vocabulary import Place
@@ -21,23 +31,23 @@ def sampled_logprobs(
     logits: Tensor, sequences: Sequence[TokenSequence], tokens: Sequence[int]
 ) -> list[TokenLogprobs | None]:
     """For each row of `logits` `[rows, vocabulary]`: what its sequence wants to know of the sampled token."""
-    wanting = [index for index, sequence in enumerate(sequences) if sequence.request.num_logprobs is not None]
+    num_top = {
+        index: sequence.wanted.generate.num_logprobs
+        for index, sequence in enumerate(sequences)
+        if sequence.wanted.generate is not None and sequence.wanted.generate.num_logprobs is not None
+    }
     logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
-    if wanting:
-        num_top = [sequences[index].request.num_logprobs or 0 for index in wanting]
-        found = logprobs_of(logits[wanting], [tokens[index] for index in wanting], num_top)
+    if num_top:
+        wanting = list(num_top)
+        found = logprobs_of(logits[wanting], [tokens[index] for index in wanting], list(num_top.values()))
         for index, logprob in zip(wanting, found, strict=True):
             logprobs[index] = logprob
     return logprobs
 
 
-def next_scores(result: ChunkResult) -> tuple[float, ...] | None:
-    """Log-probabilities of the tokens that the request scores as the next; None when it scores none."""
-    token_ids = result.chunk.sequence.request.score_token_ids
-    if not token_ids or result.next_logits is None:
-        return None
-    logprobs = torch.log_softmax(result.next_logits.to(torch.float32), dim=-1)
-    return tuple(float(value) for value in logprobs[list(token_ids)].tolist())
+def next_scores(logits: Tensor, token_ids: Sequence[int]) -> tuple[float, ...]:
+    """Log-probabilities of `token_ids` by `logits` `[vocabulary]`."""
+    return tuple(branch_scores(logits[None], token_ids)[0].tolist())
 
 
 def branch_scores(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
@@ -46,7 +56,44 @@ def branch_scores(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
     return logprobs[:, list(token_ids)].cpu()
 
 
-def captured_activations(sequence: TokenSequence) -> dict[Place, Tensor]:
+def last_output(
+    sequence: TokenSequence,
+    reason: FinishReason,
+    *,
+    token: int | None = None,
+    logprobs: TokenLogprobs | None = None,
+    error: str | None = None,
+) -> TokenOutput:
+    """The last event of a sequence that ends for `reason`, with all that its work gives when it is complete."""
+    output = TokenOutput(
+        sequence.request.request_id,
+        token,
+        logprobs,
+        reason,
+        sequence.num_cached_tokens or 0,
+        sequence.seconds_queued,
+        error=error,
+        is_end=token in sequence.sampler.end_token_ids,
+    )
+    if reason in (FinishReason.ABORT, FinishReason.ERROR):
+        return output
+    match sequence.request.work:
+        case Generate():
+            return output
+        case Force():
+            return replace(output, known_logprobs=tuple(sequence.known_logprobs))
+        case Score():
+            head = [known.logprob for known in sequence.known_logprobs if known is not None]
+            return replace(output, scores=tuple((*head, score) for score in sequence.next_scores))
+        case Branch():
+            return replace(output, branch_scores=torch.cat(sequence.branch_scores))
+        case Capture():
+            return replace(output, activations=_captured_activations(sequence))
+        case _ as unknown:
+            assert_never(unknown)
+
+
+def _captured_activations(sequence: TokenSequence) -> dict[Place, Tensor]:
     """The captured activations, `{(site, layer): float32 [positions, hidden]}`, positions as they were asked for."""
     return {
         place: torch.stack([found[position] for position in sequence.capture_positions])

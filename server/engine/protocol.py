@@ -1,20 +1,16 @@
-"""The one door between the API and whatever runs the model: submit, abort, score, capture, stats.
+"""The one door between the rest of the server and whatever runs the model.
 
-Another engine can stand behind it (vLLM, say): nothing here names pages, threads or torch modules.
+Any engine can stand behind it (vLLM, say): what only some have is optional in the statistics. Scoring and capture as
+functions over `submit` are in `queries.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
-from server.engine.request import CaptureSpec, GenerationRequest, OutputSink, Priority
-from server.steering.plan import UNSTEERED, SteeringPlan
-from vectors.vocabulary import Place
+from server.engine.request import EngineRequest, OutputSink
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +38,37 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineStats:
-    """A consistent snapshot of the engine's counters. Gauges first, then totals since the start."""
+class PagingStats:
+    """What an engine counts that keeps its KV in pages. `num_free_pages` are those that a new request could take."""
 
-    num_running: int
-    num_waiting: int
     num_pages: int
     num_free_pages: int
     page_size: int
-    num_rows_in_use: int
+    total_preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A consistent snapshot of the engine's counters. Gauges first, then totals since the start.
+
+    `total_steps` counts forward passes. What only some engines have comes last, and is None elsewhere:
+    `num_rows_in_use`, of the tables that steer batches; `paging`.
+    """
+
+    num_running: int
+    num_waiting: int
     num_steered_running: int
     total_requests: int
     total_prompt_tokens: int
     total_cached_tokens: int
     total_generated_tokens: int
-    total_preemptions: int
     total_steps: int
+    num_rows_in_use: int | None = None
+    paging: PagingStats | None = None
 
 
 class Engine(Protocol):
-    """Runs generation requests. Thread-safe: any thread may call it."""
+    """Runs requests. Thread-safe: any thread may call it."""
 
     @property
     def info(self) -> ModelInfo:
@@ -78,11 +85,10 @@ class Engine(Protocol):
         """How many live requests it takes at a time, running and waiting; more at once can never be accepted."""
         ...
 
-    def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
         """Queue `request`; its events go to `sink`, the last of them with a finish reason.
 
-        Raises `Overloaded` (queue full), `Unavailable` (stopped or draining), `ContextLengthExceeded`,
-        `InvalidRequest` (token ids out of the vocabulary, an empty prompt, a capture outside the model).
+        Raises `RequestRefused` for what cannot be run, `QueueFull`, and `EngineStopped`.
         """
         ...
 
@@ -90,43 +96,14 @@ class Engine(Protocol):
         """End a request early; its sink gets a last event with `FinishReason.ABORT`. Unknown ids are ignored."""
         ...
 
-    def score(
-        self,
-        prompt: Sequence[int],
-        choices: Sequence[Sequence[int]],
-        *,
-        plan: SteeringPlan = UNSTEERED,
-        priority: Priority = Priority.BACKGROUND,
-    ) -> Future[list[list[float]]]:
-        """Log-probabilities of the tokens of each choice as continuation of `prompt`, steered by `plan`."""
-        ...
-
-    def score_branches(
-        self,
-        prompt: Sequence[int],
-        token_ids: Sequence[int],
-        branches: Sequence[SteeringPlan],
-        *,
-        priority: Priority = Priority.BACKGROUND,
-    ) -> Future[Tensor]:
-        """Log-probabilities, float32 `[branches, tokens]` (CPU), of the next tokens after `prompt` under each plan.
-
-        There is at least one, and all steer what comes before the last prompt token alike. A plan that breaks the
-        model gives NaN.
-        """
-        ...
-
-    def capture(
-        self,
-        prompt: Sequence[int],
-        spec: CaptureSpec,
-        *,
-        plan: SteeringPlan = UNSTEERED,
-        priority: Priority = Priority.BACKGROUND,
-    ) -> Future[dict[Place, Tensor]]:
-        """Activations `{(site, layer): float32 [positions, hidden]}` (CPU) of `prompt` as `spec` says."""
-        ...
-
     def stats(self) -> EngineStats:
         """Counters now."""
+        ...
+
+    def drain(self, timeout: float) -> bool:
+        """Refuse new requests and wait up to `timeout` seconds for those under way; True when all ended."""
+        ...
+
+    def close(self) -> None:
+        """Abort what is under way and free the model. Every sink has had its last event when it returns. Idempotent."""
         ...

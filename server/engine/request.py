@@ -1,6 +1,7 @@
 """What the engine is asked for and what it gives back: requests, states, token outputs.
 
-Plain immutable data. It does not know tensors of a step, the queue, or text: prompts and outputs are token ids.
+Plain immutable data; prompts and outputs are token ids. A request is a prompt, its steering, and one of five kinds of
+work. Who matches on `Work` ends with `assert_never`, so that a kind that somewhere is not handled fails type checking.
 """
 
 from __future__ import annotations
@@ -84,10 +85,62 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
-class CaptureSpec:
-    """Activations to hand back: at each of `sites`, after steering, for each of `layers`, at `positions`.
+class Generate:
+    """Sample up to `max_tokens` tokens after the prompt, each an event; 0: the prompt is read, and that is all.
 
-    `positions` index the tokens of prompt + forced; negative ones count from the end.
+    `num_logprobs` asks for the log-probability of each token and that many of the likeliest. `grammar` forbids tokens
+    that it does not allow, and ends the response when it is complete. `parts` tells which part of the response each
+    token belongs to; without it all is content.
+    """
+
+    max_tokens: int
+    sampling: SamplingParams = SamplingParams()
+    num_logprobs: int | None = None
+    grammar: Grammar | None = None
+    parts: PartReader | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Force:
+    """Read the prompt and then `response`, and tell the log-probabilities of these tokens from index `start` on.
+
+    Each comes with `num_logprobs` of the likeliest at its place. Index 0 has none and is given as None. `response` is
+    steered as content.
+    """
+
+    response: tuple[int, ...] = ()
+    start: int = 0
+    num_logprobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The log-probabilities of responses that differ in their last token only: `head` and then each of `last`.
+
+    They are steered as content.
+    """
+
+    head: tuple[int, ...]
+    last: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """The log-probabilities of `token_ids` as the next after the prompt, under each of `plans`.
+
+    The prompt's last token is computed once for each plan, side by side, after the other tokens as the request's own
+    plan steers them. So `plans` may differ from it at the last prompt token only.
+    """
+
+    plans: tuple[SteeringPlan, ...]
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """The activations at each of `sites`, after steering, for each of `layers`, at `positions`.
+
+    `positions` index the prompt's tokens; negative ones count from the end.
     """
 
     layers: tuple[int, ...]
@@ -95,37 +148,21 @@ class CaptureSpec:
     positions: tuple[int, ...] = (-1,)
 
 
+Work = Generate | Force | Score | Branch | Capture
+"""What is to be done with a prompt."""
+
+
 @dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """One sequence to run: `prompt`, then `forced` tokens, then up to `max_tokens` sampled ones.
+class EngineRequest:
+    """One sequence to run: `prompt`, steered by `plan`, and what is to be done with it.
 
-    `forced` are response tokens that the caller dictates (a choice to score); they are steered as response.
-    `max_tokens` may be 0 for a request that only scores or captures. `num_logprobs` asks for the
-    log-probability of each sampled token and that many of the likeliest. `logprobs_start` asks the same for
-    the known tokens (prompt + forced) from that index on (index 0 has none and is given as None).
-    `score_token_ids` asks for the log-probabilities of these tokens as the next after prompt + forced.
-
-    `branches` asks for those scores under many plans at once: the prompt's last token is computed once for each of
-    them, side by side, after the other tokens as `plan` steers them. So the plans may differ from `plan` at the
-    last prompt token only, and nothing is generated, forced, captured or scored but the next token.
-
-    `grammar` forbids sampled tokens that it does not allow, and ends the response when it is complete. `parts` tells
-    which part of the response each token belongs to; without it all is content.
+    No two requests under way have the same `request_id`.
     """
 
     request_id: str
     prompt: tuple[int, ...]
-    max_tokens: int
-    sampling: SamplingParams = SamplingParams()
+    work: Work
     plan: SteeringPlan = UNSTEERED
-    forced: tuple[int, ...] = ()
-    num_logprobs: int | None = None
-    logprobs_start: int | None = None
-    score_token_ids: tuple[int, ...] = ()
-    branches: tuple[SteeringPlan, ...] = ()
-    capture: CaptureSpec | None = None
-    grammar: Grammar | None = None
-    parts: PartReader | None = None
     priority: Priority = Priority.LIVE
 
 
@@ -144,11 +181,12 @@ class TokenOutput:
     """One event of a request. The last one, and only the last, has `finish_reason`.
 
     `token_id` None: an event without a token (nothing was to be generated, abort, failure). An end or stop token is
-    given like any other; `is_end` tells it from text. What follows comes with the last event: `known_logprobs` for
-    `logprobs_start` (None for index 0), `scores` for `score_token_ids`, `activations` `{(site, layer): float32
-    [positions, hidden]}` for `capture`, `branch_scores` float32 `[branches, score_token_ids]` (CPU; NaN where a plan
-    broke the model). `num_cached_tokens`: prompt tokens that came from the prefix cache. `seconds_queued`: how long the
-    request waited for its first step; None when it had none.
+    given like any other; `is_end` tells it from text. What other work than generation gives comes with the last event,
+    unless it is an abort or an error: `known_logprobs` of `Force`; `scores` of `Score`, for each of `last` the
+    log-probabilities of head + last; `branch_scores` of `Branch`, float32 `[plans, token_ids]` (CPU; NaN where a plan
+    broke the model); `activations` of `Capture`, `{(site, layer): float32 [positions, hidden]}` (CPU).
+    `num_cached_tokens`: prompt tokens that came from the prefix cache. `seconds_queued`: how long the request waited
+    for its first step; None when it had none.
     """
 
     request_id: str
@@ -158,7 +196,7 @@ class TokenOutput:
     num_cached_tokens: int = 0
     seconds_queued: float | None = None
     known_logprobs: tuple[TokenLogprobs | None, ...] | None = None
-    scores: tuple[float, ...] | None = None
+    scores: tuple[tuple[float, ...], ...] | None = None
     branch_scores: Tensor | None = None
     activations: Mapping[Place, Tensor] | None = None
     error: str | None = None

@@ -14,8 +14,16 @@ from torch import Tensor
 from server.engine.attention.interface import Segment
 from server.engine.cache import ROOT_KEY, PageKey, PagePool, page_key
 from server.engine.grammar import GrammarState, allowed_tokens
-from server.engine.request import FinishReason, GenerationRequest, OutputSink, RequestState, TokenLogprobs
+from server.engine.request import (
+    EngineRequest,
+    FinishReason,
+    OutputSink,
+    RequestState,
+    SamplingParams,
+    TokenLogprobs,
+)
 from server.engine.sampler import RowSampler
+from server.engine.wanted import wanted_by
 from server.steering.bank import PlanRows
 from vectors.vocabulary import Part, Place
 
@@ -39,42 +47,42 @@ _NEXT_STATES: dict[RequestState, frozenset[RequestState]] = {
 class TokenSequence:
     """The engine's mutable record of one request."""
 
-    def __init__(
-        self, request: GenerationRequest, sink: OutputSink, eos_token_ids: frozenset[int], page_size: int
-    ) -> None:
+    def __init__(self, request: EngineRequest, sink: OutputSink, eos_token_ids: frozenset[int], page_size: int) -> None:
         self.request = request
+        self.wanted = wanted_by(request)
         self.sink = sink
         self.state = RequestState.QUEUED
-        self.tokens: list[int] = [*request.prompt, *request.forced]
+        self.tokens: list[int] = [*request.prompt, *self.wanted.response]
         self.num_prompt = len(request.prompt)
         self.num_known = len(self.tokens)
         self.num_computed = 0
         self.num_cached_tokens: int | None = None
         self.seconds_queued: float | None = None
         self._created_at = time.monotonic()
-        self.sampler = RowSampler(request.sampling, eos_token_ids, request.prompt)
+        generate = self.wanted.generate
+        sampling = SamplingParams() if generate is None else generate.sampling
+        self.sampler = RowSampler(sampling, eos_token_ids, request.prompt)
         self._grammar: GrammarState | None = None
-        self._part_reader = None if request.parts is None else request.parts.start()
+        self._part_reader = None if generate is None or generate.parts is None else generate.parts.start()
         self.parts: list[Part] | None = None if self._part_reader is None else [self._part_reader.part]
-        for token in request.forced:
-            self._read_part(token)
         self.rows: PlanRows | None = None
         self.pages: list[int] = []
         self.known_logprobs: list[TokenLogprobs | None] = []
         self.activations: dict[Place, dict[int, Tensor]] = {}
+        self.next_scores: tuple[float, ...] = ()
         self.branch_scores: list[Tensor] = []
         self._num_branches_done = 0
         self._page_size = page_size
         self._stretches: list[list[int]] = []
         self._num_shared = 0
         self._keys: list[PageKey] = []
-        start = request.logprobs_start
+        start = self.wanted.logprobs_start
         if start == 0:
             self.known_logprobs.append(None)
         self._first_logprob = self.num_known if start is None else start
-        spec = request.capture
+        capture = self.wanted.capture
         self.capture_positions: tuple[int, ...] = (
-            () if spec is None else tuple(position % self.num_known for position in spec.positions)
+            () if capture is None else tuple(position % self.num_known for position in capture.positions)
         )
 
     def become(self, state: RequestState) -> None:
@@ -87,24 +95,24 @@ class TokenSequence:
     @property
     def num_to_compute(self) -> int:
         """Tokens whose KV is missing, and branches not scored yet; 1 for a decoding sequence."""
-        if self.request.branches:
+        if self.wanted.branches:
             return self.num_prompt - 1 - self.num_computed + self.num_branches_left
         return len(self.tokens) - self.num_computed
 
     @property
     def num_branches_left(self) -> int:
         """Branches not scored yet."""
-        return len(self.request.branches) - self._num_branches_done
+        return len(self.wanted.branches) - self._num_branches_done
 
     @property
     def is_branching(self) -> bool:
         """True when all that the branches share is in the KV cache: the next chunk is branches."""
-        return bool(self.request.branches) and self.num_computed == self.num_prompt - 1
+        return bool(self.wanted.branches) and self.num_computed == self.num_prompt - 1
 
     @property
     def max_chunk(self) -> int:
         """The most tokens that the next chunk may have: it is either branches or what comes before them."""
-        if self.request.branches and not self.is_branching:
+        if self.wanted.branches and not self.is_branching:
             return self.num_prompt - 1 - self.num_computed
         return self.num_to_compute
 
@@ -124,10 +132,11 @@ class TokenSequence:
 
     def allowed_next(self, vocab_size: int) -> Tensor | None:
         """Bool `[vocab_size]`: what the grammar allows as the next token; None: everything. Raises `GrammarFailed`."""
-        if self.request.grammar is None:
+        generate = self.wanted.generate
+        if generate is None or generate.grammar is None:
             return None
         if self._grammar is None:  # here, not earlier: states may be large, and there are more requests than places
-            self._grammar = self.request.grammar.start()
+            self._grammar = generate.grammar.start()
         return allowed_tokens(self._grammar, vocab_size)
 
     def append(self, token: int) -> None:
@@ -143,7 +152,7 @@ class TokenSequence:
         is_complete = self._grammar is not None and self._grammar.is_complete
         if is_complete or self.tokens[-1] in self.sampler.end_token_ids:
             return FinishReason.STOP
-        return FinishReason.LENGTH if self.num_generated >= self.request.max_tokens else None
+        return FinishReason.LENGTH if self.num_generated >= self.wanted.max_tokens else None
 
     def _read_part(self, token: int) -> None:
         if self._part_reader is not None and self.parts is not None:
@@ -175,13 +184,13 @@ class TokenSequence:
     @property
     def capture_places(self) -> tuple[Place, ...]:
         """Where activations are wanted."""
-        spec = self.request.capture
+        spec = self.wanted.capture
         return () if spec is None else tuple(itertools.product(spec.sites, spec.layers))
 
     @property
     def needs_next_logits(self) -> bool:
         """True when the logits after the last token choose a token or give scores."""
-        return self.request.max_tokens > 0 or bool(self.request.score_token_ids)
+        return self.wanted.max_tokens > 0 or bool(self.wanted.next_token_ids)
 
     def take_cached_pages(self, pool: PagePool) -> None:
         """Start from the longest prefix whose pages the pool already has."""

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from server.engine.errors import EngineError
 from server.engine.protocol import Engine
-from server.engine.request import CaptureSpec
-from server.errors import ApiError
+from server.engine.queries import capture, score, score_branches
+from server.engine.request import Capture
 from server.steering.plan import SteeringPlan
 from server.steering.resolution import plan_of_vectors
 from server.text import TextProcessor
@@ -70,12 +71,12 @@ class EngineView:
     ) -> Iterator[tuple[int, Mapping[Site, Tensor]]]:
         """See `vectors.training.model_view.ModelView.activations`."""
         layers = range(self.num_layers)
-        spec = CaptureSpec(tuple(layers), tuple(sites))
+        work = Capture(tuple(layers), tuple(sites))
 
-        def capture(prompt: tuple[int, ...]) -> Future[Any]:
-            return self._engine.capture(prompt, spec)
+        def begin(prompt: tuple[int, ...]) -> Future[Any]:
+            return capture(self._engine, prompt, work)
 
-        for index, found in self._stream(enumerate(prompts), capture):
+        for index, found in self._stream(enumerate(prompts), begin):
             yield index, {site: torch.cat([found[site, layer] for layer in layers]) for site in sites}
 
     def next_token_logprobs(
@@ -96,13 +97,13 @@ class EngineView:
             for index in range(first, min(first + _PROMPTS_PER_ROUND, len(prompts)))
         )
 
-        def score(task: tuple[int, int]) -> Future[Tensor]:
+        def begin(task: tuple[int, int]) -> Future[Tensor]:
             index, number = task
             branches = [plans[member] for member in groups[number]]
-            return self._engine.score_branches(prompts[index], token_ids[index], branches)
+            return score_branches(self._engine, prompts[index], token_ids[index], branches)
 
         found: dict[int, dict[int, Tensor]] = {}
-        for (index, number), scores in self._stream(tasks, score):
+        for (index, number), scores in self._stream(tasks, begin):
             parts = found.setdefault(index, {})
             parts[number] = scores
             if len(parts) == len(groups):
@@ -115,11 +116,11 @@ class EngineView:
     ) -> Iterator[tuple[int, tuple[tuple[float, ...], ...]]]:
         """See `vectors.training.model_view.ModelView.continuation_logprobs`."""
 
-        def score(query: Continuations) -> Future[list[list[float]]]:
-            return self._engine.score(query.prompt, query.choices, plan=self._plan_of(query.steering))
+        def begin(query: Continuations) -> Future[list[tuple[float, ...]]]:
+            return score(self._engine, query.prompt, query.choices, plan=self._plan_of(query.steering))
 
-        for index, found in self._stream(enumerate(queries), score):
-            yield index, tuple(tuple(logprobs) for logprobs in found)
+        for index, found in self._stream(enumerate(queries), begin):
+            yield index, tuple(found)
 
     def _plan_of(self, steering: Sequence[Steering]) -> SteeringPlan:
         return plan_of_vectors(((entry.vector, entry.scale) for entry in steering), self._engine.info)
@@ -149,18 +150,18 @@ class EngineView:
             num_under_way -= 1
             try:
                 result = future.result()
-            except ApiError as error:
+            except EngineError as error:
                 raise self._failure(error) from error
             yield key, result
 
     def _begin(self, begin: Callable[[Any], Future[_Result]], content: Any) -> Future[_Result]:
         try:
             return begin(content)
-        except ApiError as error:
+        except EngineError as error:
             raise self._failure(error) from error
 
-    def _failure(self, error: ApiError) -> Exception:
-        return Cancelled() if self._is_cancelled() else ModelFailed(error.message)
+    def _failure(self, error: EngineError) -> Exception:
+        return Cancelled() if self._is_cancelled() else ModelFailed(str(error))
 
 
 def _put(finished: SimpleQueue[tuple[_Key, Future[_Result]]], key: _Key, future: Future[_Result]) -> None:

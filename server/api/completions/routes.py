@@ -28,7 +28,7 @@ from server.api.http.parameters import RATE_LIMITS
 from server.api.http.services import Services, services_of
 from server.api.http.sse import EventStream
 from server.detokenizer import ChoiceText, TokenTable
-from server.engine.request import TokenLogprobs
+from server.engine.request import Force, TokenLogprobs
 from server.errors import InvalidRequest
 from server.keys import Role
 from server.steering.plan import SteeringPlan
@@ -139,8 +139,7 @@ class _CompletionAnswer:
                 request=replace(
                     choice.request,
                     request_id=f"{choice.request.request_id}-echo",
-                    max_tokens=0,
-                    logprobs_start=0,
+                    work=Force(num_logprobs=self.body.logprobs or 0),
                 ),
                 text=ChoiceText(self.table, begins_text=True),
             )

@@ -5,6 +5,7 @@ It knows the SDK's shapes of answers; how a question is asked and what a probabi
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +27,8 @@ from server.api.http.connection import while_connected
 from server.api.http.description import GENERATION_ERRORS, JSON, Success, describe
 from server.api.http.parameters import RATE_LIMITS
 from server.api.http.services import Services, services_of
-from server.engine.queries import choice_logprobs, score_requests
-from server.engine.request import GenerationRequest, Priority, TokenOutput
+from server.engine.queries import share_heads
+from server.engine.request import EngineRequest, TokenOutput
 from server.errors import ContextLengthExceeded, EngineFailure
 from server.keys import Role
 from server.steering.plan import SteeringPlan
@@ -77,7 +78,7 @@ class _Asking:
     _sent: list[tuple[int, int, list[tuple[int, int]]]] = field(default_factory=list)
     _num_tokens: int = 0
 
-    def requests(self, questions: Sequence[Question]) -> Iterator[GenerationRequest]:
+    def requests(self, questions: Sequence[Question]) -> Iterator[EngineRequest]:
         """The scoring requests of every question in both orders, made one after the other.
 
         Raises `ContextLengthExceeded`.
@@ -89,10 +90,10 @@ class _Asking:
             for turn, order in enumerate(question.orders):
                 prompt = self.interview.prompt(question, order)
                 self._check_length(number, len(prompt) + max(map(len, spellings)))
-                for request, indices in score_requests(prompt, spellings, self.plan, Priority.LIVE):
+                for work, indices in share_heads(spellings):
                     self._sent.append((number, turn, [places[index] for index in indices]))
-                    self._num_tokens += len(request.prompt) + len(request.forced)
-                    yield request
+                    self._num_tokens += len(prompt) + len(work.head)
+                    yield EngineRequest(f"decision-{uuid.uuid4().hex}", tuple(prompt), work, self.plan)
 
     def probabilities(self, questions: Sequence[Question], outputs: Sequence[TokenOutput]) -> list[Probabilities]:
         """The probabilities of each question's options, from the outputs of all `requests`."""
@@ -101,7 +102,7 @@ class _Asking:
             for question in questions
         ]
         for (number, turn, places), output in zip(self._sent, outputs, strict=True):
-            for (place, index), tokens in zip(places, choice_logprobs(output), strict=True):
+            for (place, index), tokens in zip(places, output.scores or (), strict=True):
                 logprobs[number][turn][place][index] = sum(tokens)
         found = [probabilities_of(orders) for orders in logprobs]
         if not all(np.isfinite(each).all() for each in found):

@@ -14,8 +14,10 @@ from server.api.generation.running import Choice
 from server.api.generation.wire import GenerationFields
 from server.api.http.services import Services
 from server.detokenizer import ChoiceText
-from server.engine.request import GenerationRequest, SamplingParams
+from server.engine.grammar import Grammar
+from server.engine.request import EngineRequest, Generate, SamplingParams
 from server.errors import ContextLengthExceeded, InvalidRequest
+from server.steering.parts import PartReader
 from server.steering.plan import SteeringPlan
 
 
@@ -107,21 +109,30 @@ def choices_of(
     begins_text: bool,
     first_index: int = 0,
     shown: Collection[int] = (),
+    grammar: Grammar | None = None,
+    parts: PartReader | None = None,
 ) -> list[Choice]:
-    """The choices that answer `prompt`, one a candidate, numbered from `first_index`; `shown` as in `ChoiceText`."""
+    """The choices that answer `prompt`, one a candidate, numbered from `first_index`.
+
+    `shown` as in `ChoiceText`, `grammar` and `parts` as in `Generate`.
+    """
     check_tokens(request, max_tokens, services.engine.info.vocab_size)
     sampling = sampling_of(request, services.engine.info.sampling_defaults)
     token_ids = tuple(prompt)
     return [
         Choice(
             index=first_index + index,
-            request=GenerationRequest(
+            request=EngineRequest(
                 request_id=f"{response_id}-{first_index + index}",
                 prompt=token_ids,
-                max_tokens=max_tokens,
-                sampling=replace(sampling, seed=seed_of_choice(request.seed, index)),
+                work=Generate(
+                    max_tokens=max_tokens,
+                    sampling=replace(sampling, seed=seed_of_choice(request.seed, index)),
+                    num_logprobs=num_logprobs,
+                    grammar=grammar,
+                    parts=parts,
+                ),
                 plan=plan,
-                num_logprobs=num_logprobs,
             ),
             text=ChoiceText(
                 services.text.table,

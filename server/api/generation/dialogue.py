@@ -6,7 +6,7 @@ What chat completions and responses have in common. It does not know the shapes 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from anyio.to_thread import run_sync
@@ -140,10 +140,9 @@ async def replies_to(
         num_logprobs=dialogue.num_logprobs,
         begins_text=True,
         shown=text.visible_specials if prepared.parser_template is not None else (),
+        grammar=prepared.grammar,
+        parts=prepared.parts if plan.depends_on_parts else None,
     )
-    parts = prepared.parts if plan.depends_on_parts else None
-    for choice in choices:
-        choice.request = replace(choice.request, grammar=prepared.grammar, parts=parts)
     parsers = [prepared.parser() for _ in choices]
     return Replies(Generation(services.engine, choices, services.metrics), parsers)
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 from server.api.http.metrics import Metrics
 from server.api.http.observed import Observed, observed
-from server.engine.request import GenerationRequest, TokenOutput
+from server.engine.request import EngineRequest, TokenOutput
 
 
 class Measurement:
     """Of the sequences that answer one request. `metrics` None: work that nothing should count."""
 
-    def __init__(self, requests: Sequence[GenerationRequest], metrics: Metrics | None) -> None:
+    def __init__(self, requests: Sequence[EngineRequest], metrics: Metrics | None) -> None:
         self._metrics = metrics
         self._record = Observed() if metrics is None else observed()
         self._began_at = time.perf_counter()
@@ -69,6 +69,6 @@ class Measurement:
             self._metrics.observe_request(time.perf_counter() - self._began_at)
 
 
-def _steering_vectors(request: GenerationRequest) -> tuple[str, ...]:
+def _steering_vectors(request: EngineRequest) -> tuple[str, ...]:
     """The vectors that change something of the request, each once."""
     return tuple({entry.vector: None for entry in request.plan.entries if entry.applied.is_active})

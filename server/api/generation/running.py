@@ -16,7 +16,7 @@ from server.api.generation.measurement import Measurement
 from server.api.http.metrics import Metrics
 from server.detokenizer import ChoiceText
 from server.engine.protocol import Engine
-from server.engine.request import FinishReason, GenerationRequest, TokenLogprobs, TokenOutput
+from server.engine.request import EngineRequest, FinishReason, TokenLogprobs, TokenOutput
 from server.errors import EngineFailure, Unavailable
 
 
@@ -43,7 +43,7 @@ class Choice:
     """One answer while it is generated."""
 
     index: int
-    request: GenerationRequest
+    request: EngineRequest
     text: ChoiceText
     finish_reason: str | None = None
     num_cached_tokens: int = 0

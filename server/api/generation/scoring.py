@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 from anyio.to_thread import run_sync
 
+from server.engine.errors import QueueFull
 from server.engine.protocol import Engine
-from server.engine.request import FinishReason, GenerationRequest, TokenOutput
-from server.errors import EngineFailure, Overloaded, Unavailable
+from server.engine.request import EngineRequest, FinishReason, TokenOutput
+from server.errors import EngineFailure, Unavailable
 
 MAX_UNDER_WAY = 32
 """Requests that one client's scoring has in the engine at a time: half of what runs at once by default."""
@@ -37,10 +38,10 @@ class Scoring:
             self._engine.abort(request_id)
         self._under_way.clear()
 
-    async def outputs(self, requests: Iterator[GenerationRequest]) -> list[TokenOutput]:
+    async def outputs(self, requests: Iterator[EngineRequest]) -> list[TokenOutput]:
         """The last event of each request, in order. `requests` are made as they are needed, on another thread.
 
-        Raises `Overloaded` when the queue is full and none of these requests is under way, `EngineFailure`,
+        Raises `QueueFull` when the queue is full and none of these requests is under way, `EngineFailure`,
         `Unavailable`, and what making and submitting a request raises.
         """
         found: dict[int, TokenOutput] = {}
@@ -57,7 +58,7 @@ class Scoring:
             found[index] = output
         return [found[index] for index in range(number)]
 
-    def _has_submitted(self, index: int, request: GenerationRequest) -> bool:
+    def _has_submitted(self, index: int, request: EngineRequest) -> bool:
         """Hand the request over; False when the queue is full and one of ours will make room."""
 
         def receive(output: TokenOutput) -> None:
@@ -67,7 +68,7 @@ class Scoring:
 
         try:
             self._engine.submit(request, receive)
-        except Overloaded:
+        except QueueFull:
             if not self._under_way:
                 raise
             return False

@@ -1,6 +1,6 @@
 """Errors as responses: every failure leaves in OpenAI's envelope, and none with a traceback.
 
-`server.errors` knows which status and code an error has; this module knows how it travels.
+`server.errors` and `engine_errors` know which status and code an error has; this module knows how it travels.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
+from server.api.http.engine_errors import from_engine_error
+from server.engine.errors import EngineError
 from server.errors import ApiError, EngineFailure, InvalidRequest, from_vectors_error
 from vectors.errors import VectorsError
 
@@ -29,6 +31,7 @@ def response_of(error: ApiError) -> Response:
 def install(app: FastAPI) -> None:
     """Make every error that a route raises leave as an envelope."""
     app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(EngineError, _on_engine_error)
     app.add_exception_handler(VectorsError, _on_vectors_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
 
@@ -38,6 +41,13 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
     if isinstance(error, EngineFailure):
         _log.error("%s", error, exc_info=error)
     return response_of(error)
+
+
+async def _on_engine_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, EngineError)
+    found = from_engine_error(error)
+    found.__cause__ = error
+    return await _on_api_error(request, found)
 
 
 async def _on_vectors_error(request: Request, error: Exception) -> Response:

@@ -29,36 +29,42 @@ class _EngineCollector(Collector):
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        """One consistent snapshot as metric families."""
+        """One consistent snapshot as metric families; those of pages and rows where the engine has them."""
         stats = self._engine.stats()
-        used = 1 - stats.num_free_pages / stats.num_pages if stats.num_pages else 0.0
+        pages = free_pages = used = preemptions = None
+        if stats.paging is not None:
+            pages, free_pages = stats.paging.num_pages, stats.paging.num_free_pages
+            used = 1 - free_pages / pages if pages else 0.0
+            preemptions = stats.paging.total_preemptions
         gauges = (
             ("vllm:num_requests_running", "Requests that generate.", stats.num_running),
             ("vllm:num_requests_waiting", "Requests that wait.", stats.num_waiting),
             ("vllm:kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", used),
             ("tiller:num_requests_steered", "Requests that generate and are steered.", stats.num_steered_running),
             ("tiller:steering_rows_in_use", "Rows of the steering bank in use.", stats.num_rows_in_use),
-            ("tiller:kv_pages", "KV pages in all.", stats.num_pages),
-            ("tiller:kv_pages_free", "KV pages that a new request could take.", stats.num_free_pages),
+            ("tiller:kv_pages", "KV pages in all.", pages),
+            ("tiller:kv_pages_free", "KV pages that a new request could take.", free_pages),
         )
         totals = (
             ("vllm:prompt_tokens", "Prompt tokens.", stats.total_prompt_tokens),
             ("vllm:generation_tokens", "Generated tokens.", stats.total_generated_tokens),
             ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.total_prompt_tokens),
             ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.total_cached_tokens),
-            ("vllm:num_preemptions", "Requests that gave up their pages for a while.", stats.total_preemptions),
+            ("vllm:num_preemptions", "Requests that gave up their pages for a while.", preemptions),
             ("tiller:engine_requests", "Sequences that the engine took.", stats.total_requests),
             ("tiller:engine_steps", "Steps of the engine.", stats.total_steps),
         )
         label = [self._engine.info.model_id]
         for name, text, value in gauges:
-            gauge = GaugeMetricFamily(name, text, labels=["model_name"])
-            gauge.add_metric(label, value)
-            yield gauge
+            if value is not None:
+                gauge = GaugeMetricFamily(name, text, labels=["model_name"])
+                gauge.add_metric(label, value)
+                yield gauge
         for name, text, value in totals:
-            counter = CounterMetricFamily(name, text, labels=["model_name"])
-            counter.add_metric(label, value)
-            yield counter
+            if value is not None:
+                counter = CounterMetricFamily(name, text, labels=["model_name"])
+                counter.add_metric(label, value)
+                yield counter
 
 
 class Metrics:

@@ -14,6 +14,7 @@ from server.answers.compiler import GrammarCompiler
 from server.api.http.metrics import Metrics
 from server.api.http.rate_limits import RateLimits
 from server.config import Settings
+from server.engine.errors import EngineStopped
 from server.engine.protocol import Engine
 from server.errors import Unavailable
 from server.jobs.worker import JobWorker
@@ -45,9 +46,9 @@ class Services:
         return int(self.settings.max_upload_mib * 2**20)
 
     def check_ready(self) -> None:
-        """Raise `Unavailable` when new work is refused."""
+        """Raise `EngineStopped` when new work is refused."""
         if not self.engine.is_accepting:
-            raise Unavailable("the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
+            raise EngineStopped
 
     def training(self) -> JobWorker:
         """Who keeps files and does training jobs. Raises `Unavailable` when this server has nobody for it."""

@@ -14,6 +14,7 @@ from server.api.generation.choices import usage_of
 from server.api.generation.dialogue import Replies
 from server.api.responses.output import Event, ResponseOutput
 from server.api.responses.wire import ResponseRequest
+from server.engine.request import SamplingParams
 from server.errors import ApiError
 from server.steering.plan import SteeringPlan
 
@@ -29,6 +30,7 @@ class ResponseInProgress:
     model: str
     body: ResponseRequest
     plan: SteeringPlan
+    sampling: SamplingParams
     replies: Replies
     output: ResponseOutput
     keep: Keep
@@ -85,7 +87,6 @@ class ResponseInProgress:
     def _object(self) -> dict[str, Any]:
         """The `response` object as it is now."""
         status = self._status
-        sampling = self.replies.generation.choices[0].request.sampling
         return {
             "id": self.response_id,
             "object": "response",
@@ -96,8 +97,8 @@ class ResponseInProgress:
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "model": self.model,
             "output": self.output.items(),
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
             "usage": None if self._finish_reason is None else self._usage(),
             "steering": self.plan.echo(),
             **self.body.echo(),

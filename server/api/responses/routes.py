@@ -14,6 +14,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
+from server.api.generation.choices import sampling_of
 from server.api.generation.dialogue import Dialogue, FieldNames, replies_to
 from server.api.generation.steering import plan_of
 from server.api.http.auth import bearer_key, require
@@ -205,6 +206,7 @@ async def _prepare(body: ResponseRequest, services: Services, shelf: _Shelf) -> 
         model=body.model if body.model is not None else services.engine.info.model_id,
         body=body,
         plan=plan,
+        sampling=sampling_of(body, services.engine.info.sampling_defaults),
         replies=replies,
         output=ResponseOutput(services.text.table, body.num_logprobs),
         keep=keep,

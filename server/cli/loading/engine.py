@@ -18,6 +18,7 @@ from server.demo import MODEL_DIR, MODEL_NAME
 
 if TYPE_CHECKING:
     from server.engine.engine import BatchingEngine
+    from server.engine.protocol import Engine
     from server.text import TextProcessor
 
 _PAGE_SIZE = 16
@@ -92,7 +93,7 @@ def loading(settings: Settings, source: ModelSource) -> Iterator[Callable[[str],
 
 def start_engine(
     settings: Settings, source: ModelSource, cleanup: contextlib.ExitStack, begin: Callable[[str], None]
-) -> tuple[BatchingEngine, TextProcessor]:
+) -> tuple[Engine, TextProcessor]:
     """Load the model and its tokenizer and start the engine, which `cleanup` closes.
 
     Raises `ModelRefused`, `TokenizerRefused` and `OSError`; see `readable_failures`.

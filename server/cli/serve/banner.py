@@ -29,7 +29,7 @@ class Readiness:
 
     def lines(self) -> list[str]:
         """The banner."""
-        model, stats = self.model, self.stats
+        model, paging = self.model, self.stats.paging
         lines = [
             f"tiller is ready at {self.url}",
             "",
@@ -41,9 +41,10 @@ class Readiness:
                 "           the embedded demo: a toy made to show steering, which knows little and errs often;",
                 "           tiller serve MODEL serves a real one",
             ]
+        if paging is not None:
+            num_tokens = paging.num_pages * paging.page_size
+            lines.append(f"  memory   {paging.num_pages} KV pages of {paging.page_size} tokens = {num_tokens} tokens")
         lines += [
-            f"  memory   {stats.num_pages} KV pages of {stats.page_size} tokens = {stats.num_pages * stats.page_size} "
-            "tokens",
             f"  vectors  {self._vectors()}",
             f"  keys     {self._keys()}",
             f"  API      described at {self.url}/docs",
@@ -58,7 +59,10 @@ class Readiness:
 
     def fields(self) -> dict[str, Any]:
         """The same for a JSON log."""
-        model, stats = self.model, self.stats
+        model, paging = self.model, self.stats.paging
+        memory = {}
+        if paging is not None:
+            memory = {"kv_pages": paging.num_pages, "kv_tokens": paging.num_pages * paging.page_size}
         return {
             "url": self.url,
             "model": model.model_id,
@@ -68,8 +72,7 @@ class Readiness:
             "dtype": model.dtype,
             "device": model.device,
             "max_model_len": model.max_model_len,
-            "kv_pages": stats.num_pages,
-            "kv_tokens": stats.num_pages * stats.page_size,
+            **memory,
             "num_vectors": self.num_vectors,
             "needs_key": self.needs_key,
             "is_demo": self.is_demo,

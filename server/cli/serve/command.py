@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
     from server.cli.serve.banner import Readiness
-    from server.engine.engine import BatchingEngine
+    from server.engine.protocol import Engine
     from server.jobs.worker import JobWorker
     from server.response_store import ResponseStore
     from server.text import TextProcessor
@@ -51,7 +51,7 @@ DRAIN_SECONDS = 30.0
 @dataclass(frozen=True, slots=True)
 class _Parts:
     store: VectorStore
-    engine: BatchingEngine
+    engine: Engine
     text: TextProcessor
     jobs: JobWorker
     responses: ResponseStore | None
@@ -123,7 +123,7 @@ def _open_responses(settings: Settings, cleanup: contextlib.ExitStack) -> Respon
 
 def _start_jobs(
     settings: Settings,
-    engine: BatchingEngine,
+    engine: Engine,
     text: TextProcessor,
     store: VectorStore,
     cleanup: contextlib.ExitStack,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from server.engine.engine import BatchingEngine
-from server.engine.request import FinishReason, GenerationRequest, OutputSink, TokenOutput
+from server.engine.request import EngineRequest, FinishReason, OutputSink, TokenOutput
 
 
 class FailingEngine(BatchingEngine):
     """Fails a request after three tokens, as a step that raises would."""
 
-    def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
         """See `protocol.Engine.submit`."""
         num_tokens = 0
 

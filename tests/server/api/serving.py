@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 import openai
@@ -153,8 +153,8 @@ class Server:
     def is_idle(self) -> bool:
         """True when nothing runs and nothing is held."""
         stats = self.engine.stats()
-        held = (stats.num_running, stats.num_waiting, stats.num_rows_in_use)
-        return held == (0, 0, 0) and stats.num_free_pages == stats.num_pages
+        held = (stats.num_running, stats.num_waiting, stats.num_rows_in_use or 0)
+        return held == (0, 0, 0) and (stats.paging is None or stats.paging.num_free_pages == stats.paging.num_pages)
 
 
 @contextlib.contextmanager
@@ -165,7 +165,7 @@ def serving(
     key: str | None = None,
     chat_template: str | None = CHAT_TEMPLATE,
     engine_settings: EngineSettings | None = None,
-    engine_class: type[BatchingEngine] = BatchingEngine,
+    engine_class: Callable[[LoadedModel, EngineSettings], contextlib.AbstractContextManager[Any]] = BatchingEngine,
     model: LoadedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     http: Literal["auto"] | type[asyncio.Protocol] = "auto",
@@ -176,7 +176,8 @@ def serving(
 ) -> Iterator[Server]:
     """Serve the tiny model from another thread on a free port, with the registry in `folder`.
 
-    With a `trainer` it also does training jobs; with a `model` and its `tokenizer` it serves these instead.
+    `engine_class` makes the engine. With a `trainer` it also does training jobs; with a `model` and its `tokenizer` it
+    serves these instead.
     `keeps_responses`: those whose requests ask for it.
     """
     limits = engine_settings or EngineSettings(num_pages=400, page_size=8, max_running=40, max_batch_tokens=128)

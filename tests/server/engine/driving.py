@@ -8,7 +8,7 @@ import torch
 
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.model import LoadedModel, prepare_model
-from server.engine.request import GenerationRequest, SamplingParams, TokenOutput
+from server.engine.request import EngineRequest, Generate, SamplingParams, TokenOutput
 from server.steering.plan import UNSTEERED, PlanEntry, SteeringPlan
 from tests.families import HIDDEN, LAYERS, build
 from tests.reference import Steer
@@ -36,7 +36,7 @@ def engine_of(model: LoadedModel, **changes: object) -> BatchingEngine:
 
 def run(
     engine: BatchingEngine,
-    requests: Iterable[GenerationRequest],
+    requests: Iterable[EngineRequest],
     after_step: Callable[[int], None] = lambda number: None,
 ) -> dict[str, list[TokenOutput]]:
     """Submit all, step until nothing is left, and check that nothing leaked."""
@@ -57,8 +57,16 @@ def run(
 def assert_nothing_held(engine: BatchingEngine) -> None:
     """Every page and row is back."""
     stats = engine.stats()
-    assert (stats.num_free_pages, stats.num_rows_in_use) == (stats.num_pages, 0)
+    assert stats.paging is not None
+    assert (stats.paging.num_free_pages, stats.num_rows_in_use) == (stats.paging.num_pages, 0)
     assert (stats.num_running, stats.num_waiting) == (0, 0)
+
+
+def num_preemptions(engine: BatchingEngine) -> int:
+    """How often a request gave up its pages."""
+    paging = engine.stats().paging
+    assert paging is not None
+    return paging.total_preemptions
 
 
 def tokens_of(events: list[TokenOutput]) -> list[int]:
@@ -77,7 +85,7 @@ def random_direction(seed: int, scale: float = 3.0) -> torch.Tensor:
     return torch.randn(HIDDEN, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-def mixed_requests(model: LoadedModel) -> list[GenerationRequest]:
+def mixed_requests(model: LoadedModel) -> list[EngineRequest]:
     """Greedy and sampled, steered and not, short and long, with prefixes in common."""
     vocabulary, hidden = model.info.vocab_size, model.info.hidden_size
 
@@ -95,11 +103,11 @@ def mixed_requests(model: LoadedModel) -> list[GenerationRequest]:
     for index in range(12):
         prompt = common[: 6 + 2 * index] if index % 2 else prompt_of(3 + 2 * index, vocabulary=vocabulary)
         sampling = GREEDY if index % 3 else SamplingParams(temperature=0.8, top_p=0.9, seed=index)
-        requests.append(GenerationRequest(str(index), prompt, 5 + index, sampling, plans[index % 4]))
+        requests.append(EngineRequest(str(index), prompt, Generate(5 + index, sampling), plans[index % 4]))
     return requests
 
 
-def alone(model: LoadedModel, requests: Iterable[GenerationRequest]) -> dict[str, list[int]]:
+def alone(model: LoadedModel, requests: Iterable[EngineRequest]) -> dict[str, list[int]]:
     """Each request's tokens in an engine of its own: no chunks, no shared pages, no neighbours."""
     answers = {}
     for request in requests:

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from server.engine.engine import BatchingEngine
-from server.engine.request import GenerationRequest
+from server.engine.request import EngineRequest, Generate
 from server.steering.plan import SteeringPlan
 from tests.reference import Steer
 from tests.server.engine.driving import GREEDY, engine_of, loaded, plan_of, prompt_of, random_direction
@@ -42,7 +42,7 @@ class Operations(TorchDispatchMode):
 def decode_step(engine: BatchingEngine, plans: Sequence[SteeringPlan], length: int = 8) -> Operations:
     """The operations of one decode step of requests with these plans."""
     for index, plan in enumerate(plans):
-        engine.submit(GenerationRequest(str(index), prompt_of(length), 20, GREEDY, plan), lambda output: None)
+        engine.submit(EngineRequest(str(index), prompt_of(length), Generate(20, GREEDY), plan), lambda output: None)
     while engine.stats().total_generated_tokens < len(plans):
         engine.step()
     engine.step()

@@ -7,7 +7,7 @@ import torch
 
 from server.engine.model import prepare_model, resolve_device
 from server.engine.refusal import ModelRefused
-from server.engine.request import GenerationRequest
+from server.engine.request import EngineRequest, Generate
 from tests.families import VOCABULARY, build
 from tests.reference import Steer, steered_logits
 from tests.server.engine.driving import GREEDY, engine_of, plan_of, prompt_of, random_direction, run, tokens_of
@@ -23,8 +23,11 @@ def check(device: str, dtype: torch.dtype, tolerance: float) -> None:
     engine = engine_of(prepare_model(build("llama").to(device=device, dtype=dtype)), max_batch_tokens=7)
     plain = build("llama").to(dtype=dtype)
     requests = [
-        GenerationRequest(
-            f"{length} {bool(steers)}", prompt_of(length), 8, GREEDY, plan_of(*steers), num_logprobs=VOCABULARY
+        EngineRequest(
+            f"{length} {bool(steers)}",
+            prompt_of(length),
+            Generate(8, GREEDY, num_logprobs=VOCABULARY),
+            plan_of(*steers),
         )
         for length in (1, 12, 30)
         for steers in ((), STEERS)

@@ -8,7 +8,7 @@ import transformers
 
 from server.engine.model import prepare_model
 from server.engine.refusal import ModelRefused
-from server.engine.request import GenerationRequest
+from server.engine.request import EngineRequest, Generate
 from tests.families import CONFIGS, build
 from tests.server.engine.driving import GREEDY, engine_of, prompt_of, run, tokens_of
 
@@ -37,7 +37,7 @@ def test_greedy_equals_generate(family: str) -> None:
     prompts = [prompt_of(length) for length in LENGTHS]
     expected = generated(family, prompts)
     model = prepare_model(build(family))
-    requests = [GenerationRequest(str(index), prompt, NUM_TOKENS, GREEDY) for index, prompt in enumerate(prompts)]
+    requests = [EngineRequest(str(index), prompt, Generate(NUM_TOKENS, GREEDY)) for index, prompt in enumerate(prompts)]
     for changes in ({}, {"max_batch_tokens": 5}, {"prefix_cache": False}, {"max_running": 1}):
         engine = engine_of(model, **changes)
         outputs = run(engine, requests)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from server.engine.model import load_model
-from server.engine.request import GenerationRequest
+from server.engine.request import EngineRequest, Generate
 from tests.reference import Steer, greedy
 from tests.server.engine.driving import GREEDY, engine_of, plan_of, run, tokens_of
 from tests.shared_files import shared
@@ -27,7 +27,7 @@ def test_stories260k_gives_its_published_text(max_batch_tokens: int) -> None:
     folder = shared("models/stories260K")
     golden = json.loads((folder / "golden.json").read_text())
     engine = engine_of(load_model(folder, device="cpu"), max_batch_tokens=max_batch_tokens)
-    request = GenerationRequest("x", tuple(golden["input_ids"]), golden["max_new_tokens"], GREEDY)
+    request = EngineRequest("x", tuple(golden["input_ids"]), Generate(golden["max_new_tokens"], GREEDY))
     tokens = tokens_of(run(engine, [request])["x"])
     text = AutoTokenizer.from_pretrained(folder).decode(tokens, skip_special_tokens=True)
     assert text.strip() == golden["text"].strip()
@@ -41,9 +41,9 @@ def test_tinystories_equals_generate_steered_and_not() -> None:
     prompts = [tuple(tokenizer(text).input_ids) for text in OPENINGS]
     steer = Steer(torch.randn(128, generator=torch.Generator().manual_seed(0)), 0, scale=0.6, positions="all")
     engine = engine_of(load_model(folder, device="cpu"))
-    requests = [GenerationRequest(str(index), prompt, 40, GREEDY) for index, prompt in enumerate(prompts)]
+    requests = [EngineRequest(str(index), prompt, Generate(40, GREEDY)) for index, prompt in enumerate(prompts)]
     requests += [
-        GenerationRequest(f"steered {index}", prompt, 40, GREEDY, plan_of(steer))
+        EngineRequest(f"steered {index}", prompt, Generate(40, GREEDY), plan_of(steer))
         for index, prompt in enumerate(prompts)
     ]
     outputs = run(engine, requests)
@@ -70,6 +70,6 @@ def test_a_lora_adapter_is_merged_before_steering(tmp_path_factory: pytest.TempP
     prompt = tuple(tokenizer(OPENINGS[0]).input_ids)
     plain = greedy(adapted.merge_and_unload(), prompt, 20)[0]
     engine = engine_of(load_model(folder, device="cpu", adapter=str(adapter)))
-    tokens = tokens_of(run(engine, [GenerationRequest("x", prompt, 20, GREEDY)])["x"])
+    tokens = tokens_of(run(engine, [EngineRequest("x", prompt, Generate(20, GREEDY))])["x"])
     assert tokens == plain[: len(tokens)]
     engine.close()

@@ -15,7 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from server.engine.request import GenerationRequest, SamplingParams
+from server.engine.request import EngineRequest, Generate, SamplingParams
 from server.engine.sampler import RowSampler, logprobs_of, sample
 from tests.server.engine.driving import engine_of, loaded, prompt_of, run, tokens_of
 
@@ -138,28 +138,11 @@ def test_penalties_equal_their_definitions() -> None:
     torch.testing.assert_close(adjusted, expected)
 
 
-def test_end_tokens_wait_for_min_tokens_and_ignore_eos_disarms_only_them() -> None:
-    eos, stop = 3, 4
-    pushed = {eos: 100.0, stop: 50.0}
-    model = loaded()
-    engine = engine_of(model)
-    info = model.info
-    assert not info.eos_token_ids
-    both = SamplingParams(temperature=0.0, logit_bias=pushed, stop_token_ids=frozenset({eos, stop}), min_tokens=5)
-    tokens = tokens_of(run(engine, [GenerationRequest("x", prompt_of(4), 20, both)])["x"])
-    assert len(tokens) == 6
-    assert tokens[-1] == eos
-    assert not set(tokens[:-1]) & {eos, stop}
-    row = RowSampler(SamplingParams(ignore_eos=True, stop_token_ids=frozenset({stop})), frozenset({eos}), ())
-    assert row.end_token_ids == {stop}
-    engine.close()
-
-
 def test_seeds_repeat_and_do_not_interact() -> None:
     engine = engine_of(loaded())
 
-    def request(name: str, seed: int | None) -> GenerationRequest:
-        return GenerationRequest(name, prompt_of(6), 12, SamplingParams(temperature=1.5, seed=seed))
+    def request(name: str, seed: int | None) -> EngineRequest:
+        return EngineRequest(name, prompt_of(6), Generate(12, SamplingParams(temperature=1.5, seed=seed)))
 
     alone = [tokens_of(run(engine, [request("x", seed)])["x"]) for seed in (1, 2)]
     together = run(engine, [request("a", 2), request("b", None), request("c", 1), request("d", None)])

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from server.engine.request import GenerationRequest, Priority, TokenOutput
-from server.errors import ContextLengthExceeded, Overloaded
+from server.engine.errors import ContextTooLong, QueueFull
+from server.engine.queries import score
+from server.engine.request import EngineRequest, Generate, Priority, TokenOutput
 from tests.families import build
 from tests.reference import greedy
 from tests.server.engine.driving import GREEDY, assert_nothing_held, engine_of, loaded, prompt_of, run, tokens_of
 
 
-def request(name: str, priority: Priority, length: int = 9, num_tokens: int = 20) -> GenerationRequest:
-    return GenerationRequest(name, prompt_of(length), num_tokens, GREEDY, priority=priority)
+def request(name: str, priority: Priority, length: int = 9, num_tokens: int = 20) -> EngineRequest:
+    return EngineRequest(name, prompt_of(length), Generate(num_tokens, GREEDY), priority=priority)
 
 
 @pytest.mark.parametrize("limits", [{"max_running": 1}, {"num_pages": 9}, {"max_batch_tokens": 1}], ids=repr)
@@ -38,10 +39,10 @@ def test_a_live_request_does_not_wait_for_background_work_under_way(limits: dict
 def test_background_work_does_not_fill_the_queue_of_live_requests() -> None:
     engine = engine_of(loaded(), max_queue=2, max_running=2)
     for _ in range(20):
-        engine.score(prompt_of(5), [(1,), (2,)])
+        score(engine, prompt_of(5), [(1,), (2,)])
     for number in range(4):
         engine.submit(request(str(number), Priority.LIVE, num_tokens=2), lambda output: None)
-    with pytest.raises(Overloaded):
+    with pytest.raises(QueueFull):
         engine.submit(request("one too many", Priority.LIVE), lambda output: None)
     while engine.step():
         pass
@@ -56,12 +57,12 @@ def test_a_request_that_must_wait_leaves_the_prefix_cache_alone() -> None:
     engine.submit(request("long", Priority.LIVE, length=5, num_tokens=24), lambda output: None)
     for _ in range(3):
         engine.step()
-    engine.submit(GenerationRequest("blocked", prompt_of(60), 4, GREEDY), lambda output: None)
+    engine.submit(EngineRequest("blocked", prompt_of(60), Generate(4, GREEDY)), lambda output: None)
     engine.step()
     assert engine.stats().num_waiting == 1
     engine.abort("blocked")
     events: list[TokenOutput] = []
-    engine.submit(GenerationRequest("again", prompt_of(24), 1, GREEDY), events.append)
+    engine.submit(EngineRequest("again", prompt_of(24), Generate(1, GREEDY)), events.append)
     while engine.step():
         pass
     assert events[-1].num_cached_tokens == 20  # all whole pages before the last token
@@ -71,7 +72,7 @@ def test_a_request_that_must_wait_leaves_the_prefix_cache_alone() -> None:
 
 def test_what_the_pages_cannot_hold_is_refused_and_never_waits() -> None:
     engine = engine_of(loaded(), num_pages=4)
-    with pytest.raises(ContextLengthExceeded, match="context is 16 tokens"):
+    with pytest.raises(ContextTooLong, match="context is 16 tokens"):
         engine.submit(request("x", Priority.LIVE, length=9, num_tokens=8), lambda output: None)
     assert tokens_of(run(engine, [request("x", Priority.LIVE, length=9, num_tokens=7)])["x"])
     engine.close()
@@ -82,7 +83,7 @@ def test_requests_that_begin_alike_and_come_together_compute_the_beginning_once(
     """The `n` choices of a request are such; a stranger among them does not wait."""
     engine = engine_of(loaded(), max_batch_tokens=max_batch_tokens)
     prompt = prompt_of(42)
-    alike = [GenerationRequest(f"alike-{number}", prompt, 6, GREEDY) for number in range(5)]
+    alike = [EngineRequest(f"alike-{number}", prompt, Generate(6, GREEDY)) for number in range(5)]
     stranger = request("stranger", Priority.LIVE, length=11, num_tokens=6)
     outputs = run(engine, [*alike[:3], stranger, *alike[3:]])
     expected, _ = greedy(build("llama"), prompt, 6)
@@ -95,7 +96,7 @@ def test_requests_that_begin_alike_and_come_together_compute_the_beginning_once(
 def test_nobody_waits_for_a_beginning_that_will_not_be_shared() -> None:
     """Without a prefix cache, and after whoever computed it left."""
     engine = engine_of(loaded(), prefix_cache=False)
-    alike = [GenerationRequest(str(number), prompt_of(42), 2, GREEDY) for number in range(3)]
+    alike = [EngineRequest(str(number), prompt_of(42), Generate(2, GREEDY)) for number in range(3)]
     for each in alike:
         engine.submit(each, lambda output: None)
     engine.step()

@@ -12,7 +12,7 @@ import torch
 from server.engine.attention.interface import NO_SLOT
 from server.engine.buffers import StepBuffers
 from server.engine.cache import PagePool
-from server.engine.request import CaptureSpec, GenerationRequest
+from server.engine.request import Branch, Capture, EngineRequest, Force, Generate
 from server.engine.scheduler import Chunk
 from server.engine.sequence import TokenSequence
 from server.engine.step import StepBatch, pack_step
@@ -32,9 +32,9 @@ STEERED = (
     plan_of(Steer(random_direction(4), 2, positions="all", operation="ablate")),
     UNSTEERED,
 )
-CAPTURE = CaptureSpec(layers=(0, 2), sites=("residual", "mlp"), positions=(0, 2, 5, -1))
+CAPTURE = Capture(layers=(0, 2), sites=("residual", "mlp"), positions=(0, 2, 5, -1))
 Plans = Sequence[SteeringPlan]
-Kind = Callable[[tuple[int, ...], Plans], GenerationRequest]
+Kind = Callable[[tuple[int, ...], Plans], EngineRequest]
 
 
 class CyclingParts:
@@ -54,27 +54,27 @@ class CyclingParts:
         self._number += 1
 
 
-def generating(prompt: tuple[int, ...], plans: Plans) -> GenerationRequest:
-    return GenerationRequest("generating", prompt, 20, plan=plans[0])
+def generating(prompt: tuple[int, ...], plans: Plans) -> EngineRequest:
+    return EngineRequest("generating", prompt, Generate(20), plans[0])
 
 
-def generating_in_parts(prompt: tuple[int, ...], plans: Plans) -> GenerationRequest:
-    return GenerationRequest("parts", prompt, 20, plan=plans[0], parts=CyclingParts())
+def generating_in_parts(prompt: tuple[int, ...], plans: Plans) -> EngineRequest:
+    return EngineRequest("parts", prompt, Generate(20, parts=CyclingParts()), plans[0])
 
 
-def scoring(prompt: tuple[int, ...], plans: Plans) -> GenerationRequest:
-    return GenerationRequest("scoring", prompt[:4], 0, plan=plans[0], forced=prompt[4:], logprobs_start=2)
+def forcing(prompt: tuple[int, ...], plans: Plans) -> EngineRequest:
+    return EngineRequest("forcing", prompt[:4], Force(prompt[4:], start=2), plans[0])
 
 
-def capturing(prompt: tuple[int, ...], plans: Plans) -> GenerationRequest:
-    return GenerationRequest("capturing", prompt, 0, plan=plans[0], capture=CAPTURE)
+def capturing(prompt: tuple[int, ...], plans: Plans) -> EngineRequest:
+    return EngineRequest("capturing", prompt, CAPTURE, plans[0])
 
 
-def branching(prompt: tuple[int, ...], plans: Plans) -> GenerationRequest:
-    return GenerationRequest("branching", prompt, 0, plan=plans[0], score_token_ids=(1,), branches=tuple(plans))
+def branching(prompt: tuple[int, ...], plans: Plans) -> EngineRequest:
+    return EngineRequest("branching", prompt, Branch(tuple(plans), (1,)), plans[0])
 
 
-KINDS: tuple[Kind, ...] = (generating, generating_in_parts, scoring, capturing, branching)
+KINDS: tuple[Kind, ...] = (generating, generating_in_parts, forcing, capturing, branching)
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Life:
             sequence.add_branch_scores(torch.zeros(chunk.num_new, 1))
             return
         done = set(range(first, first + chunk.num_new))
-        if self.kind is scoring:
+        if self.kind is forcing:
             sequence.known_logprobs += [None] * len((done - self.given) & set(range(1, sequence.num_known - 1)))
         if self.kind is capturing:
             for place in sequence.capture_places:
@@ -139,7 +139,7 @@ class Expected:
                 self.slots.append(sequence.pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE)
                 row_after = rows.boundary[part] if position == boundary else rows.response[part]
                 self.rows.append(rows.prompt if position < boundary else row_after)
-            tells_known = kind is scoring and position >= 1 and not is_end and is_news
+            tells_known = kind is forcing and position >= 1 and not is_end and is_news
             tells_next = kind in (generating, generating_in_parts) and is_end
             if is_branch or tells_known or tells_next:
                 self.wanted.append(index)

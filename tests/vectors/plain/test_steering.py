@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from server.engine.request import GenerationRequest
+from server.engine.request import EngineRequest, Generate
 from tests.families import HIDDEN, build
 from tests.reference import Steer, greedy, steered_logits
 from tests.server.engine.driving import GREEDY, engine_of, loaded, plan_of, prompt_of, random_direction, run, tokens_of
@@ -95,7 +95,8 @@ def test_generates_the_engines_tokens(family: str) -> None:
         for number, (site, operation, positions) in enumerate(itertools.product(SITES, OPERATIONS, POSITIONS))
     ]
     requests = [
-        GenerationRequest(str(number), PROMPT, NUM_TOKENS, GREEDY, plan_of(one)) for number, one in enumerate(cases)
+        EngineRequest(str(number), PROMPT, Generate(NUM_TOKENS, GREEDY), plan_of(one))
+        for number, one in enumerate(cases)
     ]
     with closing(engine_of(loaded(family))) as engine:
         answers = [tokens_of(events) for events in run(engine, requests).values()]

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from server.api.generation.scoring import MAX_UNDER_WAY
 from server.engine.engine import BatchingEngine, EngineSettings
-from server.engine.request import FinishReason, GenerationRequest, OutputSink, TokenOutput
+from server.engine.request import EngineRequest, FinishReason, Generate, OutputSink, Score, TokenOutput
 from tests.reference import Steer, steered_logits
 from tests.server.api.serving import Server, byte_tokenizer, direction, eventually, serving, tiny_module
 
@@ -305,7 +305,7 @@ class CountingEngine(BatchingEngine):
     num_under_way = 0
     most_under_way = 0
 
-    def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
         """See `protocol.Engine.submit`."""
 
         def counting(output: TokenOutput) -> None:
@@ -313,8 +313,8 @@ class CountingEngine(BatchingEngine):
                 self.num_under_way -= 1
             sink(output)
 
-        super().submit(request, counting if request.max_tokens == 0 else sink)
-        if request.max_tokens == 0:
+        super().submit(request, counting if isinstance(request.work, Score) else sink)
+        if isinstance(request.work, Score):
             self.num_under_way += 1
             self.most_under_way = max(self.most_under_way, self.num_under_way)
 
@@ -354,7 +354,7 @@ def test_a_queue_that_fills_up_meanwhile_is_waited_for(tmp_path: Path) -> None:
         engine = server.engine
         assert isinstance(engine, HeldCountingEngine)
         for name in ("first", "second"):
-            engine.submit(GenerationRequest(name, (5, 6), 3), lambda output: None)
+            engine.submit(EngineRequest(name, (5, 6), Generate(3)), lambda output: None)
         answers: list[Decision] = []
         asking = threading.Thread(target=lambda: answers.append(decide(server)))
         asking.start()
@@ -382,7 +382,7 @@ def test_a_full_queue_is_429_and_a_draining_server_503(tmp_path: Path) -> None:
     limits = EngineSettings(num_pages=400, page_size=8, max_running=2, max_batch_tokens=64, max_queue=1)
     with serving(tmp_path, engine_settings=limits, engine_class=HeldEngine) as server:
         for name in ("first", "second", "third"):
-            server.engine.submit(GenerationRequest(name, (5, 6), 3), lambda output: None)
+            server.engine.submit(EngineRequest(name, (5, 6), Generate(3)), lambda output: None)
         with pytest.raises(openai.RateLimitError) as full:
             decide(server)
         assert (full.value.code, full.value.response.headers["retry-after"]) == ("queue_full", "1")
@@ -423,7 +423,7 @@ def test_leaving_aborts_what_is_under_way(tmp_path: Path) -> None:
 class FailingEngine(BatchingEngine):
     """Fails every scoring."""
 
-    def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
         """See `protocol.Engine.submit`."""
 
         def failing(output: TokenOutput) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.grammar import Grammar, GrammarState
 from server.engine.model import LoadedModel, prepare_model
-from server.engine.request import GenerationRequest, OutputSink
+from server.engine.request import EngineRequest, Generate, OutputSink
 from tests.server.api.serving import MODEL, Server, byte_tokenizer, serving, tiny_module
 
 START, END = 1, 2
@@ -68,10 +68,12 @@ class DictationState:
 class RepeatingEngine(BatchingEngine):
     """Answers with what the last user said."""
 
-    def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
         """As the engine's own, with the last user message as how the answer begins."""
-        dictation = Dictation(last_user_message(request.prompt), request.grammar)
-        super().submit(replace(request, grammar=dictation), sink)
+        if isinstance(request.work, Generate):
+            dictation = Dictation(last_user_message(request.prompt), request.work.grammar)
+            request = replace(request, work=replace(request.work, grammar=dictation))
+        super().submit(request, sink)
 
 
 def _allow(words: Tensor, token_id: int) -> None:

@@ -15,7 +15,7 @@ import pytest
 from server import __version__
 from server.api.http.metrics import MAX_VECTOR_LABELS, Metrics
 from server.engine.engine import BatchingEngine, EngineSettings
-from server.engine.request import GenerationRequest
+from server.engine.request import EngineRequest, Generate
 from tests.server.api.failing import FailingEngine
 from tests.server.api.serving import Server, eventually, serving, tiny_model, vector
 
@@ -67,7 +67,7 @@ def test_a_full_queue_is_429_with_retry_after(tmp_path: Path) -> None:
     limits = EngineSettings(num_pages=400, page_size=8, max_running=2, max_batch_tokens=64, max_queue=1)
     with serving(tmp_path, engine_settings=limits, engine_class=HeldEngine) as server:
         for name in ("first", "second"):
-            server.engine.submit(GenerationRequest(name, (5, 6), 3), lambda output: None)
+            server.engine.submit(EngineRequest(name, (5, 6), Generate(3)), lambda output: None)
         with pytest.raises(openai.RateLimitError) as caught:
             server.sdk.chat.completions.create(model="tiny", messages=LONG["messages"], n=2)
         assert caught.value.code == "queue_full"

@@ -1,0 +1,30 @@
+"""The one table of what a client sees of the engine's errors."""
+
+from __future__ import annotations
+
+from server.engine.errors import (
+    ContextTooLong,
+    EmptyPrompt,
+    EngineError,
+    EngineStopped,
+    QueueFull,
+    TokenOutsideVocabulary,
+)
+from server.errors import ApiError, ContextLengthExceeded, EngineFailure, InvalidRequest, Overloaded, Unavailable
+
+
+def from_engine_error(error: EngineError) -> ApiError:
+    """What a client sees of `error`; `EngineFailure` for what no request of a client can cause."""
+    match error:
+        case EmptyPrompt():
+            return InvalidRequest(str(error), code="empty_prompt", param="prompt")
+        case TokenOutsideVocabulary():
+            return InvalidRequest(str(error), code="invalid_token", param="prompt")
+        case ContextTooLong():
+            return ContextLengthExceeded(str(error), param="messages")
+        case QueueFull():
+            return Overloaded(f"{error}; try again later", headers={"Retry-After": "1"})
+        case EngineStopped():
+            return Unavailable("the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
+        case _:
+            return EngineFailure("the engine refused the request; the server's log has the details")

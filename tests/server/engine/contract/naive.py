@@ -1,0 +1,252 @@
+"""The simplest engine that keeps the contract: a plain transformers model, plain hooks, one request after another.
+
+A token is a full forward pass. It shares with the real engine what is pure: sampling, masks, and what is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, assert_never
+
+import torch
+from torch import Tensor, nn
+
+from server.engine.admission import check_request
+from server.engine.errors import DuplicateRequest, EngineStopped, QueueFull
+from server.engine.grammar import allowed_tokens
+from server.engine.protocol import EngineStats, ModelInfo
+from server.engine.request import (
+    Branch,
+    Capture,
+    EngineRequest,
+    FinishReason,
+    Force,
+    Generate,
+    OutputSink,
+    Priority,
+    Score,
+    TokenLogprobs,
+    TokenOutput,
+)
+from server.engine.sampler import RowSampler, logprobs_of, sample
+from vectors.applied import AppliedVector
+from vectors.positions import Phase
+from vectors.sites import find_sites
+from vectors.vocabulary import Part, Place
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request from `submit` to its last event."""
+
+    request: EngineRequest
+    sink: OutputSink
+    submitted_at: float = field(default_factory=time.monotonic)
+    seconds_queued: float | None = None
+    is_aborted: bool = False
+
+
+class NaiveEngine:
+    """Implements `protocol.Engine` with `module`, of which `info` tells; takes at most `max_requests` live requests."""
+
+    def __init__(self, module: nn.Module, info: ModelInfo, max_requests: int = 1000) -> None:
+        self.info = info
+        self.max_requests = max_requests
+        self._module: Any = module
+        self._modules = find_sites(module).modules
+        self._jobs: dict[str, _Job] = {}
+        self._running: tuple[_Job, ...] = ()
+        self._seen: dict[Place, Tensor] = {}
+        self._totals: Counter[str] = Counter()
+        self._changed = threading.Condition()
+        self.is_accepting = True
+        self._thread = threading.Thread(target=self._run, name="naive-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
+        """See `protocol.Engine.submit`."""
+        check_request(request, self.info, self.info.max_model_len)
+        with self._changed:
+            if not self.is_accepting:
+                raise EngineStopped
+            if request.request_id in self._jobs:
+                raise DuplicateRequest(request.request_id)
+            num_live = [job.request.priority for job in self._jobs.values()].count(Priority.LIVE)
+            if request.priority is Priority.LIVE and num_live >= self.max_requests:
+                raise QueueFull(num_live)
+            self._jobs[request.request_id] = _Job(request, sink)
+            self._totals["requests"] += 1
+            self._changed.notify_all()
+
+    def abort(self, request_id: str) -> None:
+        """See `protocol.Engine.abort`."""
+        with self._changed:
+            if request_id in self._jobs:
+                self._jobs[request_id].is_aborted = True
+
+    def stats(self) -> EngineStats:
+        """See `protocol.Engine.stats`."""
+        with self._changed:
+            num_waiting = sum(job.seconds_queued is None for job in self._jobs.values())
+            names = ("requests", "prompt", "generated", "steps")
+            requests, prompt, generated, steps = (self._totals[name] for name in names)
+            num_steered = sum(job.request.plan.is_steered for job in self._running)
+            return EngineStats(len(self._running), num_waiting, num_steered, requests, prompt, 0, generated, steps)
+
+    def drain(self, timeout: float) -> bool:
+        """See `protocol.Engine.drain`."""
+        with self._changed:
+            self.is_accepting = False
+            return self._changed.wait_for(lambda: not self._jobs, timeout)
+
+    def close(self) -> None:
+        """See `protocol.Engine.close`."""
+        with self._changed:
+            self.is_accepting = False
+            for job in self._jobs.values():
+                job.is_aborted = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: not self.is_accepting or bool(self._jobs))
+                if not self._jobs:
+                    return
+                job = min(self._jobs.values(), key=lambda job: (not job.is_aborted, job.request.priority))
+                if not job.is_aborted:
+                    self._running, job.seconds_queued = (job,), time.monotonic() - job.submitted_at
+                    self._totals["prompt"] += len(job.request.prompt)
+            for output in self._outputs(job):
+                self._running = self._running if output.finish_reason is None else ()
+                with contextlib.suppress(Exception):  # a sink that raises is its owner's bug
+                    job.sink(replace(output, seconds_queued=job.seconds_queued))
+            with self._changed:
+                del self._jobs[job.request.request_id]
+                self._changed.notify_all()
+
+    def _outputs(self, job: _Job) -> Iterator[TokenOutput]:
+        try:
+            yield from self._worked(job)
+        except InterruptedError:
+            yield TokenOutput(job.request.request_id, finish_reason=FinishReason.ABORT)
+        except Exception as error:  # any failure ends its request, never the engine
+            yield TokenOutput(job.request.request_id, finish_reason=FinishReason.ERROR, error=str(error))
+
+    def _worked(self, job: _Job) -> Iterator[TokenOutput]:
+        request = job.request
+        last = TokenOutput(request.request_id, finish_reason=FinishReason.LENGTH)
+        match request.work:
+            case Generate(max_tokens=0):
+                yield last
+            case Generate() as work:
+                yield from self._generated(job, work)
+            case Force() as work:
+                yield replace(last, known_logprobs=self._known_logprobs(job, work))
+            case Score() as work:
+                head = self._known_logprobs(job, Force(work.head, len(request.prompt)))
+                logits = _checked(self._logits(job, (*request.prompt, *work.head))[-1])
+                ends = torch.log_softmax(logits, -1)[list(work.last)].tolist()
+                yield replace(last, scores=tuple((*(each.logprob for each in head if each), end) for end in ends))
+            case Branch() as work:
+                jobs = [replace(job, request=replace(request, plan=plan)) for plan in work.plans]
+                rows = torch.stack([self._logits(each, request.prompt)[-1] for each in jobs])
+                yield replace(last, branch_scores=torch.log_softmax(rows, -1)[:, list(work.token_ids)])
+            case Capture() as work:
+                self._logits(job, request.prompt)
+                places: list[Place] = [(site, layer) for site in work.sites for layer in work.layers]
+                yield replace(last, activations={place: self._seen[place][list(work.positions)] for place in places})
+            case _ as unknown:
+                assert_never(unknown)
+
+    def _generated(self, job: _Job, work: Generate) -> Iterator[TokenOutput]:
+        sampler = RowSampler(work.sampling, self.info.eos_token_ids, job.request.prompt)
+        grammar = None if work.grammar is None else work.grammar.start()
+        reader = None if work.parts is None else work.parts.start()
+        tokens, parts = list(job.request.prompt), list[Part]()
+        reason: FinishReason | None = None
+        while reason is None:
+            parts.append("content" if reader is None else reader.part)
+            logits = _checked(self._logits(job, tokens, parts)[-1])[None]
+            (token,) = sample(logits, [sampler], {0: allowed_tokens(grammar, self.info.vocab_size)} if grammar else {})
+            is_end = token in sampler.end_token_ids
+            tokens.append(token)
+            if reader is not None:
+                reader.accept(token)
+            if grammar is not None and not is_end:
+                grammar.accept(token)
+            if is_end or (grammar is not None and grammar.is_complete):
+                reason = FinishReason.STOP
+            elif len(tokens) - len(job.request.prompt) == work.max_tokens:
+                reason = FinishReason.LENGTH
+            logprobs = None if work.num_logprobs is None else logprobs_of(logits, [token], [work.num_logprobs])[0]
+            self._totals["generated"] += 1
+            yield TokenOutput(job.request.request_id, token, logprobs, reason, is_end=is_end)
+
+    def _known_logprobs(self, job: _Job, work: Force) -> tuple[TokenLogprobs | None, ...]:
+        first, tokens = max(work.start, 1), (*job.request.prompt, *work.response)
+        rows = _checked(self._logits(job, tokens)[first - 1 : len(tokens) - 1])
+        found = logprobs_of(rows, tokens[first:], [work.num_logprobs] * len(rows))
+        return (*(None,) * (work.start == 0), *found)
+
+    @torch.no_grad()
+    def _logits(self, job: _Job, tokens: Sequence[int], parts: Sequence[Part] = ()) -> Tensor:
+        """Logits `[tokens, vocabulary]` of one pass; its activations `[tokens, hidden]` are in `_seen` afterwards."""
+        if job.is_aborted:
+            raise InterruptedError
+        self._totals["steps"] += 1
+        boundary = len(job.request.prompt) - 1
+        scopes: dict[tuple[Phase, Part], list[int]] = {(Phase.PROMPT, "content"): list(range(boundary))}
+        for index in range(len(tokens) - boundary):
+            scope = (Phase.RESPONSE if index else Phase.BOUNDARY, parts[index] if parts else "content")
+            scopes.setdefault(scope, []).append(boundary + index)
+
+        def hook(place: Place, output: Any) -> Any:
+            activation = output[0] if isinstance(output, tuple) else output
+            changed = activation.reshape(len(tokens), -1).clone()
+            for scope, rows in scopes.items():
+                applied = [entry.applied for entry in job.request.plan.in_scope(*scope)]
+                entries = [entry for entry in applied if place in entry.places]
+                changed[rows] = _steered(changed[rows], entries, place[1])
+            self._seen[place], changed = changed, changed.view_as(activation)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        with contextlib.ExitStack() as hooks:
+            for site, modules in self._modules.items():
+                for layer, module in enumerate(modules):
+                    handle = module.register_forward_hook(lambda _, args, out, at=(site, layer): hook(at, out))
+                    hooks.callback(handle.remove)
+            logits: Tensor = self._module(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0]
+        return logits
+
+
+def _checked(logits: Tensor) -> Tensor:
+    if not logits.isfinite().all():
+        raise ArithmeticError("the model's output is not finite; a smaller scale may help")
+    return logits
+
+
+def _steered(before: Tensor, entries: Sequence[AppliedVector], layer: int) -> Tensor:
+    """`before` `[tokens, hidden]` after the operations of `entries` at `layer`: adds first, the others in order."""
+    steered = before
+    for entry in sorted(entries, key=lambda entry: entry.operation != "add"):
+        direction = entry.directions[layer]
+        unit = direction / direction.norm()
+        match entry.operation:
+            case "add":
+                steered = steered + entry.scale * direction
+            case "ablate":
+                steered = steered - entry.scale * torch.outer(steered @ unit, unit)
+            case "clamp":
+                steered = steered + torch.outer(entry.scale * direction.norm() - steered @ unit, unit)
+            case _ as unknown:
+                assert_never(unknown)
+    if any(entry.preserve_norm for entry in entries):
+        steered = steered * (before.norm(dim=-1, keepdim=True) / steered.norm(dim=-1, keepdim=True))
+    return steered

@@ -1,0 +1,122 @@
+"""Steering equals a plain forward hook on the plain model, in every operation, site, position and part."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from server.engine.protocol import Engine
+from server.engine.request import EngineRequest, Generate
+from tests.families import VOCABULARY, build
+from tests.reference import Steer, greedy
+from tests.server.engine.contract.engines import answers_of
+from tests.server.engine.driving import GREEDY, plan_of, prompt_of, random_direction, tokens_of
+from tests.server.engine.parts import STEERINGS, Parts, part_after
+from vectors.vocabulary import OPERATIONS, POSITIONS, SITES
+
+PROMPT = prompt_of(11)
+NUM_TOKENS = 6
+
+Cases = Mapping[str, tuple[Steer, ...]]
+
+
+@functools.cache
+def everywhere(site: str, operation: str) -> Cases:
+    """One vector at `site`, in all positions, on two layers, with and without keeping the norm."""
+    return {
+        f"{positions}-{layer}-{preserve}": (
+            Steer(random_direction(layer), layer, site, 1.5, positions, operation, preserve),
+        )
+        for positions, layer, preserve in itertools.product(POSITIONS, (0, 2), (False, True))
+    }
+
+
+@functools.cache
+def several() -> Cases:
+    """Vectors that meet."""
+    d = [random_direction(seed) for seed in range(8)]
+    return {
+        "two adds at one place": (Steer(d[0], 1), Steer(d[1], 1, scale=-0.5)),
+        "adds at two layers and sites": (Steer(d[0], 0, "mlp"), Steer(d[1], 2, "attention", 2.0)),
+        "scopes that overlap": (
+            Steer(d[0], 1, positions="prompt"),
+            Steer(d[1], 1),
+            Steer(d[2], 1, positions="all"),
+        ),
+        "the same twice counts twice": (Steer(d[3], 1), Steer(d[3], 1)),
+        "ablate before clamp": (
+            Steer(d[0], 1, operation="ablate"),
+            Steer(d[1], 1, "residual", 0.7, operation="clamp"),
+        ),
+        "clamp before ablate": (
+            Steer(d[1], 1, "residual", 0.7, operation="clamp"),
+            Steer(d[0], 1, operation="ablate"),
+        ),
+        "adds come first wherever listed": (Steer(d[4], 1, operation="ablate"), Steer(d[5], 1)),
+        "one asks to preserve the norm": (
+            Steer(d[4], 1, preserve_norm=True),
+            Steer(d[5], 1, operation="ablate"),
+        ),
+        "a clamp to zero removes the component": (Steer(d[6], 1, scale=0.0, positions="all", operation="clamp"),),
+        "everything": (
+            Steer(d[0], 0, "residual", 1.0, "all"),
+            Steer(d[1], 0, "attention", -1.0, "prompt", "ablate"),
+            Steer(d[2], 1, "mlp", 0.4, "response", "clamp", True),
+            Steer(d[3], 1, "mlp", 2.0, "all"),
+            Steer(d[4], 2, "post_attention_norm", 1.2, "response", "add", True),
+        ),
+    }
+
+
+@functools.cache
+def _expected(steers: tuple[Steer, ...]) -> tuple[list[int], Tensor]:
+    return greedy(build("llama"), PROMPT, NUM_TOKENS, steers)
+
+
+def check(engine: Engine, cases: Cases) -> None:
+    """All cases side by side: each equals its own slow reference in tokens and log-probabilities."""
+    work = Generate(NUM_TOKENS, GREEDY, num_logprobs=VOCABULARY)
+    answers = answers_of(engine, [EngineRequest(name, PROMPT, work, plan_of(*cases[name])) for name in cases])
+    _, unsteered = _expected(())
+    for name, steers in cases.items():
+        expected, rows = _expected(steers)
+        assert (rows - unsteered).abs().max() > 0.05, "a direction is too weak for the test to mean anything"
+        assert tokens_of(answers[name]) == expected, name
+        for event, row in zip(answers[name], rows, strict=True):
+            assert event.logprobs is not None
+            order, values = zip(*event.logprobs.top, strict=True)
+            torch.testing.assert_close(torch.tensor(values), row[list(order)], atol=1e-4, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("site", SITES)
+def test_each_operation_site_and_position_equals_a_plain_hook(engine: Engine, site: str, operation: str) -> None:
+    check(engine, everywhere(site, operation))
+
+
+def test_several_vectors_equal_a_plain_hook(engine: Engine) -> None:
+    check(engine, several())
+
+
+@functools.cache
+def _expected_by_parts(name: str) -> tuple[list[int], Tensor]:
+    return greedy(build("llama"), PROMPT, 24, STEERINGS[name], part_after)
+
+
+def test_parts_equal_a_plain_hook_that_knows_them(engine: Engine) -> None:
+    work = Generate(24, GREEDY, num_logprobs=0, parts=Parts())
+    answers = answers_of(
+        engine, [EngineRequest(name, PROMPT, work, plan_of(*steers)) for name, steers in STEERINGS.items()]
+    )
+    for name, events in answers.items():
+        expected, logprobs = _expected_by_parts(name)
+        assert tokens_of(events) == expected, name
+        for event, row in zip(events, logprobs, strict=True):
+            assert event.token_id is not None
+            assert event.logprobs is not None
+            assert event.logprobs.logprob == pytest.approx(float(row[event.token_id]), abs=1e-4)
