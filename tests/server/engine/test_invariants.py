@@ -36,6 +36,7 @@ from tests.server.engine.driving import (
     tokens_of,
 )
 from tests.shared_files import shared
+from vectors.vocabulary import SITES
 
 
 @pytest.fixture(scope="module")
@@ -249,8 +250,8 @@ def test_capture_equals_a_plain_forward_pass() -> None:
     model = build("llama")
     engine: BatchingEngine = engine_of(loaded(), max_batch_tokens=5)
     run(engine, [GenerationRequest("warm", prompt, 1, GREEDY)])  # captured positions must not come from the cache
-    for site in ("residual", "attention", "mlp", "post_attention_norm"):
-        spec = CaptureSpec((0, 2), sites=(site,), positions=(-1, 0, 6))  # type: ignore[arg-type]
+    for site in SITES:
+        spec = CaptureSpec((0, 2), sites=(site,), positions=(-1, 0, 6))
         future = engine.capture(prompt, spec)
         while engine.step():
             pass

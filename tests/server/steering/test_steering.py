@@ -25,8 +25,9 @@ from tests.server.engine.driving import (
     run,
     tokens_of,
 )
+from vectors.operations import RULES
+from vectors.vocabulary import OPERATIONS, POSITIONS, SITES
 
-SITES = ("residual", "attention", "mlp", "post_attention_norm")
 NUM_TOKENS = 6
 
 
@@ -54,14 +55,14 @@ def check(engine: BatchingEngine, family: str, cases: dict[str, tuple[Steer, ...
     assert num_changed == len(cases), "a direction is too weak for the test to mean anything"
 
 
-@pytest.mark.parametrize("operation", ["add", "ablate", "clamp"])
+@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("site", SITES)
 def test_each_operation_site_and_position_equals_a_plain_hook(site: str, operation: str) -> None:
     cases = {
         f"{positions}-{layer}-{preserve}": (
             Steer(random_direction(layer), layer, site, 1.5, positions, operation, preserve),
         )
-        for positions, layer, preserve in itertools.product(("prompt", "response", "all"), (0, 2), (False, True))
+        for positions, layer, preserve in itertools.product(POSITIONS, (0, 2), (False, True))
     }
     engine = engine_of(loaded())
     check(engine, "llama", cases)
@@ -128,8 +129,11 @@ def test_scale_zero_is_exactly_unsteered() -> None:
     model = loaded()
     prompt = prompt_of(10)
     zero = plan_of(
-        Steer(random_direction(1), 1, scale=0.0, positions="all"),
-        Steer(random_direction(2), 0, "mlp", 0.0, "all", "ablate", True),
+        *(
+            Steer(random_direction(number), number % 3, SITES[number % len(SITES)], 0.0, "all", operation, True)
+            for number, operation in enumerate(OPERATIONS)
+            if RULES[operation].does_nothing_at_zero
+        )
     )
     assert not zero.is_steered
     engine = engine_of(model, prefix_cache=False)  # so that both are computed in the same chunks
@@ -144,13 +148,14 @@ def test_scale_zero_is_exactly_unsteered() -> None:
     engine.close()
 
 
-def test_clamp_at_scale_zero_removes_the_component() -> None:
+def test_what_acts_at_scale_zero_equals_a_plain_hook() -> None:
+    cases = {
+        operation: (Steer(random_direction(1), 1, scale=0.0, positions="all", operation=operation),)
+        for operation in OPERATIONS
+        if not RULES[operation].does_nothing_at_zero
+    }
     engine = engine_of(loaded())
-    check(
-        engine,
-        "llama",
-        {"clamp": (Steer(random_direction(1), 1, scale=0.0, positions="all", operation="clamp"),)},
-    )
+    check(engine, "llama", cases)
     engine.close()
 
 
@@ -161,7 +166,7 @@ def test_a_neighbour_changes_nothing() -> None:
             Steer(
                 random_direction(seed),
                 seed % 3,
-                SITES[seed % 4],
+                SITES[seed % len(SITES)],
                 1.0 + seed / 10,
                 ("response", "all")[seed % 2],
             )
@@ -190,7 +195,8 @@ def test_equal_plans_share_rows_and_the_bank_grows() -> None:
     )
     assert max(seen) == 1  # the boundary's row is the response's
     many = [
-        plan_of(Steer(random_direction(seed), seed % 3, operation=("add", "clamp")[seed % 2])) for seed in range(30)
+        plan_of(Steer(random_direction(seed), seed % 3, operation=OPERATIONS[seed % len(OPERATIONS)]))
+        for seed in range(30)
     ]
     run(
         engine,

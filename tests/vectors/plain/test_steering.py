@@ -154,6 +154,7 @@ def test_a_pass_is_a_prompt_and_those_that_go_on_from_its_cache_are_the_response
     whole = steered_logits(model, tokens, steers, len(PROMPT))
     prefix = whole[: len(PROMPT)]
     with steered(model, steers), torch.no_grad():
+        generated(model, [prompt_of(3)])
         first = model(IDS)
         then = model(torch.tensor([[5, 6, 7]]), past_key_values=first.past_key_values)
         last = model(torch.tensor([[8]]), past_key_values=then.past_key_values)
@@ -296,10 +297,11 @@ def test_nothing_stays_after_an_error_inside_or_at_the_door(model: Any, alone: A
 
 
 def test_contexts_may_end_in_any_order(model: Any, alone: Any) -> None:
-    one, other = entry(), entry("all", 2, site="mlp")
+    one, other = entry(), entry("all", 2)
     first, second = steer(model, vector_of(one)), steer(model, vector_of(other))
     first.__enter__()
     second.__enter__()
+    assert generated(model) == [expected(alone, [one, other])]
     first.__exit__(None, None, None)
     assert generated(model) == [expected(alone, [other])]
     second.__exit__(None, None, None)
@@ -369,13 +371,13 @@ def test_a_second_pass_at_the_same_time_is_refused_and_the_first_goes_on(model: 
     raised: list[BaseException] = []
 
     def run_another(module: nn.Module, args: Any) -> None:
+        handle.remove()
         context = contextvars.copy_context()
         raised.extend(failure_of(lambda: context.run(model, IDS)))
 
     with steer(model, vector_of(entry("all"))), torch.no_grad():
         handle = model.model.layers[0].register_forward_pre_hook(run_another)
         found = model(IDS).logits[0]
-        handle.remove()
     assert ["one pass at a time" in str(error) for error in raised] == [True]
     torch.testing.assert_close(found, steered_logits(model, PROMPT, [entry("all")]), atol=1e-4, rtol=0)
 
