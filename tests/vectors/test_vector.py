@@ -86,11 +86,11 @@ def test_vector_needs_directions_of_one_width() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("site", "input", "site must be one of residual, attention, mlp, post_attention_norm, not 'input'"),
+        ("site", "input", f"site must be one of {', '.join(SITES)}, not 'input'"),
         ("site", ["residual"], "site must be one of"),
-        ("operation", "project", "operation must be one of add, ablate, clamp, not 'project'"),
+        ("operation", "project", f"operation must be one of {', '.join(OPERATIONS)}, not 'project'"),
         ("operation", None, "operation must be one of"),
-        ("positions", "first", "positions must be one of prompt, response, all"),
+        ("positions", "first", f"positions must be one of {', '.join(POSITIONS)}"),
         ("default_scale", math.nan, "default_scale must be a finite number, not nan"),
         ("default_scale", -math.inf, "default_scale must be a finite number, not -inf"),
         ("default_scale", True, "default_scale must be a finite number"),

@@ -26,7 +26,7 @@ from tests.server.engine.driving import GREEDY, engine_of, loaded, plan_of, prom
 from vectors.errors import CannotSteer, InvalidLayers
 from vectors.plain.steering import steer
 from vectors.vector import SteeringVector
-from vectors.vocabulary import OPERATIONS, POSITIONS, SITES
+from vectors.vocabulary import OPERATIONS, POSITIONS
 
 NUM_TOKENS = 5
 FAMILIES = ("llama", "mistral", "gemma2", "gpt_neox", "olmo2", "mixtral")
@@ -89,15 +89,18 @@ def entry(positions: str = "response", seed: int = 1, **changes: Any) -> Steer:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generates_the_engines_tokens(family: str) -> None:
-    """Every operation, site and value of positions."""
+    """Every operation, site of the model and value of positions."""
+    served = loaded(family)
     cases = [
         Steer(random_direction(number), number % 3, site, 1.5, positions, operation, preserve_norm=number % 2 == 0)
-        for number, (site, operation, positions) in enumerate(itertools.product(SITES, OPERATIONS, POSITIONS))
+        for number, (site, operation, positions) in enumerate(
+            itertools.product(served.info.sites, OPERATIONS, POSITIONS)
+        )
     ]
     requests = [
         GenerationRequest(str(number), PROMPT, NUM_TOKENS, GREEDY, plan_of(one)) for number, one in enumerate(cases)
     ]
-    with closing(engine_of(loaded(family))) as engine:
+    with closing(engine_of(served)) as engine:
         answers = [tokens_of(events) for events in run(engine, requests).values()]
     model = build(family)
     (unsteered,) = generated(model)
