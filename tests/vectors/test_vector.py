@@ -14,7 +14,7 @@ import torch
 
 from vectors.errors import InvalidVector
 from vectors.vector import SteeringVector
-from vectors.vocabulary import SITES
+from vectors.vocabulary import OPERATIONS, POSITIONS, SITES
 
 
 def ramp(hidden: int = 4, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -86,11 +86,11 @@ def test_vector_needs_directions_of_one_width() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("site", "input", "site must be one of residual, attention, mlp, post_attention_norm, not 'input'"),
+        ("site", "input", f"site must be one of {', '.join(SITES)}, not 'input'"),
         ("site", ["residual"], "site must be one of"),
-        ("operation", "project", "operation must be one of add, ablate, clamp, not 'project'"),
+        ("operation", "project", f"operation must be one of {', '.join(OPERATIONS)}, not 'project'"),
         ("operation", None, "operation must be one of"),
-        ("positions", "first", "positions must be one of prompt, response, all"),
+        ("positions", "first", f"positions must be one of {', '.join(POSITIONS)}"),
         ("default_scale", math.nan, "default_scale must be a finite number, not nan"),
         ("default_scale", -math.inf, "default_scale must be a finite number, not -inf"),
         ("default_scale", True, "default_scale must be a finite number"),
@@ -218,8 +218,8 @@ def test_every_part_of_the_content_is_in_the_revision() -> None:
         SteeringVector({3: ramp(), 4: with_value(-3.0)}),
         *(base.with_defaults(site=site) for site in SITES[1:]),
         base.with_defaults(default_scale=2),
-        base.with_defaults(operation="ablate"),
-        base.with_defaults(positions="all"),
+        *(base.with_defaults(operation=operation) for operation in OPERATIONS if operation != "add"),
+        *(base.with_defaults(positions=positions) for positions in POSITIONS if positions != "response"),
         base.with_defaults(parts=["content"]),
         base.with_defaults(parts=["content", "tool_calls"]),
         base.with_defaults(description="x"),

@@ -26,7 +26,6 @@ from tests.reference import Steer, steered_logits
 from tests.server.api.serving import byte_tokenizer
 from tests.shared_files import shared
 from tests.vectors.training.pas_reference import (
-    SITES,
     VARIANTS,
     Added,
     PlainModel,
@@ -53,7 +52,7 @@ from vectors.training.method import Method
 from vectors.training.model_view import Continuations, Steering
 from vectors.training.train import Trained, TrainingData, train
 from vectors.vector import SteeringVector
-from vectors.vocabulary import POSITIONS
+from vectors.vocabulary import POSITIONS, SITES
 
 SEED = 3
 WAYS = [

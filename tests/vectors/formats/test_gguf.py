@@ -15,6 +15,7 @@ import torch
 from vectors.errors import InvalidVector
 from vectors.formats import ImportOptions, decode, encode_gguf
 from vectors.vector import SteeringVector
+from vectors.vocabulary import OPERATIONS, SITES
 
 HIDDEN = 5
 
@@ -180,9 +181,16 @@ def test_written_file_is_read_back() -> None:
     ("vector", "says"),
     [
         (SteeringVector({0: ramp(), 1: ramp()}), r"cannot hold layer 0: llama.cpp rejects direction.0"),
-        (SteeringVector({1: ramp()}, site="mlp"), "this one is add at mlp"),
-        (SteeringVector({1: ramp()}, operation="ablate"), "this one is ablate at residual"),
-        (SteeringVector({1: ramp()}, operation="clamp"), "this one is clamp at residual"),
+        *(
+            (SteeringVector({1: ramp()}, site=site), f"this one is add at {site}")
+            for site in SITES
+            if site != "residual"
+        ),
+        *(
+            (SteeringVector({1: ramp()}, operation=operation), f"this one is {operation} at residual")
+            for operation in OPERATIONS
+            if operation != "add"
+        ),
     ],
 )
 def test_what_a_control_vector_cannot_say_is_not_written(vector: SteeringVector, says: str) -> None:

@@ -26,7 +26,7 @@ from tests.server.engine.driving import GREEDY, engine_of, loaded, plan_of, prom
 from vectors.errors import CannotSteer, InvalidLayers
 from vectors.plain.steering import steer
 from vectors.vector import SteeringVector
-from vectors.vocabulary import OPERATIONS, POSITIONS, SITES
+from vectors.vocabulary import OPERATIONS, POSITIONS
 
 NUM_TOKENS = 5
 FAMILIES = ("llama", "mistral", "gemma2", "gpt_neox", "olmo2", "mixtral")
@@ -89,16 +89,19 @@ def entry(positions: str = "response", seed: int = 1, **changes: Any) -> Steer:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generates_the_engines_tokens(family: str) -> None:
-    """Every operation, site and value of positions."""
+    """Every operation, site of the model and value of positions."""
+    served = loaded(family)
     cases = [
         Steer(random_direction(number), number % 3, site, 1.5, positions, operation, preserve_norm=number % 2 == 0)
-        for number, (site, operation, positions) in enumerate(itertools.product(SITES, OPERATIONS, POSITIONS))
+        for number, (site, operation, positions) in enumerate(
+            itertools.product(served.info.sites, OPERATIONS, POSITIONS)
+        )
     ]
     requests = [
         EngineRequest(str(number), PROMPT, Generate(NUM_TOKENS, GREEDY), plan_of(one))
         for number, one in enumerate(cases)
     ]
-    with closing(engine_of(loaded(family))) as engine:
+    with closing(engine_of(served)) as engine:
         answers = [tokens_of(events) for events in run(engine, requests).values()]
     model = build(family)
     (unsteered,) = generated(model)
@@ -155,6 +158,7 @@ def test_a_pass_is_a_prompt_and_those_that_go_on_from_its_cache_are_the_response
     whole = steered_logits(model, tokens, steers, len(PROMPT))
     prefix = whole[: len(PROMPT)]
     with steered(model, steers), torch.no_grad():
+        generated(model, [prompt_of(3)])
         first = model(IDS)
         then = model(torch.tensor([[5, 6, 7]]), past_key_values=first.past_key_values)
         last = model(torch.tensor([[8]]), past_key_values=then.past_key_values)
@@ -297,10 +301,11 @@ def test_nothing_stays_after_an_error_inside_or_at_the_door(model: Any, alone: A
 
 
 def test_contexts_may_end_in_any_order(model: Any, alone: Any) -> None:
-    one, other = entry(), entry("all", 2, site="mlp")
+    one, other = entry(), entry("all", 2)
     first, second = steer(model, vector_of(one)), steer(model, vector_of(other))
     first.__enter__()
     second.__enter__()
+    assert generated(model) == [expected(alone, [one, other])]
     first.__exit__(None, None, None)
     assert generated(model) == [expected(alone, [other])]
     second.__exit__(None, None, None)
@@ -370,13 +375,13 @@ def test_a_second_pass_at_the_same_time_is_refused_and_the_first_goes_on(model: 
     raised: list[BaseException] = []
 
     def run_another(module: nn.Module, args: Any) -> None:
+        handle.remove()
         context = contextvars.copy_context()
         raised.extend(failure_of(lambda: context.run(model, IDS)))
 
     with steer(model, vector_of(entry("all"))), torch.no_grad():
         handle = model.model.layers[0].register_forward_pre_hook(run_another)
         found = model(IDS).logits[0]
-        handle.remove()
     assert ["one pass at a time" in str(error) for error in raised] == [True]
     torch.testing.assert_close(found, steered_logits(model, PROMPT, [entry("all")]), atol=1e-4, rtol=0)
 

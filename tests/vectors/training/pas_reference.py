@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.reference import site_module
 from vectors.data import Message, PairItem, ShownItem
+from vectors.vocabulary import SITES
 
-SITES = ("residual", "attention", "mlp", "post_attention_norm")
 VARIANTS = ("ipas_wrong_only", "ipas_all", "pas_full", "mean_difference")
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

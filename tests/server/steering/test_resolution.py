@@ -1,0 +1,105 @@
+"""What is asked becomes a plan that is pinned, complete and fits, or is refused by the field at fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from server.steering.plan import UNSTEERED
+from server.steering.resolution import SteeringRefused, SteeringSpec, plan_of_vectors, resolve_plan
+from vectors.errors import CannotSteer
+from vectors.store import VectorStore
+from vectors.vector import SteeringVector
+from vectors.vocabulary import Site
+
+HIDDEN = 4
+
+
+@dataclass(frozen=True)
+class Model:
+    """The numbers of a small model without one of the sites."""
+
+    num_layers: int = 3
+    hidden_size: int = HIDDEN
+    sites: tuple[Site, ...] = ("residual", "attention", "mlp")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[VectorStore]:
+    with VectorStore(tmp_path) as store:
+        store.put("one", ONE)
+        store.put("two", SteeringVector({0: torch.ones(HIDDEN), 2: torch.ones(HIDDEN)}))
+        store.put("wide", SteeringVector({0: torch.ones(HIDDEN + 1)}))
+        store.put("elsewhere", SteeringVector({0: torch.ones(HIDDEN)}, site="post_attention_norm"))
+        yield store
+
+
+ONE = SteeringVector({1: torch.ones(HIDDEN)}, "mlp", -0.5, "clamp", "prompt", parts=("tool_calls",))
+
+
+def test_a_vectors_own_defaults_hold_where_nothing_is_asked(store: VectorStore) -> None:
+    (entry,) = resolve_plan([SteeringSpec("one")], store, Model()).entries
+    (same,) = plan_of_vectors([(ONE, ONE.default_scale)], Model()).entries
+    assert entry.echo() == {
+        "vector": "one",
+        "revision": ONE.revision,
+        "site": "mlp",
+        "scale": -0.5,
+        "layers": [1],
+        "positions": "prompt",
+        "parts": ["tool_calls"],
+        "operation": "clamp",
+        "preserve_norm": False,
+    }
+    assert same.echo() == entry.echo() | {"vector": ""}
+
+
+def test_what_is_asked_goes_over_the_defaults_and_a_plan_stays_as_it_was(store: VectorStore) -> None:
+    asked: dict[str, Any] = {"layers": (0, 2), "positions": "all", "operation": "add", "parts": ("content",)}
+    plan = resolve_plan(
+        [SteeringSpec("two"), SteeringSpec("one", scale=2.0, preserve_norm=True, **asked)], store, Model()
+    )
+    store.put("one", SteeringVector({0: torch.zeros(HIDDEN) + 9}))
+    told = plan.entries[1].echo()
+    assert told["revision"] == ONE.revision
+    assert {name: told[name] for name in ("scale", "preserve_norm", *asked)} == {
+        "scale": 2.0,
+        "preserve_norm": True,
+    } | {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items()}
+    assert all(bool((direction == 1).all()) for direction in plan.entries[1].applied.directions.values())
+    assert resolve_plan([], store, Model()) is UNSTEERED
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "code"),
+    [
+        (SteeringSpec("nobody"), "vector", None),
+        (SteeringSpec("../x"), "vector", None),
+        (SteeringSpec("one", "abcdef0"), "revision", None),
+        (SteeringSpec("one", "x"), "revision", None),
+        (SteeringSpec("wide"), None, "vector_does_not_fit"),
+        (SteeringSpec("elsewhere"), None, "site_not_available"),
+        (SteeringSpec("one", layers=(3,)), "layers", "invalid_layers"),
+        (SteeringSpec("two", layers=(1,)), "layers", "invalid_layers"),
+        (SteeringSpec("one", scale=1e39), "scale", "invalid_scale"),
+        (SteeringSpec("one", scale=float("nan")), "scale", "invalid_scale"),
+        (SteeringSpec("one", parts=()), "parts", "invalid_parts"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_entry_and_field(
+    store: VectorStore, spec: SteeringSpec, field: str | None, code: str | None
+) -> None:
+    with pytest.raises(SteeringRefused) as caught:
+        resolve_plan([SteeringSpec("one"), spec], store, Model())
+    assert (caught.value.index, caught.value.field, caught.value.code) == (1, field, code)
+    assert str(caught.value) == str(caught.value.reason) != ""
+
+
+def test_a_vector_of_no_registry_is_checked_too() -> None:
+    with pytest.raises(CannotSteer, match="the vector has hidden size 5, the model 4"):
+        plan_of_vectors([(SteeringVector({0: torch.ones(HIDDEN + 1)}), 1.0)], Model())
