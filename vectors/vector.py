@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Self
@@ -18,13 +18,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from vectors.defaults import DEFAULTS, VectorDefaults
 from vectors.errors import InvalidVector
 from vectors.vocabulary import (
-    DEFAULT_OPERATION,
     DEFAULT_PARTS,
-    DEFAULT_POSITIONS,
-    DEFAULT_SCALE,
-    DEFAULT_SITE,
     MAX_DESCRIPTION,
     MAX_LAYER,
     MAX_METADATA_BYTES,
@@ -34,10 +31,7 @@ from vectors.vocabulary import (
     PARTS,
     POSITIONS,
     SITES,
-    Operation,
     Part,
-    Positions,
-    Site,
 )
 
 DTYPES: Mapping[torch.dtype, str] = MappingProxyType(
@@ -47,8 +41,8 @@ DTYPES: Mapping[torch.dtype, str] = MappingProxyType(
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringVector:
-    """Directions at one site.
+class SteeringVector(VectorDefaults):
+    """Directions at one site, with the defaults of their use.
 
     `directions`: layer (0-based decoder block) -> CPU tensor `[hidden]`, float32, float16 or bfloat16, kept as given
     (iterates in the order of layers). `default_scale`, `operation`, `positions` and `parts` (of the response, in the
@@ -58,15 +52,6 @@ class SteeringVector:
     """
 
     directions: Mapping[int, Tensor]
-    site: Site = DEFAULT_SITE
-    default_scale: float = DEFAULT_SCALE
-    operation: Operation = DEFAULT_OPERATION
-    positions: Positions = DEFAULT_POSITIONS
-    description: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] | None = None
-    model: str | None = None
-    parts: tuple[Part, ...] = DEFAULT_PARTS
 
     def __post_init__(self) -> None:
         _check_choice("site", self.site, SITES)
@@ -114,17 +99,10 @@ class SteeringVector:
 
         `parts` is there when it says more than the default, so that older files keep their revision.
         """
-        parts = {} if self.parts == DEFAULT_PARTS else {"parts": list(self.parts)}
-        return parts | {
-            "site": self.site,
-            "default_scale": self.default_scale,
-            "operation": self.operation,
-            "positions": self.positions,
-            "description": self.description,
-            "metadata": dict(self.metadata),
-            "training": None if self.training is None else dict(self.training),
-            "model": self.model,
-        }
+        said = {row.name: _plain(getattr(self, row.name)) for row in DEFAULTS}
+        if self.parts == DEFAULT_PARTS:
+            del said["parts"]
+        return said
 
     @cached_property
     def revision(self) -> str:
@@ -162,6 +140,13 @@ def canonical_json(value: Any) -> str:
 def raw_bytes(direction: Tensor) -> bytes:
     """Little-endian bytes of a 1-D tensor, whatever its dtype."""
     return direction.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _plain(value: object) -> object:
+    """A field as JSON has it."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

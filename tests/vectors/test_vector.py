@@ -193,7 +193,13 @@ def test_revision_is_the_documented_hash() -> None:
     vectors = [
         SteeringVector({1: ramp()}),
         SteeringVector(
-            {10: ramp(3), 2: ramp(3).half()}, "mlp", -2.5, "clamp", "all", "größer", {"b": [1.5], "a": None}
+            {10: ramp(3), 2: ramp(3).half()},
+            site="mlp",
+            default_scale=-2.5,
+            operation="clamp",
+            positions="all",
+            description="größer",
+            metadata={"b": [1.5], "a": None},
         ),
         SteeringVector({0: ramp()}, training={"seed": 3}, model="base"),
     ]

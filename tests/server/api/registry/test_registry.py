@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from tests.server.api.serving import HIDDEN, LAYERS, Server, direction, serving, vector
-from vectors.formats import encode_safetensors
+from vectors.formats.safetensors import encode_safetensors
 
 PATH = "/v1/steering/vectors"
 FIELDS = {
