@@ -151,17 +151,18 @@ def _plain(value: object) -> object:
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices or not isinstance(value, str):
-        raise InvalidVector(f"{name} must be one of {', '.join(choices)}, not {value!r:.60}", name)
+        raise InvalidVector(f"{name}: expected one of {', '.join(choices)}, got {value!r:.60}", name)
 
 
 def checked_parts(value: object) -> tuple[Part, ...]:
     """`value`, a list of some of `PARTS`, in their order; raises `InvalidVector` naming `parts`."""
-    if not isinstance(value, list | tuple) or not value:
-        raise InvalidVector(f"parts must be a list of some of {', '.join(PARTS)}", "parts")
-    if not all(isinstance(part, str) and part in PARTS for part in value):
-        raise InvalidVector(f"parts must be some of {', '.join(PARTS)}", "parts")
-    if len(set(value)) != len(value):
-        raise InvalidVector("parts names a part twice", "parts")
+    if (
+        not isinstance(value, list | tuple)
+        or not value
+        or not all(isinstance(part, str) and part in PARTS for part in value)
+        or len(set(value)) != len(value)
+    ):
+        raise InvalidVector(f"parts: expected some of {', '.join(PARTS)}, each once, got {value!r:.60}", "parts")
     return tuple(part for part in PARTS if part in value)
 
 

@@ -12,6 +12,7 @@ from server.api.generation.wire import SteeringEntry
 from server.api.registry.objects import Vector
 from server.api.registry.wire import CreateVectorRequest, PatchVectorRequest
 from server.cli.parser import build_parser
+from tests.shared_files import ROOT
 from vectors.client.calls import FileFacts
 from vectors.client.clients import RegisteredVector
 from vectors.defaults import (
@@ -67,6 +68,14 @@ def test_a_request_has_the_fields_that_the_table_names() -> None:
     named = {row.in_request for row in DEFAULTS if row.in_request}
     assert named <= set(SteeringEntry.model_fields)
     assert set(SteeringEntry.model_fields) - named == {"vector", "layers", "preserve_norm"}
+
+
+def test_the_page_on_steering_names_every_field_and_choice() -> None:
+    page = (ROOT / "docs" / "steering.md").read_text(encoding="utf-8")
+    for row in DEFAULTS:
+        if row.in_request:
+            (line,) = (line for line in page.splitlines() if line.startswith(f"| `{row.in_request}` |"))
+            assert all(f'`"{choice}"`' in line for choice in row.choices)
 
 
 def test_every_flag_is_read() -> None:

@@ -86,11 +86,11 @@ def test_vector_needs_directions_of_one_width() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("site", "input", "site must be one of residual, attention, mlp, post_attention_norm, not 'input'"),
-        ("site", ["residual"], "site must be one of"),
-        ("operation", "project", "operation must be one of add, ablate, clamp, not 'project'"),
-        ("operation", None, "operation must be one of"),
-        ("positions", "first", "positions must be one of prompt, response, all"),
+        ("site", "input", "site: expected one of residual, attention, mlp, post_attention_norm, got 'input'"),
+        ("site", ["residual"], "site: expected one of"),
+        ("operation", "project", "operation: expected one of add, ablate, clamp, got 'project'"),
+        ("operation", None, "operation: expected one of"),
+        ("positions", "first", "positions: expected one of prompt, response, all"),
         ("default_scale", math.nan, "default_scale must be a finite number, not nan"),
         ("default_scale", -math.inf, "default_scale must be a finite number, not -inf"),
         ("default_scale", True, "default_scale must be a finite number"),

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model, refuse_unknown_query
 from server.api.http.description import BYTES, FORM, JSON, Parameter, Success, describe
+from server.api.http.pages import limit_of, order_of
 from server.api.http.parameters import DISPOSITION, limit, order
 from server.api.http.preconditions import if_match_of, if_none_match_of, refuse_preconditions
 from server.api.http.services import Services, services_of
@@ -104,17 +105,15 @@ async def list_vectors(request: Request) -> Response:
     """Vectors by name, a page at a time."""
     services = services_of(request)
     refuse_unknown_query(request, "limit", "after", "order")
-    limit = _limit_of(request.query_params.get("limit"))
-    order = request.query_params.get("order", "asc")
-    if order not in ("asc", "desc"):
-        raise InvalidRequest("order: give asc or desc", code="invalid_value", param="order")
+    limit = limit_of(request, default=_DEFAULT_LIMIT, most=_MOST_LISTED)
+    order = order_of(request, "asc")
     after = request.query_params.get("after")
 
     def page() -> Response:
-        names = services.store.names(after=after, limit=limit + 1, order="asc" if order == "asc" else "desc")
+        names = services.store.names(after=after, limit=limit + 1, order=order)
         shown = names[:limit]
         found = (_get_or_none(services, name) for name in shown)
-        listing = {
+        listing: VectorList = {
             "object": "list",
             "data": [_object_of(stored) for stored in found if stored is not None],
             "first_id": shown[0] if shown else None,
@@ -256,14 +255,6 @@ def _get_or_none(services: Services, name: str) -> StoredVector | None:
     except StoreCorrupt as error:
         _log.error("left out of the list: %s", error)
         return None
-
-
-def _limit_of(text: str | None) -> int:
-    if text is None:
-        return _DEFAULT_LIMIT
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= _MOST_LISTED):
-        raise InvalidRequest(f"limit: give a number from 1 to {_MOST_LISTED}", code="invalid_value", param="limit")
-    return int(text)
 
 
 def _object_of(stored: StoredVector) -> Vector:

@@ -158,7 +158,7 @@ def _request_of(body: CreateJobRequest, services: Services) -> JobRequest:
     base = services.engine.info.model_id
     if specs_of_model(body.model, base):
         raise InvalidRequest(
-            f"model: a vector is trained on the plain model; give {base}", code="invalid_value", param="model"
+            f"model: expected the unsteered model {base}, got {body.model[:200]!r}", code="invalid_value", param="model"
         )
     if body.suffix is not None:
         try:
@@ -190,13 +190,19 @@ def _metadata_of(request: Request) -> tuple[dict[str, str], bool]:
     for name, value in request.query_params.multi_items():
         if name == "metadata":
             if value != "null":
-                raise InvalidRequest("metadata: give metadata[key]=value", code="invalid_value", param="metadata")
+                raise InvalidRequest(
+                    "metadata: expected null or metadata[key]=value", code="invalid_value", param="metadata"
+                )
         elif name.startswith("metadata"):
             match = _METADATA_KEY.fullmatch(name)
             if match is None:
-                raise InvalidRequest(f"{name[:60]}: give metadata[key]=value", code="invalid_value", param="metadata")
+                raise InvalidRequest(
+                    f"{name[:60]}: expected metadata[key]=value", code="invalid_value", param="metadata"
+                )
             pairs[match[1]] = value
     without = "metadata" in request.query_params
     if without and pairs:
-        raise InvalidRequest("metadata: either null or pairs", code="invalid_value", param="metadata")
+        raise InvalidRequest(
+            "metadata: expected either null or pairs, got both", code="invalid_value", param="metadata"
+        )
     return pairs, without

@@ -159,7 +159,7 @@ def test_upload_sets_fields_over_the_files_own() -> None:
         ('{"metadata": {"a": Infinity}}', "metadata must be a JSON object with finite", "metadata"),
         ('{"metadata": {"a": "\\ud800"}}', "metadata must be .* valid Unicode", "metadata"),
         ('{"description": "\\ud800"}', "description must be valid Unicode", "description"),
-        ({"positions": "some"}, "positions must be one of", "positions"),
+        ({"positions": "some"}, "positions: expected one of", "positions"),
         ({"training": 1}, "training must be a JSON object", "training"),
     ],
 )
