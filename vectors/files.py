@@ -15,6 +15,7 @@ from vectors.sites import find_sites
 from vectors.vector import SteeringVector
 from vectors.vocabulary import FILE_FORMATS, Convention, FileFormat
 
+
 def load(
     path: str | PathLike[str],
     model: nn.Module | None = None,
@@ -48,9 +49,7 @@ def load(
     return vector
 
 
-def save(
-    vector: SteeringVector, path: str | PathLike[str], *, format: FileFormat | None = None
-) -> None:
+def save(vector: SteeringVector, path: str | PathLike[str], *, format: FileFormat | None = None) -> None:
     """Write `vector` to `path`, as `format` or as the file's suffix says.
 
     Safetensors keeps everything; GGUF, which llama.cpp reads, keeps the directions only, and only of vectors that are

@@ -129,7 +129,7 @@ except vectors.MissingDependency as error:
 """,
         missing=["torch", "numpy"],
     )
-    assert shown == "reading a vector's tensors needs numpy, which is not installed: pip install 'tiller[steer]'\n"
+    assert shown == "reading a vector's tensors needs torch, which is not installed: pip install 'tiller[steer]'\n"
 
 
 @pytest.fixture

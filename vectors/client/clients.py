@@ -1,7 +1,7 @@
 """A tiller server's registry of steering vectors from Python: `VectorClient`, and `AsyncVectorClient` to be awaited.
 
 OpenAI's SDK does the rest: chats, completions, files, training jobs. A client knows addresses, keys and how
-connections fail; what is sent and how answers are read is `client_calls`'.
+connections fail; what is sent and how answers are read is `calls`'.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ class Codec:
     """One format's functions over a file's bytes.
 
     `recognises` tells the format by how a file begins. `decode` takes the bytes, what an upload says of them, and the
-    number of blocks and the width of the model, each None where it is not known; it raises `InvalidVector`. `encode`, None where the format is only
-    read, raises `InvalidVector` for a vector that it cannot hold.
+    number of blocks and the width of the model, each None where it is not known; it raises `InvalidVector`. `encode`,
+    None where the format is only read, raises `InvalidVector` for a vector that it cannot hold.
     """
 
     recognises: Callable[[bytes], bool]
