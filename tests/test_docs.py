@@ -16,6 +16,7 @@ import pytest
 
 from tests.server.cli.running import DEADLINE, ServerProcess, environment
 from tests.shared_files import ROOT
+from tests.tables import TABLES, with_table
 
 ADDRESS = "http://127.0.0.1:8000"
 
@@ -39,6 +40,13 @@ def shell(block: str, url: str, folder: Path) -> str:
     """Run a block of commands as a reader would, against the server at `url`."""
     script = block.replace(ADDRESS, url).replace(".venv/bin/", f"{Path(sys.executable).parent}{os.sep}")
     return run(["bash", "-euc", script], folder)
+
+
+@pytest.mark.parametrize("source", TABLES)
+def test_tables_say_what_the_source_does(source: str) -> None:
+    page, make = TABLES[source]
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert text == with_table(text, source, make()), "run: python -m tests.tables"
 
 
 @pytest.fixture(scope="module")

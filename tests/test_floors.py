@@ -16,9 +16,10 @@ FLOORS: dict[str, str] = {
         server
     """,
     "vectors": """
-        durable errors
+        durable errors shares
         data vocabulary
-        operations positions sites vector
+        defaults operations positions sites
+        vector
         applied
         formats training
         client files plain store study
@@ -40,6 +41,7 @@ FLOORS: dict[str, str] = {
     """,
     "vectors.formats": """
         archive options
+        codec
         gguf pytorch safetensors
         __init__
     """,
@@ -54,8 +56,10 @@ FLOORS: dict[str, str] = {
         run
     """,
     "vectors.training": """
-        __init__ method model_view plots progress prompts statistics
-        contrast examiner
+        __init__ model_view plots progress prompts statistics values
+        options
+        contrast method
+        examiner
         held_out search
         report
         train
@@ -126,7 +130,7 @@ FLOORS: dict[str, str] = {
         routes
     """,
     "server.api.training": """
-        __init__ objects options
+        __init__ objects
         wire
         files jobs
     """,

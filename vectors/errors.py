@@ -11,7 +11,7 @@ VectorsError
 ├── VectorTooLarge              the file is larger than allowed
 ├── InvalidVectorName           a name outside the allowed characters
 ├── InvalidLayers               a list of layers that is empty, unreadable, repeated or beyond any model
-├── InvalidRevision             a revision that is no hash prefix of at least 6 digits, or fits several
+├── InvalidRevision             a revision that is no prefix of a hash, or a too short one, or fits several
 ├── VectorNotFound              no vector has the name
 ├── RevisionNotFound            the name has no such revision
 ├── VectorExists                the name is taken
@@ -117,7 +117,7 @@ class InvalidLayers(VectorsError):
 
 
 class InvalidRevision(VectorsError):
-    """A revision is given by at least 6 leading hex digits of its hash, which must fit only one."""
+    """A revision is given by at least `MIN_REVISION_DIGITS` leading hex digits of its hash, which must fit only one."""
 
 
 class VectorNotFound(VectorsError):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from vectors.durable import write_file
 from vectors.errors import InvalidVector
-from vectors.formats import ImportOptions, decode, encode_gguf, encode_safetensors
+from vectors.formats import ImportOptions, decode, encode
 from vectors.sites import find_sites
 from vectors.vector import SteeringVector
-
-_ENCODERS = {"safetensors": encode_safetensors, "gguf": encode_gguf}
+from vectors.vocabulary import FILE_FORMATS, Convention, FileFormat
 
 
 def load(
@@ -24,7 +23,7 @@ def load(
     num_layers: int | None = None,
     hidden_size: int | None = None,
     layer: int | None = None,
-    convention: Literal["as_applied", "as_derived"] | None = None,
+    convention: Convention | None = None,
     **defaults: Any,
 ) -> SteeringVector:
     """The vector in a file: safetensors, a GGUF control vector, or a `.pt` archive, told from its content.
@@ -50,9 +49,7 @@ def load(
     return vector
 
 
-def save(
-    vector: SteeringVector, path: str | PathLike[str], *, format: Literal["safetensors", "gguf"] | None = None
-) -> None:
+def save(vector: SteeringVector, path: str | PathLike[str], *, format: FileFormat | None = None) -> None:
     """Write `vector` to `path`, as `format` or as the file's suffix says.
 
     Safetensors keeps everything; GGUF, which llama.cpp reads, keeps the directions only, and only of vectors that are
@@ -60,8 +57,8 @@ def save(
     Raises `InvalidVector` for another suffix and for what GGUF cannot hold, and `OSError`.
     """
     target = Path(path)
-    chosen = target.suffix.removeprefix(".").lower() if format is None else format
-    encode = _ENCODERS.get(chosen)
-    if encode is None:
-        raise InvalidVector(f"expected one of {', '.join(_ENCODERS)} as format or suffix, got {chosen!r}", "format")
-    write_file(target, encode(vector))
+    asked = target.suffix.removeprefix(".").lower() if format is None else format
+    chosen = next((known for known in FILE_FORMATS if known == asked), None)
+    if chosen is None:
+        raise InvalidVector(f"expected one of {', '.join(FILE_FORMATS)} as format or suffix, got {asked!r}", "format")
+    write_file(target, encode(vector, chosen))

@@ -41,10 +41,10 @@ from vectors.errors import (
 from vectors.formats import ImportOptions
 from vectors.formats.safetensors import decode_safetensors, encode_safetensors
 from vectors.vector import SteeringVector
-from vectors.vocabulary import check_name
+from vectors.vocabulary import MIN_REVISION_DIGITS, REVISION_PATTERN, check_name
 
 _REVISION = re.compile(r"[0-9a-f]{64}")
-_PREFIX = re.compile(r"[0-9a-f]{6,64}")
+_PREFIX = re.compile(REVISION_PATTERN)
 _NUM_CACHED_VECTORS = 512
 
 _Read = TypeVar("_Read")
@@ -87,7 +87,9 @@ class _NameRecord:
             prefix = self.current
         prefix = prefix.lower()
         if _PREFIX.fullmatch(prefix) is None:
-            raise InvalidRevision(f"{prefix[:80]!r} is no revision: give at least 6 leading hex digits of its hash")
+            raise InvalidRevision(
+                f"{prefix[:80]!r} is not a revision: expected {MIN_REVISION_DIGITS} or more leading hex digits of one"
+            )
         found = [record for record in self.history if record.revision.startswith(prefix)]
         if not found:
             raise RevisionNotFound(name, prefix)

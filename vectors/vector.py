@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Self
@@ -18,13 +18,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from vectors.defaults import DEFAULTS, VectorDefaults
 from vectors.errors import InvalidVector
 from vectors.vocabulary import (
-    DEFAULT_OPERATION,
     DEFAULT_PARTS,
-    DEFAULT_POSITIONS,
-    DEFAULT_SCALE,
-    DEFAULT_SITE,
     MAX_DESCRIPTION,
     MAX_LAYER,
     MAX_METADATA_BYTES,
@@ -34,10 +31,7 @@ from vectors.vocabulary import (
     PARTS,
     POSITIONS,
     SITES,
-    Operation,
     Part,
-    Positions,
-    Site,
 )
 
 DTYPES: Mapping[torch.dtype, str] = MappingProxyType(
@@ -47,8 +41,8 @@ DTYPES: Mapping[torch.dtype, str] = MappingProxyType(
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringVector:
-    """Directions at one site.
+class SteeringVector(VectorDefaults):
+    """Directions at one site, with the defaults of their use.
 
     `directions`: layer (0-based decoder block) -> CPU tensor `[hidden]`, float32, float16 or bfloat16, kept as given
     (iterates in the order of layers). `default_scale`, `operation`, `positions` and `parts` (of the response, in the
@@ -58,15 +52,6 @@ class SteeringVector:
     """
 
     directions: Mapping[int, Tensor]
-    site: Site = DEFAULT_SITE
-    default_scale: float = DEFAULT_SCALE
-    operation: Operation = DEFAULT_OPERATION
-    positions: Positions = DEFAULT_POSITIONS
-    description: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] | None = None
-    model: str | None = None
-    parts: tuple[Part, ...] = DEFAULT_PARTS
 
     def __post_init__(self) -> None:
         _check_choice("site", self.site, SITES)
@@ -114,17 +99,10 @@ class SteeringVector:
 
         `parts` is there when it says more than the default, so that older files keep their revision.
         """
-        parts = {} if self.parts == DEFAULT_PARTS else {"parts": list(self.parts)}
-        return parts | {
-            "site": self.site,
-            "default_scale": self.default_scale,
-            "operation": self.operation,
-            "positions": self.positions,
-            "description": self.description,
-            "metadata": dict(self.metadata),
-            "training": None if self.training is None else dict(self.training),
-            "model": self.model,
-        }
+        said = {row.name: _plain(getattr(self, row.name)) for row in DEFAULTS}
+        if self.parts == DEFAULT_PARTS:
+            del said["parts"]
+        return said
 
     @cached_property
     def revision(self) -> str:
@@ -164,19 +142,27 @@ def raw_bytes(direction: Tensor) -> bytes:
     return direction.contiguous().view(torch.uint8).numpy().tobytes()
 
 
+def _plain(value: object) -> object:
+    """A field as JSON has it."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices or not isinstance(value, str):
-        raise InvalidVector(f"{name} must be one of {', '.join(choices)}, not {value!r:.60}", name)
+        raise InvalidVector(f"{name}: expected one of {', '.join(choices)}, got {value!r:.60}", name)
 
 
 def checked_parts(value: object) -> tuple[Part, ...]:
     """`value`, a list of some of `PARTS`, in their order; raises `InvalidVector` naming `parts`."""
-    if not isinstance(value, list | tuple) or not value:
-        raise InvalidVector(f"parts must be a list of some of {', '.join(PARTS)}", "parts")
-    if not all(isinstance(part, str) and part in PARTS for part in value):
-        raise InvalidVector(f"parts must be some of {', '.join(PARTS)}", "parts")
-    if len(set(value)) != len(value):
-        raise InvalidVector("parts names a part twice", "parts")
+    if (
+        not isinstance(value, list | tuple)
+        or not value
+        or not all(isinstance(part, str) and part in PARTS for part in value)
+        or len(set(value)) != len(value)
+    ):
+        raise InvalidVector(f"parts: expected some of {', '.join(PARTS)}, each once, got {value!r:.60}", "parts")
     return tuple(part for part in PARTS if part in value)
 
 

@@ -27,10 +27,18 @@ Positions: TypeAlias = Literal["prompt", "response", "all"]
 Part: TypeAlias = Literal["reasoning", "content", "structured", "tool_calls"]
 """What a response token belongs to: the reasoning before the answer, the answer, an answer under a schema, a call."""
 
+FileFormat: TypeAlias = Literal["safetensors", "gguf"]
+"""A format in which vectors are written; what is read beside them is in `vectors.formats`."""
+
+Convention: TypeAlias = Literal["as_applied", "as_derived"]
+"""How a GGUF's `direction.N` counts: block N, where llama.cpp adds it, or block N-1, where its generator read it."""
+
 SITES: tuple[Site, ...] = get_args(Site)
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 POSITIONS: tuple[Positions, ...] = get_args(Positions)
 PARTS: tuple[Part, ...] = get_args(Part)
+FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
+CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 
 DEFAULT_SITE: Site = "residual"
 DEFAULT_OPERATION: Operation = "add"
@@ -38,6 +46,9 @@ DEFAULT_POSITIONS: Positions = "response"
 DEFAULT_SCALE = 1.0
 DEFAULT_PARTS: tuple[Part, ...] = ("reasoning", "content", "structured")
 """A tool call is read by a program: it is steered only where somebody says so."""
+
+DEFAULT_FILE_FORMAT: FileFormat = "safetensors"
+DEFAULT_CONVENTION: Convention = "as_applied"
 
 MAX_LAYER = 4095
 """The largest number of a decoder block, counted from 0."""
@@ -53,6 +64,9 @@ NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 MIN_REVISION_DIGITS = 6
 """A revision is named by at least so many leading hex digits of its hash."""
+
+REVISION_PATTERN = f"[0-9a-fA-F]{{{MIN_REVISION_DIGITS},64}}"
+"""How a revision is named: by its hash, or by how it begins."""
 
 LAYERS_PATTERN = r"\s*\d+(-\d+)?\s*(,\s*\d+(-\d+)?\s*)*"
 """How a list of layers looks as text: numbers and inclusive ranges, as in `12-16,20`."""

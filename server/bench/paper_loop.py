@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vectors.data.items import LETTERS, ShownItem
 from vectors.training.contrast import Answered, contrast_of
-from vectors.training.method import Variant
+from vectors.training.options import Variant
 from vectors.training.prompts import Text, lettered_prompt, raw_text
 
 

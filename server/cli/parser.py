@@ -6,14 +6,27 @@ It checks the shape of a command line only; values of settings are checked toget
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 from server import __version__
 from server.cli.training.parser import add_training_commands
 from server.cli.training.study import add_study
 from server.config import options
 from server.keys import CLIENT_VARIABLE, MANAGE_VARIABLE, USE_VARIABLE
+from vectors.defaults import DEFAULTS, Default
+from vectors.formats import format_titles
+from vectors.vocabulary import CONVENTIONS, DEFAULT_FILE_FORMAT, FILE_FORMATS, MIN_REVISION_DIGITS
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def _listed(text: str) -> list[str]:
+    return text.split(",")
+
+
+_TYPES: dict[str, Callable[[str], Any]] = {"number": float, "string": str, "array": _listed}
+"""How the value of a vector's default is read, by its JSON type."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,33 +97,39 @@ def _add_vectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
     put = _add_action(actions, "put", "upload a vector as a new name or revision", "NAME")
-    put.add_argument("file", metavar="FILE", help="safetensors, GGUF control vector, or .pt")
+    put.add_argument("file", metavar="FILE", help=format_titles())
     put.add_argument("--layer", type=int, metavar="N", help="decoder block of a file that holds one bare direction")
-    put.add_argument(
-        "--convention", choices=["as_applied", "as_derived"], help="how a GGUF file counts its layers (see the docs)"
-    )
-    put.add_argument("--scale", type=float, metavar="NUMBER", help="default scale")
-    put.add_argument("--positions", choices=["prompt", "response", "all"], help="default positions")
-    put.add_argument("--operation", choices=["add", "ablate", "clamp"], help="default operation")
-    put.add_argument("--parts", metavar="PART,…", help="default parts: reasoning, content, structured, tool_calls")
-    put.add_argument("--description", metavar="TEXT")
+    put.add_argument("--convention", choices=CONVENTIONS, help="how a GGUF file counts its layers (see the docs)")
+    for row in DEFAULTS:
+        if row.flag:
+            _add_default(put, row)
 
     get = _add_action(actions, "get", "download a vector", "NAME")
     get.add_argument(
         "-o", "--output", metavar="FILE", help="where to write ('-': standard output; default: NAME.FORMAT)"
     )
-    get.add_argument("--format", choices=["safetensors", "gguf"], default="safetensors")
+    get.add_argument("--format", choices=FILE_FORMATS, default=DEFAULT_FILE_FORMAT)
 
     rollback = _add_action(actions, "rollback", "point a name back at an earlier revision", "NAME")
     rollback.add_argument(
         "revision",
         metavar="REVISION",
-        help="what its hash begins with, at least 6 digits; 'tiller vectors show NAME' lists them",
+        help=f"what its hash begins with, at least {MIN_REVISION_DIGITS} digits; 'tiller vectors show NAME' lists them",
     )
 
     remove = _add_action(actions, "rm", "remove a vector and its history", "NAME")
     for action in (listing, show, put, get, rollback, remove):
         _add_connection(action)
+
+
+def _add_default(put: argparse.ArgumentParser, row: Default) -> None:
+    """Add the flag that sets a default of an uploaded vector."""
+    choices = f": {', '.join(row.choices)}" if row.choices and row.metavar else ""
+    help_text = f"{row.help}{choices}, where a request does not say" if row.in_request else row.help
+    if row.choices and not row.metavar:
+        put.add_argument(row.flag, dest=row.name, choices=row.choices, help=help_text)
+    else:
+        put.add_argument(row.flag, dest=row.name, type=_TYPES[row.schema["type"]], metavar=row.metavar, help=help_text)
 
 
 def _add_action(

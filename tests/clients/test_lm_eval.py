@@ -17,7 +17,8 @@ import torch
 
 from server.demo import MODEL_DIR, MODEL_NAME, VECTORS_DIR
 from server.demo.heldout import chat_asks, labelled_lines, quiz_items
-from vectors.formats import decode, encode_safetensors
+from vectors.formats import decode
+from vectors.formats.safetensors import encode_safetensors
 from vectors.vector import SteeringVector
 from vectors.vocabulary import Operation
 

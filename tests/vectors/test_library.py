@@ -26,7 +26,9 @@ from tests.families import HIDDEN, LAYERS, build
 from tests.server.cli.running import ROOT, environment
 from vectors.data import read_data
 from vectors.errors import InvalidData, InvalidMethod, InvalidVector, UnknownFormat
-from vectors.formats import decode, encode_gguf, encode_safetensors
+from vectors.formats import decode
+from vectors.formats.gguf import encode_gguf
+from vectors.formats.safetensors import encode_safetensors
 from vectors.training.method import Method
 from vectors.training.progress import Progress
 from vectors.training.task import Task, carry_out
@@ -127,7 +129,7 @@ except vectors.MissingDependency as error:
 """,
         missing=["torch", "numpy"],
     )
-    assert shown == "reading a vector's tensors needs numpy, which is not installed: pip install 'tiller[steer]'\n"
+    assert shown == "reading a vector's tensors needs torch, which is not installed: pip install 'tiller[steer]'\n"
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from vectors.errors import (
     VectorExists,
     VectorNotFound,
 )
-from vectors.formats import decode, encode_safetensors
+from vectors.formats import decode
+from vectors.formats.safetensors import encode_safetensors
 from vectors.store import VectorStore
 from vectors.vector import SteeringVector
 from vectors.vocabulary import check_name
@@ -228,7 +229,7 @@ def test_prefixes(store: VectorStore) -> None:
         "-12345",
     ):
         for call in (store.get, store.content, store.rollback):
-            with pytest.raises(InvalidRevision, match="give at least 6 leading hex digits"):
+            with pytest.raises(InvalidRevision, match="expected 6 or more leading hex digits"):
                 call("calm", wrong)
 
 

@@ -86,11 +86,11 @@ def test_vector_needs_directions_of_one_width() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("site", "input", f"site must be one of {', '.join(SITES)}, not 'input'"),
-        ("site", ["residual"], "site must be one of"),
-        ("operation", "project", f"operation must be one of {', '.join(OPERATIONS)}, not 'project'"),
-        ("operation", None, "operation must be one of"),
-        ("positions", "first", f"positions must be one of {', '.join(POSITIONS)}"),
+        ("site", "input", f"site: expected one of {', '.join(SITES)}, got 'input'"),
+        ("site", ["residual"], "site: expected one of"),
+        ("operation", "project", f"operation: expected one of {', '.join(OPERATIONS)}, got 'project'"),
+        ("operation", None, "operation: expected one of"),
+        ("positions", "first", f"positions: expected one of {', '.join(POSITIONS)}"),
         ("default_scale", math.nan, "default_scale must be a finite number, not nan"),
         ("default_scale", -math.inf, "default_scale must be a finite number, not -inf"),
         ("default_scale", True, "default_scale must be a finite number"),
@@ -193,7 +193,13 @@ def test_revision_is_the_documented_hash() -> None:
     vectors = [
         SteeringVector({1: ramp()}),
         SteeringVector(
-            {10: ramp(3), 2: ramp(3).half()}, "mlp", -2.5, "clamp", "all", "größer", {"b": [1.5], "a": None}
+            {10: ramp(3), 2: ramp(3).half()},
+            site="mlp",
+            default_scale=-2.5,
+            operation="clamp",
+            positions="all",
+            description="größer",
+            metadata={"b": [1.5], "a": None},
         ),
         SteeringVector({0: ramp()}, training={"seed": 3}, model="base"),
     ]

@@ -10,21 +10,20 @@ import json
 import re
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from vectors.client.answers import Answer, RegisteredVector, check_deleted, file_in, listing_in, vector_in
 from vectors.client.errors import UnexpectedAnswer
+from vectors.defaults import ChangedDefaults, CreatedDefaults, UploadedDefaults
 from vectors.errors import InvalidRevision, InvalidVector, MissingDependency
-from vectors.vocabulary import check_name
+from vectors.vocabulary import DEFAULT_FILE_FORMAT, Convention, FileFormat, check_name
 
 if TYPE_CHECKING:  # a client of files and names needs no tensors
     from vectors.vector import SteeringVector
-    from vectors.vocabulary import Operation, Part, Positions, Site
 
 Order = Literal["asc", "desc"]
-FileFormat = Literal["safetensors", "gguf"]
 
 _ROOT = "/v1/steering/vectors"
 _PAGE = 100  # the most that a server lists at once
@@ -51,33 +50,14 @@ class Page:
     next: Call[Page] | None
 
 
-class Defaults(TypedDict, total=False):
-    """What holds where a request that is steered says nothing, and what is said about a vector."""
-
-    default_scale: float
-    operation: Operation
-    positions: Positions
-    parts: Sequence[Part]
-    description: str
-    metadata: Mapping[str, Any]
-
-
-class CreatedDefaults(Defaults, total=False):
-    """What can be said of a vector made from numbers."""
-
-    site: Site
-
-
-class FileFacts(CreatedDefaults, total=False):
+class FileFacts(UploadedDefaults, total=False):
     """What a file may leave open, or is to say otherwise.
 
     `layer`: the block of a file of one bare direction; `convention`: how a GGUF file counts its layers.
     """
 
     layer: int
-    convention: Literal["as_applied", "as_derived"]
-    training: Mapping[str, Any]
-    model: str
+    convention: Convention
 
 
 def list_page(order: Order, after: str | None = None) -> Call[Page]:
@@ -120,7 +100,7 @@ def create(name: str, directions: Mapping[int, Iterable[float]], defaults: Creat
     return Call("POST", _ROOT, vector_in, _json_body(body))
 
 
-def patch(name: str, changes: Defaults, if_match: str | None) -> Call[RegisteredVector]:
+def patch(name: str, changes: ChangedDefaults, if_match: str | None) -> Call[RegisteredVector]:
     """Other defaults or descriptions for the directions that there are."""
     return Call("PATCH", _path(name), vector_in, _json_body(changes, _precondition(if_match)))
 
@@ -147,7 +127,7 @@ def vector(name: str, revision: str | None) -> Call[SteeringVector]:
 
     Reading the answer raises `MissingDependency` where torch is not installed.
     """
-    call = content(name, "safetensors", revision)
+    call = content(name, DEFAULT_FILE_FORMAT, revision)
     return Call(call.method, call.path, _decoded, call.send)
 
 

@@ -1,7 +1,7 @@
 """A tiller server's registry of steering vectors from Python: `VectorClient`, and `AsyncVectorClient` to be awaited.
 
 OpenAI's SDK does the rest: chats, completions, files, training jobs. A client knows addresses, keys and how
-connections fail; what is sent and how answers are read is `client_calls`'.
+connections fail; what is sent and how answers are read is `calls`'.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from anyio.to_thread import run_sync
 
 from vectors.client import calls
 from vectors.client.answers import Answer, HistoryEntry, RegisteredVector, refusal_in
-from vectors.client.calls import Call, CreatedDefaults, Defaults, FileFacts, FileFormat, Order
+from vectors.client.calls import Call, FileFacts, Order
 from vectors.client.errors import ClientError, ConnectionFailed, InvalidConnection, TimedOut, UnexpectedAnswer
+from vectors.defaults import ChangedDefaults, CreatedDefaults
+from vectors.vocabulary import DEFAULT_FILE_FORMAT, FileFormat
 
 if TYPE_CHECKING:  # a client of files and names needs no tensors
     from vectors.vector import SteeringVector
@@ -150,7 +152,7 @@ class VectorClient(Connection):
         """Make a vector of numbers, by layer, each direction as long as the model is wide; `name` must be free."""
         return self._carry_out(calls.create(name, directions, defaults))
 
-    def patch(self, name: str, *, if_match: str | None = None, **changes: Unpack[Defaults]) -> RegisteredVector:
+    def patch(self, name: str, *, if_match: str | None = None, **changes: Unpack[ChangedDefaults]) -> RegisteredVector:
         """Change defaults and descriptions of `name`, as a new revision; the directions stay."""
         return self._carry_out(calls.patch(name, changes, if_match))
 
@@ -158,7 +160,7 @@ class VectorClient(Connection):
         """Point `name` back at the revision of its history that begins so (6 digits or more)."""
         return self._carry_out(calls.rollback(name, revision, if_match))
 
-    def content(self, name: str, format: FileFormat = "safetensors", *, revision: str | None = None) -> bytes:
+    def content(self, name: str, format: FileFormat = DEFAULT_FILE_FORMAT, *, revision: str | None = None) -> bytes:
         """The current revision of `name`, or the one that begins so, as a file."""
         return self._carry_out(calls.content(name, format, revision))
 
@@ -225,7 +227,9 @@ class AsyncVectorClient:
         """See `VectorClient.create`."""
         return await self._carry_out(calls.create(name, directions, defaults))
 
-    async def patch(self, name: str, *, if_match: str | None = None, **changes: Unpack[Defaults]) -> RegisteredVector:
+    async def patch(
+        self, name: str, *, if_match: str | None = None, **changes: Unpack[ChangedDefaults]
+    ) -> RegisteredVector:
         """See `VectorClient.patch`."""
         return await self._carry_out(calls.patch(name, changes, if_match))
 
@@ -233,7 +237,9 @@ class AsyncVectorClient:
         """See `VectorClient.rollback`."""
         return await self._carry_out(calls.rollback(name, revision, if_match))
 
-    async def content(self, name: str, format: FileFormat = "safetensors", *, revision: str | None = None) -> bytes:
+    async def content(
+        self, name: str, format: FileFormat = DEFAULT_FILE_FORMAT, *, revision: str | None = None
+    ) -> bytes:
         """See `VectorClient.content`."""
         return await self._carry_out(calls.content(name, format, revision))
 

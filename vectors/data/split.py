@@ -16,17 +16,9 @@ from typing import Generic, TypeVar
 from vectors.data.items import LETTERS, ChoiceItem, Item, PairItem, ShownItem
 from vectors.data.reading import MIN_ITEMS
 from vectors.errors import InvalidData
+from vectors.shares import Split
 
 AnyItem = TypeVar("AnyItem", bound=Item)
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Shares of the items for training, for choosing the cell, and for the one test at the end; they sum to 1."""
-
-    train: float = 0.6
-    validation: float = 0.2
-    test: float = 0.2
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,110 @@
-"""Bytes <-> SteeringVector. The format is told from the content, never from a name; no file can run code."""
+"""Bytes <-> SteeringVector. The format is told from the content, never from a name; no file can run code.
+
+`FORMATS` declares each format; its module is loaded when a file is read or written, so that help texts need no torch.
+"""
 
 from __future__ import annotations
 
-from vectors.errors import InvalidVector, UnknownFormat
-from vectors.formats.gguf import decode_gguf, encode_gguf, is_gguf
-from vectors.formats.options import CONVENTIONS, ImportOptions
-from vectors.formats.pytorch import decode_pytorch, is_pytorch
-from vectors.formats.safetensors import decode_safetensors, encode_safetensors, is_safetensors
-from vectors.vector import SteeringVector
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CONVENTIONS",
-    "ImportOptions",
-    "decode",
-    "encode_gguf",
-    "encode_safetensors",
-]
+from vectors.errors import InvalidVector, UnknownFormat
+from vectors.formats.codec import Codec
+from vectors.formats.options import ImportOptions
+from vectors.vocabulary import DEFAULT_CONVENTION, DEFAULT_FILE_FORMAT, FileFormat
+
+if TYPE_CHECKING:
+    from vectors.vector import SteeringVector
+
+__all__ = ["FORMATS", "Format", "ImportOptions", "Layout", "decode", "encode"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way in which files of a format are laid out, as the documents show it: which, what is in it, and how it
+    counts layers.
+    """
+
+    name: str
+    content: str
+    layers: str
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A file format. `name` is its extension, and its name on the wire; `title` is its name in messages and help.
+
+    `module` holds its functions, a `Codec` named `CODEC`.
+    """
+
+    name: str
+    title: str
+    module: str
+    layouts: tuple[Layout, ...]
+
+    @property
+    def codec(self) -> Codec:
+        """Its functions; loads torch."""
+        codec: Codec = importlib.import_module(self.module).CODEC
+        return codec
+
+
+FORMATS = (
+    Format(
+        "gguf",
+        "GGUF control vector",
+        "vectors.formats.gguf",
+        (
+            Layout(
+                "GGUF control vector (repeng, llama.cpp)",
+                "`direction.{N}`, f32, f16 or bf16",
+                f"`{DEFAULT_CONVENTION}` (default): block N; `as_derived`: block N−1, where llama.cpp's generator read "
+                "it",
+            ),
+        ),
+    ),
+    Format(
+        "safetensors",
+        "safetensors",
+        "vectors.formats.safetensors",
+        (
+            Layout(
+                "safetensors (canonical)",
+                "one tensor a direction, named `{site}.{layer}`, shape `[hidden]`, float32, float16 or bfloat16; "
+                "optional metadata key `steering_vector` (JSON of the defaults)",
+                "as ours",
+            ),
+        ),
+    ),
+    Format(
+        "pt",
+        "PyTorch .pt",
+        "vectors.formats.pytorch",
+        (
+            Layout("`.pt`, `[hidden]` (CAA, EasyEdit)", "one direction", 'the upload says it: `{"layer": 12}`'),
+            Layout(
+                "`.pt`, `[layers, hidden]`",
+                "one row a block; rows of zeros are layers without a direction",
+                "as ours",
+            ),
+            Layout(
+                "`.pt`, `[layers + 1, hidden]` (persona_vectors)",
+                "row 0 is the embeddings",
+                "row L + 1 is block L",
+            ),
+            Layout("`.pt`, `{layer: tensor}`", "keys are blocks", "as ours"),
+            Layout(
+                "`.pt` of the steering-vectors library",
+                '`{"layer_activations": {layer: tensor}, "layer_type": …}`',
+                "as ours",
+            ),
+        ),
+    ),
+)
+"""Every format, in the order in which a file is tried: a GGUF of 123 tensors begins like a safetensors file, and a
+safetensors file with a header of 640 bytes like a pickle.
+"""
 
 _NO_OPTIONS = ImportOptions()
 
@@ -35,13 +124,32 @@ def decode(
     """
     if not data:
         raise InvalidVector("the file is empty")
-    if is_gguf(data):
-        return decode_gguf(data, options)
-    if is_safetensors(data):  # before pickles: a header of 640 bytes begins like one
-        return decode_safetensors(data, options)
-    if is_pytorch(data):
-        return decode_pytorch(data, options, num_layers=num_layers, hidden_size=hidden_size)
+    for format in FORMATS:
+        codec = format.codec
+        if codec.recognises(data):
+            return codec.decode(data, options, num_layers, hidden_size)
     raise UnknownFormat(
-        "the file is neither safetensors, GGUF (control vector) nor a PyTorch .pt archive; "
-        "the canonical format is safetensors with tensors named residual.{layer}"
+        f"expected a file in one of the formats {format_titles()}; the canonical one is {DEFAULT_FILE_FORMAT} with "
+        "tensors named residual.{layer}"
     )
+
+
+def encode(vector: SteeringVector, format: FileFormat = DEFAULT_FILE_FORMAT) -> bytes:
+    """A vector as a file. Raises `InvalidVector` for what the format cannot hold."""
+    (codec,) = (other.codec for other in FORMATS if other.name == format)
+    assert codec.encode is not None, f"{format} is only read"
+    return codec.encode(vector)
+
+
+def format_titles() -> str:
+    """The formats by their titles, as messages and help list them."""
+    return ", ".join(format.title for format in FORMATS)
+
+
+def formats_markdown() -> str:
+    """The table in docs/vectors.md."""
+    rows = ["| format | layout | layers |", "|---|---|---|"]
+    rows += [
+        f"| {layout.name} | {layout.content} | {layout.layers} |" for format in FORMATS for layout in format.layouts
+    ]
+    return "\n".join(rows) + "\n"

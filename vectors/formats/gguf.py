@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from vectors.errors import InvalidVector
+from vectors.formats.codec import Codec
 from vectors.formats.options import ImportOptions
 from vectors.operations import RULES
 from vectors.vector import SteeringVector
+from vectors.vocabulary import DEFAULT_CONVENTION, Convention
 
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
@@ -31,6 +33,12 @@ _MAX_ENTRIES = 8192
 _MAX_VALUES = 100_000
 _ALIGNMENT = 32
 _TENSOR_NAME = re.compile(r"direction\.(0|[1-9][0-9]{0,3})")
+
+
+_MEANINGS: dict[Convention, str] = {
+    "as_applied": "direction.N is added to the output of block N, as llama.cpp and repeng do",
+    "as_derived": "direction.N is added to the output of block N-1, where llama.cpp's generator read it",
+}
 
 
 def is_gguf(data: bytes) -> bool:
@@ -100,19 +108,15 @@ def decode_gguf(data: bytes, options: ImportOptions) -> SteeringVector:
     if fields.get("general.architecture") != "controlvector":
         raise InvalidVector("the GGUF file is no control vector: its general.architecture is another")
     directions = _directions(reader, data, num_tensors, fields.get("general.alignment", _ALIGNMENT))
-    convention = options.convention or "as_applied"
+    convention = options.convention or DEFAULT_CONVENTION
     if convention == "as_derived":
         if 0 in directions:
             raise InvalidVector("direction.0 cannot be counted as_derived: there is no block -1", "direction.0")
         directions = {layer - 1: direction for layer, direction in directions.items()}
-    meaning = {
-        "as_applied": "direction.N is added to the output of block N, as llama.cpp and repeng do",
-        "as_derived": "direction.N is added to the output of block N-1, where llama.cpp's generator read it",
-    }[convention]
     metadata = {
         "import": {
             "format": "gguf",
-            "convention": f"{convention}: {meaning}",
+            "convention": f"{convention}: {_MEANINGS[convention]}",
             "model_hint": str(fields.get("controlvector.model_hint", ""))[:200],
         }
     }
@@ -193,3 +197,6 @@ def encode_gguf(vector: SteeringVector, model_hint: str = "") -> bytes:
 def _text(value: str) -> bytes:
     encoded = value.encode()
     return struct.pack("<Q", len(encoded)) + encoded
+
+
+CODEC = Codec(is_gguf, lambda data, options, num_layers, hidden_size: decode_gguf(data, options), encode_gguf)

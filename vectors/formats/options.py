@@ -6,24 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vectors.defaults import DEFAULTS
 from vectors.errors import InvalidVector
+from vectors.vocabulary import CONVENTIONS, Convention
 
-Convention = str
-
-CONVENTIONS: tuple[Convention, ...] = ("as_applied", "as_derived")
-"""How a GGUF's `direction.N` counts: block N, where llama.cpp adds it, or block N-1, where its generator read it."""
-
-OVERRIDES = (
-    "site",
-    "default_scale",
-    "operation",
-    "positions",
-    "parts",
-    "description",
-    "metadata",
-    "training",
-    "model",
-)
+OVERRIDES = tuple(row.name for row in DEFAULTS)
 """The defaults and descriptions that an upload may set over the file's own."""
 
 
@@ -42,11 +29,13 @@ class ImportOptions:
         if self.layer is not None and (isinstance(self.layer, bool) or not isinstance(self.layer, int)):
             raise InvalidVector("layer must be a number", "layer")
         if self.convention is not None and self.convention not in CONVENTIONS:
-            raise InvalidVector(f"convention must be one of {', '.join(CONVENTIONS)}", "convention")
+            raise InvalidVector(
+                f"convention: expected one of {', '.join(CONVENTIONS)}, got {self.convention!r:.60}", "convention"
+            )
         for name in self.overrides:
             if name not in OVERRIDES:
                 raise InvalidVector(
-                    f"{name[:60]!r} is no field of a vector; there are {', '.join(OVERRIDES)}", name[:60]
+                    f"{name[:60]!r} is not a field of a vector: expected one of {', '.join(OVERRIDES)}", name[:60]
                 )
 
     @classmethod

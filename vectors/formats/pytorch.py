@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vectors.errors import InvalidVector
 from vectors.formats.archive import read_archive
+from vectors.formats.codec import Codec
 from vectors.formats.options import ImportOptions
 from vectors.vector import SteeringVector
 
@@ -39,7 +40,7 @@ def is_pytorch(data: bytes) -> bool:
 
 
 def decode_pytorch(
-    data: bytes, options: ImportOptions, *, num_layers: int | None, hidden_size: int | None
+    data: bytes, options: ImportOptions, num_layers: int | None, hidden_size: int | None
 ) -> SteeringVector:
     """Read a `.pt` archive; the model's numbers are as for `decode`. Raises `InvalidVector`.
 
@@ -143,3 +144,6 @@ def _check_size(tensor: Tensor, hidden_size: int | None) -> None:
     """Raise for a tensor that repeats its numbers without end, where no hidden size bounds it."""
     if hidden_size is None and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise InvalidVector(f"a tensor of shape {list(tensor.shape)[:8]} is larger than what the file holds")
+
+
+CODEC = Codec(is_pytorch, decode_pytorch)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vectors.errors import InvalidVector
+from vectors.formats.codec import Codec
 from vectors.formats.options import OVERRIDES, ImportOptions
 from vectors.vector import SteeringVector, canonical_json
 from vectors.vocabulary import SITES
@@ -110,7 +111,12 @@ def _defaults(header: dict[str, Any]) -> dict[str, Any]:
     for name in defaults:
         if name not in OVERRIDES and name not in _DERIVED and name not in ("layers", "hidden_size"):
             raise InvalidVector(
-                f"{_KEY} has an unknown field {name[:60]!r}; there are {', '.join(OVERRIDES)}",
+                f"{_KEY} has an unknown field: expected one of {', '.join(OVERRIDES)}, got {name[:60]!r}",
                 f"{_KEY}.{name[:60]}",
             )
     return {name: value for name, value in defaults.items() if value is not None and name not in _DERIVED}
+
+
+CODEC = Codec(
+    is_safetensors, lambda data, options, num_layers, hidden_size: decode_safetensors(data, options), encode_safetensors
+)

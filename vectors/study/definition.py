@@ -14,15 +14,19 @@ from typing import Any, NoReturn, Self
 
 from vectors.data.tasks import TASKS
 from vectors.errors import InvalidMethod, MissingDependency
-from vectors.training.method import MAX_EXEMPLARS, MAX_SEEDS, Method, Variant
-from vectors.vocabulary import Site
+from vectors.training.method import Method
+from vectors.training.options import METHOD_OPTIONS, SEED, Variant, read_options
+from vectors.training.values import Value
+from vectors.vocabulary import DEFAULT_SITE, Site
 
 MAX_BYTES = 2**20
 """Of a study's text in UTF-8."""
 
 MAX_TASKS = 200
 MAX_ADAPTERS = 32
-MAX_SEED = 2**31 - 1
+MAX_VALUES = 100
+"""Of a list of seeds, or of numbers of exemplars."""
+
 OWN_CATEGORY = "own"
 """The category of a task of one's own that names none."""
 
@@ -34,6 +38,9 @@ _FIELDS = (
 )  # fmt: skip
 _OWN_TASK_FIELDS = ("name", "file", "category", "attribute")
 _NOT_SHARED = {"variant": "variants", "site": "sites", "icl": "icl", "seeds": "seeds"}
+"""Options of a method that are fields of the study itself."""
+
+_VALUES: Mapping[str, Value] = {option.name: option.value for option in METHOD_OPTIONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +100,7 @@ class Study:
     adapters: tuple[str | None, ...] = (None,)
     data_folder: str | None = None
     variants: tuple[Variant, ...] = PAPER_VARIANTS
-    sites: tuple[Site, ...] = ("residual",)
+    sites: tuple[Site, ...] = (DEFAULT_SITE,)
     seeds: tuple[int, ...] = (0,)
     icl: tuple[int, ...] = (0,)
     method: Method = field(default_factory=Method)
@@ -108,7 +115,7 @@ class Study:
         """
         given = _loaded(text)
         if not isinstance(given, dict):
-            raise InvalidMethod(f"a study is fields with values: {', '.join(_FIELDS)}")
+            raise InvalidMethod(f"expected a study's fields ({', '.join(_FIELDS)}), got {type(given).__name__}")
         _check_names(given, _FIELDS, "")
         for name in ("name", "tasks"):
             if given.get(name) is None:
@@ -120,8 +127,8 @@ class Study:
             "adapter": ("adapters", _adapters),
             "tasks": ("tasks", lambda option, value: _tasks(option, value, known)),
             "data_folder": ("data_folder", _text),
-            "variants": ("variants", lambda option, value: _by_method(option, "variant", value).variants),
-            "sites": ("sites", lambda option, value: _by_method(option, "site", value).sites),
+            "variants": ("variants", lambda option, value: _by(_VALUES["variant"], option, value)),
+            "sites": ("sites", lambda option, value: _by(_VALUES["site"], option, value)),
             "seeds": ("seeds", _seeds),
             "icl": ("icl", _exemplars),
             "method": ("method", _method),
@@ -215,11 +222,11 @@ def _check_names(given: Mapping[Any, Any], known: Sequence[str], place: str) -> 
         if not isinstance(name, str) or name not in known:
             shown = f"{place}{str(name)[:60]}"
             hint = "; give each model a file of its own" if shown == "models" else ""
-            raise InvalidMethod(f"{shown}: unknown field; there are {', '.join(known)}{hint}", shown)
+            raise InvalidMethod(f"{shown}: unknown field, expected one of {', '.join(known)}{hint}", shown)
 
 
 def _refuse(option: str, what: str, value: object) -> NoReturn:
-    raise InvalidMethod(f"{option}: give {what}, not {value!r:.60}", option)
+    raise InvalidMethod(f"{option}: expected {what}, got {value!r:.60}", option)
 
 
 def _text(option: str, value: object) -> str:
@@ -232,7 +239,7 @@ def _listed(option: str, value: object, most: int) -> list[Any]:
     """A list, or one value for a list of it."""
     found = value if isinstance(value, list) else [value]
     if not 0 < len(found) <= most:
-        _refuse(option, f"1 to {most} of them", value)
+        _refuse(option, f"1 to {most} values", value)
     return found
 
 
@@ -240,7 +247,7 @@ def _check_once(option: str, values: Iterable[object]) -> None:
     seen: set[object] = set()
     for value in values:
         if value in seen:
-            raise InvalidMethod(f"{option}: {value} is there twice", option)
+            raise InvalidMethod(f"{option}: expected each value once, got {value} twice", option)
         seen.add(value)
 
 
@@ -262,12 +269,10 @@ def _task(option: str, value: object, known: Mapping[str, str]) -> StudyTask:
     if isinstance(value, str):
         if value not in known:
             shown = ", ".join(name for name in known if not name.startswith("mmlu/"))
-            raise InvalidMethod(
-                f"{option}: there is no task {value[:60]!r}; there are {shown} and mmlu/SUBJECT", option
-            )
+            raise InvalidMethod(f"{option}: expected one of {shown}, mmlu/SUBJECT, got {value[:60]!r}", option)
         return StudyTask(value, known[value], value)
     if not isinstance(value, dict):
-        _refuse(option, f"the name of a task, or {', '.join(_OWN_TASK_FIELDS)} of your own", value)
+        _refuse(option, f"the name of a task, or the fields {', '.join(_OWN_TASK_FIELDS)} of one of your own", value)
     _check_names(value, _OWN_TASK_FIELDS, f"{option}.")
     for needed in ("name", "file"):
         if value.get(needed) is None:
@@ -275,51 +280,47 @@ def _task(option: str, value: object, known: Mapping[str, str]) -> StudyTask:
     fields = {part: _text(f"{option}.{part}", text) for part, text in value.items() if text is not None}
     name = fields["name"]
     if not _TASK_NAME.fullmatch(name):
-        _refuse(f"{option}.name", "small letters, digits, '.', '_', '/' and '-', at most 80", name)
+        _refuse(f"{option}.name", "at most 80 lower-case letters, digits, '.', '_', '/' and '-'", name)
     if name in known:
         raise InvalidMethod(f"{option}.name: {name} is a known task; give your file another name", f"{option}.name")
     return StudyTask(name, fields.get("category", OWN_CATEGORY), fields.get("attribute", name), fields["file"])
 
 
 def _seeds(option: str, value: object) -> tuple[int, ...]:
-    if type(value) is int and 1 <= value <= MAX_SEEDS:
-        return tuple(range(value))
-    what = f"how many (1 to {MAX_SEEDS}), or a list of whole numbers from 0"
-    if not isinstance(value, list) or not 0 < len(value) <= MAX_SEEDS:
-        _refuse(option, what, value)
-    if not all(type(seed) is int and 0 <= seed <= MAX_SEED for seed in value):
-        _refuse(option, what, value)
-    _check_once(option, value)
-    return tuple(value)
+    if isinstance(value, list):
+        return _listed_once(option, SEED.value, value)
+    how_many = _VALUES["seeds"]
+    try:
+        return tuple(range(how_many.parse(value)))
+    except ValueError:
+        _refuse(option, f"{how_many.expected} (how many), or a list of seeds", value)
 
 
 def _exemplars(option: str, value: object) -> tuple[int, ...]:
-    found = _listed(option, value, MAX_EXEMPLARS + 1)
-    if not all(type(count) is int and 0 <= count <= MAX_EXEMPLARS for count in found):
-        _refuse(option, f"a list of whole numbers from 0 to {MAX_EXEMPLARS}", value)
+    return _listed_once(option, _VALUES["icl"], value)
+
+
+def _listed_once(option: str, kind: Value, value: object) -> tuple[Any, ...]:
+    found = [_by(kind, option, entry) for entry in _listed(option, value, MAX_VALUES)]
     _check_once(option, found)
     return tuple(found)
 
 
 def _method(option: str, value: object) -> Method:
-    if not isinstance(value, dict):
-        _refuse(option, "options of a method", value)
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        _refuse(option, "options of a method by name", value)
     for name in value:
-        if not isinstance(name, str):
-            _refuse(option, "options by name", name)
         if name in _NOT_SHARED:
             raise InvalidMethod(f"{option}.{name}: is the study's own field {_NOT_SHARED[name]}", f"{option}.{name}")
-        if name == "allow_no_gain":
-            raise InvalidMethod(f"{option}.{name}: a study publishes no vectors", f"{option}.{name}")
     try:
-        return Method.from_json(value)
+        return Method(**read_options(value, METHOD_OPTIONS, "study"))
     except InvalidMethod as error:
         raise InvalidMethod(f"{option}.{error}", f"{option}.{error.param}") from None
 
 
-def _by_method(option: str, method_option: str, value: object) -> Method:
-    """A method with one option, whose refusal names the study's field."""
+def _by(kind: Value, option: str, value: object) -> Any:
+    """`value` read as an option of a method is; a refusal names the study's field."""
     try:
-        return Method.from_json({method_option: value})
-    except InvalidMethod as error:
-        raise InvalidMethod(f"{option}{str(error).removeprefix(method_option)}", option) from None
+        return kind.parse(value)
+    except ValueError as error:
+        raise InvalidMethod(f"{option}: {error}", option) from None

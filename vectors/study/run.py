@@ -35,8 +35,9 @@ from vectors.training.held_out import (
     interval_report,
     measure_steerings,
 )
-from vectors.training.method import Method, Variant
+from vectors.training.method import Method
 from vectors.training.model_view import ModelView
+from vectors.training.options import Variant
 from vectors.training.progress import Progress, WorkPlan
 from vectors.training.report import cell_report
 from vectors.training.search import Cell, best_of

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vectors.data.items import PairItem, ShownItem
-from vectors.training.method import Variant
+from vectors.training.options import Variant
 from vectors.training.prompts import Statement, Text, statement_of, statements_of
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from vectors.training.contrast import Contrast
 from vectors.training.examiner import Advance, Examiner, Question, Steerings, answers_of
-from vectors.training.method import Method, Variant
+from vectors.training.method import Method
 from vectors.training.model_view import ModelView, Steering
+from vectors.training.options import Variant
 from vectors.training.prompts import Text
 from vectors.vector import SteeringVector
 from vectors.vocabulary import Place, Site

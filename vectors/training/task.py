@@ -1,7 +1,7 @@
 """Task: what one job does - train, evaluate a vector that exists, or sweep over training-set sizes - with its files.
 
-The same for a job on the server and for the command line. A task's JSON is a method's (`Method.from_json`) with these
-options more: `task`, and for `evaluate` `vector` (a name, or `name@revision`) and `scale`, for `sweep` `sizes`.
+The same for a job on the server and for the command line. Its JSON has the options of the task and of its method side
+by side; `options.py` declares them.
 It does not know where data comes from, where vectors are kept, or where files go.
 """
 
@@ -11,7 +11,7 @@ import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from vectors.errors import UNNAMED, InvalidData, InvalidMethod, MissingDependenc
 from vectors.training.evaluate import evaluate, sweep
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView, Steering
+from vectors.training.options import METHOD_OPTIONS, TASK_OPTIONS, Kind, TaskOptions, read_options
 from vectors.training.plots import Bar, CurvePoint, accuracy_bars, heat_map, size_curve
 from vectors.training.progress import Report
 from vectors.training.search import Cell
@@ -26,57 +27,22 @@ from vectors.training.statistics import Accuracy
 from vectors.training.train import TrainingData, check_fit, train
 from vectors.vector import SteeringVector
 
-Kind = Literal["train", "evaluate", "sweep"]
 
-_OPTIONS_OF: Mapping[str, tuple[str, ...]] = {
-    "evaluate": ("prompt", "letters", "max_items"),
-    "sweep": ("variant", "site", "layers", "scales", "split", "prompt", "letters", "icl", "max_items", "paper_offset",
-              "relative_scales"),
-}  # fmt: skip
-"""The method's options that a task other than training has."""
-
-SIZES = (12, 25, 50, 100, 200, 400, 800, 1600, 2400)
-MAX_SIZES = 32
-MAX_SCALE = 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task(TaskOptions):
     """What to do. `vector` and `scale` are for `evaluate` (None: its default scale), `sizes` for `sweep`."""
 
-    kind: Kind = "train"
     method: Method = field(default_factory=Method)
-    vector: str | None = None
-    scale: float | None = None
-    sizes: tuple[int, ...] = SIZES
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Self:
         """A task from `method.steering`. Raises `InvalidMethod` naming the option."""
-        options = dict(given)
-        kind: Any = options.pop("task", None)
-        if kind is None:
-            kind = "train"
-        if kind not in get_args(Kind):
-            raise InvalidMethod(f"task: give {', '.join(get_args(Kind))}, not {kind!r:.60}", "task")
-        own: dict[str, Any] = {}
-        for option, owner in (("vector", "evaluate"), ("scale", "evaluate"), ("sizes", "sweep")):
-            value = options.pop(option, None)
-            if value is None:
-                continue
-            if kind != owner:
-                raise InvalidMethod(f"{option}: only for the task {owner}", option)
-            own[option] = value
-        for option in options:
-            if option not in _OPTIONS_OF.get(kind, (option,)) and options[option] is not None:
-                raise InvalidMethod(f"{option}: the task {kind} does not have it", option[:60])
-        if kind == "evaluate" and not isinstance(own.get("vector"), str):
-            raise InvalidMethod("vector: name the vector to evaluate", "vector")
-        if "scale" in own:
-            own["scale"] = _scale(own["scale"])
-        if "sizes" in own:
-            own["sizes"] = _sizes(own["sizes"])
-        return cls(kind, Method.from_json(options), **own)
+        kind: Kind = read_options({"task": given.get("task")}, TASK_OPTIONS).get("kind", "train")
+        values = read_options(given, (*TASK_OPTIONS, *METHOD_OPTIONS), kind)
+        if kind == "evaluate" and "vector" not in values:
+            raise InvalidMethod("vector: expected the name of the vector to evaluate, got none", "vector")
+        own = {option.field: values.pop(option.field) for option in TASK_OPTIONS if option.field in values}
+        return cls(method=Method(**values), **own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,17 +151,3 @@ def _curve_plot(report: dict[str, Any]) -> bytes:
         for found in [point["test"]["accuracy"]]
     ]
     return size_curve("test accuracy over training items", points, Accuracy(**tested[-1]["baseline"]))
-
-
-def _scale(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_SCALE:  # NaN neither
-        raise InvalidMethod(f"scale: give a number of at most {MAX_SCALE:g}, not {value!r:.60}", "scale")
-    return float(value)
-
-
-def _sizes(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list) or not 0 < len(value) <= MAX_SIZES:
-        raise InvalidMethod(f"sizes: give a list of up to {MAX_SIZES} numbers of items, not {value!r:.60}", "sizes")
-    if not all(type(size) is int and 2 <= size <= 1_000_000 for size in value) or len(set(value)) != len(value):
-        raise InvalidMethod("sizes: whole numbers from 2, each once", "sizes")
-    return tuple(sorted(value))

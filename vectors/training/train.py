@@ -29,8 +29,9 @@ from vectors.training.held_out import (
     retention_of,
     verdict_of,
 )
-from vectors.training.method import Method, Variant
+from vectors.training.method import Method
 from vectors.training.model_view import ModelView
+from vectors.training.options import Variant
 from vectors.training.progress import Report, WorkPlan
 from vectors.training.prompts import Text, statements_of
 from vectors.training.report import SeedResult, training_report

@@ -17,7 +17,9 @@ def limit_of(request: Request, *, default: int, most: int) -> int:
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
-        raise InvalidRequest(f"limit: give a number from 1 to {most}", code="invalid_value", param="limit")
+        raise InvalidRequest(
+            f"limit: expected a number from 1 to {most}, got {text[:40]!r}", code="invalid_value", param="limit"
+        )
     return int(text)
 
 
@@ -36,7 +38,7 @@ def order_of(request: Request, default: Literal["asc", "desc"]) -> Literal["asc"
         return "asc"
     if text == "desc":
         return "desc"
-    raise InvalidRequest("order: give asc or desc", code="invalid_value", param="order")
+    raise InvalidRequest(f"order: expected one of asc, desc, got {text[:40]!r}", code="invalid_value", param="order")
 
 
 def page_of(objects: Sequence[Mapping[str, Any]], limit: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model, refuse_unknown_query
 from server.api.http.description import BYTES, FORM, JSON, Parameter, Success, describe
+from server.api.http.pages import limit_of, order_of
 from server.api.http.parameters import DISPOSITION, limit, order
 from server.api.http.preconditions import if_match_of, if_none_match_of, refuse_preconditions
 from server.api.http.services import Services, services_of
@@ -26,10 +27,10 @@ from server.api.registry.wire import CreateVectorRequest, PatchVectorRequest, Ro
 from server.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed, Unavailable
 from server.keys import Role
 from vectors.errors import StoreCorrupt, VectorNotFound
-from vectors.formats import ImportOptions, decode, encode_gguf
+from vectors.formats import ImportOptions, decode, encode
 from vectors.store import StoredVector
 from vectors.vector import SteeringVector
-from vectors.vocabulary import check_name
+from vectors.vocabulary import DEFAULT_FILE_FORMAT, FILE_FORMATS, REVISION_PATTERN, check_name
 
 router = APIRouter(prefix="/v1/steering/vectors", tags=["Steering vectors"])
 
@@ -37,7 +38,6 @@ _MAY_READ = [Depends(require(Role.USE))]
 _MAY_CHANGE = [Depends(require(Role.MANAGE))]
 _DEFAULT_LIMIT = 20
 _MOST_LISTED = 100
-_FORMATS = ("safetensors", "gguf")
 
 _log = logging.getLogger(__name__)
 
@@ -105,17 +105,15 @@ async def list_vectors(request: Request) -> Response:
     """Vectors by name, a page at a time."""
     services = services_of(request)
     refuse_unknown_query(request, "limit", "after", "order")
-    limit = _limit_of(request.query_params.get("limit"))
-    order = request.query_params.get("order", "asc")
-    if order not in ("asc", "desc"):
-        raise InvalidRequest("order: give asc or desc", code="invalid_value", param="order")
+    limit = limit_of(request, default=_DEFAULT_LIMIT, most=_MOST_LISTED)
+    order = order_of(request, "asc")
     after = request.query_params.get("after")
 
     def page() -> Response:
-        names = services.store.names(after=after, limit=limit + 1, order="asc" if order == "asc" else "desc")
+        names = services.store.names(after=after, limit=limit + 1, order=order)
         shown = names[:limit]
         found = (_get_or_none(services, name) for name in shown)
-        listing = {
+        listing: VectorList = {
             "object": "list",
             "data": [_object_of(stored) for stored in found if stored is not None],
             "first_id": shown[0] if shown else None,
@@ -151,29 +149,40 @@ async def get_vector(request: Request, name: str) -> Response:
     errors=(InvalidRequest, NotFound, Unavailable),
     parameters=(
         NAME,
-        Parameter("format", "Of which format.", {"type": "string", "enum": list(_FORMATS), "default": _FORMATS[0]}),
-        Parameter("revision", "Which revision, or how it begins.", {"type": "string", "pattern": "^[0-9a-f]{6,64}$"}),
+        Parameter(
+            "format",
+            "Of which format.",
+            {"type": "string", "enum": list(FILE_FORMATS), "default": DEFAULT_FILE_FORMAT},
+        ),
+        Parameter(
+            "revision", "Which revision, or how it begins.", {"type": "string", "pattern": f"^{REVISION_PATTERN}$"}
+        ),
     ),
 )
 async def get_content(request: Request, name: str) -> Response:
     """A revision of `name` as a file: the current one, or the one that `revision` begins."""
     services = services_of(request)
     refuse_unknown_query(request, "format", "revision")
-    kind = request.query_params.get("format", "safetensors")
-    if kind not in _FORMATS:
-        raise InvalidRequest(f"format: give {' or '.join(_FORMATS)}", code="invalid_value", param="format")
+    asked = request.query_params.get("format", DEFAULT_FILE_FORMAT)
+    file_format = next((known for known in FILE_FORMATS if known == asked), None)
+    if file_format is None:
+        raise InvalidRequest(
+            f"format: expected one of {', '.join(FILE_FORMATS)}, got {asked[:40]!r}",
+            code="invalid_value",
+            param="format",
+        )
 
     def read() -> tuple[str, bytes]:
         stored = services.store.get(name, request.query_params.get("revision"))
-        if kind == "gguf":
-            return stored.revision, encode_gguf(stored.vector)
-        return stored.revision, services.store.content(name, stored.revision)
+        if file_format == DEFAULT_FILE_FORMAT:  # as it is kept
+            return stored.revision, services.store.content(name, stored.revision)
+        return stored.revision, encode(stored.vector, file_format)
 
     revision, content = await run_sync(read)
     return Response(
         content,
         media_type="application/octet-stream",
-        headers={"ETag": f'"{revision}"', "Content-Disposition": f'attachment; filename="{name}.{kind}"'},
+        headers={"ETag": f'"{revision}"', "Content-Disposition": f'attachment; filename="{name}.{file_format}"'},
     )
 
 
@@ -194,7 +203,7 @@ async def patch_vector(request: Request, name: str) -> Response:
     changes = body.model_dump(exclude_none=True)
     if not changes:
         fields = ", ".join(PatchVectorRequest.model_fields)
-        raise InvalidRequest(f"nothing to change; there are {fields}", code="missing_required_parameter")
+        raise InvalidRequest(f"nothing to change: expected one of {fields}", code="missing_required_parameter")
 
     return await run_sync(lambda: _answer(services.store.change(name, changes, if_match=if_match)))
 
@@ -248,15 +257,7 @@ def _get_or_none(services: Services, name: str) -> StoredVector | None:
         return None
 
 
-def _limit_of(text: str | None) -> int:
-    if text is None:
-        return _DEFAULT_LIMIT
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= _MOST_LISTED):
-        raise InvalidRequest(f"limit: give a number from 1 to {_MOST_LISTED}", code="invalid_value", param="limit")
-    return int(text)
-
-
-def _object_of(stored: StoredVector) -> dict[str, Any]:
+def _object_of(stored: StoredVector) -> Vector:
     vector = stored.vector
     return {
         "object": "steering.vector",
@@ -268,8 +269,15 @@ def _object_of(stored: StoredVector) -> dict[str, Any]:
         "hidden_size": vector.hidden_size,
         "layers": list(vector.layers),
         "norms": {str(layer): norm for layer, norm in vector.norms.items()},
+        "site": vector.site,
+        "default_scale": vector.default_scale,
+        "operation": vector.operation,
+        "positions": vector.positions,
         "parts": list(vector.parts),
-        **vector.defaults,
+        "description": vector.description,
+        "metadata": dict(vector.metadata),
+        "training": None if vector.training is None else dict(vector.training),
+        "model": vector.model,
     }
 
 

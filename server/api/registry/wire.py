@@ -1,17 +1,19 @@
-"""Wire models of what the vector registry is told in JSON. They do not know what makes a vector valid.
+"""Wire models of what the vector registry is told in JSON; a vector's defaults come from `vectors.defaults`.
 
 What is checked later, where its error belongs, is in the schemas all the same.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ConfigDict, Field, WithJsonSchema
+from pydantic import ConfigDict, Field, WithJsonSchema, create_model
 
 from server.api.generation.wire import VECTOR_NAME_SCHEMA
-from server.api.http.wire import UNIQUE, WireModel
-from vectors.vocabulary import MAX_DESCRIPTION, OPERATIONS, PARTS, POSITIONS, SITES
+from server.api.http.wire import WireModel
+from vectors.defaults import DEFAULTS, Default
+from vectors.vocabulary import REVISION_PATTERN
 
 _DIRECTIONS_SCHEMA = {
     "type": "object",
@@ -24,37 +26,44 @@ _DIRECTIONS_SCHEMA = {
         ]
     },
 }
-_PARTS_SCHEMA = {
-    "anyOf": [
-        {"type": "array", "items": {"enum": list(PARTS)}, "minItems": 1, **UNIQUE},
-        {"type": "null"},
-    ]
-}
+_TYPES: dict[str, Any] = {"number": float, "string": str, "array": list[str], "object": dict[str, Any]}
+"""What is checked of a default as the body is read, by its JSON type; the rest is checked where a vector is made."""
 
 
-def _one_of(choices: tuple[str, ...]) -> dict[str, Any]:
-    """For the schema of a text that is checked later, where its error belongs."""
-    return {"enum": [*choices, None]}
+def _fields(rows: Iterable[Default]) -> dict[str, Any]:
+    """Optional fields of a body, with the whole of what is checked in their schema."""
+    fields = {}
+    for row in rows:
+        shown = {"anyOf": [row.schema, {"type": "null"}], "description": f"{row.help[0].upper()}{row.help[1:]}."}
+        fields[row.name] = (Annotated[_TYPES[row.schema["type"]] | None, WithJsonSchema(shown)], None)
+    return fields
 
 
-class VectorDefaults(WireModel):
-    """What holds where a request says nothing, and what is said about a vector."""
+if TYPE_CHECKING:
 
-    default_scale: float | None = None
-    operation: Annotated[str | None, Field(json_schema_extra=_one_of(OPERATIONS))] = None
-    positions: Annotated[str | None, Field(json_schema_extra=_one_of(POSITIONS))] = None
-    parts: Annotated[list[str] | None, WithJsonSchema(_PARTS_SCHEMA)] = None
-    description: Annotated[str | None, Field(json_schema_extra={"maxLength": MAX_DESCRIPTION})] = None
-    metadata: dict[str, Any] | None = None
+    class VectorDefaults(WireModel):
+        """The defaults that `PATCH` may change."""
+
+    class CreatableDefaults(VectorDefaults):
+        """The defaults that a vector made from numbers may have."""
+
+else:
+    VectorDefaults = create_model(
+        "VectorDefaults", __base__=WireModel, **_fields(row for row in DEFAULTS if row.is_changeable)
+    )
+    CreatableDefaults = create_model(
+        "CreatableDefaults",
+        __base__=VectorDefaults,
+        **_fields(row for row in DEFAULTS if row.is_creatable and not row.is_changeable),
+    )
 
 
-class CreateVectorRequest(VectorDefaults):
+class CreateVectorRequest(CreatableDefaults):
     """Body of `POST /v1/steering/vectors`."""
 
     name: Annotated[str, WithJsonSchema(VECTOR_NAME_SCHEMA)]
     directions: Annotated[dict[str, Any], WithJsonSchema(_DIRECTIONS_SCHEMA)]
     """By decoder block, the direction: as many numbers as the model's hidden size, or base64 of them as float32."""
-    site: Annotated[str | None, Field(json_schema_extra=_one_of(SITES))] = None
 
 
 class PatchVectorRequest(VectorDefaults):
@@ -66,5 +75,5 @@ class PatchVectorRequest(VectorDefaults):
 class RollbackRequest(WireModel):
     """Body of `POST /v1/steering/vectors/{name}/rollback`."""
 
-    revision: Annotated[str, Field(json_schema_extra={"pattern": "^[0-9a-fA-F]{6,64}$"})]
-    """A revision of the vector's history, or at least 6 of its first characters."""
+    revision: Annotated[str, Field(json_schema_extra={"pattern": f"^{REVISION_PATTERN}$"})]
+    """A revision of the vector's history, or at least 6 of its leading digits."""

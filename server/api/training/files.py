@@ -91,7 +91,11 @@ async def list_files(request: Request) -> Response:
     after, order = after_of(request, "file"), order_of(request, "desc")
     purpose = request.query_params.get("purpose")
     if purpose is not None and purpose not in _PURPOSES:
-        raise InvalidRequest(f"purpose: give one of {', '.join(_PURPOSES)}", code="invalid_value", param="purpose")
+        raise InvalidRequest(
+            f"purpose: expected one of {', '.join(_PURPOSES)}, got {purpose[:60]!r}",
+            code="invalid_value",
+            param="purpose",
+        )
 
     def page() -> Response:
         found = files.list(after=after, limit=limit + 1, order=order, purpose=purpose)
@@ -153,8 +157,9 @@ def _parts_of(form: FormData) -> tuple[UploadFile, str]:
         raise InvalidRequest("purpose: required and missing", code="missing_required_parameter", param="purpose")
     if purpose != TRAINING_PURPOSE:
         is_known = purpose in _PURPOSES
+        more = ", which is not supported" if is_known else ""
         raise InvalidRequest(
-            f"purpose: {purpose[:60]!r} is {'not supported' if is_known else 'unknown'}; give {TRAINING_PURPOSE}",
+            f"purpose: expected {TRAINING_PURPOSE}, got {purpose[:60]!r}{more}",
             code="unsupported_parameter" if is_known else "invalid_value",
             param="purpose",
         )

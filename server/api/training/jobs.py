@@ -25,6 +25,7 @@ from server.errors import InvalidRequest, NotFound, Unavailable, from_vectors_er
 from server.jobs.records import JobRequest
 from server.keys import Role
 from vectors.errors import InvalidMethod, InvalidVectorName, VectorsError
+from vectors.training.options import RETENTION_FILE
 from vectors.vocabulary import check_name
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Training"])
@@ -157,7 +158,7 @@ def _request_of(body: CreateJobRequest, services: Services) -> JobRequest:
     base = services.engine.info.model_id
     if specs_of_model(body.model, base):
         raise InvalidRequest(
-            f"model: a vector is trained on the plain model; give {base}", code="invalid_value", param="model"
+            f"model: expected the unsteered model {base}, got {body.model[:200]!r}", code="invalid_value", param="model"
         )
     if body.suffix is not None:
         try:
@@ -165,10 +166,12 @@ def _request_of(body: CreateJobRequest, services: Services) -> JobRequest:
         except InvalidVectorName as error:
             raise from_vectors_error(error, "suffix") from None
     steering = dict(body.method.steering or {}) if body.method is not None else {}
-    retention_file = steering.pop("retention_file", None)
-    if retention_file is not None and not isinstance(retention_file, str):
-        param = f"{_STEERING}.retention_file"
-        raise InvalidRequest(f"{param}: give the id of an uploaded file", code="invalid_type", param=param)
+    retention_file = steering.pop(RETENTION_FILE.name, None)
+    if retention_file is not None:
+        try:
+            retention_file = RETENTION_FILE.read(retention_file)
+        except InvalidMethod as error:
+            raise InvalidRequest(str(error), code="invalid_type", param=f"{_STEERING}.{error.param}") from None
     return JobRequest(
         model=body.model,
         training_file=body.training_file,
@@ -187,13 +190,19 @@ def _metadata_of(request: Request) -> tuple[dict[str, str], bool]:
     for name, value in request.query_params.multi_items():
         if name == "metadata":
             if value != "null":
-                raise InvalidRequest("metadata: give metadata[key]=value", code="invalid_value", param="metadata")
+                raise InvalidRequest(
+                    "metadata: expected null or metadata[key]=value", code="invalid_value", param="metadata"
+                )
         elif name.startswith("metadata"):
             match = _METADATA_KEY.fullmatch(name)
             if match is None:
-                raise InvalidRequest(f"{name[:60]}: give metadata[key]=value", code="invalid_value", param="metadata")
+                raise InvalidRequest(
+                    f"{name[:60]}: expected metadata[key]=value", code="invalid_value", param="metadata"
+                )
             pairs[match[1]] = value
     without = "metadata" in request.query_params
     if without and pairs:
-        raise InvalidRequest("metadata: either null or pairs", code="invalid_value", param="metadata")
+        raise InvalidRequest(
+            "metadata: expected either null or pairs, got both", code="invalid_value", param="metadata"
+        )
     return pairs, without

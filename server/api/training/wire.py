@@ -10,8 +10,8 @@ from pydantic_core import PydanticCustomError
 from server.api.generation.wire import MAX_MODEL_NAME_LENGTH, VECTOR_NAME_SCHEMA
 from server.api.http.wire import WireModel
 from server.api.training.objects import File, Job, JobEvent, Status
-from server.api.training.options import OPTIONS_SCHEMA
 from server.jobs.records import EventRecord, FileRecord, JobRecord, JobStatus
+from vectors.training.options import options_schema
 from vectors.vocabulary import MAX_SEED
 
 MAX_METADATA_PAIRS = 16
@@ -37,7 +37,7 @@ class MethodFields(WireModel):
     """`method`: how the model is changed. This server makes steering vectors and nothing else."""
 
     type: Annotated[str, WithJsonSchema({"const": _METHOD})]
-    steering: Annotated[dict[str, Any] | None, WithJsonSchema(OPTIONS_SCHEMA)] = None
+    steering: Annotated[dict[str, Any] | None, WithJsonSchema(options_schema())] = None
 
     @model_validator(mode="before")
     @classmethod

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-_CHOICES = {"positions": ("prompt", "response", "all"), "operation": ("add", "ablate", "clamp")}
-_PARTS = ("reasoning", "content", "structured", "tool_calls")
+from vectors.defaults import DEFAULTS
+from vectors.vocabulary import PARTS
+
+_CHOICES = {row.in_request: row.choices for row in DEFAULTS if row.in_request and row.choices and row.name != "parts"}
 
 
 class InvalidCommand(Exception):
@@ -63,7 +65,7 @@ def parse_entry(command: str) -> dict[str, Any]:
         elif field == "parts":
             entry[field] = _parts(value)
         elif field in _CHOICES:
-            raise InvalidCommand(f"{field} must be one of {', '.join(_CHOICES[field])}")
+            raise InvalidCommand(f"{field}: expected one of {', '.join(_CHOICES[field])}, got {value!r}")
         else:
             raise InvalidCommand(
                 f"{part!r} is not understood: /steer NAME [SCALE] [layers=…] [positions=…] [parts=…] [operation=…]"
@@ -78,8 +80,8 @@ def describe_entry(entry: Mapping[str, Any]) -> str:
 
 def _parts(text: str) -> list[str]:
     parts = text.split(",")
-    if not set(parts) <= set(_PARTS):
-        raise InvalidCommand(f"parts must be some of {','.join(_PARTS)}")
+    if not set(parts) <= set(PARTS):
+        raise InvalidCommand(f"parts: expected some of {', '.join(PARTS)}, got {text!r}")
     return parts
 
 
@@ -89,5 +91,5 @@ def _number(text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise InvalidCommand(f"the scale must be a number, not {text!r}")
+        raise InvalidCommand(f"scale: expected a number, got {text!r}")
     return number

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +21,7 @@ from rich.text import Text
 from server.cli.client.connection import connect, readable_failures
 from server.cli.errors import CommandFailed
 from vectors.client.clients import RegisteredVector, VectorClient
+from vectors.defaults import DEFAULTS
 
 
 def vectors(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -105,16 +107,11 @@ def _show(client: VectorClient, arguments: argparse.Namespace) -> None:
 
 def _put(client: VectorClient, arguments: argparse.Namespace) -> None:
     file = Path(arguments.file)
-    given = {
-        "layer": arguments.layer,
-        "convention": arguments.convention,
-        "default_scale": arguments.scale,
-        "positions": arguments.positions,
-        "parts": None if arguments.parts is None else arguments.parts.split(","),
-        "operation": arguments.operation,
-        "description": arguments.description,
-    }
-    facts = {name: value for name, value in given.items() if value is not None}
+    facts: dict[str, Any] = {}
+    for name in ("layer", "convention", *(row.name for row in DEFAULTS if row.flag)):
+        value = getattr(arguments, name)
+        if value is not None:
+            facts[name] = value
     try:
         vector = client.put(arguments.name, file, **facts)
     except OSError as error:

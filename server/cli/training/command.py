@@ -17,8 +17,10 @@ from server.cli.errors import CommandFailed
 from server.cli.training.files import OutputFolder
 from server.cli.training.options import TASK_PREFIX, check_consistent, task_options
 from server.cli.training.tables import show_report, show_sweep
+from vectors.formats import FORMATS
 
-_EXTENSION = re.compile(r"\.(safetensors|gguf|pt|jsonl|json|csv|parquet)$", re.IGNORECASE)
+_EXTENSIONS = (*(format.name for format in FORMATS), "jsonl", "json", "csv", "parquet")
+_EXTENSION = re.compile(rf"\.({'|'.join(_EXTENSIONS)})$", re.IGNORECASE)
 _CONFIDENCE = "accuracies are letter-balanced, in brackets 95 % intervals; changes are in points"
 
 
@@ -37,7 +39,7 @@ def train(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         done = train_here(arguments, environ, options)
         report, files = done.report, list(done.files)
         if done.vector is not None and vector_file is not None:
-            from vectors.formats import encode_safetensors
+            from vectors.formats.safetensors import encode_safetensors
 
             files.append((vector_file, encode_safetensors(done.vector)))
             vector_path = output.folder / vector_file

@@ -168,7 +168,7 @@ def _of_registry(place: str, settings: Settings) -> SteeringVector | None:
 
 
 def _naming_the_flag(error: InvalidMethod) -> str:
-    """`--icl: give …` for `icl: give …`."""
+    """`--icl: expected …` for `icl: expected …`."""
     param, message = error.param, str(error)
     if param is None or not message.startswith(f"{param}:"):
         return message

@@ -1,4 +1,6 @@
-"""The arguments of `tiller train`, `evaluate` and `sweep`. It checks their shape only; see `training_options`."""
+"""The arguments of `tiller train`, `evaluate` and `sweep`; what is an option of the task has its flag by its row in
+`vectors.training.options`. Values are read in `options.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,9 @@ from typing import TypeAlias
 
 from server.config import options
 from server.keys import CLIENT_VARIABLE
+from vectors.formats import format_titles
+from vectors.training.options import OPTIONS, SEED, Kind, Option
+from vectors.training.values import Switch
 
 COMMANDS = ("train", "evaluate", "sweep")
 
@@ -58,9 +63,7 @@ def _add_train(commands: _Commands) -> None:
     )
     train.add_argument("data", metavar="DATA", help=_DATA_HELP)
     train.add_argument("--name", required=True, metavar="NAME", help="what the vector will be called")
-    _add_method(train)
-    train.add_argument("--seeds", metavar="N", help="train and test on N splits, and report the spread (default: 1)")
-    train.add_argument("--allow-no-gain", action="store_true", help="keep the vector even when it does not help")
+    _add_options(train, "train")
     _add_data(train, has_validation=True, has_retention=True)
     _add_place(train, "./NAME")
 
@@ -77,12 +80,11 @@ def _add_evaluate(commands: _Commands) -> None:
     evaluate.add_argument(
         "vector",
         metavar="VECTOR",
-        help="vector file (safetensors, GGUF, .pt), or NAME[@REVISION] in the registry: the server's with --url, else "
+        help=f"vector file ({format_titles()}), or NAME[@REVISION] in the registry: the server's with --url, else "
         "the one in --data-dir",
     )
     evaluate.add_argument("data", metavar="DATA", help=_DATA_HELP)
-    evaluate.add_argument("--scale", metavar="NUMBER", help="how strongly (default: the vector's own scale)")
-    _add_asking(evaluate)
+    _add_options(evaluate, "evaluate")
     _add_data(evaluate, has_validation=False, has_retention=True)
     _add_place(evaluate, "./VECTOR-evaluation")
 
@@ -96,8 +98,7 @@ def _add_sweep(commands: _Commands) -> None:
         f"{_ROWS}\nexample: tiller sweep quiz.jsonl --sizes 12,50,200\n\n{_ENVIRONMENT}",
     )
     sweep.add_argument("data", metavar="DATA", help=_DATA_HELP)
-    sweep.add_argument("--sizes", metavar="LIST", help="numbers of training items (default: 12,25,50,… up to 2400)")
-    _add_method(sweep)
+    _add_options(sweep, "sweep")
     _add_data(sweep, has_validation=True, has_retention=False)
     _add_place(sweep, "./DATA-sweep")
 
@@ -113,42 +114,24 @@ def _command(commands: _Commands, name: str, help_text: str, description: str, e
     )
 
 
-def _add_method(parser: argparse.ArgumentParser) -> None:
-    _add_asking(parser)
-    group = parser.add_argument_group("how to train")
-    group.add_argument(
-        "--variant",
-        metavar="NAMES",
-        help="ipas_wrong_only (the paper's iPASwo, default), ipas_all (iPASa), pas_full (PASf), mean_difference, "
-        "several with commas, or all: the best on validation is taken",
-    )
-    group.add_argument(
-        "--site",
-        metavar="NAMES",
-        help="residual (default), attention, mlp, post_attention_norm, several with commas, or all",
-    )
-    group.add_argument("--layers", metavar="LIST", help="blocks to try, from 0, as in 8,11-14 (default: auto)")
-    group.add_argument("--scales", metavar="LIST", help="scales to try, as in 0.5,1,2 or --scales=-1,1 (default: auto)")
-    group.add_argument("--relative-scales", action="store_true", help="scales in units of mean ‖h‖ ÷ ‖v‖")
-    group.add_argument("--icl", metavar="K", help="show K solved items before every prompt (default: 0)")
-    group.add_argument(
-        "--paper-offset",
-        action=argparse.BooleanOptionalAction,
-        help="read directions one block before the one they steer (default: with --letters paper only)",
-    )
-    group.add_argument("--split", metavar="SHARES", help="training, validation and test share (default: 0.6,0.2,0.2)")
+def _add_options(parser: argparse.ArgumentParser, kind: Kind) -> None:
+    """Add the flags of a task's options, under the headings of the table."""
+    groups: dict[str, argparse._ActionsContainer] = {"": parser}
+    for option in (*OPTIONS, SEED):
+        if kind in option.uses:
+            if option.group not in groups:
+                groups[option.group] = parser.add_argument_group(option.group)
+            _add_option(groups[option.group], option)
 
 
-def _add_asking(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how to ask")
-    group.add_argument("--prompt", metavar="KIND", help="raw text (default), or chat: the model's chat template")
-    group.add_argument(
-        "--letters",
-        metavar="KIND",
-        help="balanced: each item's options shuffled anew (default), or paper: all items alike",
-    )
-    group.add_argument("--max-items", metavar="N", help="most items that are used, drawn by the seed (default: 4000)")
-    group.add_argument("--seed", metavar="N", default="0", help="of the split and the shuffles (default: 0)")
+def _add_option(group: argparse._ActionsContainer, option: Option) -> None:
+    example = f", as in {option.example}" if option.example else ""
+    help_text = f"{option.help}{example} (default: {option.default_text})".replace("%", "%%")
+    if isinstance(option.value, Switch):
+        action = argparse.BooleanOptionalAction if option.is_negatable else "store_true"
+        group.add_argument(option.flag, action=action, default=None, help=help_text)
+    elif option.metavar is not None:
+        group.add_argument(option.flag, metavar=option.metavar, help=help_text)
 
 
 def _add_data(parser: argparse.ArgumentParser, *, has_validation: bool, has_retention: bool) -> None:

@@ -42,7 +42,8 @@ from vectors.client.errors import (
     refused,
 )
 from vectors.errors import InvalidRevision, InvalidVector, InvalidVectorName
-from vectors.formats import encode_gguf, encode_safetensors
+from vectors.formats.gguf import encode_gguf
+from vectors.formats.safetensors import encode_safetensors
 from vectors.vector import SteeringVector
 
 KEY = "s3cret-key/with-\"signs'"
@@ -249,7 +250,7 @@ def test_a_list_asks_for_a_page_when_it_comes_to_it_and_ends_when_pages_repeat(
 def test_a_file_that_is_too_large_or_none_at_all_is_refused(client: VectorClient) -> None:
     with pytest.raises(PayloadTooLarge):
         client.put("large", b"x" * (1 << 19))
-    with pytest.raises(InvalidRequest, match="neither safetensors"):
+    with pytest.raises(InvalidRequest, match="expected a file in one of the formats"):
         client.put("none", b"no vector")
     with pytest.raises(InvalidRequest, match="nothing to change"):
         client.patch("none")

@@ -25,8 +25,8 @@ from vectors.data import (
     shuffle_options,
     split_items,
 )
-from vectors.data.split import Split
 from vectors.errors import InvalidData
+from vectors.shares import Split
 
 SHARES = Split()
 OPTIONS = tuple("stuvwxyz")
@@ -187,7 +187,7 @@ def test_source_order_and_places() -> None:
 SCRIPT = """
 import hashlib
 from vectors.data import ChoiceItem, shuffle_alike, shuffle_options, split_items
-from vectors.data.split import Split
+from vectors.shares import Split
 items = [ChoiceItem(f"Q {n % 70}", tuple("stuvwxyz"[: 2 + n % 4]), 0, line=n) for n in range(200)]
 parts = split_items(items, Split(), 7, 150)
 text = repr([[item.line for item in part] for part in (parts.train, parts.validation, parts.test)])

@@ -13,7 +13,9 @@ import torch
 
 from tests.vectors.formats.pickles import saved
 from vectors.errors import InvalidVector
-from vectors.formats import ImportOptions, decode, encode_gguf, encode_safetensors
+from vectors.formats import ImportOptions, decode
+from vectors.formats.gguf import encode_gguf
+from vectors.formats.safetensors import encode_safetensors
 from vectors.vector import DTYPES, SteeringVector
 
 HIDDEN = 8
@@ -28,7 +30,7 @@ def directions(dtype: torch.dtype = torch.float32) -> dict[int, torch.Tensor]:
 VECTOR = SteeringVector(directions(), default_scale=2.5, description="calm", metadata={"a": [1]}, training={"seed": 1})
 FILES: dict[str, tuple[bytes, ImportOptions]] = {
     "safetensors": (encode_safetensors(VECTOR), ImportOptions()),
-    "safetensors-bf16": (encode_safetensors(SteeringVector(directions(torch.bfloat16), "mlp")), ImportOptions()),
+    "safetensors-bf16": (encode_safetensors(SteeringVector(directions(torch.bfloat16), site="mlp")), ImportOptions()),
     "gguf": (encode_gguf(SteeringVector({1: torch.ones(HIDDEN), 2: torch.ones(HIDDEN)})), ImportOptions()),
     "pt-one": (saved(directions()[0]), ImportOptions(layer=1)),
     "pt-stack": (saved(torch.stack(list(directions().values()))), ImportOptions()),

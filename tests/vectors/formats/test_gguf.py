@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from vectors.errors import InvalidVector
-from vectors.formats import ImportOptions, decode, encode_gguf
+from vectors.formats import ImportOptions, decode
+from vectors.formats.gguf import encode_gguf
 from vectors.vector import SteeringVector
 from vectors.vocabulary import OPERATIONS, SITES
 

@@ -7,20 +7,14 @@ from typing import Any
 
 import pytest
 
-from vectors.data.split import Split
 from vectors.errors import InvalidMethod
-from vectors.training.method import (
-    MAX_AUTO_LAYERS,
-    MAX_EXEMPLARS,
-    MAX_ITEMS,
-    MAX_SCALES,
-    MAX_SEEDS,
-    PAPER_LAYERS,
-    PAPER_SCALES,
-    VARIANTS,
-    Method,
-)
+from vectors.shares import Split
+from vectors.training.method import MAX_AUTO_LAYERS, PAPER_LAYERS, PAPER_SCALES, Method
+from vectors.training.options import METHOD_OPTIONS, VARIANTS
 from vectors.vocabulary import MAX_LAYER, SITES
+
+LIMITS: dict[str, Any] = {option.name: option.value for option in METHOD_OPTIONS}
+MAX_SCALES = LIMITS["scales"].most
 
 FULL: dict[str, Any] = {
     "variant": ["ipas_all", "mean_difference"],
@@ -106,7 +100,7 @@ MALFORMED: list[tuple[str, object]] = [
     ("layers", [1.0]),
     ("layers", [True]),
     ("layers", 3),
-    ("layers", list(range(MAX_LAYER + 1))),
+    ("layers", list(range(MAX_LAYER + 2))),
     ("layers", {"1": 2}),
     ("scales", "paper"),
     ("scales", []),
@@ -140,15 +134,15 @@ MALFORMED: list[tuple[str, object]] = [
     ("letters", "shuffled"),
     ("letters", {"paper": 1}),
     ("icl", -1),
-    ("icl", MAX_EXEMPLARS + 1),
+    ("icl", LIMITS["icl"].largest + 1),
     ("icl", 1.0),
     ("icl", True),
     ("icl", "3"),
     ("seeds", 0),
-    ("seeds", MAX_SEEDS + 1),
+    ("seeds", LIMITS["seeds"].largest + 1),
     ("seeds", [1, 2]),
     ("max_items", 7),
-    ("max_items", MAX_ITEMS + 1),
+    ("max_items", LIMITS["max_items"].largest + 1),
     ("max_items", 100.5),
     ("paper_offset", 1),
     ("paper_offset", "yes"),
@@ -174,7 +168,7 @@ def test_every_option_has_a_malformed_value_in_the_table() -> None:
 
 
 def test_an_unknown_option_says_which_there_are() -> None:
-    with pytest.raises(InvalidMethod, match="lamda: unknown option; there are variant, site, layers, scales"):
+    with pytest.raises(InvalidMethod, match="lamda: unknown option, expected one of variant, site, layers, scales"):
         Method.from_json({"lamda": 1})
 
 

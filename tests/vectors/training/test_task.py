@@ -8,11 +8,14 @@ import pytest
 
 from vectors.errors import InvalidMethod
 from vectors.training.method import Method
-from vectors.training.task import MAX_SCALE, MAX_SIZES, SIZES, Task
+from vectors.training.options import SIZES, TASK_OPTIONS
+from vectors.training.task import Task
+
+LIMITS = {option.name: option.value for option in TASK_OPTIONS}
 
 
 def test_nothing_given_is_a_training_by_default() -> None:
-    assert Task.from_json({}) == Task.from_json({"task": None, "vector": None}) == Task("train", Method())
+    assert Task.from_json({}) == Task.from_json({"task": None, "vector": None}) == Task()
 
 
 def test_options_that_are_not_the_tasks_are_the_methods() -> None:
@@ -63,7 +66,7 @@ def test_a_sweep_has_sizes_of_its_own() -> None:
         ({"task": "evaluate", "vector": "calm", "scale": True}, "scale"),
         ({"task": "evaluate", "vector": "calm", "scale": float("nan")}, "scale"),
         ({"task": "evaluate", "vector": "calm", "scale": float("-inf")}, "scale"),
-        ({"task": "evaluate", "vector": "calm", "scale": 2 * MAX_SCALE}, "scale"),
+        ({"task": "evaluate", "vector": "calm", "scale": 2 * LIMITS["scale"].largest}, "scale"),
         ({"task": "evaluate", "vector": "calm", "scale": [1.0]}, "scale"),
         ({"task": "sweep", "sizes": []}, "sizes"),
         ({"task": "sweep", "sizes": 12}, "sizes"),
@@ -73,7 +76,7 @@ def test_a_sweep_has_sizes_of_its_own() -> None:
         ({"task": "sweep", "sizes": [12.0]}, "sizes"),
         ({"task": "sweep", "sizes": [True, 4]}, "sizes"),
         ({"task": "sweep", "sizes": [2_000_000]}, "sizes"),
-        ({"task": "sweep", "sizes": list(range(2, MAX_SIZES + 3))}, "sizes"),
+        ({"task": "sweep", "sizes": list(range(2, LIMITS["sizes"].most + 3))}, "sizes"),
         ({"task": "sweep", "sizes": [[12], [12]]}, "sizes"),
         ({"task": "sweep", "seeds": 0}, "seeds"),
         ({"task": "train", "tasks": 1}, "tasks"),

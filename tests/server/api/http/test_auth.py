@@ -12,7 +12,7 @@ import pytest
 
 from server.keys import ApiKeys
 from tests.server.api.serving import Server, serving, vector
-from vectors.formats import encode_safetensors
+from vectors.formats.safetensors import encode_safetensors
 
 USE, MANAGE = "use-key-1", "manage-key-1"
 PATH = "/v1/steering/vectors"

@@ -17,7 +17,8 @@ from safetensors.torch import save
 
 from tests.server.api.serving import HIDDEN, LAYERS, Server, direction, eventually, vector
 from tests.vectors.formats.pickles import archive, number, saved
-from vectors.formats import encode_gguf, encode_safetensors
+from vectors.formats.gguf import encode_gguf
+from vectors.formats.safetensors import encode_safetensors
 from vectors.vector import SteeringVector
 
 PATH = "/v1/steering/vectors"

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from tests.server.api.serving import HIDDEN, LAYERS, Server, direction, serving, vector
-from vectors.formats import encode_safetensors
+from vectors.formats.safetensors import encode_safetensors
 
 PATH = "/v1/steering/vectors"
 FIELDS = {
@@ -336,7 +336,7 @@ def exchange(server: Server, request: bytes, *, half_close: bool = False) -> byt
     ("content", "words"),
     [
         (b"", "empty"),
-        (b"hello", "neither"),
+        (b"hello", "expected a file in one of the formats"),
         (file_of(1)[:-3], "damaged"),
         (file_of(1)[:40], "header"),
         (safetensors.torch.save({"residual.0": torch.full((HIDDEN,), float("nan"))}), "NaN"),

@@ -31,8 +31,8 @@ def test_entries(command: str, entry: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("honest much", "the scale must be a number"),
-        ("honest nan", "the scale must be a number"),
+        ("honest much", "scale: expected a number"),
+        ("honest nan", "scale: expected a number"),
         ("honest 1 2", "scale is given twice"),
         ("honest layers=", "not understood"),
         ("honest layer=3", "not understood"),

@@ -16,7 +16,8 @@ import torch
 
 from server.demo import MODEL_DIR
 from tests.server.cli.running import ServerProcess
-from vectors.formats import decode, encode_safetensors
+from vectors.formats import decode
+from vectors.formats.safetensors import encode_safetensors
 from vectors.vector import SteeringVector
 
 NUM_KILLS = 25

@@ -15,7 +15,7 @@ from server.cli.errors import CommandFailed
 from server.cli.serve.shipped import MARKER, put_shipped_vectors
 from tests.server.cli.running import ROOT, environment
 from vectors.errors import VectorsError
-from vectors.formats import encode_safetensors
+from vectors.formats.safetensors import encode_safetensors
 from vectors.store import VectorStore
 from vectors.vector import SteeringVector
 

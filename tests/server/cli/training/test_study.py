@@ -124,7 +124,7 @@ def test_a_small_study_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFix
 def test_refusals(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     for text, message, code in (
-        ("name: x\ntasks: [nothing]", "tasks[0]: there is no task 'nothing'", USAGE),
+        ("name: x\ntasks: [nothing]", "got 'nothing'", USAGE),
         ("name: x\ntasks: [{name: own, file: own.jsonl}]", "own.jsonl: cannot be read", FAILED),
         ("name: x\ntasks: demo/facts\nsites: attention\nmethod: {layers: [99]}", "layers: 99 is outside", USAGE),
         ("name: x\ntasks: demo/facts\nmodel: ./none", "MODEL ./none: there is no such folder", USAGE),

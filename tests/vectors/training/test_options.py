@@ -1,0 +1,114 @@
+"""The table of options: schema, flags and reader agree with each other, and none of it needs torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import jsonschema
+import pytest
+
+from server.cli.parser import build_parser
+from server.cli.training.options import seed_of, task_options
+from tests.shared_files import ROOT
+from tests.vectors.training.test_method import FULL, MALFORMED
+from vectors.errors import InvalidMethod
+from vectors.training.options import KINDS, METHOD_OPTIONS, OPTIONS, Kind, Option, options_schema, read_options
+from vectors.training.task import Task
+
+POSITIONAL = {"train": ["data.jsonl", "--name", "x"], "evaluate": ["calm", "data.jsonl"], "sweep": ["data.jsonl"]}
+
+TYPED: dict[str, tuple[list[str], Any]] = {
+    "scale": (["--scale", "-2"], -2.0),
+    "sizes": (["--sizes", "40,12"], [40, 12]),
+    "variant": (["--variant", "pas_full,ipas_all"], ["pas_full", "ipas_all"]),
+    "site": (["--site", "all"], "all"),
+    "layers": (["--layers", "3,8-10"], [3, 8, 9, 10]),
+    "scales": (["--scales=-1,2.5"], [-1.0, 2.5]),
+    "split": (["--split", "0.5,0.3,0.2"], {"train": 0.5, "validation": 0.3, "test": 0.2}),
+    "prompt": (["--prompt", "chat"], "chat"),
+    "letters": (["--letters", "paper"], "paper"),
+    "icl": (["--icl", "3"], 3),
+    "seeds": (["--seeds", "5"], 5),
+    "max_items": (["--max-items", "90"], 90),
+    "paper_offset": (["--no-paper-offset"], False),
+    "relative_scales": (["--relative-scales"], True),
+    "allow_no_gain": (["--allow-no-gain"], True),
+}
+"""By option: how it is typed, and what JSON that is."""
+
+ONLY_THE_READER_SEES = (
+    "split {'train': 0.6, 'validation': 0.2, 'test': 0.1}",  # a sum
+    "layers [1.0]",  # to a schema 1.0 is an integer
+    "icl 1.0",
+)
+
+
+def typed(kind: str, *words: str) -> dict[str, Any]:
+    """The JSON of a task that a command line asks for."""
+    return task_options(build_parser().parse_args([kind, *POSITIONAL[kind], *words]))
+
+
+def by_name(name: str) -> Option:
+    return next(option for option in OPTIONS if option.name == name)
+
+
+def test_every_option_with_a_flag_is_tried() -> None:
+    assert set(TYPED) == {option.name for option in OPTIONS} - {"task", "vector", "retention_file"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", TYPED)
+def test_a_flag_is_there_for_the_tasks_that_have_the_option(
+    name: str, kind: Kind, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, value = TYPED[name]
+    if kind in by_name(name).uses:
+        given = typed(kind, *words)
+        assert given[name] == value
+        jsonschema.validate(given, options_schema())
+        Task.from_json(given)
+        return
+    with pytest.raises(SystemExit):
+        typed(kind, *words)
+    assert "unrecognized arguments" in capsys.readouterr().err
+    own = {"vector": "calm"} if kind == "evaluate" else {}
+    with pytest.raises(InvalidMethod, match=f"{name}: not an option of {kind}") as refused:
+        Task.from_json({"task": kind, **own, name: value})
+    assert refused.value.param == name
+
+
+def test_nothing_typed_asks_for_nothing() -> None:
+    assert typed("train") == {}
+    assert typed("sweep") == {"task": "sweep"}
+    assert typed("evaluate") == {"task": "evaluate", "vector": "calm"}
+    assert seed_of(build_parser().parse_args(["sweep", "data.jsonl"])) == 0
+
+
+def test_the_schema_takes_what_the_reader_takes() -> None:
+    for given in ({}, None, FULL, dict.fromkeys(option.name for option in OPTIONS)):
+        jsonschema.validate(given, options_schema())
+
+
+@pytest.mark.parametrize(("option", "value"), [case for case in MALFORMED if "nan" not in str(case[1])], ids=str)
+def test_the_schema_refuses_what_the_reader_refuses(option: str, value: object) -> None:
+    is_valid = jsonschema.Draft202012Validator(options_schema()).is_valid({option: value})
+    assert is_valid is (f"{option} {value}" in ONLY_THE_READER_SEES)
+
+
+def test_a_study_has_what_its_cells_share() -> None:
+    shared = {option.name for option in METHOD_OPTIONS if "study" in option.uses}
+    read_options({name: FULL[name] for name in shared}, METHOD_OPTIONS, "study")
+    for name in set(FULL) - shared:
+        with pytest.raises(InvalidMethod, match=f"{name}: not an option of study"):
+            read_options({name: FULL[name]}, METHOD_OPTIONS, "study")
+
+
+def test_the_table_needs_no_tensors() -> None:
+    code = (
+        "import sys, vectors.training.options, vectors.training.method, vectors.defaults, vectors.formats\n"
+        "print([name for name in ('torch', 'numpy') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
+    assert shown.stdout == "[]\n"

@@ -1,0 +1,183 @@
+"""What a vector says of its own use, and of itself, from one table: the fields of `VectorDefaults`.
+
+Each is declared with its default, JSON schema, help, and who may say otherwise. What a file's header and an upload may
+say, the bodies of the registry, the flags of `tiller vectors put` and the table in docs/vectors.md come from there. It
+loads no torch.
+"""
+
+# ruff: noqa: RUF009 - the defaults are rows of the table: immutable, made once
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from vectors.vocabulary import (
+    DEFAULT_OPERATION,
+    DEFAULT_PARTS,
+    DEFAULT_POSITIONS,
+    DEFAULT_SCALE,
+    DEFAULT_SITE,
+    MAX_DESCRIPTION,
+    MAX_MODEL_ID,
+    OPERATIONS,
+    PARTS,
+    POSITIONS,
+    SITES,
+    Operation,
+    Part,
+    Positions,
+    Site,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Default:
+    """One row of the table.
+
+    `schema` is that of a value in JSON, without null. `is_changeable`: `PATCH` may change it. `is_creatable`: a vector
+    made from numbers may have it; a file and an upload may say every one. `in_request` is the field of a request's
+    `steering` that says otherwise, and `flag` that of `tiller vectors put`, "" for none.
+    """
+
+    name: str
+    default: Any
+    schema: Mapping[str, Any]
+    help: str
+    is_changeable: bool
+    is_creatable: bool
+    in_request: str
+    flag: str
+    metavar: str
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that there are, or that its list may hold; empty when there are others."""
+        return tuple(self.schema.get("items", self.schema).get("enum", ()))
+
+
+def _default(
+    default: Any,
+    schema: Mapping[str, Any],
+    help: str,
+    *,
+    is_changeable: bool = True,
+    is_creatable: bool = True,
+    in_request: str = "",
+    flag: str = "",
+    metavar: str = "",
+) -> Any:
+    metadata = {
+        "schema": schema, "help": help, "is_changeable": is_changeable, "is_creatable": is_creatable,
+        "in_request": in_request, "flag": flag, "metavar": metavar,
+    }  # fmt: skip
+    if default == {}:
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _one_of(choices: Sequence[str]) -> dict[str, Any]:
+    return {"type": "string", "enum": list(choices)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorDefaults:
+    """What holds where a request says nothing, and what is said about a vector. Each field is a row of the table."""
+
+    site: Site = _default(
+        DEFAULT_SITE, _one_of(SITES), "where in a block the directions are added", is_changeable=False
+    )
+    default_scale: float = _default(
+        DEFAULT_SCALE,
+        {"type": "number"},
+        "multiplier on the directions",
+        in_request="scale",
+        flag="--scale",
+        metavar="NUMBER",
+    )
+    operation: Operation = _default(
+        DEFAULT_OPERATION,
+        _one_of(OPERATIONS),
+        "what is done along the directions",
+        in_request="operation",
+        flag="--operation",
+    )
+    positions: Positions = _default(
+        DEFAULT_POSITIONS, _one_of(POSITIONS), "which tokens are steered", in_request="positions", flag="--positions"
+    )
+    parts: tuple[Part, ...] = _default(
+        DEFAULT_PARTS,
+        {"type": "array", "items": {"enum": list(PARTS)}, "minItems": 1, "uniqueItems": True},
+        "which parts of the response are steered",
+        in_request="parts",
+        flag="--parts",
+        metavar="PART,…",
+    )
+    description: str = _default(
+        "",
+        {"type": "string", "maxLength": MAX_DESCRIPTION},
+        "what the vector is",
+        flag="--description",
+        metavar="TEXT",
+    )
+    metadata: Mapping[str, Any] = _default({}, {"type": "object"}, "any JSON of your own")
+    training: Mapping[str, Any] | None = _default(
+        None, {"type": "object"}, "how the vector was made", is_changeable=False, is_creatable=False
+    )
+    model: str | None = _default(
+        None,
+        {"type": "string", "maxLength": MAX_MODEL_ID},
+        "the model that the vector was made for",
+        is_changeable=False,
+        is_creatable=False,
+    )
+
+
+DEFAULTS = tuple(
+    Default(name=field.name, default=getattr(VectorDefaults(), field.name), **field.metadata)
+    for field in dataclasses.fields(VectorDefaults)
+)
+"""The table, in the order of the documents."""
+
+
+class ChangedDefaults(TypedDict, total=False):
+    """The fields of `VectorDefaults` that may be changed, as keywords."""
+
+    default_scale: float
+    operation: Operation
+    positions: Positions
+    parts: Sequence[Part]
+    description: str
+    metadata: Mapping[str, Any]
+
+
+class CreatedDefaults(ChangedDefaults, total=False):
+    """The fields that a vector made from numbers may have, as keywords."""
+
+    site: Site
+
+
+class UploadedDefaults(CreatedDefaults, total=False):
+    """The fields that an upload may say over its file, as keywords: all."""
+
+    training: Mapping[str, Any]
+    model: str
+
+
+def defaults_markdown() -> str:
+    """The table in docs/vectors.md."""
+    rows = ["| field | default | a request's `steering` | `PATCH` | meaning |", "|---|---|---|---|---|"]
+    for row in DEFAULTS:
+        choices = f": {', '.join(f'`{choice}`' for choice in row.choices)}" if row.choices else ""
+        in_request = f"`{row.in_request}`" if row.in_request else ""
+        change = "changes it" if row.is_changeable else ""
+        rows.append(f"| `{row.name}` | {_shown(row.default)} | {in_request} | {change} | {row.help}{choices} |")
+    return "\n".join(rows) + "\n"
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return ", ".join(f"`{entry}`" for entry in default)
+    return f"`{default}`" if default or isinstance(default, float) else "none"

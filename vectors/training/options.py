@@ -1,0 +1,338 @@
+"""Every option of a training, from one table: the fields of `TaskOptions`, `MethodOptions` and `JobOptions`.
+
+Each field is declared with its name, kind of value, default, help, and what it is an option of. What reads a job's
+`method.steering` and a study's `method`, the JSON schema of both, the flags of `tiller train`, `evaluate` and `sweep`,
+and the table in docs/training.md all come from there. It loads no torch.
+"""
+
+# ruff: noqa: RUF009 - the defaults are rows of the table: immutable, made once
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from vectors.errors import InvalidMethod
+from vectors.shares import Split
+from vectors.training.values import Layers, Number, OneOf, Scales, Shares, Sizes, SomeOf, Switch, Text, Value, Whole
+from vectors.vocabulary import DEFAULT_SITE, MAX_SEED, SITES, Site
+
+Kind = Literal["train", "evaluate", "sweep"]
+"""What one job does: train a vector, evaluate one that exists, or train on more and more items."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Use = Literal["train", "evaluate", "sweep", "study"]
+"""What an option is an option of: a kind of task, or the method that a study's cells share."""
+
+Variant = Literal["ipas_wrong_only", "ipas_all", "pas_full", "mean_difference"]
+"""How texts become two groups; see `contrast.py`."""
+
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+
+SIZES = (12, 25, 50, 100, 200, 400, 800, 1600, 2400)
+
+_HOW_TO_ASK = "how to ask"
+_HOW_TO_TRAIN = "how to train"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One row of the table.
+
+    `name` as JSON has it, `field` as the dataclass does; `uses` are what it is an option of. `metavar` stands for its
+    value after the flag (None: it has no flag), `example` is what may be typed there, `group` heads its flag in the
+    help, `default_text` is how help and documents show the default.
+    """
+
+    name: str
+    field: str
+    value: Value
+    default: Any
+    uses: tuple[Use, ...]
+    help: str
+    metavar: str | None
+    example: str
+    group: str
+    default_text: str
+
+    @property
+    def flag(self) -> str:
+        """`--max-items`."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_negatable(self) -> bool:
+        """True for a switch that is neither on nor off when it is not given."""
+        return isinstance(self.value, Switch) and self.default is None
+
+    def read(self, given: object) -> Any:
+        """The value that JSON gives. Raises `InvalidMethod` naming the option."""
+        try:
+            return self.value.parse(given)
+        except ValueError as error:
+            raise InvalidMethod(f"{self.name}: {error}", self.name) from None
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of its value, with its help as the description."""
+        only = "" if set(KINDS) <= {*self.uses} else f" Only for `{'` and `'.join(_kinds(self))}`."
+        return self.value.schema() | {"description": f"{self.help[0].upper()}{self.help[1:]}.{only}"}
+
+
+def _option(
+    default: Any,
+    value: Value,
+    help: str,
+    *,
+    uses: tuple[Use, ...],
+    name: str | None = None,
+    metavar: str | None = None,
+    example: str = "",
+    group: str = "",
+    default_text: str | None = None,
+) -> Any:
+    shown = default_text if default_text is not None else str(default)
+    metadata = {
+        "name": name, "value": value, "uses": uses, "help": help, "metavar": metavar,
+        "example": example, "group": group, "default_text": shown,
+    }  # fmt: skip
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """What a task does. Each field is a row of the table."""
+
+    kind: Kind = _option("train", OneOf(KINDS), "what to do", name="task", uses=KINDS)
+    vector: str | None = _option(
+        None,
+        Text("the name of a vector, or name@revision"),
+        "the vector to evaluate: a name, or name@revision",
+        uses=("evaluate",),
+        default_text="required",
+    )
+    scale: float | None = _option(
+        None,
+        Number(1e6),
+        "how strongly to steer",
+        uses=("evaluate",),
+        metavar="NUMBER",
+        default_text="the vector's own",
+    )
+    sizes: tuple[int, ...] = _option(
+        SIZES,
+        Sizes(32),
+        "numbers of training items",
+        uses=("sweep",),
+        metavar="LIST",
+        default_text="12,25,50,… up to 2400",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodOptions:
+    """How a vector is trained and asked about. Each field is a row of the table."""
+
+    variants: tuple[Variant, ...] = _option(
+        ("ipas_wrong_only",),
+        SomeOf(VARIANTS),
+        "how texts become two groups: ipas_wrong_only (the paper's iPASwo), ipas_all (iPASa), pas_full (PASf), "
+        "mean_difference (of pairs), several, or all: the best on validation is taken",
+        name="variant",
+        uses=("train", "sweep"),
+        metavar="NAMES",
+        group=_HOW_TO_TRAIN,
+        default_text="ipas_wrong_only",
+    )
+    sites: tuple[Site, ...] = _option(
+        (DEFAULT_SITE,),
+        SomeOf(SITES),
+        f"where to steer: {', '.join(SITES)}, several, or all",
+        name="site",
+        uses=("train", "sweep"),
+        metavar="NAMES",
+        group=_HOW_TO_TRAIN,
+        default_text=DEFAULT_SITE,
+    )
+    layers: tuple[int, ...] | None = _option(
+        None,
+        Layers(),
+        "blocks to try, from 0",
+        uses=("train", "sweep", "study"),
+        metavar="LIST",
+        example="8,11-14",
+        group=_HOW_TO_TRAIN,
+        default_text="auto",
+    )
+    scales: tuple[float, ...] | None = _option(
+        None,
+        Scales(64),
+        "scales to try: multiples of the mean difference, of either sign",
+        uses=("train", "sweep", "study"),
+        metavar="LIST",
+        example="0.5,1,2 or --scales=-1,1",
+        group=_HOW_TO_TRAIN,
+        default_text="auto",
+    )
+    split: Split = _option(
+        Split(),
+        Shares(),
+        "training, validation and test share; validation data of your own replaces its part",
+        uses=("train", "sweep", "study"),
+        metavar="SHARES",
+        group=_HOW_TO_TRAIN,
+        default_text="0.6,0.2,0.2",
+    )
+    prompt: Literal["raw", "chat"] = _option(
+        "raw",
+        OneOf(("raw", "chat")),
+        "how to ask: raw (text), or chat (by the model's chat template)",
+        uses=("train", "evaluate", "sweep", "study"),
+        metavar="KIND",
+        group=_HOW_TO_ASK,
+    )
+    letters: Literal["balanced", "paper"] = _option(
+        "balanced",
+        OneOf(("balanced", "paper")),
+        "how options are lettered: balanced (each item's shuffled anew), or paper (the authors' choices: one shuffle "
+        "for all, bare letters, shifted residual read, their grid, first of ties)",
+        uses=("train", "evaluate", "sweep", "study"),
+        metavar="KIND",
+        group=_HOW_TO_ASK,
+    )
+    icl: int = _option(
+        0,
+        Whole(0, 64),
+        "solved items shown before every prompt, taken from training items answered wrong",
+        uses=("train", "sweep"),
+        metavar="K",
+        group=_HOW_TO_TRAIN,
+    )
+    seeds: int = _option(
+        1,
+        Whole(1, 100),
+        "how many splits to train and test on, to report the spread",
+        uses=("train",),
+        metavar="N",
+        group=_HOW_TO_TRAIN,
+    )
+    max_items: int = _option(
+        4000,
+        Whole(8, 100_000),
+        "most items that are used, drawn by the seed",
+        uses=("train", "evaluate", "sweep", "study"),
+        metavar="N",
+        group=_HOW_TO_ASK,
+    )
+    paper_offset: bool | None = _option(
+        None,
+        Switch(),
+        "read directions one block before the one they steer",
+        uses=("train", "sweep", "study"),
+        group=_HOW_TO_TRAIN,
+        default_text="with paper letters only",
+    )
+    relative_scales: bool = _option(
+        False,
+        Switch(),
+        "scales in units of mean ‖h‖ ÷ ‖v‖, so that one grid fits any model",
+        uses=("train", "sweep", "study"),
+        group=_HOW_TO_TRAIN,
+        default_text="off",
+    )
+    allow_no_gain: bool = _option(
+        False,
+        Switch(),
+        "keep the vector even when it does not help",
+        uses=("train",),
+        group=_HOW_TO_TRAIN,
+        default_text="off",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions:
+    """What only a job on a server has. Each field is a row of the table."""
+
+    retention_file: str | None = _option(
+        None,
+        Text("the id of an uploaded file"),
+        "the id of an uploaded file of items or texts that must not get worse",
+        uses=("train", "evaluate"),
+        default_text="none",
+    )
+
+
+def options_of(table: type[TaskOptions | MethodOptions | JobOptions]) -> Iterator[Option]:
+    """The rows of one part of the table."""
+    for field in dataclasses.fields(table):
+        if "value" in field.metadata:
+            name = field.metadata["name"] or field.name
+            yield Option(field=field.name, default=field.default, **{**field.metadata, "name": name})
+
+
+TASK_OPTIONS = tuple(options_of(TaskOptions))
+METHOD_OPTIONS = tuple(options_of(MethodOptions))
+(RETENTION_FILE,) = options_of(JobOptions)
+
+OPTIONS = (*TASK_OPTIONS, *METHOD_OPTIONS, RETENTION_FILE)
+"""The table, in the order of the documents."""
+
+SEED = Option(
+    name="seed",
+    field="seed",
+    value=Whole(0, MAX_SEED),
+    default=0,
+    uses=KINDS,
+    help="of the split and the shuffles",
+    metavar="N",
+    example="",
+    group=_HOW_TO_ASK,
+    default_text="0",
+)
+"""What a job, a command and a cell of a study have beside the options."""
+
+
+def read_options(given: Mapping[str, Any], options: Iterable[Option], use: Use | None = None) -> dict[str, Any]:
+    """The values of `given` by field; null is not given.
+
+    Raises `InvalidMethod` naming the option for one that is not among `options`, or not of `use`, and for a value that
+    it cannot have.
+    """
+    known = {option.name: option for option in options}
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        option = known.get(name)
+        if option is None:
+            own = [other.name for other in known.values() if use is None or use in other.uses]
+            raise InvalidMethod(f"{name[:60]}: unknown option, expected one of {', '.join(own)}", name[:60])
+        if value is None:
+            continue
+        if use is not None and use not in option.uses:
+            raise InvalidMethod(f"{name}: not an option of {use}, only of {' and '.join(option.uses)}", name)
+        values[option.field] = option.read(value)
+    return values
+
+
+def options_schema() -> dict[str, Any]:
+    """The JSON schema of a job's `method.steering`, null included."""
+    properties = {option.name: option.schema() for option in OPTIONS}
+    return {
+        "anyOf": [{"type": "object", "properties": properties, "additionalProperties": False}, {"type": "null"}],
+        "description": "The options of the training, each with a default (docs/training.md).",
+    }
+
+
+def options_markdown() -> str:
+    """The table in docs/training.md."""
+    rows = ["| option | default | of | meaning |", "|---|---|---|---|"]
+    for option in OPTIONS:
+        uses = "all" if set(KINDS) <= {*option.uses} else ", ".join(f"`{kind}`" for kind in _kinds(option))
+        rows.append(f"| `{option.name}` | {option.default_text} | {uses} | {option.help} |")
+    return "\n".join(rows) + "\n"
+
+
+def _kinds(option: Option) -> list[Kind]:
+    return [kind for kind in KINDS if kind in option.uses]
