@@ -103,7 +103,9 @@ FLOORS: dict[str, str] = {
         dialogue logprobs
     """,
     "server.api.http": """
-        __init__ connection description failures metrics objects observed pages preconditions rate_limits timeouts wire
+        __init__ objects
+        json_response
+        connection description failures metrics observed pages preconditions rate_limits timeouts wire
         bodies cors parameters request_log services tracing
         auth sse uploads
         limiting
@@ -113,8 +115,10 @@ FLOORS: dict[str, str] = {
         routes
     """,
     "server.api.responses": """
-        __init__ items objects
-        events output wire
+        __init__ objects
+        events items
+        output wire
+        echo
         response
         routes
     """,

@@ -24,7 +24,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -111,20 +111,6 @@ class PlanEntry:
         is_prompt = phase is Phase.PROMPT or (phase is Phase.BOUNDARY and self.positions != "response")
         return is_prompt or part in self.parts
 
-    def echo(self) -> dict[str, Any]:
-        """The entry as the response shows it."""
-        return {
-            "vector": self.vector,
-            "revision": self.revision,
-            "site": self.site,
-            "scale": self.scale,
-            "layers": list(self.layers),
-            "positions": self.positions,
-            "parts": list(self.parts),
-            "operation": self.operation,
-            "preserve_norm": self.preserve_norm,
-        }
-
 
 class SteeringPlan:
     """The resolved, checked and pinned steering of one request. Immutable; `UNSTEERED` is the empty one."""
@@ -188,10 +174,6 @@ class SteeringPlan:
         if all(not fingerprint for fingerprint, _ in merged):
             return b""
         return b"".join(fingerprint + length.to_bytes(4, "little") for fingerprint, length in merged)
-
-    def echo(self) -> list[dict[str, Any]]:
-        """The effective plan as every response carries it; `[]` when nothing was asked."""
-        return [entry.echo() for entry in self.entries]
 
 
 _LARGEST = torch.finfo(torch.float32).max
