@@ -80,7 +80,7 @@ def test_from_upload_to_a_steered_answer_while_eight_streams_run(url: str) -> No
                     training_file=uploaded.id,
                     suffix="frank",
                     seed=0,
-                    method={"type": "steering", "steering": {"variant": "pas_full"}},  # type: ignore[typeddict-item]
+                    method={"type": "steering", "steering": {"variant": "pas_full"}},  # type: ignore[arg-type]
                 )
                 job = finished(sdk, job.id)
             finally:
