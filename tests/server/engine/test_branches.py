@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -35,8 +37,8 @@ STEERS: list[tuple[Steer, ...]] = [
 ]
 
 
-def branching(name: str, prompt: tuple[int, ...], plans: list[SteeringPlan], **changes: object) -> GenerationRequest:
-    return GenerationRequest(  # type: ignore[arg-type]
+def branching(name: str, prompt: tuple[int, ...], plans: list[SteeringPlan], **changes: Any) -> GenerationRequest:
+    return GenerationRequest(
         name,
         prompt,
         0,

@@ -203,7 +203,7 @@ def test_a_step_that_raises_fails_its_requests_and_no_others() -> None:
 def test_a_sink_that_raises_does_not_stop_the_others() -> None:
     engine = engine_of(loaded())
     got: list[TokenOutput] = []
-    engine.submit(GenerationRequest("bad", prompt_of(4), 3, GREEDY), lambda output: 1 / 0)  # type: ignore[arg-type, return-value]
+    engine.submit(GenerationRequest("bad", prompt_of(4), 3, GREEDY), lambda output: 1 / 0)  # type: ignore[arg-type]
     engine.submit(GenerationRequest("good", prompt_of(4), 3, GREEDY), got.append)
     while engine.step():
         pass
@@ -250,7 +250,7 @@ def test_capture_equals_a_plain_forward_pass() -> None:
     engine: BatchingEngine = engine_of(loaded(), max_batch_tokens=5)
     run(engine, [GenerationRequest("warm", prompt, 1, GREEDY)])  # captured positions must not come from the cache
     for site in ("residual", "attention", "mlp", "post_attention_norm"):
-        spec = CaptureSpec((0, 2), sites=(site,), positions=(-1, 0, 6))  # type: ignore[arg-type]
+        spec = CaptureSpec((0, 2), sites=(site,), positions=(-1, 0, 6))
         future = engine.capture(prompt, spec)
         while engine.step():
             pass

@@ -6,6 +6,7 @@ The reference (`tests/reference.py`) writes the semantics out again: full passes
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ SITES = ("residual", "attention", "mlp", "post_attention_norm")
 NUM_TOKENS = 6
 
 
-def check(engine: BatchingEngine, family: str, cases: dict[str, tuple[Steer, ...]], length: int = 11) -> None:
+def check(engine: BatchingEngine, family: str, cases: Mapping[str, tuple[Steer, ...]], length: int = 11) -> None:
     """All cases in one batch: each equals its own slow reference in tokens and log-probabilities."""
     model = build(family)
     prompt = prompt_of(length)
