@@ -98,7 +98,7 @@ FLOORS: dict[str, str] = {
     """,
     "server.api.generation": """
         __init__ content measurement objects scoring tools wire
-        envelope running steering
+        answer_head running steering
         choices
         dialogue logprobs
     """,

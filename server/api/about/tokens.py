@@ -1,6 +1,6 @@
 """`/tokenize` and `/detokenize`: what the model reads of a text or a chat, and the text of token ids, as vLLM has them.
 
-It needs the tokenizer only; it does not know the engine's work.
+They need the tokenizer only, not the engine.
 """
 
 from __future__ import annotations

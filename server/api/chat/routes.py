@@ -23,9 +23,9 @@ from server.api.chat.objects import (
     ChatToolCallDelta,
 )
 from server.api.chat.wire import ChatRequest
+from server.api.generation.answer_head import AnswerHead
 from server.api.generation.choices import check_num_choices, usage_of
 from server.api.generation.dialogue import Dialogue, Replies, ReplyPiece, replies_to
-from server.api.generation.envelope import Envelope
 from server.api.generation.logprobs import shown_logprobs
 from server.api.generation.objects import Usage
 from server.api.generation.running import Choice, TokenEntry
@@ -80,7 +80,7 @@ async def _prepare(body: ChatRequest, services: Services) -> _ChatAnswer:
     )
     response_id = f"chatcmpl-{uuid.uuid4().hex}"
     replies = await replies_to(dialogue, body, services, plan, response_id)
-    return _ChatAnswer(body, replies, services.text.table, plan, Envelope.of(body, response_id, services))
+    return _ChatAnswer(body, replies, services.text.table, plan, AnswerHead.of(body, response_id, services))
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class _ChatAnswer:
     replies: Replies
     table: TokenTable
     plan: SteeringPlan
-    envelope: Envelope
+    head: AnswerHead
 
     async def whole(self) -> ChatCompletion:
         """The answer as one object."""
@@ -104,19 +104,19 @@ class _ChatAnswer:
                 "logprobs": self._logprobs(piece.entries),
                 "finish_reason": piece.finish_reason,
             }
-            if self.envelope.shows_token_ids:
+            if self.head.shows_token_ids:
                 shown["token_ids"] = list(piece.token_ids)
             choices.append(shown)
         answer: ChatCompletion = {
-            "id": self.envelope.response_id,
+            "id": self.head.response_id,
             "object": "chat.completion",
-            "created": self.envelope.created,
-            "model": self.envelope.model,
+            "created": self.head.created,
+            "model": self.head.model,
             "choices": choices,
             "usage": self._usage(),
             "steering": applied_steering(self.plan),
         }
-        if self.envelope.shows_token_ids:
+        if self.head.shows_token_ids:
             answer["prompt_token_ids"] = list(self._choices[0].request.prompt)
         return answer
 
@@ -161,7 +161,7 @@ class _ChatAnswer:
     def _begin_stream(self, chunk: ChatCompletionChunk) -> None:
         """Tell in the first chunk of what holds for the whole answer."""
         chunk["steering"] = applied_steering(self.plan)
-        if self.envelope.shows_token_ids:
+        if self.head.shows_token_ids:
             chunk["prompt_token_ids"] = list(self._choices[0].request.prompt)
 
     def _chunk(self, choice: Choice, delta: ChatDelta, piece: ReplyPiece | None = None) -> ChatCompletionChunk:
@@ -169,19 +169,19 @@ class _ChatAnswer:
         shown: ChatChunkChoice = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}
         if piece is not None:
             shown["logprobs"] = self._logprobs(piece.entries)
-            if self.envelope.shows_token_ids:
+            if self.head.shows_token_ids:
                 shown["token_ids"] = list(piece.token_ids)
         return self._chunk_around([shown])
 
     def _chunk_around(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
         chunk: ChatCompletionChunk = {
-            "id": self.envelope.response_id,
+            "id": self.head.response_id,
             "object": "chat.completion.chunk",
-            "created": self.envelope.created,
-            "model": self.envelope.model,
+            "created": self.head.created,
+            "model": self.head.model,
             "choices": choices,
         }
-        if self.envelope.includes_usage:
+        if self.head.includes_usage:
             chunk["usage"] = None
         return chunk
 

@@ -19,8 +19,8 @@ from server.api.completions.objects import (
     CompletionLogprobs,
 )
 from server.api.completions.wire import CompletionRequest
+from server.api.generation.answer_head import AnswerHead
 from server.api.generation.choices import check_num_choices, choices_of, finite, tokens_to_generate, usage_of
-from server.api.generation.envelope import Envelope
 from server.api.generation.objects import Usage
 from server.api.generation.running import Choice, Generation, Piece, TokenEntry
 from server.api.generation.steering import applied_steering, plan_of
@@ -118,8 +118,8 @@ async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAn
             first_index=len(choices),
         )
     generation = Generation(services.engine, choices, services.metrics)
-    envelope = Envelope.of(body, response_id, services)
-    return _CompletionAnswer(body, generation, services.text.table, plan, prompts, envelope)
+    head = AnswerHead.of(body, response_id, services)
+    return _CompletionAnswer(body, generation, services.text.table, plan, prompts, head)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class _CompletionAnswer:
     table: TokenTable
     plan: SteeringPlan
     prompts: Sequence[_Prompt]
-    envelope: Envelope
+    head: AnswerHead
     prompt_logprobs: list[Sequence[TokenLogprobs | None]] = field(default_factory=list)
 
     async def read_prompts(self, services: Services) -> None:
@@ -165,15 +165,15 @@ class _CompletionAnswer:
                 "logprobs": _joined(self._echoed_logprobs(choice), self._logprobs(choice, piece.entries)),
                 "finish_reason": piece.finish_reason,
             }
-            if self.envelope.shows_token_ids:
+            if self.head.shows_token_ids:
                 shown["token_ids"] = list(piece.token_ids)
                 shown["prompt_token_ids"] = list(choice.request.prompt)
             choices.append(shown)
         return {
-            "id": self.envelope.response_id,
+            "id": self.head.response_id,
             "object": "text_completion",
-            "created": self.envelope.created,
-            "model": self.envelope.model,
+            "created": self.head.created,
+            "model": self.head.model,
             "choices": choices,
             "usage": self._usage(),
             "steering": applied_steering(self.plan),
@@ -216,7 +216,7 @@ class _CompletionAnswer:
             "logprobs": self._echoed_logprobs(choice),
             "finish_reason": None,
         }
-        if self.envelope.shows_token_ids:
+        if self.head.shows_token_ids:
             shown["prompt_token_ids"] = list(choice.request.prompt)
         return self._chunk_around([shown])
 
@@ -227,19 +227,19 @@ class _CompletionAnswer:
             "logprobs": self._logprobs(choice, piece.entries),
             "finish_reason": piece.finish_reason,
         }
-        if self.envelope.shows_token_ids:
+        if self.head.shows_token_ids:
             shown["token_ids"] = list(piece.token_ids)
         return self._chunk_around([shown])
 
     def _chunk_around(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
         chunk: CompletionChunk = {
-            "id": self.envelope.response_id,
+            "id": self.head.response_id,
             "object": "text_completion",
-            "created": self.envelope.created,
-            "model": self.envelope.model,
+            "created": self.head.created,
+            "model": self.head.model,
             "choices": choices,
         }
-        if self.envelope.includes_usage:
+        if self.head.includes_usage:
             chunk["usage"] = None
         return chunk
 

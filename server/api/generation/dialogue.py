@@ -1,6 +1,6 @@
 """Dialogues: a conversation with tools and a wanted form of answer, run as choices whose text is read into parts.
 
-What chat completions and responses have in common. It does not know the shapes of either.
+What chat completions and responses have in common.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is around the choices of one chat or completion: id, time, model, and what the request wants to know besides."""
+"""What a chat or completion says beside its choices: id, time, model, and what else the request wants to know."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from server.api.http.services import Services
 
 
 @dataclass(frozen=True, slots=True)
-class Envelope:
+class AnswerHead:
     """What all objects that answer one request have in common. `created` in Unix seconds."""
 
     response_id: str
