@@ -16,12 +16,12 @@
     ├── Unavailable                 503     server_error            given by the raiser
     └── TimedOut                    504     server_error            request_timeout
 
-It does not know how an error travels (JSON body or stream event); `server.api` does.
+`server.api.http.failures` makes bodies and responses of them.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from vectors.errors import (
     InvalidData,
@@ -64,10 +64,6 @@ class ApiError(Exception):
         self.code = code if code is not None else self.default_code
         self.param = param
         self.headers = headers or {}
-
-    def envelope(self) -> dict[str, Any]:
-        """OpenAI's error body: `{"error": {"message", "type", "param", "code"}}`."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
 class InvalidRequest(ApiError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,11 @@ MAX_AGE_SECONDS = 30 * 24 * 3600
 class StoredResponse:
     """A kept response object, and the items of the conversation that it answers, earlier answers included."""
 
-    response: dict[str, Any]
-    input_items: Sequence[dict[str, Any]]
+    response: Mapping[str, Any]
+    input_items: Sequence[Mapping[str, Any]]
 
     @property
-    def conversation(self) -> list[dict[str, Any]]:
+    def conversation(self) -> list[Mapping[str, Any]]:
         """What was said up to the end of the response: what it answers, and its own items."""
         return [*self.input_items, *self.response["output"]]
 

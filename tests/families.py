@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 import transformers
-from torch import nn
 
 VOCABULARY = 101
 HIDDEN = 32
@@ -31,7 +30,9 @@ _COMMON = {
 
 
 def _config(name: str, **changes: object) -> transformers.PretrainedConfig:
-    return getattr(transformers, name)(**(copy.deepcopy(_COMMON) | changes))
+    config = getattr(transformers, name)(**(copy.deepcopy(_COMMON) | changes))
+    assert isinstance(config, transformers.PretrainedConfig)
+    return config
 
 
 CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
@@ -63,9 +64,12 @@ CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
 }
 
 
-def build(family: str, seed: int = 0) -> nn.Module:
+def build(family: str, seed: int = 0) -> transformers.PreTrainedModel:
     """A float32 model of `family` with weights drawn from `seed`; the same seed gives the same weights."""
     torch.manual_seed(seed)
     config = CONFIGS[family]()
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    return model.eval()
+    model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation="eager"
+    )
+    model.eval()
+    return model

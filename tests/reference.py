@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,8 @@ def _content_only(response: Sequence[int]) -> str:
 
 def site_module(model: nn.Module, site: str, layer: int) -> nn.Module:
     """The module whose output is `site` of `layer`, by the names of each family's code."""
-    inner = getattr(model, "model", None) or model.gpt_neox
-    block = inner.layers[layer]
+    inner: Any = getattr(model, "model", None) or model.gpt_neox
+    block: nn.Module = inner.layers[layer]
     if site == "residual":
         return block
     names = {
@@ -46,7 +47,14 @@ def site_module(model: nn.Module, site: str, layer: int) -> nn.Module:
         "mlp": ("mlp", "block_sparse_moe"),
         "post_attention_norm": ("post_attention_layernorm",),
     }[site]
-    return next(getattr(block, name) for name in names if hasattr(block, name))
+    return block.get_submodule(next(name for name in names if hasattr(block, name)))
+
+
+def _activation(output: object) -> Tensor:
+    """What a module gives: a tensor, or a tuple that begins with it."""
+    first = output[0] if isinstance(output, tuple) else output
+    assert isinstance(first, Tensor)
+    return first
 
 
 def _in_scope(entry: Steer, position: int, num_prompt: int, part: str) -> bool:
@@ -85,7 +93,7 @@ def _install(
         here = [steer for steer in steers if (steer.site, steer.layer) == (site, layer)]
 
         def hook(module: nn.Module, args: object, output: object, here: list[Steer] = here) -> object:
-            activation = output[0] if isinstance(output, tuple) else output
+            activation = _activation(output)
             tokens = activation.reshape(-1, activation.shape[-1])
             changed = steered(tokens, here, num_prompt, parts).view_as(activation)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
@@ -107,7 +115,8 @@ def steered_logits(
     parts = [part_of(tokens[num_prompt : max(num_prompt, position + 1)]) for position in range(len(tokens))]
     handles = _install(model, steers, num_prompt, parts)
     try:
-        return model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].float()
+        logits: Tensor = model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits
+        return logits[0].float()
     finally:
         for handle in handles:
             handle.remove()
@@ -136,7 +145,7 @@ def activations(model: nn.Module, tokens: Sequence[int], site: str, layer: int) 
     seen: list[Tensor] = []
 
     def hook(module: nn.Module, args: object, output: object) -> None:
-        activation = output[0] if isinstance(output, tuple) else output
+        activation = _activation(output)
         seen.append(activation.reshape(-1, activation.shape[-1]).clone())
 
     handle = site_module(model, site, layer).register_forward_hook(hook)

@@ -109,12 +109,14 @@ FLOORS: dict[str, str] = {
     """,
     "server.api.generation": """
         __init__ content measurement objects scoring tools wire
-        envelope running steering
+        answer_head running steering
         choices
         dialogue logprobs
     """,
     "server.api.http": """
-        __init__ connection description engine_errors metrics objects observed pages preconditions rate_limits wire
+        __init__ objects
+        json_response
+        connection description engine_errors metrics observed pages preconditions rate_limits wire
         bodies failures parameters services timeouts tracing
         auth cors request_log sse uploads
         limiting
@@ -124,8 +126,10 @@ FLOORS: dict[str, str] = {
         routes
     """,
     "server.api.responses": """
-        __init__ items objects
-        events output wire
+        __init__ objects
+        events items
+        output wire
+        echo
         response
         routes
     """,

@@ -15,7 +15,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from vectors.applied import AppliedVector
 from vectors.positions import Phase, coverage_of
@@ -53,21 +52,6 @@ class PlanEntry:
         coverage = coverage_of(self.applied.positions)
         is_covered = coverage.covers_as_prompt(phase) or (coverage.covers_as_response(phase) and part in self.parts)
         return is_covered and self.applied.is_active
-
-    def echo(self) -> dict[str, Any]:
-        """The entry as the response shows it."""
-        applied = self.applied
-        return {
-            "vector": self.vector,
-            "revision": self.revision,
-            "site": applied.site,
-            "scale": applied.scale,
-            "layers": list(applied.layers),
-            "positions": applied.positions,
-            "parts": list(self.parts),
-            "operation": applied.operation,
-            "preserve_norm": applied.preserve_norm,
-        }
 
 
 class SteeringPlan:
@@ -132,10 +116,6 @@ class SteeringPlan:
         if all(not fingerprint for fingerprint, _ in merged):
             return b""
         return b"".join(fingerprint + length.to_bytes(4, "little") for fingerprint, length in merged)
-
-    def echo(self) -> list[dict[str, Any]]:
-        """The effective plan as every response carries it; `[]` when nothing was asked."""
-        return [entry.echo() for entry in self.entries]
 
 
 UNSTEERED = SteeringPlan()

@@ -37,7 +37,7 @@ class Customer(BaseModel):
     rating: Literal[3]
 
 
-NAMES = ("你好啊集团", "こんにちは株式会社 🎈")
+NAMES: tuple[Literal["你好啊集团"], Literal["こんにちは株式会社 🎈"]] = ("你好啊集团", "こんにちは株式会社 🎈")
 
 
 @tool

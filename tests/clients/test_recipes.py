@@ -34,8 +34,9 @@ ELSEWHERE = {"curl", "OpenAI SDK for Node", "lm-evaluation-harness", "Open WebUI
 
 def block(section: str, language: str) -> str:
     """The one block of a language in a section."""
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```", SECTIONS[section], re.DOTALL | re.MULTILINE)
-    return found
+    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", SECTIONS[section], re.DOTALL | re.MULTILINE)
+    (only,) = found
+    return only
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,11 @@ def tokenizer(name: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(shared(f"models/{name}"))
 
 
+def decoded(name: str, token_ids: Sequence[int]) -> str:
+    """What the tokenizer itself decodes, without special tokens."""
+    return str(tokenizer(name).decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
 @cache
 def table(name: str) -> TokenTable:
     """Its table."""
@@ -51,7 +56,7 @@ def pieces_of(table: TokenTable, token_ids: Sequence[int], *, begins_text: bool)
 @pytest.mark.parametrize("text", TEXTS)
 def test_pieces_join_to_what_the_tokenizer_decodes(name: str, text: str) -> None:
     token_ids = tokenizer(name).encode(text)
-    whole = tokenizer(name).decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    whole = decoded(name, token_ids)
     pieces = pieces_of(table(name), token_ids, begins_text=True)
     assert "".join(pieces) == whole
     assert "\ufffd" not in "".join(pieces)
@@ -66,7 +71,7 @@ def test_random_tokens_decode_as_the_bytes_that_they_are(name: str) -> None:
         reference = b"".join(map(table(name).bytes_of, kept)).decode("utf-8", "replace")
         pieces = pieces_of(table(name), token_ids, begins_text=False)
         assert "".join(pieces) == reference
-        whole = tokenizer(name).decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        whole = decoded(name, token_ids)
         if "\ufffd" not in whole:  # tokenizers differ in how they show broken bytes, and in nothing else
             assert "".join(pieces_of(table(name), token_ids, begins_text=True)) == whole
 
@@ -74,13 +79,12 @@ def test_random_tokens_decode_as_the_bytes_that_they_are(name: str) -> None:
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_continuation_joins_its_prompt(name: str) -> None:
     token_ids = tokenizer(name).encode("The little girl had a red ball and 你好 was all she said.")
-    decode = tokenizer(name).decode
     for cut in range(2, len(token_ids)):
-        before = decode(token_ids[:cut], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        before = decoded(name, token_ids[:cut])
         if before.endswith("\ufffd"):
             continue  # cut within a character
         after = "".join(pieces_of(table(name), token_ids[cut:], begins_text=False))
-        assert before + after == decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert before + after == decoded(name, token_ids)
 
 
 def test_a_character_is_shown_whole_or_not_at_all() -> None:

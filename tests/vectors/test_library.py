@@ -77,7 +77,7 @@ def test_every_public_name_is_there_for_programs_and_for_type_checkers() -> None
         assert found.__name__ == name
         assert found.__module__ == typed.get(name, "vectors.errors")
     with pytest.raises(AttributeError, match="module 'vectors' has no attribute 'stear'"):
-        _ = vectors.stear
+        _ = vectors.stear  # type: ignore[attr-defined]
 
 
 HEAVY = ("torch", "numpy", "transformers", "safetensors", "fastapi")
@@ -185,7 +185,7 @@ def test_rows_mean_something_only_beside_a_model(tmp_path: Path, num_rows: int, 
     with pytest.raises(InvalidVector, match=f"{num_rows} rows, and whether the first is the embeddings depends on"):
         vectors.load(file)
     for told in ({"num_layers": LAYERS}, {"model": build("llama")}):
-        found = vectors.load(file, **told)  # type: ignore[arg-type]
+        found = vectors.load(file, **told)
         assert found.layers == tuple(range(LAYERS))
         assert torch.equal(found.directions[0], rows[first])
 
@@ -195,7 +195,7 @@ def test_a_vector_that_does_not_fit_is_refused(vector: SteeringVector, tmp_path:
     vectors.save(SteeringVector({LAYERS: torch.ones(HIDDEN)}), file)
     for told in ({"num_layers": LAYERS}, {"model": build("llama")}, {"hidden_size": HIDDEN + 1}):
         with pytest.raises(InvalidVector, match=r"outside the model|hidden size"):
-            vectors.load(file, **told)  # type: ignore[arg-type]
+            vectors.load(file, **told)
     with pytest.raises(InvalidVector, match="give either them or the model"):
         vectors.load(file, build("llama"), num_layers=LAYERS)
     file.write_bytes(b"no vector")

@@ -606,7 +606,7 @@ def test_a_name_swapped_by_many_threads_is_always_one_whole_vector(tmp_path: Pat
                 history = [record.revision for record in store.history("calm")]
                 assert len(history) == len(set(history))
 
-        run_together([lambda seed=seed: write(seed) for seed in range(4)] + [read] * 4)  # type: ignore[misc]
+        run_together([lambda seed=seed: write(seed) for seed in range(4)] + [read] * 4)
         last = store.get("calm").revision
     with VectorStore(tmp_path) as store:
         assert store.get("calm").revision == last

@@ -76,9 +76,10 @@ def test_layer_too_large_to_be_written_is_refused() -> None:
 
 
 def test_vector_needs_directions_of_one_width() -> None:
-    for nothing in ({}, [], None, [ramp()]):
+    nothings: list[Any] = [{}, [], None, [ramp()]]
+    for nothing in nothings:
         with pytest.raises(InvalidVector, match="at least one direction"):
-            SteeringVector(nothing)  # type: ignore[arg-type]
+            SteeringVector(nothing)
     with pytest.raises(InvalidVector, match=r"different hidden sizes: \[3, 4\]"):
         SteeringVector({0: ramp(4), 1: ramp(3)})
 

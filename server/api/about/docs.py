@@ -1,7 +1,6 @@
 """`/openapi.json` and the page `/docs` that shows it: open, like `/health`; they tell nothing of what is served.
 
-The page needs nothing from elsewhere, and its policy lets it talk to this server only. It does not know what the
-document says.
+The page needs nothing from elsewhere, and its policy lets it talk to this server only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Examples of the OpenAPI document: exchanges with a server of the embedded model, as they were.
 
-They are in `examples.json`, in an order in which they can be made again; the tests do so. It does not know routes.
+They are in `examples.json`, in an order in which they can be made again; the tests do so.
 """
 
 from __future__ import annotations

@@ -6,12 +6,13 @@ The first three are open; `/metrics` tells names of vectors and so needs a key w
 from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from server import __version__
 from server.api.about.objects import Health, Readiness, Version
 from server.api.http.auth import require
 from server.api.http.description import Success, describe
+from server.api.http.json_response import json_response
 from server.api.http.services import services_of
 from server.errors import Unavailable
 from server.keys import Role
@@ -31,7 +32,7 @@ async def health() -> Health:
 async def ready(request: Request) -> Response:
     """New work is accepted; 503 while the server drains."""
     services_of(request).check_ready()
-    return JSONResponse({"status": "ready"})
+    return json_response(Readiness(status="ready"))
 
 
 @router.get("/version")

@@ -5,15 +5,14 @@ No vector is read for it. Whether one fits the model is said when a request name
 
 from __future__ import annotations
 
-from typing import Any
-
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from server.api.about.objects import Model, ModelList
 from server.api.http.auth import require
 from server.api.http.description import Parameter, Success, describe
+from server.api.http.json_response import json_response
 from server.api.http.services import Services, services_of
 from server.errors import NotFound
 from server.keys import Role
@@ -28,32 +27,31 @@ _MODEL = Parameter("model", "The model's id.", {"type": "string", "minLength": 1
 @describe(Success(ModelList, "The models."))
 async def list_models(request: Request) -> Response:
     """The ids that a request may give as `model`; scales and revisions can be added to them."""
-    models = await run_sync(_models, services_of(request))
-    return JSONResponse({"object": "list", "data": list(models.values())})
+    models = await run_sync(_models_by_id, services_of(request))
+    return json_response(ModelList(object="list", data=list(models.values())))
 
 
 @router.get("/v1/models/{model:path}")
 @describe(Success(Model, "The model."), errors=(NotFound,), parameters=(_MODEL,))
 async def get_model(request: Request, model: str) -> Response:
     """One of the listed models."""
-    found = (await run_sync(_models, services_of(request))).get(model)
+    found = (await run_sync(_models_by_id, services_of(request))).get(model)
     if found is None:
         raise NotFound(f"the model {model[:200]!r} does not exist", code="model_not_found", param="model")
-    return JSONResponse(found)
+    return json_response(found)
 
 
-def _models(services: Services) -> dict[str, dict[str, Any]]:
-    """Models by id: the base, then one for each vector, by name."""
+def _models_by_id(services: Services) -> dict[str, Model]:
+    """The base, then one model for each vector, by name."""
     info = services.engine.info
-    base: dict[str, Any] = {
+    base: Model = {
         "id": info.model_id,
         "object": "model",
         "created": services.started_at,
         "owned_by": "tiller",
         "max_model_len": info.max_model_len,
     }
-    steered = (
-        base | {"id": f"{info.model_id}+{name}", "created": record.created_at, "parent": info.model_id}
-        for name, record in services.store.current_records().items()
-    )
-    return {model["id"]: model for model in (base, *steered)}
+    models = [base]
+    for name, record in services.store.current_records().items():
+        models.append({**base, "id": f"{info.model_id}+{name}", "created": record.created_at, "parent": info.model_id})
+    return {model["id"]: model for model in models}

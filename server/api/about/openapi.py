@@ -1,7 +1,4 @@
-"""The OpenAPI 3.1 document: made of the routes and of what each says of itself, so that it cannot say anything else.
-
-It does not know what an operation does, nor how the document is sent.
-"""
+"""The OpenAPI 3.1 document: made of the routes and of what each says of itself, so that it cannot say anything else."""
 
 from __future__ import annotations
 
@@ -50,7 +47,7 @@ _CONVERTER = re.compile(r"\{(\w+):\w+\}")
 
 
 def document_of(routers: Iterable[APIRouter]) -> dict[str, Any]:
-    """The document of all routes of `routers`; each route must say what it is (`operation`)."""
+    """The document of all routes of `routers`; each route must say what it is (`describe`)."""
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     declared = [(route, _declaration_of(route)) for route in routes]
     schemas = _Types(operation for _, operation in declared)

@@ -1,7 +1,4 @@
-"""JSON schemas of the OpenAPI document, made of the types that requests are read by and answers are written as.
-
-It does not know routes.
-"""
+"""JSON schemas of the OpenAPI document, made of the types that requests are read by and answers are written as."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`/tokenize` and `/detokenize`: what the model reads of a text or a chat, and the text of token ids, as vLLM has them.
 
-It needs the tokenizer only; it does not know the engine's work.
+They need the tokenizer only, not the engine.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
 from pydantic import ConfigDict, Field, model_validator
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from server.api.about.objects import DetokenizedText, Tokens
 from server.api.chat.wire import ChatMessage
@@ -20,6 +20,7 @@ from server.api.generation.wire import MAX_MODEL_NAME_LENGTH
 from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model
 from server.api.http.description import JSON, Success, describe
+from server.api.http.json_response import json_response
 from server.api.http.services import services_of
 from server.api.http.wire import WireModel
 from server.errors import InvalidRequest, NotFound
@@ -112,13 +113,13 @@ async def tokenize(request: Request) -> Response:
     body = await read_model(request, TokenizeRequest, MAX_JSON_BYTES)
     specs_of_model(body.model, services.engine.info.model_id)  # for its errors: steering changes no tokens
     tokens = await run_sync(body.encoded, services.text)
-    answer = {
+    answer: Tokens = {
         "count": len(tokens),
         "max_model_len": services.engine.info.max_model_len,
         "tokens": tokens,
         "token_strs": await run_sync(services.text.symbols_of, tokens) if body.return_token_strs else None,
     }
-    return JSONResponse(answer)
+    return json_response(answer)
 
 
 @router.post("/detokenize")
@@ -133,4 +134,4 @@ async def detokenize(request: Request) -> Response:
         raise InvalidRequest(
             f"tokens: a token id is outside the vocabulary of {info.vocab_size}", code="invalid_token", param="tokens"
         )
-    return JSONResponse({"prompt": await run_sync(services.text.decode_all, body.tokens)})
+    return json_response(DetokenizedText(prompt=await run_sync(services.text.decode_all, body.tokens)))

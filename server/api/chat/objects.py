@@ -6,7 +6,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from server.api.generation.objects import AppliedSteering, ChosenTokenLogprob, FinishReason, UnixSeconds, Usage
+from server.api.generation.objects import AppliedSteering, ChatFinishReason, ChosenTokenLogprob, UnixSeconds, Usage
 from server.api.http.objects import ErrorEnvelope
 
 
@@ -48,7 +48,7 @@ class ChatChoice(TypedDict):
     index: int
     message: ChatAnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
     token_ids: NotRequired[list[int]]
 
 
@@ -96,7 +96,7 @@ class ChatChunkChoice(TypedDict):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     token_ids: NotRequired[list[int]]
 
 

@@ -1,31 +1,40 @@
-"""`POST /v1/chat/completions`: a chat in, messages out, whole or streamed.
-
-It knows OpenAI's shapes for chats; running and steering are elsewhere.
-"""
+"""`POST /v1/chat/completions`: a chat in, messages out, whole or streamed."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from server.answers.reply import Reply, ReplyDelta
-from server.api.chat.objects import ChatCompletion, ChatEvent
+from server.answers.reply import Reply, ReplyDelta, ToolCallDelta
+from server.api.chat.objects import (
+    ChatAnswerMessage,
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatEvent,
+    ChatFunctionDelta,
+    ChatLogprobs,
+    ChatToolCallDelta,
+)
 from server.api.chat.wire import ChatRequest
+from server.api.generation.answer_head import AnswerHead
 from server.api.generation.choices import check_num_choices, usage_of
 from server.api.generation.dialogue import Dialogue, Replies, ReplyPiece, replies_to
-from server.api.generation.envelope import Envelope
 from server.api.generation.logprobs import shown_logprobs
+from server.api.generation.objects import Usage
 from server.api.generation.running import Choice, TokenEntry
-from server.api.generation.steering import plan_of
+from server.api.generation.steering import applied_steering, plan_of
 from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model
 from server.api.http.connection import while_connected
 from server.api.http.description import EVENTS, GENERATION_ERRORS, JSON, Success, describe
+from server.api.http.json_response import json_response
 from server.api.http.parameters import RATE_LIMITS
 from server.api.http.services import Services, services_of
 from server.api.http.sse import EventStream
@@ -34,8 +43,6 @@ from server.keys import Role
 from server.steering.plan import SteeringPlan
 
 router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Generation"])
-
-_CHUNK = "chat.completion.chunk"
 
 
 @router.post("/v1/chat/completions")
@@ -46,7 +53,7 @@ _CHUNK = "chat.completion.chunk"
     errors=GENERATION_ERRORS,
 )
 async def create_chat_completion(request: Request) -> Response:
-    """Success a chat."""
+    """Answer a chat."""
     services = services_of(request)
     services.check_ready()
     body = await read_model(request, ChatRequest, MAX_JSON_BYTES)
@@ -56,7 +63,7 @@ async def create_chat_completion(request: Request) -> Response:
     if body.stream:
         return EventStream(answer.chunks(), close=generation.close)
     with generation:
-        return JSONResponse(await while_connected(request.receive, answer.whole()))
+        return json_response(await while_connected(request.receive, answer.whole()))
 
 
 async def _prepare(body: ChatRequest, services: Services) -> _ChatAnswer:
@@ -73,7 +80,7 @@ async def _prepare(body: ChatRequest, services: Services) -> _ChatAnswer:
     )
     response_id = f"chatcmpl-{uuid.uuid4().hex}"
     replies = await replies_to(dialogue, body, services, plan, response_id)
-    return _ChatAnswer(body, replies, services.text.table, plan, Envelope.of(body, response_id, services))
+    return _ChatAnswer(body, replies, services.text.table, plan, AnswerHead.of(body, response_id, services))
 
 
 @dataclass(frozen=True)
@@ -84,68 +91,113 @@ class _ChatAnswer:
     replies: Replies
     table: TokenTable
     plan: SteeringPlan
-    envelope: Envelope
+    head: AnswerHead
 
-    async def whole(self) -> dict[str, Any]:
-        """The `chat.completion` object."""
-        answers = []
+    async def whole(self) -> ChatCompletion:
+        """The answer as one object."""
+        choices: list[ChatChoice] = []
         for choice, reply, piece in await self.replies.whole():
-            answer = {
+            assert piece.finish_reason is not None, "the choice is over"
+            shown: ChatChoice = {
                 "index": choice.index,
                 "message": _message_of(reply),
                 "logprobs": self._logprobs(piece.entries),
                 "finish_reason": piece.finish_reason,
             }
-            answers.append(answer | self.envelope.ids("token_ids", piece.token_ids))
-        prompt = self.envelope.ids("prompt_token_ids", self._choices[0].request.prompt)
-        return self.envelope.around(
-            "chat.completion", answers, usage=self._usage(), steering=self.plan.echo(), **prompt
-        )
+            if self.head.shows_token_ids:
+                shown["token_ids"] = list(piece.token_ids)
+            choices.append(shown)
+        answer: ChatCompletion = {
+            "id": self.head.response_id,
+            "object": "chat.completion",
+            "created": self.head.created,
+            "model": self.head.model,
+            "choices": choices,
+            "usage": self._usage(),
+            "steering": applied_steering(self.plan),
+        }
+        if self.head.shows_token_ids:
+            answer["prompt_token_ids"] = list(self._choices[0].request.prompt)
+        return answer
 
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
-        """`chat.completion.chunk` objects: roles, what the answers add, finishes, and the usage if it was asked for."""
+    async def chunks(self) -> AsyncIterator[ChatCompletionChunk]:
+        """The answer as a stream: roles, what the answers add, finishes, and the usage if it was asked for."""
         with self.replies.generation:
-            first: dict[str, Any] = {"steering": self.plan.echo()}
-            first |= self.envelope.ids("prompt_token_ids", self._choices[0].request.prompt)
-            for choice in self._choices:
-                yield self._chunk(choice, {"role": "assistant", "content": ""}) | first
-                first = {}
+            for number, choice in enumerate(self._choices):
+                chunk = self._chunk(choice, {"role": "assistant", "content": ""})
+                if number == 0:
+                    self._begin_stream(chunk)
+                yield chunk
             async for choice, piece in self.replies.pieces():
-                for delta in self._deltas(piece):
-                    yield self._chunk(choice, *delta)
-                if piece.finish_reason is not None:
-                    yield self._chunk(choice, {}, {"finish_reason": piece.finish_reason})
+                for chunk in self._chunks_of(choice, piece):
+                    yield chunk
             if self.body.includes_usage:
-                yield self.envelope.around(_CHUNK, [], usage=self._usage())
+                last = self._chunk_around([])
+                last["usage"] = self._usage()
+                yield last
 
     @property
     def _choices(self) -> Sequence[Choice]:
         return self.replies.generation.choices
 
-    def _usage(self) -> dict[str, Any]:
-        usage = usage_of(self._choices, self.body.num_choices)
-        return usage | {"completion_tokens_details": {"reasoning_tokens": self.replies.num_reasoning_tokens}}
+    def _usage(self) -> Usage:
+        return {
+            **usage_of(self._choices, self.body.num_choices),
+            "completion_tokens_details": {"reasoning_tokens": self.replies.num_reasoning_tokens},
+        }
 
-    def _deltas(self, piece: ReplyPiece) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """A piece as deltas, one a kind; the first has the log-probabilities and ids of its tokens."""
+    def _chunks_of(self, choice: Choice, piece: ReplyPiece) -> Iterator[ChatCompletionChunk]:
+        """A chunk for each kind of what a piece adds, the first with what is told of its tokens; then its finish."""
         deltas = _wire_deltas(piece.delta)
         if not deltas and piece.token_ids:
             deltas = [{"content": ""}]
-        extras = {"logprobs": self._logprobs(piece.entries)} | self.envelope.ids("token_ids", piece.token_ids)
-        return [(delta, extras if index == 0 else {}) for index, delta in enumerate(deltas)]
+        for number, delta in enumerate(deltas):
+            yield self._chunk(choice, delta, piece if number == 0 else None)
+        if piece.finish_reason is not None:
+            chunk = self._chunk(choice, {})
+            chunk["choices"][0]["finish_reason"] = piece.finish_reason
+            yield chunk
 
-    def _chunk(self, choice: Choice, delta: dict[str, Any], extras: dict[str, Any] | None = None) -> dict[str, Any]:
-        return self.envelope.chunk(_CHUNK, {"index": choice.index, "delta": delta} | (extras or {}))
+    def _begin_stream(self, chunk: ChatCompletionChunk) -> None:
+        """Tell in the first chunk of what holds for the whole answer."""
+        chunk["steering"] = applied_steering(self.plan)
+        if self.head.shows_token_ids:
+            chunk["prompt_token_ids"] = list(self._choices[0].request.prompt)
 
-    def _logprobs(self, entries: Sequence[TokenEntry]) -> dict[str, Any] | None:
+    def _chunk(self, choice: Choice, delta: ChatDelta, piece: ReplyPiece | None = None) -> ChatCompletionChunk:
+        """The chunk of one delta, with log-probabilities and ids of the tokens of `piece`."""
+        shown: ChatChunkChoice = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}
+        if piece is not None:
+            shown["logprobs"] = self._logprobs(piece.entries)
+            if self.head.shows_token_ids:
+                shown["token_ids"] = list(piece.token_ids)
+        return self._chunk_around([shown])
+
+    def _chunk_around(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
+        chunk: ChatCompletionChunk = {
+            "id": self.head.response_id,
+            "object": "chat.completion.chunk",
+            "created": self.head.created,
+            "model": self.head.model,
+            "choices": choices,
+        }
+        if self.head.includes_usage:
+            chunk["usage"] = None
+        return chunk
+
+    def _logprobs(self, entries: Sequence[TokenEntry]) -> ChatLogprobs | None:
         if self.body.num_logprobs is None:
             return None
         return {"content": shown_logprobs(entries, self.table), "refusal": None}
 
 
-def _message_of(reply: Reply) -> dict[str, Any]:
+def _message_of(reply: Reply) -> ChatAnswerMessage:
     has_text = bool(reply.content) or not reply.tool_calls
-    message: dict[str, Any] = {"role": "assistant", "content": reply.content if has_text else None, "refusal": None}
+    message: ChatAnswerMessage = {
+        "role": "assistant",
+        "content": reply.content if has_text else None,
+        "refusal": None,
+    }
     if reply.reasoning:
         message["reasoning_content"] = reply.reasoning
     if reply.tool_calls:
@@ -156,17 +208,21 @@ def _message_of(reply: Reply) -> dict[str, Any]:
     return message
 
 
-def _wire_deltas(delta: ReplyDelta) -> list[dict[str, Any]]:
-    deltas: list[dict[str, Any]] = []
+def _wire_deltas(delta: ReplyDelta) -> list[ChatDelta]:
+    """A delta as the wire has it, one a kind."""
+    deltas: list[ChatDelta] = []
     if delta.reasoning:
         deltas.append({"reasoning_content": delta.reasoning})
     if delta.content:
         deltas.append({"content": delta.content})
-    for call in delta.tool_calls:
-        shown: dict[str, Any] = {"index": call.index}
-        if call.call_id is not None:
-            shown |= {"id": call.call_id, "type": "function"}
-        name = {} if call.name is None else {"name": call.name}
-        function = name | {"arguments": call.arguments}
-        deltas.append({"tool_calls": [shown | {"function": function}]})
+    deltas += [{"tool_calls": [_call_delta_of(call)]} for call in delta.tool_calls]
     return deltas
+
+
+def _call_delta_of(call: ToolCallDelta) -> ChatToolCallDelta:
+    function: ChatFunctionDelta = {"arguments": call.arguments}
+    if call.name is not None:
+        function = {"name": call.name, "arguments": call.arguments}
+    if call.call_id is None:
+        return {"index": call.index, "function": function}
+    return {"index": call.index, "id": call.call_id, "type": "function", "function": function}

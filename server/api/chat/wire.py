@@ -1,4 +1,4 @@
-"""Wire models of `POST /v1/chat/completions`. They do not know defaults that depend on the model."""
+"""Wire models of `POST /v1/chat/completions`."""
 
 from __future__ import annotations
 

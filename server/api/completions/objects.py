@@ -6,7 +6,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from server.api.generation.objects import AppliedSteering, UnixSeconds, Usage
+from server.api.generation.objects import AppliedSteering, CompletionFinishReason, UnixSeconds, Usage
 from server.api.http.objects import ErrorEnvelope
 
 
@@ -25,7 +25,7 @@ class CompletionChoice(TypedDict):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: CompletionFinishReason
     token_ids: NotRequired[list[int]]
     prompt_token_ids: NotRequired[list[int]]
 
@@ -48,7 +48,7 @@ class CompletionChunkChoice(TypedDict):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: CompletionFinishReason | None
     token_ids: NotRequired[list[int]]
     prompt_token_ids: NotRequired[list[int]]
 

@@ -1,29 +1,34 @@
-"""`POST /v1/completions`: prompts as text or token ids in, continuations out, whole or streamed.
-
-It knows OpenAI's shapes for completions; running and steering are elsewhere.
-"""
+"""`POST /v1/completions`: prompts as text or token ids in, continuations out, whole or streamed."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from server.api.completions.objects import Completion, CompletionEvent
+from server.api.completions.objects import (
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionChunkChoice,
+    CompletionEvent,
+    CompletionLogprobs,
+)
 from server.api.completions.wire import CompletionRequest
+from server.api.generation.answer_head import AnswerHead
 from server.api.generation.choices import check_num_choices, choices_of, finite, tokens_to_generate, usage_of
-from server.api.generation.envelope import Envelope
+from server.api.generation.objects import Usage
 from server.api.generation.running import Choice, Generation, Piece, TokenEntry
-from server.api.generation.steering import plan_of
+from server.api.generation.steering import applied_steering, plan_of
 from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model
 from server.api.http.connection import while_connected
 from server.api.http.description import EVENTS, GENERATION_ERRORS, JSON, Success, describe
+from server.api.http.json_response import json_response
 from server.api.http.parameters import RATE_LIMITS
 from server.api.http.services import Services, services_of
 from server.api.http.sse import EventStream
@@ -37,8 +42,6 @@ from server.text import TextProcessor
 router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Generation"])
 
 DEFAULT_MAX_TOKENS = 16
-
-_KIND = "text_completion"
 
 
 @router.post("/v1/completions")
@@ -60,7 +63,7 @@ async def create_completion(request: Request) -> Response:
     if body.stream:
         return EventStream(answer.chunks(), close=answer.generation.close)
     with answer.generation:
-        return JSONResponse(await while_connected(request.receive, answer.whole()))
+        return json_response(await while_connected(request.receive, answer.whole()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +118,8 @@ async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAn
             first_index=len(choices),
         )
     generation = Generation(services.engine, choices, services.metrics)
-    envelope = Envelope.of(body, response_id, services)
-    return _CompletionAnswer(body, generation, services.text.table, plan, prompts, envelope)
+    head = AnswerHead.of(body, response_id, services)
+    return _CompletionAnswer(body, generation, services.text.table, plan, prompts, head)
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class _CompletionAnswer:
     table: TokenTable
     plan: SteeringPlan
     prompts: Sequence[_Prompt]
-    envelope: Envelope
+    head: AnswerHead
     prompt_logprobs: list[Sequence[TokenLogprobs | None]] = field(default_factory=list)
 
     async def read_prompts(self, services: Services) -> None:
@@ -150,36 +153,45 @@ class _CompletionAnswer:
             await reading.whole()
         self.prompt_logprobs.extend(reader.known_logprobs for reader in readers)
 
-    async def whole(self) -> dict[str, Any]:
-        """The `text_completion` object."""
-        answers = []
+    async def whole(self) -> Completion:
+        """The answer as one object."""
+        choices: list[CompletionChoice] = []
         for index, (choice, piece) in enumerate(self._told(await self.generation.whole())):
-            answers.append(
-                {
-                    "index": index,
-                    "text": self._echo(choice) + piece.text,
-                    "logprobs": self._joined(self._echoed_logprobs(choice), self._logprobs(choice, piece.entries)),
-                    "finish_reason": piece.finish_reason,
-                    **self.envelope.ids("token_ids", piece.token_ids),
-                    **self.envelope.ids("prompt_token_ids", choice.request.prompt),
-                }
-            )
-        return self.envelope.around(_KIND, answers, usage=self._usage(), steering=self.plan.echo())
+            assert piece.finish_reason is not None, "the choice is over"
+            shown: CompletionChoice = {
+                "index": index,
+                "text": self._echo(choice) + piece.text,
+                "logprobs": _joined(self._echoed_logprobs(choice), self._logprobs(choice, piece.entries)),
+                "finish_reason": piece.finish_reason,
+            }
+            if self.head.shows_token_ids:
+                shown["token_ids"] = list(piece.token_ids)
+                shown["prompt_token_ids"] = list(choice.request.prompt)
+            choices.append(shown)
+        return {
+            "id": self.head.response_id,
+            "object": "text_completion",
+            "created": self.head.created,
+            "model": self.head.model,
+            "choices": choices,
+            "usage": self._usage(),
+            "steering": applied_steering(self.plan),
+        }
 
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
-        """`text_completion` objects: the plan first (with the prompt, if it is to be echoed), then text as it comes."""
+    async def chunks(self) -> AsyncIterator[CompletionChunk]:
+        """The answer as a stream: the plan (with the prompt, if it is to be echoed), then text as it comes."""
         with self.generation:
-            first: dict[str, Any] = {"steering": self.plan.echo()}
-            for choice in self.generation.choices:
-                ids = self.envelope.ids("prompt_token_ids", choice.request.prompt)
-                yield self._chunk(choice, self._echo(choice), {"logprobs": self._echoed_logprobs(choice)} | ids) | first
-                first = {}
+            for number, choice in enumerate(self.generation.choices):
+                chunk = self._prompt_chunk(choice)
+                if number == 0:
+                    chunk["steering"] = applied_steering(self.plan)
+                yield chunk
             async for choice, piece in self.generation.pieces():
-                extras: dict[str, Any] = {"finish_reason": piece.finish_reason}
-                extras["logprobs"] = self._logprobs(choice, piece.entries)
-                yield self._chunk(choice, piece.text, extras | self.envelope.ids("token_ids", piece.token_ids))
+                yield self._text_chunk(choice, piece)
             if self.body.includes_usage:
-                yield self.envelope.around(_KIND, [], usage=self._usage())
+                last = self._chunk_around([])
+                last["usage"] = self._usage()
+                yield last
 
     def _told(self, whole: Sequence[tuple[Choice, Piece]]) -> list[tuple[Choice, Piece]]:
         """Of each prompt's candidates the `n` likeliest, best first; all of them, as they are, when `n` were made."""
@@ -192,11 +204,43 @@ class _CompletionAnswer:
             told += candidates[: self.body.num_choices]
         return told
 
-    def _usage(self) -> dict[str, Any]:
+    def _usage(self) -> Usage:
         return usage_of(self.generation.choices, self.body.num_candidates)
 
-    def _chunk(self, choice: Choice, text: str, extras: dict[str, Any]) -> dict[str, Any]:
-        return self.envelope.chunk(_KIND, {"index": choice.index, "text": text} | extras)
+    def _prompt_chunk(self, choice: Choice) -> CompletionChunk:
+        """The beginning of a choice: the prompt, if it is to be echoed."""
+        shown: CompletionChunkChoice = {
+            "index": choice.index,
+            "text": self._echo(choice),
+            "logprobs": self._echoed_logprobs(choice),
+            "finish_reason": None,
+        }
+        if self.head.shows_token_ids:
+            shown["prompt_token_ids"] = list(choice.request.prompt)
+        return self._chunk_around([shown])
+
+    def _text_chunk(self, choice: Choice, piece: Piece) -> CompletionChunk:
+        shown: CompletionChunkChoice = {
+            "index": choice.index,
+            "text": piece.text,
+            "logprobs": self._logprobs(choice, piece.entries),
+            "finish_reason": piece.finish_reason,
+        }
+        if self.head.shows_token_ids:
+            shown["token_ids"] = list(piece.token_ids)
+        return self._chunk_around([shown])
+
+    def _chunk_around(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
+        chunk: CompletionChunk = {
+            "id": self.head.response_id,
+            "object": "text_completion",
+            "created": self.head.created,
+            "model": self.head.model,
+            "choices": choices,
+        }
+        if self.head.includes_usage:
+            chunk["usage"] = None
+        return chunk
 
     def _prompt_index(self, choice: Choice) -> int:
         return choice.index // self.body.num_candidates
@@ -204,7 +248,7 @@ class _CompletionAnswer:
     def _echo(self, choice: Choice) -> str:
         return self.prompts[self._prompt_index(choice)].text if self.body.echo else ""
 
-    def _logprobs(self, choice: Choice, entries: Sequence[TokenEntry]) -> dict[str, Any] | None:
+    def _logprobs(self, choice: Choice, entries: Sequence[TokenEntry]) -> CompletionLogprobs | None:
         """Of generated tokens; their text goes on where the echoed prompt ends."""
         if self.body.logprobs is None:
             return None
@@ -213,7 +257,7 @@ class _CompletionAnswer:
         offsets = [start + entry.offset for entry in entries]
         return self._table_of([entry.logprobs.token_id for entry in entries], known, offsets)
 
-    def _echoed_logprobs(self, choice: Choice) -> dict[str, Any] | None:
+    def _echoed_logprobs(self, choice: Choice) -> CompletionLogprobs | None:
         """Of the echoed prompt's tokens; the first has none."""
         if not self.prompt_logprobs:
             return None
@@ -227,7 +271,7 @@ class _CompletionAnswer:
 
     def _table_of(
         self, token_ids: Sequence[int], known: Sequence[TokenLogprobs | None], offsets: Sequence[int]
-    ) -> dict[str, Any]:
+    ) -> CompletionLogprobs:
         tops: list[dict[str, float] | None] = []
         for logprobs in known:
             if logprobs is None:
@@ -242,11 +286,16 @@ class _CompletionAnswer:
             "text_offset": list(offsets),
         }
 
-    @staticmethod
-    def _joined(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:
-        if first is None or second is None:
-            return second if first is None else first
-        return {name: first[name] + second[name] for name in first}
+
+def _joined(first: CompletionLogprobs | None, second: CompletionLogprobs | None) -> CompletionLogprobs | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return {
+        "tokens": first["tokens"] + second["tokens"],
+        "token_logprobs": first["token_logprobs"] + second["token_logprobs"],
+        "top_logprobs": first["top_logprobs"] + second["top_logprobs"],
+        "text_offset": first["text_offset"] + second["text_offset"],
+    }
 
 
 def _mean_logprob(piece: Piece) -> float:

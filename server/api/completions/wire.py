@@ -1,4 +1,4 @@
-"""Wire model of `POST /v1/completions`. It does not know defaults that depend on the model."""
+"""Wire model of `POST /v1/completions`."""
 
 from __future__ import annotations
 

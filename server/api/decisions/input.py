@@ -1,7 +1,6 @@
 """Wire models of what decisions are about: text, or messages with tools' calls and outputs, as turns of a chat.
 
-Images are refused by name. A tool's call and output become text, so that every chat template shows them. It does not
-know questions, tokens or how a chat is rendered.
+Images are refused by name. A tool's call and output become text, so that every chat template shows them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Multiple-choice questions about an input: the prompts that ask them, and the probabilities that the answers give.
 
 A question is asked with its options labelled A, B, C …, once in the order given and once reversed; what the model would
-say next, restricted to the labels, is its answer. It knows the tokenizer and the chat template; it does not know
-requests, or how a model is run.
+say next, restricted to the labels, is its answer.
 """
 
 from __future__ import annotations

@@ -1,30 +1,28 @@
-"""`POST /v1/decisions`: questions about an input in, the probabilities of their answers out.
-
-It knows the SDK's shapes of answers; how a question is asked and what a probability is are elsewhere.
-"""
+"""`POST /v1/decisions`: questions about an input in, the probabilities of their answers out."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from server.api.decisions.multiple_choice import Interview, Question, probabilities_of
-from server.api.decisions.objects import Decision
+from server.api.decisions.objects import ChoiceAnswer, Decision, PredicateAnswer, ScoreAnswer
 from server.api.decisions.wire import AskedQuestion, ChoiceQuestion, DecisionRequest, Predicate
+from server.api.generation.objects import InputUsage
 from server.api.generation.scoring import Scoring
-from server.api.generation.steering import plan_of
+from server.api.generation.steering import applied_steering, plan_of
 from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model
 from server.api.http.connection import while_connected
 from server.api.http.description import GENERATION_ERRORS, JSON, Success, describe
+from server.api.http.json_response import json_response
 from server.api.http.parameters import RATE_LIMITS
 from server.api.http.services import Services, services_of
 from server.engine.queries import share_heads
@@ -43,16 +41,16 @@ Probabilities = npt.NDArray[np.float64]
     Success(Decision, "The answers.", headers=RATE_LIMITS), bodies={JSON: DecisionRequest}, errors=GENERATION_ERRORS
 )
 async def create_decision(request: Request) -> Response:
-    """Success questions about an input."""
+    """Answer questions about an input."""
     services = services_of(request)
     services.check_ready()
     body = await read_model(request, DecisionRequest, MAX_JSON_BYTES)
     plan = await plan_of(body, services)
     decision = await while_connected(request.receive, _decide(body, services, plan))
-    return JSONResponse(decision)
+    return json_response(decision)
 
 
-async def _decide(body: DecisionRequest, services: Services, plan: SteeringPlan) -> dict[str, Any]:
+async def _decide(body: DecisionRequest, services: Services, plan: SteeringPlan) -> Decision:
     """The `Decision` object, and the steering that was applied."""
     interview = await run_sync(Interview, services.text, body.turns(), body.chat_template_kwargs)
     asking = _Asking(interview, plan, services.engine.info.max_model_len)
@@ -64,7 +62,7 @@ async def _decide(body: DecisionRequest, services: Services, plan: SteeringPlan)
         "model": body.model if body.model is not None else services.engine.info.model_id,
         "answers": [_answer(asked, each) for asked, each in zip(body.questions, found, strict=True)],
         "usage": asking.usage(outputs),
-        "steering": plan.echo(),
+        "steering": applied_steering(plan),
     }
 
 
@@ -109,7 +107,7 @@ class _Asking:
             raise EngineFailure("the model gives no probabilities: a label's are not finite")
         return found
 
-    def usage(self, outputs: Sequence[TokenOutput]) -> dict[str, Any]:
+    def usage(self, outputs: Sequence[TokenOutput]) -> InputUsage:
         """Tokens that the model was given, every question's prompts counted, and how many of them the cache had."""
         num_cached = sum(output.num_cached_tokens for output in outputs)
         return {
@@ -129,15 +127,16 @@ class _Asking:
             )
 
 
-def _answer(asked: AskedQuestion, probabilities: Probabilities) -> dict[str, Any]:
+def _answer(asked: AskedQuestion, probabilities: Probabilities) -> PredicateAnswer | ChoiceAnswer | ScoreAnswer:
     """The SDK's answer to one question."""
-    named: dict[str, Any] = {"type": asked.type, "name": asked.name}
     values = [float(probability) for probability in probabilities]
     if isinstance(asked, Predicate):
-        return named | {"probability": values[0]}
+        return {"type": "predicate", "name": asked.name, "probability": values[0]}
     best = int(probabilities.argmax())
     if isinstance(asked, ChoiceQuestion):
-        return named | {
+        return {
+            "type": "choice",
+            "name": asked.name,
             "choice": asked.choices[best].value,
             "confidence": values[best],
             "probabilities": [
@@ -145,7 +144,9 @@ def _answer(asked: AskedQuestion, probabilities: Probabilities) -> dict[str, Any
                 for option, value in zip(asked.choices, values, strict=True)
             ],
         }
-    return named | {
+    return {
+        "type": "score",
+        "name": asked.name,
         "score": sum(level * value for level, value in enumerate(values)),
         "confidence": values[best],
         "probabilities": [

@@ -1,7 +1,4 @@
-"""Wire models of `POST /v1/decisions`, as the official SDK types them, and what their questions ask.
-
-It does not know prompts, tokens, or how answers are found.
-"""
+"""Wire models of `POST /v1/decisions`, as the official SDK types them, and what their questions ask."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
+from server.api.generation.objects import Usage
 from server.api.generation.running import Choice
 from server.api.generation.wire import GenerationFields
 from server.api.http.services import Services
@@ -146,7 +146,7 @@ def choices_of(
     ]
 
 
-def usage_of(choices: Sequence[Choice], num_choices: int) -> dict[str, Any]:
+def usage_of(choices: Sequence[Choice], num_choices: int) -> Usage:
     """OpenAI's usage: each prompt counts once, with the tokens that its first choice found in the prefix cache."""
     firsts = choices[::num_choices]
     num_prompt = sum(len(choice.request.prompt) for choice in firsts)

@@ -1,4 +1,4 @@
-"""Content parts: the texts of a message that comes in parts. It does not know whose message it is."""
+"""Content parts: the texts of a message that comes in parts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Dialogues: a conversation with tools and a wanted form of answer, run as choices whose text is read into parts.
 
-What chat completions and responses have in common. It does not know the shapes of either.
+What chat completions and responses have in common.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anyio.to_thread import run_sync
+from transformers.utils.chat_parsing.response_templates import ResponseTemplate
 
 from server.answers.chat_format import REASONING_FIELDS, ChatFormat
 from server.answers.compiler import GrammarCompiler, GrammarRefused
@@ -20,6 +21,7 @@ from server.answers.regions import opened_field
 from server.answers.reply import Reply, ReplyDelta, ReplyParser
 from server.answers.tools import NO_TOOLS, ToolUse
 from server.api.generation.choices import choices_of, tokens_to_generate
+from server.api.generation.objects import ChatFinishReason
 from server.api.generation.running import Choice, Generation, TokenEntry
 from server.api.generation.wire import GenerationFields
 from server.api.http.services import Services
@@ -64,7 +66,7 @@ class ReplyPiece:
     delta: ReplyDelta
     token_ids: tuple[int, ...]
     entries: tuple[TokenEntry, ...]
-    finish_reason: str | None
+    finish_reason: ChatFinishReason | None
 
 
 class Replies:
@@ -88,7 +90,7 @@ class Replies:
             ids[choice.index].extend(piece.token_ids)
             entries[choice.index].extend(piece.entries)
             delta = parser.push(piece.text, num_tokens=len(piece.token_ids))
-            reason = piece.finish_reason
+            reason: ChatFinishReason | None = piece.finish_reason
             if reason is not None:
                 delta = delta + parser.finish()
                 reason = "tool_calls" if parser.has_calls and reason == "stop" else reason
@@ -154,7 +156,7 @@ class _Prepared:
     rendered: str
     prompt: Sequence[int]
     tools: Sequence[Mapping[str, Any]]
-    parser_template: Any
+    parser_template: ResponseTemplate | None
     parts: AnswerParts
     grammar: Grammar | None
 

@@ -81,4 +81,8 @@ class ChosenTokenLogprob(TokenLogprob):
     top_logprobs: list[TokenLogprob]
 
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+CompletionFinishReason = Literal["stop", "length"]
+"""Why a text ends: as the model or the request wanted, or for lack of room."""
+
+ChatFinishReason = Literal[CompletionFinishReason, "tool_calls"]
+"""Why an answer ends; one that ends with calls says so."""

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from server.api.generation.measurement import Measurement
+from server.api.generation.objects import CompletionFinishReason
 from server.api.http.metrics import Metrics
 from server.detokenizer import ChoiceText
 from server.engine.protocol import Engine
@@ -35,7 +36,7 @@ class Piece:
     text: str
     token_ids: tuple[int, ...]
     entries: tuple[TokenEntry, ...]
-    finish_reason: str | None
+    finish_reason: CompletionFinishReason | None
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Choice:
     index: int
     request: EngineRequest
     text: ChoiceText
-    finish_reason: str | None = None
+    finish_reason: CompletionFinishReason | None = None
     num_cached_tokens: int = 0
     is_over: bool = False
     known_logprobs: tuple[TokenLogprobs | None, ...] = ()
@@ -67,9 +68,9 @@ class Choice:
         if output.finish_reason is not None:
             shown += self.text.flush()
         if self.text.is_stopped:
-            self.finish_reason = FinishReason.STOP.value
+            self.finish_reason = "stop"
         elif output.finish_reason is not None:
-            self.finish_reason = output.finish_reason.value
+            self.finish_reason = "length" if output.finish_reason is FinishReason.LENGTH else "stop"
         if not shown and self.finish_reason is None:
             return None
         piece = Piece(shown, tuple(self._token_ids), tuple(self._entries), self.finish_reason)

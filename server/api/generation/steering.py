@@ -10,6 +10,7 @@ import re
 
 from anyio.to_thread import run_sync
 
+from server.api.generation.objects import AppliedSteering
 from server.api.generation.wire import MAX_STEERING_ENTRIES, SteeredFields, SteeringEntry
 from server.api.http.services import Services
 from server.errors import ApiError, InvalidRequest, NotFound, from_vectors_error
@@ -104,3 +105,21 @@ async def plan_of(request: SteeredFields, services: Services) -> SteeringPlan:
     for name in {entry.vector for entry in plan.entries}:
         services.metrics.count_vector(name)
     return plan
+
+
+def applied_steering(plan: SteeringPlan) -> list[AppliedSteering]:
+    """The plan as every answer shows it; `[]` when nothing was asked."""
+    return [
+        {
+            "vector": entry.vector,
+            "revision": entry.revision,
+            "site": entry.applied.site,
+            "scale": entry.applied.scale,
+            "layers": list(entry.applied.layers),
+            "positions": entry.applied.positions,
+            "parts": list(entry.parts),
+            "operation": entry.applied.operation,
+            "preserve_norm": entry.applied.preserve_norm,
+        }
+        for entry in plan.entries
+    ]

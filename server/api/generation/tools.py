@@ -1,4 +1,4 @@
-"""Wire models of tools, tool calls and answers under a schema. They know no endpoint.
+"""Wire models of tools, tool calls and answers under a schema.
 
 What several endpoints spell alike is here; what differs between them is theirs.
 """

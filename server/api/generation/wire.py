@@ -1,7 +1,6 @@
 """Wire models of what requests that generate have in common: the model, the steering, the sampling.
 
-A field that cannot change the answer (`user`, `metadata`, …) is accepted. It does not know defaults that depend on
-the model, nor what becomes of a request.
+A field that cannot change the answer (`user`, `metadata`, …) is accepted.
 """
 
 from __future__ import annotations

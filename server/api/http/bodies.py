@@ -1,7 +1,7 @@
 """Request bodies: read within a limit, parsed as JSON, validated, and refused by the name of the first wrong field.
 
 What a wrong body costs is bounded: no object has more than so many members, and large bodies are parsed off the event
-loop (the models leave their long lists at the first wrong item). It does not know what the models mean.
+loop (the models leave their long lists at the first wrong item).
 """
 
 from __future__ import annotations

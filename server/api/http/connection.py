@@ -1,4 +1,4 @@
-"""The client's connection: work stops when the client leaves or its time is up. It does not know what the work is."""
+"""The client's connection: work stops when the client leaves or its time is up."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """What a route says of itself, next to the code that keeps to it: its body, answers, errors and parameters.
 
-`read_model` and `refuse_unknown_query` hold every call to what its route says (`reads_body`, `knows_query`). It does
-not know how a document is made of it.
+`read_model` and `refuse_unknown_query` hold every call to what its route says (`reads_body`, `knows_query`).
 """
 
 from __future__ import annotations

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Match
 
 from server.api.http.engine_errors import from_engine_error
+from server.api.http.json_response import json_response
+from server.api.http.objects import ErrorEnvelope
 from server.engine.errors import EngineError
 from server.errors import ApiError, EngineFailure, InvalidRequest, from_vectors_error
 from vectors.errors import VectorsError
@@ -23,9 +24,14 @@ _log = logging.getLogger(__name__)
 _CODES = {404: "unknown_url", 405: "method_not_allowed"}
 
 
+def envelope_of(error: ApiError) -> ErrorEnvelope:
+    """OpenAI's error body for `error`."""
+    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+
+
 def response_of(error: ApiError) -> Response:
     """The HTTP response for `error`."""
-    return JSONResponse(error.envelope(), status_code=error.status, headers=error.headers)
+    return json_response(envelope_of(error), status=error.status, headers=error.headers)
 
 
 def install(app: FastAPI) -> None:
@@ -61,7 +67,7 @@ async def _on_vectors_error(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     """The framework's own refusals: an unknown path or method."""
     assert isinstance(error, HTTPException)
-    envelope: dict[str, Any] = {
+    envelope: ErrorEnvelope = {
         "error": {
             "message": f"{request.method} {request.url.path[:200]}: {error.detail}",
             "type": InvalidRequest.type,
@@ -70,7 +76,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         }
     }
     headers = {"Allow": ", ".join(_methods_at(request))} if error.status_code == 405 else error.headers
-    return JSONResponse(envelope, status_code=error.status_code, headers=headers)
+    return json_response(envelope, status=error.status_code, headers=headers)
 
 
 def _methods_at(request: Request) -> list[str]:

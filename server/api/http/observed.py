@@ -1,6 +1,6 @@
 """What is known of a request when it is over, for its log line and its trace: counts and names, never text or keys.
 
-One record a request, found through the context that its task runs in. It does not know logs, traces or wire shapes.
+One record a request, found through the context that its task runs in.
 """
 
 from __future__ import annotations

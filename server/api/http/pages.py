@@ -1,12 +1,13 @@
-"""Pages of a list: the query's `limit`, `after` and `order`, and OpenAI's list object. Knows not what is listed."""
+"""Pages of a list: the query's `limit`, `after` and `order`, and OpenAI's list object."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from starlette.requests import Request
 
+from server.api.http.objects import Listed, Page
 from server.errors import InvalidRequest
 from server.jobs.schema import is_id
 
@@ -41,7 +42,7 @@ def order_of(request: Request, default: Literal["asc", "desc"]) -> Literal["asc"
     raise InvalidRequest(f"order: expected one of asc, desc, got {text[:40]!r}", code="invalid_value", param="order")
 
 
-def page_of(objects: Sequence[Mapping[str, Any]], limit: int) -> dict[str, Any]:
+def page_of(objects: Sequence[Listed], limit: int) -> Page[Listed]:
     """The list object of the first `limit` of `objects`; whoever asked for one more learns whether there are more."""
     shown = list(objects[:limit])
     return {

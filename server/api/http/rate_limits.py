@@ -1,7 +1,4 @@
-"""How often a caller may ask: a token bucket for each, as many as are told apart at a time.
-
-It does not know who callers are, nor what a request costs the engine.
-"""
+"""How often a caller may ask: a token bucket for each, as many as are told apart at a time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Around every request: its id, one log line, its count, and the last net for unexpected errors.
 
 An ASGI layer, so that streams pass through untouched. What lies within may add to every answer's headers
-(`response_headers` in the request's state) and to its log line (`log_fields`). It does not know routes.
+(`response_headers` in the request's state) and to its log line (`log_fields`).
 """
 
 from __future__ import annotations

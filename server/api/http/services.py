@@ -1,6 +1,6 @@
 """What every route works with, bound to the application once: `services_of(request)`.
 
-It owns none of its parts and does not know routes.
+It owns none of its parts: whoever built them closes them.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Once the first byte is out an error can only be an event; the stream then closes. A stream that is silent for long gets
 comments, which clients skip, so that no proxy takes it for dead. A client that does not read stops the sending: nothing
 is formatted before the server can send it, and what waits meanwhile is the engine's events, `max_tokens` a choice at
-most. It does not know what the payloads mean.
+most.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.api.http.connection import while_connected
+from server.api.http.failures import envelope_of
+from server.api.http.objects import TypedObject
 from server.api.http.services import services_of
 from server.errors import ApiError
 
@@ -34,7 +35,7 @@ _LAST_EVENT_SECONDS = 5.0
 """How long a client may take to receive that its time is up."""
 
 
-def event(payload: dict[str, Any], *, is_named: bool = False) -> bytes:
+def format_event(payload: TypedObject, *, is_named: bool = False) -> bytes:
     """One event; a named one is called what its payload's `type` says."""
     name = f"event: {payload['type']}\n" if is_named else ""
     data = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).translate(_LINE_ENDS)
@@ -50,10 +51,10 @@ class EventStream(Response):
 
     def __init__(
         self,
-        payloads: AsyncIterator[dict[str, Any]],
+        payloads: AsyncIterator[TypedObject],
         *,
         close: Callable[[], None],
-        failed: Callable[[ApiError], dict[str, Any]] = ApiError.envelope,
+        failed: Callable[[ApiError], TypedObject] = envelope_of,
         is_named: bool = False,
     ) -> None:
         super().__init__(None, media_type="text/event-stream")
@@ -118,7 +119,7 @@ class EventStream(Response):
     async def _events(self, scope: Scope) -> AsyncIterator[bytes]:
         try:
             async for payload in self._payloads:
-                yield event(payload, is_named=self._is_named)
+                yield format_event(payload, is_named=self._is_named)
             if not self._is_named:
                 yield _DONE
         except ApiError as error:
@@ -129,4 +130,4 @@ class EventStream(Response):
             yield self._failure(ApiError("the server failed; its log has the details", code="internal_error"))
 
     def _failure(self, error: ApiError) -> bytes:
-        return event(self._failed(error), is_named=self._is_named)
+        return format_event(self._failed(error), is_named=self._is_named)

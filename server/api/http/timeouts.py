@@ -1,7 +1,7 @@
 """How long a request may take: its body to arrive, and all of it.
 
 A layer around `receive`: whoever waits for the client, for more of its body or for its leaving, learns there that the
-time is up. It does not know what is under way; `server.api.http.connection` stops that.
+time is up; `server.api.http.connection` then stops the work.
 """
 
 from __future__ import annotations

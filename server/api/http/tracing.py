@@ -1,8 +1,8 @@
 """One OpenTelemetry span a request, joined to the caller's trace (W3C `traceparent`).
 
 Attributes follow the semantic conventions for HTTP servers and generative AI. A span never holds prompts, answers,
-keys, query strings or an error's message (FastAPI's own spans hold query strings). It does not know where spans go; it
-needs the extra `otel`, so it is imported only where traces are wanted.
+keys, query strings or an error's message (FastAPI's own spans hold query strings). It needs the extra
+`otel`, so it is imported only where traces are wanted.
 """
 
 from __future__ import annotations

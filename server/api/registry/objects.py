@@ -7,6 +7,7 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from server.api.generation.objects import Revision, UnixSeconds
+from server.api.http.objects import PageFields
 from vectors.vocabulary import Operation, Part, Positions, Site
 
 
@@ -46,14 +47,10 @@ class Vector(TypedDict):
     history: NotRequired[list[VectorRevision]]
 
 
-class VectorList(TypedDict):
+class VectorList(PageFields):
     """A page of vectors; `last_id` is the `after` of the next page."""
 
-    object: Literal["list"]
     data: list[Vector]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class DeletedVector(TypedDict):

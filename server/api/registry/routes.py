@@ -7,21 +7,21 @@ preconditions and the wire's objects; what a vector is and how it is kept is the
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model, refuse_unknown_query
 from server.api.http.description import BYTES, FORM, JSON, Parameter, Success, describe
+from server.api.http.json_response import json_response
 from server.api.http.pages import limit_of, order_of
 from server.api.http.parameters import DISPOSITION, limit, order
 from server.api.http.preconditions import if_match_of, if_none_match_of, refuse_preconditions
 from server.api.http.services import Services, services_of
 from server.api.http.uploads import VectorForm, directions_of, read_upload
-from server.api.registry.objects import DeletedVector, Vector, VectorList
+from server.api.registry.objects import DeletedVector, Vector, VectorList, VectorRevision
 from server.api.registry.parameters import ETAG, IF_MATCH, IF_NONE_MATCH, NAME
 from server.api.registry.wire import CreateVectorRequest, PatchVectorRequest, RollbackRequest
 from server.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed, Unavailable
@@ -120,7 +120,7 @@ async def list_vectors(request: Request) -> Response:
             "last_id": shown[-1] if shown else None,
             "has_more": len(names) > limit,
         }
-        return JSONResponse(listing)
+        return json_response(listing)
 
     return await run_sync(page)
 
@@ -134,7 +134,7 @@ async def get_vector(request: Request, name: str) -> Response:
 
     def read() -> Response:
         stored = services.store.get(name)
-        history = [
+        history: list[VectorRevision] = [
             {"revision": record.revision, "created_at": record.created_at, "bytes": record.num_bytes}
             for record in stored.history
         ]
@@ -238,7 +238,7 @@ async def delete_vector(request: Request, name: str) -> Response:
     refuse_preconditions(request, "If-None-Match")
     if_match = if_match_of(request)
     await run_sync(lambda: services.store.remove(name, if_match=if_match))
-    return JSONResponse({"id": name, "object": "steering.vector.deleted", "deleted": True})
+    return json_response(DeletedVector(id=name, object="steering.vector.deleted", deleted=True))
 
 
 def _check_fit(vector: SteeringVector, services: Services) -> None:
@@ -281,5 +281,8 @@ def _object_of(stored: StoredVector) -> Vector:
     }
 
 
-def _answer(stored: StoredVector, *, status: int = 200, **extras: Any) -> Response:
-    return JSONResponse(_object_of(stored) | extras, status_code=status, headers={"ETag": f'"{stored.revision}"'})
+def _answer(stored: StoredVector, *, status: int = 200, history: list[VectorRevision] | None = None) -> Response:
+    answer = _object_of(stored)
+    if history is not None:
+        answer["history"] = history
+    return json_response(answer, status=status, headers={"ETag": f'"{stored.revision}"'})

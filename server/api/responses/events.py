@@ -9,6 +9,18 @@ from typing_extensions import TypedDict
 
 from server.api.responses.objects import AnswerTextPart, OutputItem, ReasoningTextPart, ResponseObject
 
+ResponseEventType = Literal[
+    "response.created",
+    "response.in_progress",
+    "response.completed",
+    "response.incomplete",
+    "response.failed",
+]
+ItemEventType = Literal["response.output_item.added", "response.output_item.done"]
+PartEventType = Literal["response.content_part.added", "response.content_part.done"]
+
+TextPart = Annotated[AnswerTextPart | ReasoningTextPart, Field(discriminator="type")]
+
 
 class _Event(TypedDict):
     sequence_number: int
@@ -17,20 +29,14 @@ class _Event(TypedDict):
 class ResponseEvent(_Event):
     """The response as it is now: at its beginning, and at its end."""
 
-    type: Literal[
-        "response.created",
-        "response.in_progress",
-        "response.completed",
-        "response.incomplete",
-        "response.failed",
-    ]
+    type: ResponseEventType
     response: ResponseObject
 
 
 class ItemEvent(_Event):
     """An item begins, or is complete."""
 
-    type: Literal["response.output_item.added", "response.output_item.done"]
+    type: ItemEventType
     output_index: int
     item: OutputItem
 
@@ -47,8 +53,8 @@ class _ContentEvent(_ItemPartEvent):
 class PartEvent(_ContentEvent):
     """A part of an item begins, or is complete."""
 
-    type: Literal["response.content_part.added", "response.content_part.done"]
-    part: Annotated[AnswerTextPart | ReasoningTextPart, Field(discriminator="type")]
+    type: PartEventType
+    part: TextPart
 
 
 class EventTokenLogprob(TypedDict):
@@ -108,15 +114,16 @@ class ArgumentsDoneEvent(_ItemPartEvent):
     arguments: str
 
 
-ResponseStreamEvent = Annotated[
-    ResponseEvent
-    | ItemEvent
+OutputEvent = (
+    ItemEvent
     | PartEvent
     | TextDeltaEvent
     | TextDoneEvent
     | ReasoningDeltaEvent
     | ReasoningDoneEvent
     | ArgumentsDeltaEvent
-    | ArgumentsDoneEvent,
-    Field(discriminator="type"),
-]
+    | ArgumentsDoneEvent
+)
+"""What tells of the output while it grows."""
+
+ResponseStreamEvent = Annotated[ResponseEvent | OutputEvent, Field(discriminator="type")]

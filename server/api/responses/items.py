@@ -1,13 +1,12 @@
 """Wire models of a response's input: messages, reasoning, function calls and their outputs.
 
-Also what they become: messages as chat templates know them, and items as the API gives them back. It does not know
-requests.
+Also what they become: messages as chat templates know them, and items as the API gives them back.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter
@@ -17,15 +16,29 @@ from typing_extensions import TypedDict
 from server.api.generation.content import texts_of
 from server.api.generation.tools import parsed_arguments
 from server.api.http.wire import WireModel
+from server.api.responses.objects import (
+    FunctionCallItem,
+    FunctionCallOutputItem,
+    InputMessage,
+    ItemStatus,
+    KeptItem,
+    OutputMessage,
+    ReasoningItem,
+)
 from server.errors import InvalidRequest
 
-Status = Literal["in_progress", "completed", "incomplete"]
+ItemType = Literal["message", "reasoning", "function_call", "function_call_output"]
 
 _DIRECT = {"type": "direct"}
-_ID_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fco"}
+_ID_PREFIXES: Mapping[ItemType, str] = {
+    "message": "msg",
+    "reasoning": "rs",
+    "function_call": "fc",
+    "function_call_output": "fco",
+}
 
 
-def new_item_id(kind: str) -> str:
+def new_item_id(kind: ItemType) -> str:
     """An id for an item of that type."""
     return f"{_ID_PREFIXES[kind]}_{uuid.uuid4().hex}"
 
@@ -54,11 +67,17 @@ class AskedMessage(WireModel):
     role: Literal["user", "system", "developer"]
     content: Annotated[str, BeforeValidator(_said, json_schema_input_type=_Given)]
     id: str | None = None
-    status: Status | None = None
+    status: ItemStatus | None = None
 
-    def as_item(self) -> dict[str, Any]:
+    def as_item(self) -> InputMessage:
         """The item as the API gives it back."""
-        return _item("message", role=self.role, content=[{"type": "input_text", "text": self.content}])
+        return {
+            "id": new_item_id("message"),
+            "type": "message",
+            "status": "completed",
+            "role": self.role,
+            "content": [{"type": "input_text", "text": self.content}],
+        }
 
 
 class AnsweredTextPart(TypedDict):
@@ -86,12 +105,17 @@ class AnswerMessage(WireModel):
     role: Literal["assistant"]
     content: Annotated[str, BeforeValidator(_answered, json_schema_input_type=_Answered)]
     id: str | None = None
-    status: Status | None = None
+    status: ItemStatus | None = None
 
-    def as_item(self) -> dict[str, Any]:
+    def as_item(self) -> OutputMessage:
         """The item as the API gives it back."""
-        part = {"type": "output_text", "text": self.content, "annotations": [], "logprobs": []}
-        return _item("message", role="assistant", content=[part])
+        return {
+            "id": new_item_id("message"),
+            "type": "message",
+            "status": "completed",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": self.content, "annotations": [], "logprobs": []}],
+        }
 
 
 class GivenReasoningText(WireModel):
@@ -109,16 +133,22 @@ class GivenReasoning(WireModel):
     type: Literal["reasoning"]
     content: Annotated[list[GivenReasoningText], Field(fail_fast=True)] | None = None
     id: str | None = None
-    status: Status | None = None
+    status: ItemStatus | None = None
 
     @property
     def text(self) -> str:
         """All of the reasoning."""
         return "".join(part.text for part in self.content or ())
 
-    def as_item(self) -> dict[str, Any]:
+    def as_item(self) -> ReasoningItem:
         """The item as the API gives it back."""
-        return _item("reasoning", summary=[], content=[{"type": "reasoning_text", "text": self.text}])
+        return {
+            "id": new_item_id("reasoning"),
+            "type": "reasoning",
+            "status": "completed",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": self.text}],
+        }
 
 
 class GivenCall(WireModel):
@@ -131,11 +161,18 @@ class GivenCall(WireModel):
     name: str
     arguments: str
     id: str | None = None
-    status: Status | None = None
+    status: ItemStatus | None = None
 
-    def as_item(self) -> dict[str, Any]:
+    def as_item(self) -> FunctionCallItem:
         """The item as the API gives it back."""
-        return _item("function_call", call_id=self.call_id, name=self.name, arguments=self.arguments)
+        return {
+            "id": new_item_id("function_call"),
+            "type": "function_call",
+            "status": "completed",
+            "call_id": self.call_id,
+            "name": self.name,
+            "arguments": self.arguments,
+        }
 
 
 class GivenCallOutput(WireModel):
@@ -148,16 +185,20 @@ class GivenCallOutput(WireModel):
     output: Annotated[str, BeforeValidator(_said, json_schema_input_type=_Given)]
     name: str | None = None
     id: str | None = None
-    status: Status | None = None
+    status: ItemStatus | None = None
 
-    def as_item(self) -> dict[str, Any]:
+    def as_item(self) -> FunctionCallOutputItem:
         """The item as the API gives it back."""
-        name = {} if self.name is None else {"name": self.name}
-        return _item("function_call_output", call_id=self.call_id, output=self.output) | name
-
-
-def _item(kind: str, **fields: Any) -> dict[str, Any]:
-    return {"id": new_item_id(kind), "type": kind, "status": "completed", **fields}
+        item: FunctionCallOutputItem = {
+            "id": new_item_id("function_call_output"),
+            "type": "function_call_output",
+            "status": "completed",
+            "call_id": self.call_id,
+            "output": self.output,
+        }
+        if self.name is not None:
+            item["name"] = self.name
+        return item
 
 
 def _kind_of(value: Any) -> str:
@@ -200,7 +241,7 @@ InputItem = Annotated[
 _ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 
 
-def items_of(conversation: Sequence[dict[str, Any]]) -> list[InputItem]:
+def items_of(conversation: Sequence[KeptItem]) -> list[InputItem]:
     """The models of items that this server gave."""
     return _ITEMS.validate_python(list(conversation))
 

@@ -1,4 +1,4 @@
-"""Objects of `/v1/responses`: the response and its items. The events of a stream are in `response_events.py`."""
+"""Objects of `/v1/responses`: the response and its items."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from server.api.generation.objects import AppliedSteering, ChosenTokenLogprob, InputUsage, UnixSeconds
+from server.api.http.objects import PageFields
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
+ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
 class InputTextPart(TypedDict):
@@ -161,22 +163,9 @@ class FunctionToolEcho(TypedDict):
     strict: bool
 
 
-class ResponseObject(TypedDict):
-    """The response to a request, with what it repeats of the request, and the steering that was applied."""
+class RequestEcho(TypedDict):
+    """What a response repeats of its request."""
 
-    id: str
-    object: Literal["response"]
-    created_at: UnixSeconds
-    completed_at: UnixSeconds | None
-    status: Literal["in_progress", "completed", "incomplete", "failed"]
-    error: ResponseFailure | None
-    incomplete_details: IncompleteDetails | None
-    model: str
-    output: list[OutputItem]
-    temperature: float
-    top_p: float
-    usage: InputUsage | None
-    steering: list[AppliedSteering]
     background: Literal[False]
     instructions: str | None
     max_output_tokens: int | None
@@ -196,6 +185,24 @@ class ResponseObject(TypedDict):
     user: str | None
 
 
+class ResponseObject(RequestEcho):
+    """The response to a request, with what it repeats of the request, and the steering that was applied."""
+
+    id: str
+    object: Literal["response"]
+    created_at: UnixSeconds
+    completed_at: UnixSeconds | None
+    status: ResponseStatus
+    error: ResponseFailure | None
+    incomplete_details: IncompleteDetails | None
+    model: str
+    output: list[OutputItem]
+    temperature: float
+    top_p: float
+    usage: InputUsage | None
+    steering: list[AppliedSteering]
+
+
 class DeletedResponse(TypedDict):
     """The response is gone."""
 
@@ -204,11 +211,7 @@ class DeletedResponse(TypedDict):
     deleted: Literal[True]
 
 
-class InputItemList(TypedDict):
+class InputItemList(PageFields):
     """A page of the items that a response answers."""
 
-    object: Literal["list"]
     data: list[KeptItem]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool

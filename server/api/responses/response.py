@@ -1,24 +1,25 @@
-"""The Response object: of one request and its answer, whole or as events that tell how it comes about.
-
-It knows OpenAI's shapes; running, steering and keeping responses are elsewhere.
-"""
+"""The Response object: of one request and its answer, whole or as events that tell how it comes about."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from server.api.generation.choices import usage_of
 from server.api.generation.dialogue import Replies
-from server.api.responses.output import Event, ResponseOutput
+from server.api.generation.objects import ChatFinishReason, InputUsage
+from server.api.generation.steering import applied_steering
+from server.api.responses.echo import echo_of
+from server.api.responses.events import OutputEvent, ResponseEvent, ResponseEventType, ResponseStreamEvent
+from server.api.responses.objects import ResponseFailure, ResponseObject, ResponseStatus
+from server.api.responses.output import ResponseOutput
 from server.api.responses.wire import ResponseRequest
 from server.engine.request import SamplingParams
 from server.errors import ApiError
 from server.steering.plan import SteeringPlan
 
-Keep = Callable[[dict[str, Any]], Awaitable[None]]
+Keep = Callable[[ResponseObject], Awaitable[None]]
 """Keeps a finished response object, or does nothing."""
 
 
@@ -35,57 +36,56 @@ class ResponseInProgress:
     output: ResponseOutput
     keep: Keep
     _created_at: int = field(default_factory=lambda: int(time.time()))
-    _finish_reason: str | None = None
+    _finish_reason: ChatFinishReason | None = None
     _error: ApiError | None = None
-    _num_events: int = 0
 
-    async def whole(self) -> dict[str, Any]:
-        """The finished `response` object."""
+    async def whole(self) -> ResponseObject:
+        """The finished response."""
         async for _ in self._output_events():
             pass
         return await self._finished()
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
+    async def events(self) -> AsyncIterator[ResponseStreamEvent]:
         """The events of a stream, up to the one that has the finished response."""
         with self.replies.generation:
-            for kind in ("response.created", "response.in_progress"):
-                yield self._numbered({"type": kind, "response": self._object()})
+            yield self._event("response.created", self._object())
+            yield self._event("response.in_progress", self._object())
             async for event in self._output_events():
-                yield self._numbered(event)
+                yield event
             response = await self._finished()
-            yield self._numbered({"type": f"response.{response['status']}", "response": response})
+            is_complete = response["status"] == "completed"
+            yield self._event("response.completed" if is_complete else "response.incomplete", response)
 
-    def failed(self, error: ApiError) -> dict[str, Any]:
+    def failed(self, error: ApiError) -> ResponseEvent:
         """The event that ends a stream which began and cannot go on."""
         self._error = error
         self.output.break_off()
-        return self._numbered({"type": "response.failed", "response": self._object()})
+        return self._event("response.failed", self._object())
 
-    async def _output_events(self) -> AsyncIterator[Event]:
+    async def _output_events(self) -> AsyncIterator[OutputEvent]:
         async for _, piece in self.replies.pieces():
             for event in self.output.add(piece):
                 yield event
             self._finish_reason = piece.finish_reason
 
-    async def _finished(self) -> dict[str, Any]:
+    async def _finished(self) -> ResponseObject:
         response = self._object()
         await self.keep(response)
         return response
 
-    def _numbered(self, event: Event) -> dict[str, Any]:
-        number, self._num_events = self._num_events, self._num_events + 1
-        return event | {"sequence_number": number}
+    def _event(self, kind: ResponseEventType, response: ResponseObject) -> ResponseEvent:
+        return {"type": kind, "response": response, "sequence_number": next(self.output.numbers)}
 
     @property
-    def _status(self) -> str:
+    def _status(self) -> ResponseStatus:
         if self._error is not None:
             return "failed"
         if self._finish_reason is None:
             return "in_progress"
         return "incomplete" if self._finish_reason == "length" else "completed"
 
-    def _object(self) -> dict[str, Any]:
-        """The `response` object as it is now."""
+    def _object(self) -> ResponseObject:
+        """The response as it is now."""
         status = self._status
         return {
             "id": self.response_id,
@@ -93,18 +93,18 @@ class ResponseInProgress:
             "created_at": self._created_at,
             "completed_at": int(time.time()) if status == "completed" else None,
             "status": status,
-            "error": None if self._error is None else _error_of(self._error),
+            "error": None if self._error is None else _failure_of(self._error),
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "model": self.model,
             "output": self.output.items(),
             "temperature": self.sampling.temperature,
             "top_p": self.sampling.top_p,
             "usage": None if self._finish_reason is None else self._usage(),
-            "steering": self.plan.echo(),
-            **self.body.echo(),
+            "steering": applied_steering(self.plan),
+            **echo_of(self.body),
         }
 
-    def _usage(self) -> dict[str, Any]:
+    def _usage(self) -> InputUsage:
         usage = usage_of(self.replies.generation.choices, self.body.num_choices)
         num_input = usage["prompt_tokens"]
         num_cached = usage["prompt_tokens_details"]["cached_tokens"]
@@ -117,6 +117,6 @@ class ResponseInProgress:
         }
 
 
-def _error_of(error: ApiError) -> dict[str, Any]:
+def _failure_of(error: ApiError) -> ResponseFailure:
     """OpenAI has few codes for what happens to a response under way; none fits better than that of a server."""
     return {"code": "server_error", "message": error.message, "param": error.param, "type": error.type}

@@ -1,18 +1,15 @@
-"""`/v1/responses`: items in, items out, whole or as events; kept for later only when asked to.
-
-It knows what a request's conversation is made of; the shapes of answers and events are in `response_object.py`.
-"""
+"""`/v1/responses`: items in, items out, whole or as events; kept for later only when asked to."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from server.api.generation.choices import sampling_of
 from server.api.generation.dialogue import Dialogue, FieldNames, replies_to
@@ -21,13 +18,14 @@ from server.api.http.auth import bearer_key, require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model, refuse_unknown_query
 from server.api.http.connection import while_connected
 from server.api.http.description import EVENTS, GENERATION_ERRORS, JSON, Parameter, Success, describe
+from server.api.http.json_response import json_response
 from server.api.http.pages import limit_of, order_of, page_of
 from server.api.http.parameters import RATE_LIMITS, limit, order
 from server.api.http.services import Services, services_of
 from server.api.http.sse import EventStream
 from server.api.responses.events import ResponseStreamEvent
 from server.api.responses.items import Conversation, items_of
-from server.api.responses.objects import DeletedResponse, InputItemList, ResponseObject
+from server.api.responses.objects import DeletedResponse, InputItemList, KeptItem, ResponseObject
 from server.api.responses.output import ResponseOutput
 from server.api.responses.response import ResponseInProgress
 from server.api.responses.wire import ResponseRequest
@@ -51,7 +49,7 @@ _UNSUPPORTED_QUERIES = ("include", "include_obfuscation", "starting_after", "str
     errors=GENERATION_ERRORS,
 )
 async def create_response(request: Request) -> Response:
-    """Success, and keep the answer if that is asked for."""
+    """Answer, and keep the response if that is asked for."""
     services = services_of(request)
     services.check_ready()
     body = await read_model(request, ResponseRequest, MAX_JSON_BYTES)
@@ -61,7 +59,7 @@ async def create_response(request: Request) -> Response:
     if body.stream:
         return EventStream(response.events(), close=generation.close, failed=response.failed, is_named=True)
     with generation:
-        return JSONResponse(await while_connected(request.receive, response.whole()))
+        return json_response(await while_connected(request.receive, response.whole()))
 
 
 @router.get("/v1/responses/{response_id}")
@@ -71,7 +69,7 @@ async def create_response(request: Request) -> Response:
 async def retrieve_response(request: Request, response_id: str) -> Response:
     """A kept response."""
     _check_query(request)
-    return JSONResponse((await _shelf_of(request).get(response_id)).response)
+    return json_response(_response_of(await _shelf_of(request).get(response_id)))
 
 
 @router.delete("/v1/responses/{response_id}")
@@ -80,7 +78,7 @@ async def delete_response(request: Request, response_id: str) -> Response:
     """Forget a kept response."""
     refuse_unknown_query(request)
     await _shelf_of(request).remove(response_id)
-    return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+    return json_response(DeletedResponse(id=response_id, object="response", deleted=True))
 
 
 @router.get("/v1/responses/{response_id}/input_items")
@@ -99,7 +97,7 @@ async def list_input_items(request: Request, response_id: str) -> Response:
     """A page of the items that a kept response answers, newest first unless asked otherwise."""
     _check_query(request, "limit", "order", "after")
     limit = limit_of(request, default=20, most=100)
-    items = list((await _shelf_of(request).get(response_id)).input_items)
+    items = _items_of((await _shelf_of(request).get(response_id)).input_items)
     if order_of(request, "desc") == "desc":
         items.reverse()
     after = request.query_params.get("after")
@@ -108,7 +106,7 @@ async def list_input_items(request: Request, response_id: str) -> Response:
         if after not in ids:
             raise InvalidRequest(f"after: there is no item {after[:80]!r}", code="invalid_value", param="after")
         items = items[ids.index(after) + 1 :]
-    return JSONResponse(page_of(items, limit))
+    return json_response(page_of(items, limit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +128,7 @@ class _Shelf:
         if self.store is None or not await run_sync(self.store.remove, self.owner, response_id):
             raise _missing(response_id)
 
-    async def conversation(self, body: ResponseRequest) -> list[dict[str, Any]]:
+    async def conversation(self, body: ResponseRequest) -> list[KeptItem]:
         """What was said before the request, if it goes on from a kept response. Raises `InvalidRequest`."""
         previous = body.previous_response_id
         if self.store is None and (body.store or previous is not None):
@@ -145,15 +143,23 @@ class _Shelf:
                 code="previous_response_not_found",
                 param="previous_response_id",
             )
-        return found.conversation
+        return _items_of(found.conversation)
 
-    async def put(self, response: dict[str, Any], input_items: Sequence[dict[str, Any]]) -> None:
+    async def put(self, response: ResponseObject, input_items: Sequence[KeptItem]) -> None:
         """Keep a response."""
         assert self.store is not None
         await run_sync(self.store.put, self.owner, StoredResponse(response, input_items))
 
     async def _find(self, response_id: str) -> StoredResponse | None:
         return None if self.store is None else await run_sync(self.store.find, self.owner, response_id)
+
+
+def _response_of(stored: StoredResponse) -> ResponseObject:
+    return cast(ResponseObject, stored.response)  # the store has only what `_Shelf.put` gave it
+
+
+def _items_of(kept: Sequence[Mapping[str, Any]]) -> list[KeptItem]:
+    return [cast(KeptItem, item) for item in kept]  # as above
 
 
 def _missing(response_id: str) -> NotFound:
@@ -197,9 +203,9 @@ async def _prepare(body: ResponseRequest, services: Services, shelf: _Shelf) -> 
     response_id = f"resp_{uuid.uuid4().hex}"
     replies = await replies_to(dialogue, body, services, plan, response_id)
 
-    async def keep(response: dict[str, Any]) -> None:
+    async def keep(response: ResponseObject) -> None:
         if body.store:
-            await shelf.put(response, earlier + [item.as_item() for item in body.input])
+            await shelf.put(response, [*earlier, *(item.as_item() for item in body.input)])
 
     return ResponseInProgress(
         response_id=response_id,
@@ -213,7 +219,7 @@ async def _prepare(body: ResponseRequest, services: Services, shelf: _Shelf) -> 
     )
 
 
-def _messages_of(body: ResponseRequest, earlier: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _messages_of(body: ResponseRequest, earlier: Sequence[KeptItem]) -> list[dict[str, Any]]:
     """The whole conversation as chat templates know it; the instructions are this request's own."""
     conversation = Conversation()
     if body.instructions is not None:

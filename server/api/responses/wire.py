@@ -1,4 +1,4 @@
-"""Wire models of `POST /v1/responses`. They do not know defaults that depend on the model, nor stored responses."""
+"""Wire models of `POST /v1/responses`."""
 
 from __future__ import annotations
 
@@ -216,7 +216,8 @@ class ResponseRequest(GenerationFields):
         return None if self.reasoning is None else self.reasoning.effort
 
     @property
-    def _format(self) -> TextFormat | ObjectFormat | ResponseSchemaFormat:
+    def text_format(self) -> TextFormat | ObjectFormat | ResponseSchemaFormat:
+        """What the answer's text is to be."""
         asked = None if self.text is None else self.text.format
         return TextFormat(type="text") if asked is None else asked
 
@@ -232,30 +233,7 @@ class ResponseRequest(GenerationFields):
 
     def answer_schema(self) -> dict[str, Any] | None:
         """What the answer's text must be valid JSON of; None: text."""
-        wanted = self._format
+        wanted = self.text_format
         if isinstance(wanted, ResponseSchemaFormat):
             return wanted.json_schema()
         return ANY_OBJECT if isinstance(wanted, ObjectFormat) else None
-
-    def echo(self) -> dict[str, Any]:
-        """What a response repeats of its request."""
-        choice = "auto" if self.tool_choice is None else self.tool_choice
-        return {
-            "background": False,
-            "instructions": self.instructions,
-            "max_output_tokens": self.max_output_tokens,
-            "metadata": self.metadata or {},
-            "parallel_tool_calls": self.parallel_tool_calls is not False,
-            "previous_response_id": self.previous_response_id,
-            "prompt_cache_key": self.prompt_cache_key,
-            "prompt_cache_retention": self.prompt_cache_retention,
-            "reasoning": {"effort": self.reasoning_effort, "summary": None},
-            "safety_identifier": self.safety_identifier,
-            "service_tier": "default",
-            "text": {"format": self._format.model_dump(by_alias=True), "verbosity": "medium"},
-            "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
-            "tools": [tool.model_dump() | {"strict": bool(tool.strict)} for tool in self.tools or ()],
-            "top_logprobs": self.top_logprobs or 0,
-            "truncation": "disabled",
-            "user": self.user,
-        }

@@ -13,12 +13,13 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import WithJsonSchema
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from typing_extensions import TypedDict
 
 from server.api.http.auth import require
 from server.api.http.bodies import refuse_unknown_query
 from server.api.http.description import BYTES, FORM, Parameter, Success, describe
+from server.api.http.json_response import json_response
 from server.api.http.pages import after_of, limit_of, order_of, page_of
 from server.api.http.parameters import DISPOSITION, after, identifier, limit, order
 from server.api.http.services import services_of
@@ -69,7 +70,7 @@ async def upload_file(request: Request) -> Response:
     async with multipart_form(request, limit, max_fields=_MAX_FIELDS, max_field_bytes=_MAX_FIELD_BYTES) as form:
         upload, purpose = _parts_of(form)
         name = upload.filename or ""
-        return JSONResponse(file_object(await run_sync(files.put_stream, name, purpose, upload.file)))
+        return json_response(file_object(await run_sync(files.put_stream, name, purpose, upload.file)))
 
 
 @router.get("", dependencies=_MAY_READ)
@@ -99,7 +100,7 @@ async def list_files(request: Request) -> Response:
 
     def page() -> Response:
         found = files.list(after=after, limit=limit + 1, order=order, purpose=purpose)
-        return JSONResponse(page_of([file_object(record) for record in found], limit))
+        return json_response(page_of([file_object(record) for record in found], limit))
 
     return await run_sync(page)
 
@@ -110,7 +111,7 @@ async def get_file(request: Request, identifier: str) -> Response:
     """What is known of a file."""
     files = services_of(request).training().files
     refuse_unknown_query(request)
-    return JSONResponse(file_object(await run_sync(files.get, identifier)))
+    return json_response(file_object(await run_sync(files.get, identifier)))
 
 
 @router.get("/{identifier}/content", dependencies=_MAY_READ)
@@ -133,7 +134,7 @@ async def delete_file(request: Request, identifier: str) -> Response:
     files = services_of(request).training().files
     refuse_unknown_query(request)
     await run_sync(files.delete, identifier)
-    return JSONResponse({"id": identifier, "object": "file", "deleted": True})
+    return json_response(DeletedFile(id=identifier, object="file", deleted=True))
 
 
 def _parts_of(form: FormData) -> tuple[UploadFile, str]:

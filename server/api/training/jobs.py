@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from server.api.generation.steering import specs_of_model
 from server.api.http.auth import require
 from server.api.http.bodies import read_model, refuse_unknown_query
 from server.api.http.description import JSON, Parameter, Success, describe
+from server.api.http.json_response import json_response
 from server.api.http.pages import after_of, limit_of, page_of
 from server.api.http.parameters import after, identifier, limit
 from server.api.http.services import Services, services_of
@@ -64,7 +65,7 @@ async def create_job(request: Request) -> Response:
 
     def create() -> Response:
         try:
-            return JSONResponse(job_object(jobs.create(asked)))
+            return json_response(job_object(jobs.create(asked)))
         except InvalidMethod as error:
             param = f"{_STEERING}.{error.param}" if error.param else _STEERING
             raise InvalidRequest(str(error), code="invalid_method", param=param) from None
@@ -89,7 +90,7 @@ async def list_jobs(request: Request) -> Response:
 
     def page() -> Response:
         found = database.jobs(after=after, limit=limit + 1, metadata=metadata, without_metadata=without_metadata)
-        return JSONResponse(page_of([job_object(job) for job in found], limit))
+        return json_response(page_of([job_object(job) for job in found], limit))
 
     return await run_sync(page)
 
@@ -100,7 +101,7 @@ async def get_job(request: Request, identifier: str) -> Response:
     """A job as it stands."""
     jobs = services_of(request).training()
     refuse_unknown_query(request)
-    return JSONResponse(job_object(await run_sync(jobs.get, identifier)))
+    return json_response(job_object(await run_sync(jobs.get, identifier)))
 
 
 @router.post("/{identifier}/cancel", dependencies=_MAY_CHANGE)
@@ -109,7 +110,7 @@ async def cancel_job(request: Request, identifier: str) -> Response:
     """End a job: at once when it waits; when it runs, as soon as the training notices."""
     jobs = services_of(request).training()
     refuse_unknown_query(request)
-    return JSONResponse(job_object(await run_sync(jobs.cancel, identifier)))
+    return json_response(job_object(await run_sync(jobs.cancel, identifier)))
 
 
 @router.get("/{identifier}/events", dependencies=_MAY_READ)
@@ -122,7 +123,7 @@ async def list_events(request: Request, identifier: str) -> Response:
 
     def page() -> Response:
         found = jobs.database.events(jobs.get(identifier).id, after=after, limit=limit + 1)
-        return JSONResponse(page_of([event_object(event) for event in found], limit))
+        return json_response(page_of([event_object(event) for event in found], limit))
 
     return await run_sync(page)
 
@@ -133,9 +134,10 @@ async def list_checkpoints(request: Request, identifier: str) -> Response:
     """Nothing: a vector has no checkpoints."""
     jobs = services_of(request).training()
     refuse_unknown_query(request, "limit", "after")
-    limit = limit_of(request, default=_DEFAULT_LIMIT, most=_MOST_LISTED)
+    limit_of(request, default=_DEFAULT_LIMIT, most=_MOST_LISTED)  # for its errors: the page is empty whatever the limit
     await run_sync(jobs.get, identifier)
-    return JSONResponse(page_of([], limit))
+    page: JobCheckpointList = {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+    return json_response(page)
 
 
 def _unsupported(verb: str) -> Callable[[Request, str], Response]:

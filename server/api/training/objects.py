@@ -7,6 +7,7 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from server.api.generation.objects import UnixSeconds
+from server.api.http.objects import PageFields
 from server.jobs.records import EventType, Level
 
 Status = Literal["validating_files", "queued", "running", "succeeded", "failed", "cancelled"]
@@ -26,14 +27,10 @@ class File(TypedDict):
     status_details: None
 
 
-class FileList(TypedDict):
+class FileList(PageFields):
     """A page of files; `last_id` is the `after` of the next page."""
 
-    object: Literal["list"]
     data: list[File]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class DeletedFile(TypedDict):
@@ -87,14 +84,10 @@ class Job(TypedDict):
     metadata: dict[str, str] | None
 
 
-class JobList(TypedDict):
+class JobList(PageFields):
     """A page of jobs; `last_id` is the `after` of the next page."""
 
-    object: Literal["list"]
     data: list[Job]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class JobEvent(TypedDict):
@@ -109,14 +102,10 @@ class JobEvent(TypedDict):
     data: dict[str, Any] | None
 
 
-class JobEventList(TypedDict):
+class JobEventList(PageFields):
     """A page of events; `last_id` is the `after` of the next page."""
 
-    object: Literal["list"]
     data: list[JobEvent]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class JobCheckpoint(TypedDict):

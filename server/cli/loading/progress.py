@@ -48,7 +48,7 @@ def quiet_libraries(*, is_debugging: bool) -> None:
     """Keep transformers' own bars and advice off the terminal; bars of downloads stay."""
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     if not is_debugging:
-        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers_logging.set_verbosity_error()
         warnings.simplefilter("ignore")

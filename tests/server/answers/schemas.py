@@ -152,7 +152,7 @@ class _Maker:
         return Generated({"enum": values}, max(map(_length, values)))
 
     def const(self) -> Generated:
-        value = self._choose.choice(["yes", 0, None, False, {"a": [1, {"b": "é"}]}, [], {}, 'a "b"\\'])
+        value: object = self._choose.choice(["yes", 0, None, False, {"a": [1, {"b": "é"}]}, [], {}, 'a "b"\\'])
         return Generated({"const": value}, _length(value) + 8)
 
     def nullable(self) -> Generated:

@@ -17,7 +17,7 @@ from tests.server.answers import chat_templates as styles
 from tests.server.answers.chat_templates import tokenizer_with
 from tests.shared_files import shared
 
-QUESTION = {"role": "user", "content": "hello"}
+QUESTION: dict[str, Any] = {"role": "user", "content": "hello"}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 
 HERMES_SHAPE = CallShape('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>", "\n")
@@ -54,7 +54,7 @@ def test_what_the_template_writes_is_read_and_dictated_alike(template: str, cont
     text = text_with(template)
     found = text.chat_format
     assert found.calls is not None
-    calls = [("look", {"at": 'a "b"'}), ("go", {"to": {"x": [1, 2]}})]
+    calls: list[tuple[str, dict[str, Any]]] = [("look", {"at": 'a "b"'}), ("go", {"to": {"x": [1, 2]}})]
     made = [{"type": "function", "function": {"name": name, "arguments": arguments}} for name, arguments in calls]
     asked, answered = [QUESTION], [QUESTION, {"role": "assistant", "content": content, "tool_calls": made}]
     prompt = text.render_chat(asked, tools=[TOOL]).removesuffix("<think>\n")

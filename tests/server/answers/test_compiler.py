@@ -73,7 +73,7 @@ def test_blind_walks_through_every_grammar_end_in_valid_json(over_subwords: Gram
         grammar = compiled(over_subwords, made.schema)
         for seed in range(2):
             tokens = list(walks(grammar, 1000 * seed + number, made.most_bytes or 0))
-            judge(made.schema, tokenizer.decode(tokens))
+            judge(made.schema, str(tokenizer.decode(tokens)))
 
 
 LITERALS = (
@@ -247,7 +247,7 @@ def test_hostile_schemas_come_to_an_end(over_subwords: GrammarCompiler, kind: st
 
 def test_a_grammar_whose_masks_cost_too_much_is_given_up(compiler: GrammarCompiler) -> None:
     source = json_answer({"type": "string", "maxLength": 77})
-    grammar = compiler.compile(source)
+    grammar: Any = compiler.compile(source)
     grammar.spend(0.7)
     state = grammar.start()
     for _ in range(30):

@@ -122,7 +122,7 @@ def test_a_stream_says_what_the_whole_answer_says(demo: Server) -> None:
     once, again = answers_to(demo, [body, body])
     whole = [choice["message"]["content"] for choice in once["choices"]]
     assert whole == [choice["message"]["content"] for choice in again["choices"]]
-    texts, reasons = ["", "", ""], [None, None, None]
+    texts, reasons = ["", "", ""], ["", "", ""]
     with demo.http.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as response:
         for line in response.iter_lines():
             for choice in json.loads(line[6:])["choices"] if line.startswith("data: {") else ():

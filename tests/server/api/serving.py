@@ -84,7 +84,8 @@ def tiny_module() -> LlamaForCausalLM:
         eos_token_id=2,
         pad_token_id=0,
     )
-    module = LlamaForCausalLM(config).eval()
+    module = LlamaForCausalLM(config)
+    module.eval()
     with torch.no_grad():
         module.lm_head.weight[:3] = 0.0  # it hardly ever ends by itself, so that tests know how long answers are
     return module

@@ -110,7 +110,12 @@ def completion(server: Server, **options: Any) -> Any:
 
 def response(server: Server, **options: Any) -> Any:
     """A response, without the ids of its parts."""
-    asked = {"model": "tiny", "input": "Say something nice.", "max_output_tokens": 8, "temperature": 0} | options
+    asked: dict[str, Any] = {
+        "model": "tiny",
+        "input": "Say something nice.",
+        "max_output_tokens": 8,
+        "temperature": 0,
+    } | options
     return server.sdk.responses.create(**asked).model_dump()
 
 

@@ -19,11 +19,11 @@ from tests.server.engine.driving import GREEDY, engine_of, loaded, plan_of, prom
 NUM_REQUESTS = 32
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts every tensor operation by name and notes the largest tensor that one makes anew."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts: Counter[str] = Counter()
         self.largest_new = 0
 

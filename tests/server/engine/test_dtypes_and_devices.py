@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from server.engine.model import prepare_model, resolve_device
 from server.engine.refusal import ModelRefused
@@ -20,8 +21,10 @@ STEERS = (
 
 def check(device: str, dtype: torch.dtype, tolerance: float) -> None:
     """Each generated token's log-probabilities equal a plain steered pass over the tokens so far."""
-    engine = engine_of(prepare_model(build("llama").to(device=device, dtype=dtype)), max_batch_tokens=7)
-    plain = build("llama").to(dtype=dtype)
+    model, plain = build("llama"), build("llama")
+    nn.Module.to(model, device=device, dtype=dtype)
+    nn.Module.to(plain, dtype=dtype)
+    engine = engine_of(prepare_model(model), max_batch_tokens=7)
     requests = [
         EngineRequest(
             f"{length} {bool(steers)}",

@@ -27,5 +27,5 @@ def test_each_layer_asks_for_what_the_configuration_says(family: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kv_of_a_token_is_sized_by_the_layers_and_the_dtype(dtype: torch.dtype) -> None:
-    model = prepare_model(build("llama").to(dtype))
+    model = prepare_model(build("llama").to(dtype))  # type: ignore[arg-type]
     assert model.kv_bytes_per_token == LAYERS * 2 * (8 + 8) * dtype.itemsize

@@ -170,5 +170,5 @@ def test_every_token_of_an_answer_by_a_matcher_that_starts_anew() -> None:
             assert matcher.consume_tokens(written[:length])
             assert matcher.validate_tokens(written[length : length + 1]) == 1
         assert tokens[len(written) :] in ([], [2])
-        value = json.loads(tokenizer.decode(written))
+        value = json.loads(str(tokenizer.decode(written)))
         assert isinstance(value, int) if number % 4 == 0 else -99 <= value["x"] <= 99

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_stories260k_gives_its_published_text(max_batch_tokens: int) -> None:
     engine = engine_of(load_model(folder, device="cpu"), max_batch_tokens=max_batch_tokens)
     request = EngineRequest("x", tuple(golden["input_ids"]), Generate(golden["max_new_tokens"], GREEDY))
     tokens = tokens_of(run(engine, [request])["x"])
-    text = AutoTokenizer.from_pretrained(folder).decode(tokens, skip_special_tokens=True)
+    text = str(AutoTokenizer.from_pretrained(folder).decode(tokens, skip_special_tokens=True))
     assert text.strip() == golden["text"].strip()
     engine.close()
 
@@ -37,7 +38,7 @@ def test_stories260k_gives_its_published_text(max_batch_tokens: int) -> None:
 def test_tinystories_equals_generate_steered_and_not() -> None:
     folder = shared("models/TinyStories-656K")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     prompts = [tuple(tokenizer(text).input_ids) for text in OPENINGS]
     steer = Steer(torch.randn(128, generator=torch.Generator().manual_seed(0)), 0, scale=0.6, positions="all")
     engine = engine_of(load_model(folder, device="cpu"))

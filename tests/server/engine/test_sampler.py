@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -59,14 +60,15 @@ def drawn_distribution(params: SamplingParams, num_draws: int = 4000) -> Counter
     ids=repr,
 )
 def test_draws_follow_the_distribution_of_transformers(params: SamplingParams) -> None:
-    scores = logits_of().unsqueeze(0)
-    scores = TemperatureLogitsWarper(params.temperature)(None, scores)
+    nothing: Any = None  # the tokens before, which no warper looks at
+    scores: Any = logits_of().unsqueeze(0)
+    scores = TemperatureLogitsWarper(params.temperature)(nothing, scores)
     if params.min_p:
-        scores = MinPLogitsWarper(params.min_p)(None, scores)
+        scores = MinPLogitsWarper(params.min_p)(nothing, scores)
     if params.top_k:
-        scores = TopKLogitsWarper(params.top_k)(None, scores)
+        scores = TopKLogitsWarper(params.top_k)(nothing, scores)
     if params.top_p < 1:
-        scores = TopPLogitsWarper(params.top_p)(None, scores)
+        scores = TopPLogitsWarper(params.top_p)(nothing, scores)
     wanted = torch.softmax(scores[0], -1)
     drawn = drawn_distribution(params)
     assert all(wanted[token] > 0 for token in drawn), "a filtered token was drawn"

@@ -153,7 +153,7 @@ def test_a_job_goes_only_where_its_status_allows(database: JobDatabase) -> None:
 def test_a_file_stays_as_long_as_a_job_needs_it(database: JobDatabase, role: str) -> None:
     with database:
         other, file = add_file(database), add_file(database)
-        record = job(database, **{"training_file": other.id} | {role: file.id})  # type: ignore[arg-type]
+        record = job(database, **{"training_file": other.id} | {role: file.id})
         database.add_job(record, Event("made"))
         for status in (None, JobStatus.RUNNING):
             if status is not None:
@@ -205,14 +205,25 @@ def write_pages(path: Path, seed: int) -> None:
     path.write_bytes(content)
 
 
+def put_another_there(path: Path) -> None:
+    """A database that is not ours."""
+    path.unlink()
+    execute(path, "CREATE TABLE t (x)")
+
+
+def put_a_folder_there(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     for name, words, spoil in (
         ("text", "damaged", lambda path: path.write_bytes(b"this is no database " * 300)),
         ("cut", "", lambda path: os.truncate(path, 5000)),
         ("noise", "", lambda path: write_pages(path, 1)),
         ("newer", "newer version", lambda path: execute(path, "PRAGMA user_version = 99")),
-        ("foreign", "no", lambda path: (path.unlink(), execute(path, "CREATE TABLE t (x)"))),
-        ("folder", "cannot", lambda path: (path.unlink(), path.mkdir())),
+        ("foreign", "no", put_another_there),
+        ("folder", "cannot", put_a_folder_there),
     ):
         path = tmp_path / f"{name}.sqlite"
         with JobDatabase(path) as database:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from server.steering.plan import UNSTEERED
+from server.steering.plan import UNSTEERED, PlanEntry
 from server.steering.resolution import SteeringRefused, SteeringSpec, plan_of_vectors, resolve_plan
 from vectors.errors import CannotSteer
 from vectors.store import VectorStore
@@ -39,24 +39,37 @@ def store(tmp_path: Path) -> Iterator[VectorStore]:
         yield store
 
 
-ONE = SteeringVector({1: torch.ones(HIDDEN)}, "mlp", -0.5, "clamp", "prompt", parts=("tool_calls",))
+ONE = SteeringVector(
+    {1: torch.ones(HIDDEN)},
+    site="mlp",
+    default_scale=-0.5,
+    operation="clamp",
+    positions="prompt",
+    parts=("tool_calls",),
+)
+
+
+def told_by(entry: PlanEntry) -> dict[str, Any]:
+    """All but the directions."""
+    applied = {name: value for name, value in vars(entry.applied).items() if name != "directions"}
+    return applied | {"vector": entry.vector, "revision": entry.revision, "parts": entry.parts}
 
 
 def test_a_vectors_own_defaults_hold_where_nothing_is_asked(store: VectorStore) -> None:
     (entry,) = resolve_plan([SteeringSpec("one")], store, Model()).entries
     (same,) = plan_of_vectors([(ONE, ONE.default_scale)], Model()).entries
-    assert entry.echo() == {
+    assert told_by(entry) == {
         "vector": "one",
         "revision": ONE.revision,
         "site": "mlp",
         "scale": -0.5,
-        "layers": [1],
+        "layers": (1,),
         "positions": "prompt",
-        "parts": ["tool_calls"],
+        "parts": ("tool_calls",),
         "operation": "clamp",
         "preserve_norm": False,
     }
-    assert same.echo() == entry.echo() | {"vector": ""}
+    assert told_by(same) == told_by(entry) | {"vector": ""}
 
 
 def test_what_is_asked_goes_over_the_defaults_and_a_plan_stays_as_it_was(store: VectorStore) -> None:
@@ -65,12 +78,12 @@ def test_what_is_asked_goes_over_the_defaults_and_a_plan_stays_as_it_was(store: 
         [SteeringSpec("two"), SteeringSpec("one", scale=2.0, preserve_norm=True, **asked)], store, Model()
     )
     store.put("one", SteeringVector({0: torch.zeros(HIDDEN) + 9}))
-    told = plan.entries[1].echo()
+    told = told_by(plan.entries[1])
     assert told["revision"] == ONE.revision
     assert {name: told[name] for name in ("scale", "preserve_norm", *asked)} == {
         "scale": 2.0,
         "preserve_norm": True,
-    } | {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items()}
+    } | asked
     assert all(bool((direction == 1).all()) for direction in plan.entries[1].applied.directions.values())
     assert resolve_plan([], store, Model()) is UNSTEERED
 

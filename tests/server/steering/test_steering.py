@@ -5,6 +5,8 @@ The reference (`tests/reference.py`) writes the semantics out again: full passes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ from vectors.vocabulary import OPERATIONS, SITES
 NUM_TOKENS = 6
 
 
-def check(engine: BatchingEngine, family: str, cases: dict[str, tuple[Steer, ...]], length: int = 11) -> None:
+def check(engine: BatchingEngine, family: str, cases: Mapping[str, tuple[Steer, ...]], length: int = 11) -> None:
     """All cases in one batch: each equals its own slow reference in tokens and log-probabilities."""
     model = build(family)
     prompt = prompt_of(length)
@@ -137,7 +139,7 @@ def test_equal_plans_share_rows_and_the_bank_grows() -> None:
     run(
         engine,
         [EngineRequest(str(index), prompt_of(5), Generate(4, GREEDY), same) for index in range(10)],
-        after_step=lambda number: seen.append(engine.stats().num_rows_in_use),
+        after_step=lambda number: seen.append(engine.stats().num_rows_in_use or 0),
     )
     assert max(seen) == 1  # the boundary's row is the response's
     many = [
@@ -147,7 +149,7 @@ def test_equal_plans_share_rows_and_the_bank_grows() -> None:
     run(
         engine,
         [EngineRequest(str(index), prompt_of(5), Generate(4, GREEDY), plan) for index, plan in enumerate(many)],
-        after_step=lambda number: seen.append(engine.stats().num_rows_in_use),
+        after_step=lambda number: seen.append(engine.stats().num_rows_in_use or 0),
     )
     assert max(seen) == 30
     engine.close()

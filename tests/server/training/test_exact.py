@@ -406,8 +406,9 @@ def test_steerings_of_other_positions_and_parts_are_told_apart() -> None:
     for number, steer in enumerate(steers):
         logits = steered_logits(plain.model, (*prompts[0], 5, 6, 7), [steer], len(prompts[0]))
         rows = torch.log_softmax(logits, -1)[len(prompts[0]) - 1 : -1]
-        expected = [float(row[token]) for row, token in zip(rows, (5, 6, 7), strict=True)]
-        assert continued[number] == (pytest.approx(expected, abs=1e-4),)
+        wanted = [float(row[token]) for row, token in zip(rows, (5, 6, 7), strict=True)]
+        (answer,) = continued[number]
+        assert answer == pytest.approx(wanted, abs=1e-4)
 
 
 def pairs(kind: str) -> DataSet:

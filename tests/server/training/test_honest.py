@@ -129,7 +129,7 @@ def test_what_was_trained_helps_where_it_is_evaluated_again(view: EngineView) ->
     report = evaluate(view, others, steering, Method(), seed=1, report=lambda progress: None)
     assert report["recommended"]
     assert report["test"]["gain"] > 0.3
-    few = TrainingData(data_of(quiz(40, "wrong", seed=77).items[:4]))  # type: ignore[arg-type]
+    few = TrainingData(data_of(quiz(40, "wrong", seed=77).items[:4]))
     lucky = evaluate(view, few, steering, Method(), seed=1, report=lambda progress: None)
     assert lucky["test"]["gain"] > 0.3
     assert lucky["test"]["mcnemar_p"] > 0.05
@@ -237,7 +237,7 @@ def test_a_variant_without_contrast_is_left_out_and_noted(view: EngineView) -> N
 
 def test_too_few_items_are_refused(view: EngineView) -> None:
     with pytest.raises(InvalidData, match="7 items"):
-        run(view, data_of(quiz(7, "wrong").items))  # type: ignore[arg-type]
+        run(view, data_of(quiz(7, "wrong").items))
 
 
 def test_a_prompt_that_the_model_cannot_hold_is_named_by_its_line(view: EngineView) -> None:

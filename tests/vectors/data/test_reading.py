@@ -21,12 +21,14 @@ from vectors.data import ChoiceItem, DataSet, Message, PairItem, TextItem, kind_
 from vectors.data import rows as rows_module
 from vectors.errors import InvalidData, MissingDependency
 
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {"question": f"Wie viel ist {n} + 1?", "choices": [str(n + 1), f"“{n}”", "a, b\nc"], "answer": n % 3}
     for n in range(12)
 ]
 QUESTIONS[4]["context"] = "the user says 7"
-PAIRS = [{"prompt": f"Say {n}.", "positive": f" yes {n}", "negative": f" no, {n}\n"} for n in range(9)]
+PAIRS: list[dict[str, Any]] = [
+    {"prompt": f"Say {n}.", "positive": f" yes {n}", "negative": f" no, {n}\n"} for n in range(9)
+]
 BEHAVIOURS = [
     {
         "question": f"Statement {n}?\n\nChoices:\n (A) first {n}\n (B) second {n}\n (C) third {n}\n\nAnswer:",
@@ -593,11 +595,11 @@ def test_published_csv_is_read(subject: str, count: int) -> None:
         rows = list(csv.reader(file))[1:]
     items = read_data(path.read_bytes(), path.name).items
     assert len(items) == len(rows) == count
+    lines = path.read_text().split("\n")
     for row, item in zip(rows, items, strict=True):
         assert isinstance(item, ChoiceItem)
         assert [item.question, *item.choices, str(item.answer)] == [cell.strip() for cell in row]
-    lines = path.read_text().split("\n")
-    assert all(lines[item.line - 1].lstrip('" ').startswith(item.question[:3].lstrip('" ')) for item in items)
+        assert lines[item.line - 1].lstrip('" ').startswith(item.question[:3].lstrip('" '))
 
 
 def test_published_flaw_is_refused_at_its_line() -> None:

@@ -41,12 +41,11 @@ FILES: dict[str, tuple[bytes, ImportOptions]] = {
 
 def holds(data: bytes, options: ImportOptions) -> bool:
     """True for a vector that can be kept, False for `InvalidVector`; any other outcome raises."""
+    refusal: InvalidVector | None = None
     try:
         vector = decode(data, options=options, num_layers=LAYERS, hidden_size=HIDDEN)
     except InvalidVector as error:
         refusal = error
-    else:
-        refusal = None
     if refusal is not None:
         assert 0 < len(str(refusal)) < 1000
         (str(refusal) + (refusal.param or "")).encode()

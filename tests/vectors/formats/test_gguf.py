@@ -141,7 +141,8 @@ def test_upload_sets_fields_and_adds_to_the_metadata(tmp_path: Path) -> None:
     assert vector.site == "mlp"
     assert vector.metadata["by"] == "me"
     assert vector.metadata["import"]["format"] == "gguf"
-    for metadata in (None, [], "x"):
+    nothings: list[Any] = [None, [], "x"]
+    for metadata in nothings:
         with pytest.raises(InvalidVector, match="metadata must be a JSON object"):
             read(data, metadata=metadata)
     with pytest.raises(InvalidVector, match="names say their layers"):

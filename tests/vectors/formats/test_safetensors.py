@@ -72,7 +72,7 @@ def test_round_trip_keeps_every_field_and_the_bytes() -> None:
     assert again == FULL
     assert again.defaults == FULL.defaults
     assert encode_safetensors(again) == data
-    other_order = SteeringVector(dict(reversed(FULL.directions.items())), **FULL.defaults)
+    other_order = SteeringVector(dict(reversed(list(FULL.directions.items()))), **FULL.defaults)
     assert encode_safetensors(other_order) == data
 
 

@@ -74,7 +74,8 @@ def generated(model: Any, prompts: Sequence[Sequence[int]] = (PROMPT,), **option
     ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     asked = {"max_new_tokens": NUM_TOKENS, "do_sample": False, "pad_token_id": 0} | options
-    return model.generate(ids, attention_mask=mask, **asked)[:, width:].tolist()
+    tokens: list[list[int]] = model.generate(ids, attention_mask=mask, **asked)[:, width:].tolist()
+    return tokens
 
 
 def expected(model: Any, steers: Sequence[Steer], prompt: Sequence[int] = PROMPT) -> list[int]:
@@ -245,7 +246,7 @@ def test_all_of_the_response_is_steered_whatever_the_vectors_parts(model: Any) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_pass_is_computed_in_float32_and_cast_once(dtype: torch.dtype) -> None:
     steers = [entry("all"), entry("all", 2), entry("all", 3, operation="clamp", preserve_norm=True)]
-    model = build("llama").to(dtype)
+    model = build("llama").to(dtype)  # type: ignore[arg-type]
     with steered(model, steers), torch.no_grad():
         found = model(IDS, use_cache=False).logits[0].float()
     torch.testing.assert_close(
@@ -282,7 +283,7 @@ def test_nothing_stays_after_an_error_inside_or_at_the_door(model: Any, alone: A
         (SteeringVector({0: torch.ones(HIDDEN), 1: torch.ones(HIDDEN)}), {"layers": [2]}),
         (good, {"scale": 1e39}),
     ):
-        with pytest.raises(CannotSteer), steer(model, refused, **asked):  # type: ignore[arg-type]
+        with pytest.raises(CannotSteer), steer(model, refused, **asked):
             pass
         assert is_untouched(model)
     with pytest.raises(InvalidLayers), steer(model, good, layers="2-1"):

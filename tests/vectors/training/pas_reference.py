@@ -198,7 +198,8 @@ class PlainModel:
         known = self._read.get(tuple(tokens))
         if known is not None:
             return known
-        num_layers = self.model.config.num_hidden_layers  # type: ignore[union-attr]
+        config: Any = self.model.config
+        num_layers: int = config.num_hidden_layers
         seen: dict[tuple[str, int], Tensor] = {}
         handles = []
         for site in SITES:
@@ -215,7 +216,9 @@ class PlainModel:
         finally:
             for handle in handles:
                 handle.remove()
-        found = {site: torch.stack([seen[site, layer] for layer in range(num_layers)]) for site in SITES}
+        found: dict[str, torch.Tensor] = {
+            site: torch.stack([seen[site, layer] for layer in range(num_layers)]) for site in SITES
+        }
         self._read[tuple(tokens)] = found
         return found
 
@@ -233,7 +236,8 @@ class PlainModel:
         self, variant: str, questions: Sequence[ShownItem | PairItem], chosen: Sequence[int]
     ) -> tuple[list[list[int]], list[list[int]]]:
         """P+ and P- of the table: token ids of both groups of texts."""
-        positive, negative = [], []
+        positive: list[list[int]] = []
+        negative: list[list[int]] = []
         for question, place in zip(questions, chosen, strict=True):
             answer = answer_of(question)
             is_right = place == answer

@@ -11,7 +11,7 @@ from vectors.training.method import Method
 from vectors.training.options import SIZES, TASK_OPTIONS
 from vectors.training.task import Task
 
-LIMITS = {option.name: option.value for option in TASK_OPTIONS}
+LIMITS: dict[str, Any] = {option.name: option.value for option in TASK_OPTIONS}
 
 
 def test_nothing_given_is_a_training_by_default() -> None:

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from server.api.about.examples import Example, all_examples
 from server.api.about.tokens import TokenizeRequest
 from server.api.chat.wire import ChatRequest
-from server.api.completions.routes import CompletionRequest
+from server.api.completions.wire import CompletionRequest
 from server.api.decisions.wire import DecisionRequest
 from server.api.responses.wire import ResponseRequest
 from server.api.training import objects as training
@@ -262,9 +262,12 @@ def terse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     With training, keys and the embedded vectors; few requests run at a time, so that a hundred answers are refused.
     """
     torch.manual_seed(0)
-    sizes = {"vocab_size": 259, "hidden_size": 192, "intermediate_size": 48, "num_hidden_layers": 6}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "eos_token_id": 2}
-    module = LlamaForCausalLM(LlamaConfig(**sizes, **heads, initializer_range=0.1, bos_token_id=None)).eval()
+    config = LlamaConfig(
+        vocab_size=259, hidden_size=192, intermediate_size=48, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.1, bos_token_id=None, eos_token_id=2,
+    )  # fmt: skip
+    module = LlamaForCausalLM(config)
+    module.eval()
     with torch.no_grad():
         module.lm_head.weight[2] *= 8  # the end is either very likely or very unlikely
     with serving(

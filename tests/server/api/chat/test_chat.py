@@ -23,7 +23,8 @@ def ask(server: Server, **options: Any) -> Any:
 
 def text_of(server: Server, **options: Any) -> str:
     """What the first choice says."""
-    return ask(server, **options).choices[0].message.content
+    text: str = ask(server, **options).choices[0].message.content
+    return text
 
 
 def streamed(server: Server, **options: Any) -> tuple[dict[int, str], list[Any]]:

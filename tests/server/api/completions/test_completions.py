@@ -12,9 +12,8 @@ from tests.server.api.serving import Server
 
 def complete(server: Server, **options: Any) -> Any:
     """A greedy completion of 12 tokens, unless `options` say otherwise."""
-    return server.sdk.completions.create(
-        **({"model": "tiny", "prompt": "Once upon", "max_tokens": 12, "temperature": 0} | options)
-    )
+    asked: dict[str, Any] = {"model": "tiny", "prompt": "Once upon", "max_tokens": 12, "temperature": 0}
+    return server.sdk.completions.create(**(asked | options))
 
 
 def test_a_completion_has_openais_shape(server: Server) -> None:
@@ -38,7 +37,7 @@ def test_prompts_as_text_and_as_tokens_alone_and_in_lists(server: Server) -> Non
 
 
 def test_choices_are_numbered_prompt_by_prompt(server: Server) -> None:
-    options = {"n": 3, "seed": 4, "temperature": 1}
+    options: dict[str, Any] = {"n": 3, "seed": 4, "temperature": 1}
     both = complete(server, prompt=["Once upon", "a hill"], **options)
     apart = [complete(server, prompt=prompt, **options) for prompt in ("Once upon", "a hill")]
     assert [choice.text for choice in both.choices] == [choice.text for one in apart for choice in one.choices]
@@ -71,7 +70,8 @@ def test_echoed_logprobs_cover_prompt_and_answer(server: Server) -> None:
 def test_a_prompts_logprobs_are_steered_where_the_prompt_is(server: Server) -> None:
     def prompt_logprobs(**options: Any) -> list[float]:
         answer = complete(server, echo=True, logprobs=0, max_tokens=0, **options)
-        return answer.choices[0].logprobs.token_logprobs[1:]
+        logprobs: list[float] = answer.choices[0].logprobs.token_logprobs[1:]
+        return logprobs
 
     plain = prompt_logprobs()
     steer = {"vector": "calm", "scale": 2.0}
@@ -120,7 +120,7 @@ def test_token_ids_come_back_when_asked_for(server: Server) -> None:
 
 def test_the_best_are_the_likeliest_a_token(server: Server) -> None:
     ends = {"stop_token_ids": list(range(60, 100))}
-    options = {"prompt": ["Once upon", "a hill"], "seed": 7, "temperature": 1.2, "extra_body": ends}
+    options: dict[str, Any] = {"prompt": ["Once upon", "a hill"], "seed": 7, "temperature": 1.2, "extra_body": ends}
     every = complete(server, n=8, logprobs=0, **options)
     means = [sum(choice.logprobs.token_logprobs) / len(choice.logprobs.token_logprobs) for choice in every.choices]
     assert len({len(choice.logprobs.tokens) for choice in every.choices}) > 2  # so that a mean is no sum
@@ -142,7 +142,7 @@ def test_the_best_are_the_likeliest_a_token(server: Server) -> None:
 
 
 def test_best_of_as_many_as_are_told_changes_nothing(server: Server) -> None:
-    options = {"n": 3, "seed": 4, "temperature": 1}
+    options: dict[str, Any] = {"n": 3, "seed": 4, "temperature": 1}
     plain, best = complete(server, **options), complete(server, best_of=3, **options)
     assert [choice.text for choice in best.choices] == [choice.text for choice in plain.choices]
     assert list(complete(server, best_of=3, stream=True, **options))

@@ -12,7 +12,7 @@ import openai
 from safetensors.torch import save
 
 from server.engine.engine import BatchingEngine, EngineSettings
-from server.engine.request import GenerationRequest, OutputSink
+from server.engine.request import EngineRequest, OutputSink
 from tests.server.api.serving import LAYERS, MODEL, Server, direction, eventually, serving
 
 NUM_STREAMS = 32
@@ -43,7 +43,7 @@ class PacedEngine(BatchingEngine):
         """True when it waits to be allowed a step."""
         return self._num_allowed == 0
 
-    def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
         """See `BatchingEngine.submit`."""
         super().submit(request, sink)
         self.num_submitted += 1

@@ -74,7 +74,7 @@ class Weights:
 
     def whole_tokens(self) -> dict[str, int]:
         """Every token whose text is whole characters and no other token's, by its text."""
-        texts = [self.tokenizer.decode([token]) for token in range(len(self.tokenizer))]
+        texts = [str(self.tokenizer.decode([token])) for token in range(len(self.tokenizer))]
         return {text: token for token, text in enumerate(texts) if "\ufffd" not in text and texts.count(text) == 1}
 
 
@@ -115,7 +115,8 @@ def weights(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     ) as server:
         for name, steers in steerings.items():
             for index, steer in enumerate(steers):
-                server.store.put(f"{name}-{index}", SteeringVector({steer.layer: steer.direction}, site=steer.site))
+                one = SteeringVector({steer.layer: steer.direction}, site=steer.site)  # type: ignore[arg-type]
+                server.store.put(f"{name}-{index}", one)
         yield Weights(server, model, tokenizer, steerings)
 
 

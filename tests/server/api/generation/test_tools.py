@@ -71,7 +71,8 @@ def saying(text: str) -> Any:
 def ask(server: Server, **options: Any) -> ChatCompletion:
     """A seeded chat about the weather, whose answer is checked against the SDK's types."""
     raw = server.sdk.chat.completions.with_raw_response.create(**(BASE | options))
-    return exactly(ChatCompletion, json.loads(raw.text))
+    answer: ChatCompletion = exactly(ChatCompletion, json.loads(raw.text))
+    return answer
 
 
 BASE: dict[str, Any] = {"model": "tiny", "messages": HELLO, "tools": STRICT, "seed": 7, "temperature": 1.2}
@@ -257,6 +258,7 @@ def test_a_complete_loop(repeating: Server) -> None:
     asked = ask(repeating, messages=messages, tools=LOOSE).choices[0].message
     messages.append(asked)
     for call in asked.tool_calls or []:
+        assert call.type == "function"
         days = TypeAdapter(Weather).validate_json(call.function.arguments, strict=True).days
         messages.append(
             {"role": "tool", "tool_call_id": call.id, "content": [{"type": "text", "text": f"{days} sunny"}]}

@@ -37,7 +37,8 @@ def preflight(server: Server, origin: str, method: str = "POST", path: str = CHA
 
 def allowed_origin(response: httpx.Response) -> str | None:
     """To whom a browser would show the answer."""
-    return response.headers.get("access-control-allow-origin")
+    found: str | None = response.headers.get("access-control-allow-origin")
+    return found
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])

@@ -9,7 +9,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypedDict
 
 import httpx
 import pytest
@@ -24,6 +24,12 @@ from server.errors import TimedOut
 from tests.server.api.serving import Server, eventually, serving
 
 HELLO: Any = [{"role": "user", "content": "hi"}]
+
+
+class Said(TypedDict):
+    """What the streams here say."""
+
+    text: str
 
 
 class HeldEngine(BatchingEngine):
@@ -59,7 +65,7 @@ def test_a_silent_stream_gets_comments_between_whole_events(held: Server) -> Non
 def test_no_text_ends_a_line_of_the_stream() -> None:
     """Not even for clients that cut at all that Unicode calls the end of a line."""
     text = "".join(map(chr, [*range(0x20), 0x85, 0x2028, 0x2029])) + "é漢🙂"
-    lines = sse.event({"text": text}).decode().splitlines()
+    lines = sse.format_event(Said(text=text)).decode().splitlines()
     assert [json.loads(line.removeprefix("data: ")) for line in lines if line] == [{"text": text}]
 
 
@@ -131,11 +137,11 @@ def test_nothing_is_formatted_for_who_does_not_read() -> None:
         reader = Reader()
         num_taken = 0
 
-        async def payloads() -> AsyncIterator[dict[str, Any]]:
+        async def payloads() -> AsyncIterator[Said]:
             nonlocal num_taken
             for number in range(1000):
                 num_taken += 1
-                yield {"number": number}
+                yield {"text": str(number)}
 
         stream = EventStream(payloads(), close=lambda: None)
         sending = asyncio.ensure_future(stream(stream_scope(0.001), reader.receive, reader.send))
@@ -152,7 +158,7 @@ def test_nothing_is_formatted_for_who_does_not_read() -> None:
         reader.reads.set()
         await sending
         bodies = [body for body in reader.received if body.startswith(b"data: {")]
-        assert [json.loads(body[6:])["number"] for body in bodies] == list(range(1000))
+        assert [json.loads(body[6:])["text"] for body in bodies] == [str(number) for number in range(1000)]
 
     asyncio.run(check())
 
@@ -164,11 +170,11 @@ def test_little_is_formatted_for_who_has_left() -> None:
         reader = Reader()
         num_taken = 0
 
-        async def payloads() -> AsyncIterator[dict[str, Any]]:
+        async def payloads() -> AsyncIterator[Said]:
             nonlocal num_taken
             for number in range(1000):
                 num_taken += 1
-                yield {"number": number}
+                yield {"text": str(number)}
 
         async def receive() -> Any:
             await reader.reads.wait()
@@ -194,11 +200,11 @@ def test_who_does_not_read_that_its_time_is_up_is_cut_off(monkeypatch: pytest.Mo
         reader.reads.set()
         is_closed: list[bool] = []
 
-        async def payloads() -> AsyncIterator[dict[str, Any]]:
-            yield {}
+        async def payloads() -> AsyncIterator[Said]:
+            yield {"text": ""}
             reader.reads.clear()
             while True:
-                yield {}
+                yield {"text": ""}
 
         async def receive() -> Any:
             while reader.num_waiting == 0:

@@ -123,7 +123,7 @@ def registry(server: Server) -> object:
 
 def error_of(response: httpx.Response) -> dict[str, str]:
     """The envelope."""
-    error = response.json()["error"]
+    error: dict[str, str] = response.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
     return error
 

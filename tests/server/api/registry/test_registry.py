@@ -83,7 +83,7 @@ def test_multipart_uploads_may_say_more_about_the_file(server: Server) -> None:
     made = server.http.put(f"{PATH}/parts", files={"file": ("x.pt", bare.getvalue())}, data={"metadata": more})
     assert made.status_code == 201
     assert (made.json()["layers"], made.json()["default_scale"], made.json()["description"]) == ([2], 0.5, "of parts")
-    as_file = {"file": ("x.pt", bare.getvalue()), "metadata": ("m.json", more, "application/json")}
+    as_file: Any = {"file": ("x.pt", bare.getvalue()), "metadata": ("m.json", more, "application/json")}
     assert server.http.put(f"{PATH}/parts", files=as_file).json()["revision"] == made.json()["revision"]
     file = ("x.pt", bare.getvalue())
     for parts, param in (

@@ -57,9 +57,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def ask(server: Server, **options: Any) -> Any:
     """A greedy response of 12 tokens, unless `options` say otherwise."""
-    return server.sdk.responses.create(
-        **({"model": "tiny", "input": "hello there", "max_output_tokens": 12, "temperature": 0} | options)
-    )
+    asked: dict[str, Any] = {"model": "tiny", "input": "hello there", "max_output_tokens": 12, "temperature": 0}
+    return server.sdk.responses.create(**(asked | options))
 
 
 def post(server: Server, **options: Any) -> dict[str, Any]:
@@ -270,10 +269,12 @@ def test_items_become_the_chat_they_are(server: Server) -> None:
 
 def test_reasoning_a_message_and_calls_in_a_row_are_one_turn() -> None:
     conversation = Conversation()
-    thought = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}
-    said = {"role": "assistant", "content": "Well."}
-    calls = [{"type": "function_call", "call_id": name, "name": name, "arguments": '{"a": 1}'} for name in "fg"]
-    outputs = [{"type": "function_call_output", "call_id": name, "output": name} for name in "fg"]
+    thought: Any = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}
+    said: Any = {"role": "assistant", "content": "Well."}
+    calls: list[Any] = [
+        {"type": "function_call", "call_id": name, "name": name, "arguments": '{"a": 1}'} for name in "fg"
+    ]
+    outputs: list[Any] = [{"type": "function_call_output", "call_id": name, "output": name} for name in "fg"]
     for each in items_of([thought, said, *calls, *outputs, thought, *calls[:1], said]):
         conversation.add(each, "input")
     called = [{"id": name, "type": "function", "function": {"name": name, "arguments": {"a": 1}}} for name in "fg"]
@@ -315,17 +316,18 @@ def test_reasoning_text_and_calls_are_items_in_their_order(size: int) -> None:
     prompt = text.render_chat([{"role": "user", "content": "weather?"}])
     parser = ReplyParser(text.chat_format.template(with_calls=True), prompt)
     output = ResponseOutput(text.table, None)
-    events = []
+    events: list[Any] = []
     for start in range(0, len(REPLY), size):
         delta = parser.push(REPLY[start : start + size])
         events += list(output.add(ReplyPiece(delta, (), (), None))) if delta else []
     events += list(output.add(ReplyPiece(parser.finish(), (), (), "tool_calls")))
-    numbered = [event | {"sequence_number": number} for number, event in enumerate(events)]
-    for event in numbered:
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    for event in events:
         exactly(EVENTS[event["type"]], event)
-    assert rebuilt(numbered) == output.items()
+    assert rebuilt(events) == output.items()
     shown = [
-        (item["type"], item["status"], item.get("arguments") or item["content"][0]["text"]) for item in output.items()
+        (item["type"], item["status"], item.get("arguments") or item["content"][0]["text"])
+        for item in json.loads(json.dumps(output.items()))
     ]
     assert shown == [
         ("reasoning", "completed", "a thought"),
@@ -423,7 +425,7 @@ def test_a_malformed_request_is_a_400_that_names_the_field(server: Server, field
 
 
 def test_what_asks_for_nothing_is_taken(server: Server) -> None:
-    neutral = {
+    neutral: dict[str, Any] = {
         "background": False, "conversation": None, "include": [], "instructions": None, "max_tool_calls": None,
         "metadata": {}, "parallel_tool_calls": True, "prompt": None, "reasoning": {"effort": "none", "summary": None},
         "service_tier": "auto", "store": False, "text": {"format": {"type": "text"}, "verbosity": "medium"},

@@ -108,7 +108,7 @@ def test_a_deleted_response_is_gone_and_what_followed_it_stays(server: Server) -
 
 
 def test_input_items_come_in_pages_as_the_sdk_types_them(server: Server) -> None:
-    items = [
+    items: list[dict[str, Any]] = [
         {"role": "system", "content": "zero"},
         {"role": "user", "content": [{"type": "input_text", "text": "one"}]},
         {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "two"}]},
@@ -123,7 +123,7 @@ def test_input_items_come_in_pages_as_the_sdk_types_them(server: Server) -> None
     newest_first = server.http.get(path).json()["data"]
     assert [item["type"] for item in newest_first] == [item.get("type", "message") for item in reversed(items)]
     paged = list(server.sdk.responses.input_items.list(answer.id, limit=4, order="asc"))
-    assert [item.id for item in paged] == [item["id"] for item in reversed(newest_first)]  # type: ignore[union-attr]
+    assert [item.id for item in paged] == [item["id"] for item in reversed(newest_first)]
     sent_back = ask(server, list(reversed(newest_first)))
     assert without_ids([item.to_dict() for item in sent_back.output]) == without_ids(
         [item.to_dict() for item in answer.output]

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.server.api.http.misbehaving import RECEIVE_BUFFER, SEGMENT
 from tests.server.api.serving import Server, eventually, serving
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-LONG = {
+LONG: dict[str, Any] = {
     "messages": [{"role": "user", "content": "hi"}],
     "n": 4,
     "max_tokens": 400,

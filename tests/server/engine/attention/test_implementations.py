@@ -158,11 +158,11 @@ def test_every_token_attends_to_what_it_sees(
     attention.close()
 
 
-class Reserved(TorchDispatchMode):
+class Reserved(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of the tensors that are made."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.num_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -28,7 +28,9 @@ def test_greedy_equals_generate(engine: Engine) -> None:
     answers = answers_of(engine, requests)
     for request in requests:
         prompt = torch.tensor([request.prompt])
-        expected = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False)
+        expected = model.generate(  # type: ignore[operator]
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False
+        )
         assert tokens_of(answers[request.request_id]) == expected[0, len(request.prompt) :].tolist()
         assert answers[request.request_id][-1].finish_reason is FinishReason.LENGTH
 
@@ -65,7 +67,7 @@ def test_penalties_and_biases_equal_a_plain_loop_and_leave_log_probabilities_alo
 def _adjusted(logits: Tensor, prompt: Sequence[int], response: Sequence[int], sampling: SamplingParams) -> Tensor:
     """What the penalties and biases make of the model's own logits `[vocabulary]`."""
     penalise = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
-    adjusted = penalise(torch.tensor([[*prompt, *response]]), logits.clone()[None])[0]
+    adjusted: torch.Tensor = penalise(torch.tensor([[*prompt, *response]]), logits.clone()[None])[0]
     for token, count in Counter(response).items():
         adjusted[token] -= sampling.presence_penalty + count * sampling.frequency_penalty
     for token, bias in sampling.logit_bias.items():
