@@ -110,13 +110,8 @@ def completion(server: Server, **options: Any) -> Any:
 
 def response(server: Server, **options: Any) -> Any:
     """A response, without the ids of its parts."""
-    asked: dict[str, Any] = {
-        "model": "tiny",
-        "input": "Say something nice.",
-        "max_output_tokens": 8,
-        "temperature": 0,
-    } | options
-    return server.sdk.responses.create(**asked).model_dump()
+    asked: dict[str, Any] = {"model": "tiny", "input": "Say something nice.", "max_output_tokens": 8, "temperature": 0}
+    return server.sdk.responses.create(**asked | options).model_dump()
 
 
 def streamed_response(server: Server) -> Any:
