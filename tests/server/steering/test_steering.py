@@ -97,7 +97,7 @@ def test_scale_zero_is_exactly_unsteered() -> None:
 
 
 def test_what_acts_at_scale_zero_equals_a_plain_hook() -> None:
-    cases = {
+    cases: dict[str, tuple[Steer, ...]] = {
         operation: (Steer(random_direction(1), 1, scale=0.0, positions="all", operation=operation),)
         for operation in OPERATIONS
         if not RULES[operation].does_nothing_at_zero
