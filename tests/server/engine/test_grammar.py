@@ -17,7 +17,7 @@ from llguidance.hf import from_tokenizer
 from server.answers.compiler import GrammarCompiler
 from server.answers.grammar_source import json_answer
 from server.engine.grammar import Grammar
-from server.engine.request import EngineRequest, FinishReason, Generate, SamplingParams, TokenOutput
+from server.engine.request import EngineRequest, FinishReason, Generate, SamplingParams
 from tests.families import VOCABULARY, build
 from tests.reference import Steer, steered_logits
 from tests.server.api.serving import byte_tokenizer, tiny_model
@@ -42,13 +42,6 @@ def constrained(name: str, grammar: Grammar, sampling: SamplingParams = HOT, **c
     work = {key: changes.pop(key) for key in ("max_tokens", "num_logprobs") if key in changes}
     generate = replace(Generate(20, sampling, grammar=grammar), **work)  # type: ignore[arg-type]
     return replace(EngineRequest(name, prompt_of(9), generate), **changes)  # type: ignore[arg-type]
-
-
-def answer_to(request: EngineRequest) -> list[TokenOutput]:
-    engine = engine_of(loaded())
-    events = run(engine, [request])[request.request_id]
-    engine.close()
-    return events
 
 
 def test_sampling_keeps_the_proportions_of_what_is_allowed() -> None:

@@ -16,9 +16,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from server.engine.request import EngineRequest, Generate, SamplingParams
+from server.engine.request import SamplingParams
 from server.engine.sampler import RowSampler, logprobs_of, sample
-from tests.server.engine.driving import engine_of, loaded, prompt_of, run, tokens_of
 
 VOCABULARY = 40
 NO_EOS: frozenset[int] = frozenset()
@@ -138,21 +137,6 @@ def test_penalties_equal_their_definitions() -> None:
     expected[2] -= 0.5 + 0.25
     expected[9] -= 0.5 + 2 * 0.25
     torch.testing.assert_close(adjusted, expected)
-
-
-def test_seeds_repeat_and_do_not_interact() -> None:
-    engine = engine_of(loaded())
-
-    def request(name: str, seed: int | None) -> EngineRequest:
-        return EngineRequest(name, prompt_of(6), Generate(12, SamplingParams(temperature=1.5, seed=seed)))
-
-    alone = [tokens_of(run(engine, [request("x", seed)])["x"]) for seed in (1, 2)]
-    together = run(engine, [request("a", 2), request("b", None), request("c", 1), request("d", None)])
-    assert tokens_of(together["c"]) == alone[0]
-    assert tokens_of(together["a"]) == alone[1]
-    assert alone[0] != alone[1]
-    assert tokens_of(together["b"]) != tokens_of(together["d"])
-    engine.close()
 
 
 def test_logprobs_are_of_the_untouched_logits() -> None:

@@ -93,10 +93,9 @@ class NaiveEngine:
         """See `protocol.Engine.stats`."""
         with self._changed:
             num_waiting = sum(job.seconds_queued is None for job in self._jobs.values())
-            names = ("requests", "prompt", "generated", "steps")
-            requests, prompt, generated, steps = (self._totals[name] for name in names)
+            asked, read, made, steps = (self._totals[each] for each in ("requests", "prompt", "generated", "steps"))
             num_steered = sum(job.request.plan.is_steered for job in self._running)
-            return EngineStats(len(self._running), num_waiting, num_steered, requests, prompt, 0, generated, steps)
+            return EngineStats(len(self._running), num_waiting, num_steered, asked, read, 0, made, steps)
 
     def drain(self, timeout: float) -> bool:
         """See `protocol.Engine.drain`."""
@@ -211,8 +210,7 @@ class NaiveEngine:
             activation = output[0] if isinstance(output, tuple) else output
             changed = activation.reshape(len(tokens), -1).clone()
             for scope, rows in scopes.items():
-                applied = [entry.applied for entry in job.request.plan.in_scope(*scope)]
-                entries = [entry for entry in applied if place in entry.places]
+                entries = [e.applied for e in job.request.plan.in_scope(*scope) if place in e.applied.places]
                 changed[rows] = _steered(changed[rows], entries, place[1])
             self._seen[place], changed = changed, changed.view_as(activation)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
