@@ -175,3 +175,25 @@ def test_the_page_on_decisions_shows_what_comes(url: str, tmp_path: Path) -> Non
 def test_what_a_page_points_to_is_there(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "docs" / page).read_text()):
         assert target.startswith("http") or (ROOT / "docs" / target).exists(), target
+
+
+def test_the_page_on_structure_names_files_that_are_there() -> None:
+    named = re.findall(r"`((?:vectors|server|tests)/[\w/.]+)`", (ROOT / "docs" / "structure.md").read_text())
+    assert len(named) > 50
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_page_on_structure_has_a_line_for_every_package() -> None:
+    page = (ROOT / "docs" / "structure.md").read_text()
+    lines = "\n".join(line.partition("|")[2].partition("|")[0] for line in page.splitlines() if line.startswith("| `"))
+    listed = {
+        f"{start}{name}"
+        for start, names, end in re.findall(r"`([\w/]+/)(?:\{([\w,]+)\}(/))?`", lines)
+        for name in ([f"{each}{end}" for each in names.split(",")] if names else [""])
+    }
+    packages = {
+        f"{path.parent.relative_to(ROOT)}/" for top in ("server", "vectors") for path in (ROOT / top).rglob("*.py")
+    }
+    assert packages - listed <= {"server/", "server/api/"} | {
+        f"server/cli/{part}/" for part in ("serve", "client", "training", "loading")
+    }
