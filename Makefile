@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 CLIENTS := .venv-clients
 CLIENTS_OPENAI2 := .venv-clients-openai2
 # `make test` runs in two processes, each file whole in one of them; ARGS="-n 0" runs it in one.
-WORKERS := -n 2 --dist loadfile
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # LangChain's tests bring a plugin that wants to be told how to run them.
 ASYNCIO := -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=session -o asyncio_default_test_loop_scope=session
 

@@ -8,9 +8,15 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pytest
 import torch
 
 torch.set_num_threads(1)  # tiny models: a second thread only waits for the first
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files whose few tests start servers and train: then two workers end at about the same time."""
+    items.sort(key=lambda item: "/cli/" not in item.path.as_posix())
 
 
 def pytest_collection_finish() -> None:
