@@ -1,4 +1,4 @@
-"""build_app: the HTTP application from built parts. It owns none of them: whoever built them closes them."""
+"""build_app: assembles the HTTP application. The caller closes the parts that it passes in."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def build_app(
     tracer: Tracer | None = None,
     kept_responses: ResponseStore | None = None,
 ) -> FastAPI:
-    """The application; without `keys` it is open, without `jobs` it trains nothing, without `tracer` it tells nobody.
+    """The application. Without `keys` it is open, without `jobs` it does not train, without `tracer` it does not trace.
 
-    Without `kept_responses` it keeps none. It refuses new work as soon as the engine does.
+    Without `kept_responses` it stores no responses. It refuses new work as soon as the engine does.
     """
     metrics = Metrics(engine)
     app = FastAPI(
@@ -81,7 +81,7 @@ def build_app(
 
 
 def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracer: Tracer | None) -> None:
-    """What is around every route, from within to without."""
+    """The layers around every route, innermost first."""
     app.add_middleware(TimeoutLayer, request_seconds=settings.request_timeout, body_seconds=settings.body_timeout)
     if tracer is not None:
         from server.api.http.tracing import TracingLayer

@@ -1,8 +1,7 @@
-"""Token ids to text as they come: bytes of tokens, whole characters only, stop strings across token borders.
+"""Turns token ids into text as they arrive: whole characters only, with stop strings found across token boundaries.
 
-Every tokenizer's decoder concatenates bytes that depend on one token each, so text is made by concatenating these
-bytes and decoding UTF-8 as it completes. `ChoiceText` is one choice of one response. It does not know prompts,
-templates, the engine or the wire.
+Every tokenizer's decoder concatenates bytes that depend on one token each. So text is made by concatenating these
+bytes and decoding UTF-8 as it completes. `ChoiceText` is the text of one choice of a response.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def _decoder_kinds(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 class TokenTable:
-    """The bytes of every token, found when first asked for."""
+    """The bytes of every token, looked up on first use."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -67,18 +66,18 @@ class TokenTable:
         return {token_id: self.bytes_of(token_id).decode("utf-8", "replace") for token_id in sorted(self._special_ids)}
 
     def is_special(self, token_id: int) -> bool:
-        """True for control tokens, which are no part of any text."""
+        """True for control tokens, which are not part of any text."""
         return token_id in self._special_ids
 
     def bytes_of(self, token_id: int) -> bytes:
-        """What the token adds to a text that goes before it; of a special token, its name."""
+        """The bytes that the token adds to the text before it; for a special token, its name."""
         found = self._bytes.get(token_id)
         if found is None:
             found = self._bytes[token_id] = self._find_bytes(token_id)
         return found
 
     def name_of(self, token_id: int) -> str:
-        """The token as log-probabilities show it: its text, or `bytes:\\xe4\\xbd` when it is no whole character."""
+        """The token as log-probabilities show it: its text, or `bytes:\\xe4\\xbd` when it is not whole characters."""
         content = self.bytes_of(token_id)
         try:
             return content.decode()
@@ -87,7 +86,7 @@ class TokenTable:
 
     def _find_bytes(self, token_id: int) -> bytes:
         symbol = self._tokenizer.convert_ids_to_tokens(token_id)
-        if not isinstance(symbol, str):  # an id that the model has and the tokenizer lacks
+        if not isinstance(symbol, str):  # the model has more ids than the tokenizer
             return b""
         if self.is_special(token_id):
             return symbol.encode("utf-8", "replace")
@@ -117,10 +116,10 @@ class TokenTable:
 
 
 class Detokenizer:
-    """The text of a growing list of tokens, without special ones but those `shown`; never half a character.
+    """The text of a growing list of tokens: no special tokens except those `shown`, and never half a character.
 
-    `begins_text` says that nothing goes before: tokenizers that mark the beginning of a text with a space then
-    drop that one.
+    `begins_text` says that nothing comes before. Tokenizers that mark the start of a text with a space then drop
+    that space.
     """
 
     def __init__(self, table: TokenTable, *, begins_text: bool, shown: Collection[int] = ()) -> None:
@@ -136,7 +135,7 @@ class Detokenizer:
         return self._cut(self._decoder.decode(self._table.bytes_of(token_id)))
 
     def flush(self) -> str:
-        """At the end: what is left of an incomplete character, as U+FFFD."""
+        """The rest at the end: U+FFFD for an incomplete character."""
         return self._cut(self._decoder.decode(b"", final=True))
 
     def _cut(self, text: str) -> str:
@@ -147,7 +146,7 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Cuts a text before the first of `stops` to complete, and holds back only what may become one of them."""
+    """Cuts a text before the first of `stops` that completes, and holds back only what may become one of them."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -155,7 +154,7 @@ class StopStrings:
         self.found: str | None = None
 
     def push(self, text: str, *, may_stop: bool = True) -> str:
-        """What may be shown after `text` came; sets `found`. Unless `may_stop`, a stop completed by `text` is text."""
+        """What may be shown after `text`; sets `found`. Unless `may_stop`, a stop that `text` completes is text."""
         assert self.found is None
         if not self._stops:
             return text
@@ -176,13 +175,13 @@ class StopStrings:
         return text[: len(text) - num_held]
 
     def flush(self) -> str:
-        """What was held back, when nothing more comes."""
+        """What was held back, once no more text comes."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     start = max(0, len(text) - len(stop) + 1)
     while (start := text.find(stop[0], start)) >= 0:
         if stop.startswith(text[start:]):
@@ -194,8 +193,8 @@ def _overlap(text: str, stop: str) -> int:
 class ChoiceText:
     """The text of one choice while it is generated.
 
-    Stop strings that complete within the first `min_tokens` tokens do not stop. `num_tokens` counts what was pushed,
-    the token that completed a stop string included. `shown`: special tokens that are text here.
+    Stop strings that complete within the first `min_tokens` tokens do not stop. `num_tokens` counts the pushed tokens,
+    including the one that completed a stop string. `shown`: special tokens that are text here.
     """
 
     def __init__(
@@ -215,18 +214,18 @@ class ChoiceText:
 
     @property
     def is_stopped(self) -> bool:
-        """True once a stop string was met; nothing more may be pushed."""
+        """True once a stop string was found; nothing more may be pushed."""
         return self._stops.found is not None
 
     def push(self, token_id: int, *, is_end: bool = False) -> str:
-        """The text to show after this token. An `is_end` token (end of sequence, stop id) is counted and not shown."""
+        """The text to show after this token. An `is_end` token (end of sequence, stop id) is counted but not shown."""
         self.num_tokens += 1
         if is_end:
             return ""
         return self._release(self._detokenizer.push(token_id))
 
     def flush(self) -> str:
-        """The rest, when no more tokens come; may still complete a stop string."""
+        """The rest, once no more tokens come; it may still complete a stop string."""
         if self.is_stopped:
             return ""
         shown = self._release(self._detokenizer.flush())

@@ -1,7 +1,6 @@
-"""DurableDatabase: one SQLite file of this program; what a transaction acknowledged survives `kill -9` and power loss.
+"""DurableDatabase: one SQLite file of this program. A committed transaction survives `kill -9` and power loss.
 
-One connection behind a lock serves every thread, and no other process can open the file meanwhile. It does not know
-what the tables hold.
+One connection behind a lock serves every thread, and no other process can open the file meanwhile.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ class DatabaseRefused(VectorsError):
 class DurableDatabase:
     """The tables under `path`; thread-safe. `close` it (or use it as a context) to let others open it.
 
-    A subclass says which tables. Every transaction may raise `DatabaseRefused`: another process has the file open, it
-    is damaged, from a newer version of this program, no database of this kind at all, or the disk refuses.
+    A subclass declares the tables. Every transaction may raise `DatabaseRefused`: when another process has the file
+    open, when the file is damaged, of another kind or from a newer version of this program, and when the disk fails.
     """
 
     kind: ClassVar[str]
-    """What errors call it: `database of jobs`."""
+    """Its name in errors: `database of jobs`."""
     tables: ClassVar[str]
-    """Statements that make the tables of a new database."""
+    """The statements that create the tables of a new database."""
     version: ClassVar[int]
     """`user_version` of a database with these tables."""
     application_id: ClassVar[int]
-    """Tells this database from any other SQLite file."""
+    """Distinguishes this database from any other SQLite file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.RLock()
         make_folder(path.parent)
         try:
-            # nobody waits for another process: it keeps the file as long as it lives
+            # waiting is pointless: the other process keeps the file as long as it runs
             self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
             raise DatabaseRefused(f"{path}: {error}") from error
@@ -65,7 +64,7 @@ class DurableDatabase:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All that is done within is there afterwards, or nothing of it."""
+        """Commit everything done within, or nothing."""
         with self._lock:
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -83,7 +82,7 @@ class DurableDatabase:
         connection = self._connection
         connection.row_factory = sqlite3.Row
         try:
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # before the journal's mode: nothing is shared then
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # before WAL: no shared memory is used then
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
@@ -95,10 +94,10 @@ class DurableDatabase:
             raise self._refusal(error) from error
 
     def _read_state(self) -> None:
-        """What a subclass remembers of a database that was just opened; nothing by default."""
+        """Read what a subclass keeps in memory from the database just opened; nothing by default."""
 
     def _check_version(self) -> None:
-        """Make the tables of a new database, and refuse one that is not ours or that a newer version made."""
+        """Create the tables of a new database, and refuse one that is not ours or that a newer version wrote."""
         with self.transaction() as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             application = connection.execute("PRAGMA application_id").fetchone()[0]
@@ -112,14 +111,15 @@ class DurableDatabase:
                 raise DatabaseRefused(f"{self._path} is not a {self.kind}")
             elif version > self.version:
                 raise DatabaseRefused(
-                    f"{self._path} is of a newer version of this program ({version}; this one knows {self.version})"
+                    f"{self._path} was written by a newer version of this program "
+                    f"(format {version}; this version reads {self.version})"
                 )
         flush_folder(self._path.parent)
 
     def _refusal(self, error: sqlite3.Error) -> DatabaseRefused:
-        name = getattr(error, "sqlite_errorname", "")  # missing where the error is not SQLite's own
+        name = getattr(error, "sqlite_errorname", "")  # missing when the error does not come from SQLite
         if name in ("SQLITE_BUSY", "SQLITE_LOCKED"):
             return DatabaseRefused(f"another process has the {self.kind} {self._path} open")
         if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
             return DatabaseRefused(f"{self._path} is damaged: {error}")
-        return DatabaseRefused(f"{self._path} cannot be used: {error}")
+        return DatabaseRefused(f"cannot use {self._path}: {error}")

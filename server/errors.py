@@ -1,4 +1,4 @@
-"""Errors that a client may see, and the table that maps those of `vectors` to them.
+"""The errors that a client may see, and the table that maps the errors of `vectors` to them.
 
     ApiError                        status  type                    code
     ├── InvalidRequest              400     invalid_request_error   given by the raiser
@@ -16,7 +16,7 @@
     ├── Unavailable                 503     server_error            given by the raiser
     └── TimedOut                    504     server_error            request_timeout
 
-`server.api.http.failures` makes bodies and responses of them.
+`server.api.http.failures` turns them into responses.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from vectors.errors import (
 class ApiError(Exception):
     """An error with an HTTP status and OpenAI's envelope fields.
 
-    `message` is for people, `code` for programs, `param` the dotted path of the offending field or None.
+    `message` is for people, `code` is for programs, and `param` is the dotted path of the offending field or None.
     `headers` are added to the HTTP response.
     """
 
@@ -67,20 +67,20 @@ class ApiError(Exception):
 
 
 class InvalidRequest(ApiError):
-    """The request is malformed, out of range, or asks for something that this server refuses."""
+    """The request is malformed, a value is out of range, or the server does not support what it asks for."""
 
     status = 400
     type = "invalid_request_error"
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """Prompt plus requested tokens do not fit into the model's context."""
+    """The prompt and the requested tokens do not fit into the model's context."""
 
     default_code = "context_length_exceeded"
 
 
 class Unauthorized(ApiError):
-    """No API key, or one that this server does not know."""
+    """The API key is missing or unknown."""
 
     status = 401
     type = "authentication_error"
@@ -88,7 +88,7 @@ class Unauthorized(ApiError):
 
 
 class Forbidden(ApiError):
-    """The key's role does not allow the call, or a server without keys is asked by a page from elsewhere."""
+    """The key's role does not allow the call, or a page of another origin called a server without API keys."""
 
     status = 403
     type = "permission_error"
@@ -96,14 +96,14 @@ class Forbidden(ApiError):
 
 
 class NotFound(ApiError):
-    """What the request names does not exist."""
+    """The requested object does not exist."""
 
     status = 404
     type = "invalid_request_error"
 
 
 class BodyTooSlow(ApiError):
-    """The body did not arrive in time."""
+    """The request body did not arrive in time."""
 
     status = 408
     type = "invalid_request_error"
@@ -111,7 +111,7 @@ class BodyTooSlow(ApiError):
 
 
 class Conflict(ApiError):
-    """The request would create what already exists."""
+    """The object already exists, or its state does not allow the call."""
 
     status = 409
     type = "invalid_request_error"
@@ -126,7 +126,7 @@ class PreconditionFailed(ApiError):
 
 
 class PayloadTooLarge(ApiError):
-    """The body is larger than the server accepts."""
+    """The request body is larger than the server accepts."""
 
     status = 413
     type = "invalid_request_error"
@@ -134,7 +134,7 @@ class PayloadTooLarge(ApiError):
 
 
 class Overloaded(ApiError):
-    """The queue is full; `Retry-After` says when to try again."""
+    """The queue is full; `Retry-After` says when to retry."""
 
     status = 429
     type = "rate_limit_error"
@@ -142,7 +142,7 @@ class Overloaded(ApiError):
 
 
 class RateLimited(ApiError):
-    """The caller asks more often than it may; `Retry-After` says when to try again."""
+    """The caller exceeded its rate limit; `Retry-After` says when to retry."""
 
     status = 429
     type = "rate_limit_error"
@@ -150,19 +150,19 @@ class RateLimited(ApiError):
 
 
 class EngineFailure(ApiError):
-    """The engine failed while it worked on the request; the log has the details, the client does not."""
+    """The engine failed while it processed the request; the details are in the server's log."""
 
     default_code = "engine_failure"
 
 
 class Unavailable(ApiError):
-    """The server is starting, draining or stopped, or lacks a part that this needs."""
+    """The server is starting or shutting down, or lacks a component that the call needs."""
 
     status = 503
 
 
 class TimedOut(ApiError):
-    """The request took longer than this server lets one take; what was under way is aborted."""
+    """The request exceeded the server's time limit and was aborted."""
 
     status = 504
     default_code = "request_timeout"
@@ -185,9 +185,9 @@ _VECTORS_ERRORS: tuple[tuple[type[VectorsError], type[ApiError], str], ...] = (
 
 
 def from_vectors_error(error: VectorsError, param: str | None = None) -> ApiError:
-    """What a client sees of an error of the vectors package; `param` when the error does not name one itself."""
+    """The API error for an error of the `vectors` package; `param` is used when the error does not name its own."""
     for source, target, code in _VECTORS_ERRORS:
         if isinstance(error, source):
             own = error.param if isinstance(error, InvalidVector | InvalidMethod) else None
             return target(str(error), code=code, param=own or param)
-    return EngineFailure("the vector registry failed; the server's log has the details", code="registry_failure")
+    return EngineFailure("the vector registry failed; the details are in the server's log", code="registry_failure")

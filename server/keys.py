@@ -1,7 +1,6 @@
-"""API keys and what each may do.
+"""API keys and what each of them may do.
 
-Keys are kept as SHA-256 digests only, so that no dump, log or repr can show one. It does not know HTTP; whoever
-asks has the text of the key already.
+Keys are kept as SHA-256 digests only, so that no dump, log or repr can show one.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ _log = logging.getLogger(__name__)
 USE_VARIABLE = "TILLER_API_KEYS"
 MANAGE_VARIABLE = "TILLER_MANAGE_KEYS"
 CLIENT_VARIABLE = "TILLER_API_KEY"
-"""Where the clients find the key that they send; it gives a server none."""
+"""Where clients find the key that they send; the server does not read it."""
 
 
 class KeysRefused(ValueError):
-    """Keys cannot be read, or are missing where they are needed. The message never holds a key."""
+    """Keys cannot be read, or are missing where they are needed. The message never contains a key."""
 
 
 class Role(enum.Enum):
@@ -35,7 +34,7 @@ class Role(enum.Enum):
 
 
 class ApiKeys:
-    """The keys that a server knows. Without any, the server is open to whoever reaches it."""
+    """The keys that a server accepts. Without any, the server is open to everybody who can reach it."""
 
     def __init__(self, *, use: Iterable[str] = (), manage: Iterable[str] = ()) -> None:
         # a key of both roles is a manage key, so manage comes last and wins in `role_of`
@@ -63,7 +62,7 @@ class ApiKeys:
         return not self._digests
 
     def role_of(self, key: str) -> Role | None:
-        """The role of `key`, or None for an unknown one; takes the same time whichever key fits, if any."""
+        """The role of `key`, or None for an unknown one; takes the same time whichever key matches, if any."""
         digest = digest_of(key)
         found: Role | None = None
         for known, role in self._digests:
@@ -80,17 +79,17 @@ def check_exposure(host: str, keys: ApiKeys, insecure: bool) -> None:
     if insecure or not keys.is_open or _is_loopback(host):
         return
     raise KeysRefused(
-        f"--host {host} is reachable from other machines and no API keys are set: set {USE_VARIABLE} or "
-        f"{MANAGE_VARIABLE}, give --api-key-file, listen on 127.0.0.1, or accept the risk with --insecure"
+        f"--host {host} is reachable from other machines, but no API keys are set; set {USE_VARIABLE} or "
+        f"{MANAGE_VARIABLE}, use --api-key-file, listen on 127.0.0.1, or accept the risk with --insecure"
     )
 
 
 def check_origins(origins: Collection[str], keys: ApiKeys, insecure: bool) -> None:
-    """Raise `KeysRefused` when any web page at all may use a server that asks for no key."""
+    """Raise `KeysRefused` when every web page may use a server without API keys."""
     if "*" in origins and keys.is_open and not insecure:
         raise KeysRefused(
-            f"--cors-origin * lets every web page use a server without API keys: name the pages, set {USE_VARIABLE} or "
-            f"{MANAGE_VARIABLE}, give --api-key-file, or accept the risk with --insecure"
+            f"--cors-origin * lets every web page use a server without API keys; list origins, set {USE_VARIABLE} or "
+            f"{MANAGE_VARIABLE}, use --api-key-file, or accept the risk with --insecure"
         )
 
 
@@ -104,14 +103,14 @@ def _is_loopback(host: str) -> bool:
 
 
 def digest_of(key: str) -> bytes:
-    """SHA-256 of a key: all that is ever kept of one."""
+    """The SHA-256 of a key, the only form in which keys are kept."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def checked_key(key: str, source: str) -> str:
-    """`key`, if it can travel in an Authorization header; else `KeysRefused`, which names `source` only."""
+    """`key`, if an Authorization header can carry it; else raises `KeysRefused`, which names only `source`."""
     if not key or not all("!" <= character <= "~" for character in key):
-        raise KeysRefused(f"{source} is empty or has spaces or characters other than printable ASCII")
+        raise KeysRefused(f"{source} must be printable ASCII without spaces, and not empty")
     return key
 
 
@@ -121,7 +120,7 @@ def _split(environ: Mapping[str, str], variable: str) -> list[str]:
         return []
     keys = [part.strip() for part in text.split(",") if part.strip()]
     if not keys:
-        raise KeysRefused(f"{variable} is set and holds no key")
+        raise KeysRefused(f"{variable} is set but contains no key")
     return [checked_key(key, f"a key of {variable}") for key in keys]
 
 
@@ -131,12 +130,12 @@ def _read(file: Path) -> list[tuple[Role, str]]:
             mode = file.stat().st_mode
             lines = opened.read().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise KeysRefused(f"--api-key-file {file} cannot be read: {reason}") from None
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise KeysRefused(f"cannot read --api-key-file {file}: {reason}") from None
     if mode & stat.S_IWOTH:
-        raise KeysRefused(f"--api-key-file {file}: anyone on this machine may write to it; chmod o-w it first")
+        raise KeysRefused(f"--api-key-file {file} is writable by every user of this machine; run chmod o-w on it")
     if mode & stat.S_IROTH:
-        _log.warning("%s can be read by anyone on this machine; chmod 600 it", file)
+        _log.warning("%s is readable by every user of this machine; run chmod 600 on it", file)
     keys = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.strip().startswith("#"):
@@ -147,5 +146,5 @@ def _read(file: Path) -> list[tuple[Role, str]]:
         key = checked_key(key.strip(), f"--api-key-file {file}, line {number}: the key")
         keys.append((Role[role_name.strip().upper()], key))
     if not keys:
-        raise KeysRefused(f"--api-key-file {file} holds no key")
+        raise KeysRefused(f"--api-key-file {file} contains no key")
     return keys

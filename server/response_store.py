@@ -1,7 +1,7 @@
-"""ResponseStore: responses that were asked to be kept, each with the whole conversation that it answers.
+"""ResponseStore: the responses that clients asked to store, each with the whole conversation that it answers.
 
-Bounded in number, age and bytes; the oldest go first. Each is visible to its owner only, who is known by a digest. It
-does not know what is in a response.
+It is bounded in number, age and bytes; the oldest responses are removed first. A response is visible only to its
+owner, who is identified by a digest.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from server.errors import PayloadTooLarge
 from vectors.durable import make_folder
 
 MAX_BYTES = 1 << 30
-"""The most that all kept responses may have together, as JSON."""
+"""The maximum size of all stored responses together, as JSON."""
 
 MAX_AGE_SECONDS = 30 * 24 * 3600
-"""How long a response is kept at most."""
+"""How long a response is stored at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A kept response object, and the items of the conversation that it answers, earlier answers included."""
+    """A stored response object, and the items of the conversation that it answers, earlier answers included."""
 
     response: Mapping[str, Any]
     input_items: Sequence[Mapping[str, Any]]
 
     @property
     def conversation(self) -> list[Mapping[str, Any]]:
-        """What was said up to the end of the response: what it answers, and its own items."""
+        """The conversation up to the end of the response: what it answers, and its own items."""
         return [*self.input_items, *self.response["output"]]
 
 
 class ResponseStore(DurableDatabase):
-    """The responses under `path`, which nobody but the user that runs the server may read; see `DurableDatabase`.
+    """The responses under `path`, readable only by the user that runs the server; see `DurableDatabase`.
 
-    `max_count` at least 1. `max_bytes`: of all of them together. Every method may raise `DatabaseRefused`.
+    `max_count` is at least 1. `max_bytes` is for all responses together. Every method may raise `DatabaseRefused`.
     """
 
     kind = "database of responses"
@@ -74,14 +74,14 @@ class ResponseStore(DurableDatabase):
         super().__init__(path)
 
     def put(self, owner: bytes, stored: StoredResponse) -> None:
-        """Keep a response of a new id, and let go of the oldest that are too many.
+        """Store a response under a new id, and remove the oldest ones beyond the limits.
 
-        Raises `PayloadTooLarge` for one that is larger than all that may be kept.
+        Raises `PayloadTooLarge` for a response that exceeds the limit on all of them.
         """
         response, input_items = (_json(part) for part in (stored.response, list(stored.input_items)))
         num_bytes = len(response.encode()) + len(input_items.encode())
         if num_bytes > self._max_bytes:
-            raise PayloadTooLarge(f"store: the response has more than the {self._max_bytes} bytes that may be kept")
+            raise PayloadTooLarge(f"store: the response is larger than the limit of {self._max_bytes} bytes")
         with self.transaction() as connection:
             connection.execute(
                 "INSERT INTO responses (id, owner, created_at, num_bytes, response, input_items)"
@@ -97,7 +97,7 @@ class ResponseStore(DurableDatabase):
             )
 
     def find(self, owner: bytes, response_id: str) -> StoredResponse | None:
-        """The owner's response of that id, if it is kept."""
+        """The owner's response with that id, or None."""
         with self.transaction() as connection:
             row = connection.execute(
                 "SELECT response, input_items FROM responses WHERE id = ? AND owner = ? AND created_at >= ?",
@@ -106,7 +106,7 @@ class ResponseStore(DurableDatabase):
         return None if row is None else StoredResponse(json.loads(row["response"]), json.loads(row["input_items"]))
 
     def remove(self, owner: bytes, response_id: str) -> bool:
-        """Forget the owner's response of that id; False when there is none."""
+        """Delete the owner's response with that id; False if it does not exist."""
         with self.transaction() as connection:
             return (
                 connection.execute(
@@ -120,7 +120,7 @@ class ResponseStore(DurableDatabase):
         return int(time.time()) - self._max_age_seconds
 
     def _read_state(self) -> None:
-        self._connection.execute("PRAGMA secure_delete = ON")  # what was deleted is overwritten
+        self._connection.execute("PRAGMA secure_delete = ON")  # overwrite what is deleted
 
 
 def _json(value: Any) -> str:

@@ -1,7 +1,6 @@
-"""TextProcessor: prompts to token ids, by the tokenizer and the model's chat template.
+"""TextProcessor: turns prompts and chats into token ids, with the tokenizer and the model's chat template.
 
-It knows the tokenizer; it does not know requests, the engine or the wire. Generated tokens become text in
-`detokenizer.py`.
+The way back, from generated tokens to text, is in `detokenizer.py`.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ def load_text(source: str | Path, *, revision: str | None = None, chat_template:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TokenizerRefused(f"{source}: its tokenizer cannot be loaded: {reason}") from error
+        raise TokenizerRefused(f"cannot load the tokenizer of {source}: {reason}") from error
     template = None
     if chat_template is not None:
         try:
             template = chat_template.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise TokenizerRefused(f"the chat template {chat_template} cannot be read: {error}") from None
+            raise TokenizerRefused(f"cannot read the chat template {chat_template}: {error}") from None
     text = TextProcessor(tokenizer, chat_template=template)
     try:
-        text.chat_format  # noqa: B018 - read now, so that a response template that means nothing is not found by clients
+        text.chat_format  # noqa: B018 - read now: a client should not be the first to find a bad template
     except (ValueError, TypeError, AttributeError) as error:
-        raise TokenizerRefused(f"{source}: its response_template cannot be used: {error}") from error
+        raise TokenizerRefused(f"the response_template of {source} is not valid: {error}") from error
     return text
 
 
@@ -60,7 +59,7 @@ class TextProcessor:
         self._chat_template = chat_template
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         if self._backend is not None:
-            self._backend.no_truncation()  # a prompt that is too long is refused, never cut
+            self._backend.no_truncation()  # a prompt that is too long is refused, never truncated
             self._backend.no_padding()
         self.table = TokenTable(tokenizer)
 
@@ -81,23 +80,23 @@ class TextProcessor:
         return "".join(map(text.push, token_ids)) + text.flush()
 
     def decode_all(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids as the tokenizer itself gives it, with special tokens by name."""
+        """The text of token ids as the tokenizer itself decodes them, special tokens included."""
         text = self._tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
 
     def symbols_of(self, token_ids: Sequence[int]) -> list[str]:
-        """The tokens as the tokenizer's vocabulary spells them; empty for ids that only the model has."""
+        """The tokens as spelled in the tokenizer's vocabulary; empty for ids that only the model has."""
         symbols = self._tokenizer.convert_ids_to_tokens(list(token_ids))
         return [symbol if isinstance(symbol, str) else "" for symbol in symbols]
 
     def has_text(self, token_ids: Sequence[int]) -> bool:
-        """True when at least one of the tokens is text, so that a continuation does not begin a text."""
+        """True when at least one of the tokens is text, so that a continuation is not the start of a text."""
         return any(not self.table.is_special(token_id) and self.table.bytes_of(token_id) for token_id in token_ids)
 
     @cached_property
     def chat_format(self) -> ChatFormat:
-        """How the model writes the parts of its answers."""
+        """How the model formats the parts of its answers."""
         response_template = getattr(self._tokenizer, "response_template", None)
         return format_of(self._template_source, response_template, self._rendered)
 
@@ -111,7 +110,7 @@ class TextProcessor:
         return re.search(rf"\b{re.escape(variable)}\b", self._template_source or "") is not None
 
     def terminal(self, text: str) -> str:
-        """`text` as a grammar for this tokenizer writes it."""
+        """`text` as it is written in a grammar for this tokenizer."""
         return terminal(text, self.table.special_names)
 
     def grammar_compiler(self, vocab_size: int, end_token_ids: Collection[int]) -> GrammarCompiler:
@@ -134,13 +133,13 @@ class TextProcessor:
         add_generation_prompt: bool = True,
         param: str = "messages",
     ) -> str:
-        """The prompt of a chat, ending where the assistant begins to speak, unless without `add_generation_prompt`.
+        """The prompt of a chat. It ends where the assistant's turn begins, unless `add_generation_prompt` is False.
 
-        Raises `InvalidRequest`, naming `param`: no template, reserved arguments, or the template's own refusal.
+        Raises `InvalidRequest`, naming `param`: no template, reserved arguments, or an error of the template itself.
         """
         if not self.has_chat_template:
             raise InvalidRequest(
-                "this model has no chat template; use /v1/completions, or start the server with --chat-template FILE",
+                "this model has no chat template; use /v1/completions or start the server with --chat-template FILE",
                 code="no_chat_template",
                 param=param,
             )
@@ -148,15 +147,15 @@ class TextProcessor:
         for name in kwargs:
             if name in _RESERVED_KWARGS:
                 raise InvalidRequest(
-                    f"chat_template_kwargs: {name[:60]!r} is set by the server",
+                    f"chat_template_kwargs: {name[:60]!r} is reserved by the server",
                     code="invalid_value",
                     param=f"chat_template_kwargs.{name[:60]}",
                 )
         try:
             return self._rendered(messages, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs)
-        except Exception as error:  # a template is a program of the model's author; it may raise anything
+        except Exception as error:  # a template is the model author's program and may raise anything
             raise InvalidRequest(
-                f"the model's chat template refuses these messages: {str(error)[:500]}",
+                f"the model's chat template rejected these messages: {str(error)[:500]}",
                 code="chat_template_error",
                 param=param,
             ) from error

@@ -1,1 +1,1 @@
-"""What a chat's answer may consist of, how the model writes it, how it is constrained, and how it is read."""
+"""The answers of chats: the parts they have, the model's format for them, constrained decoding, and parsing."""

@@ -1,11 +1,11 @@
-"""CallStream: the name and the arguments of one JSON tool call while it is written. It does not know its delimiters."""
+"""CallStream: the name and the arguments of one JSON tool call while the model writes it."""
 
 from __future__ import annotations
 
 import json
 import re
 
-from server.answers.json_text import JsonScanner, escaped
+from server.answers.json_text import JsonScanner, escape
 
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 _LONGEST_HEAD = 1024
@@ -14,7 +14,7 @@ _LONGEST_HEAD = 1024
 class CallStream:
     """Reads a call of the form `{"name": …, "arguments": {…}}`, in that order.
 
-    `name` is None until the arguments begin. A call of another form keeps it None, and is to be read when complete.
+    `name` is None until the arguments begin. It stays None for a call of another form, which is parsed when complete.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class CallStream:
         self.is_complete = False
 
     def push(self, text: str) -> str:
-        """What `text` adds to the arguments, as JSON: control characters in strings, which models write, escaped."""
+        """What `text` adds to the arguments, as JSON. Control characters in strings are escaped."""
         if self.name is None:
             if len(self._head) > _LONGEST_HEAD:
                 return ""
@@ -43,7 +43,7 @@ class CallStream:
         is_control = character < " " and self._scanner.is_in_plain_text
         self._scanner.take(character)
         self.is_complete = self._scanner.depth == 0
-        return escaped(character) if is_control else character
+        return escape(character) if is_control else character
 
 
 def _string(text: str) -> str | None:

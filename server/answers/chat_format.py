@@ -1,8 +1,7 @@
 """ChatFormat: how a model writes the parts of its answers, read from its tokenizer and chat template.
 
-A tokenizer that brings a `response_template` says it; for the others it is found by rendering a conversation with
-tool calls through their chat template and looking at what surrounds the names and arguments. It does not know
-answers (`reply.py`), grammars or the wire.
+A tokenizer with a `response_template` declares it. For the others, a conversation with tool calls is rendered through
+the chat template, and the format is read from what surrounds the names and arguments.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 from transformers.utils.chat_parsing.response_templates import ResponseTemplate, load_response_template
 
 REASONING_FIELDS = frozenset({"thinking", "reasoning", "reasoning_content"})
-"""What response templates call the part before the answer."""
+"""The names that response templates have for the part before the answer."""
 
 CALLS_FIELD = "tool_calls"
 
@@ -26,12 +25,12 @@ _ARGUMENTS_KEYS = ("arguments", "parameters")
 _THINK_OPEN, _THINK_CLOSE = "<think>", "</think>"
 
 Render = Callable[..., str]
-"""`(messages, *, tools=(), add_generation_prompt=False)` -> text; raises whatever a template raises."""
+"""`(messages, *, tools=(), add_generation_prompt=False)` -> text; raises whatever the template raises."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallShape:
-    """The texts around a tool call's name and JSON arguments, as the model writes them.
+    """The text around the name and the JSON arguments of a tool call, as the model writes it.
 
     `opening name middle arguments closing`; another call follows as `separator opening …`.
     """
@@ -43,16 +42,16 @@ class CallShape:
 
     @property
     def markers(self) -> tuple[str, str]:
-        """What stands before and after a call's JSON object."""
+        """The text before and after a call's JSON object."""
         return self.opening.partition("{")[0].strip(), self.closing.rpartition("}")[2].strip()
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """What an answer may consist of.
+    """The parts that an answer may have.
 
-    `spec` is a response template as transformers reads it; None: an answer is content and nothing else. `calls` None:
-    tool calls cannot be dictated. `takes_tools`: the chat template shows tools to the model.
+    `spec` is a response template as transformers reads it; None: an answer is only content. `calls` is None when tool
+    calls cannot be constrained. `takes_tools`: the chat template shows tools to the model.
     """
 
     spec: Mapping[str, Any] | None
@@ -66,7 +65,7 @@ class ChatFormat:
 
     @property
     def reads_calls(self) -> bool:
-        """True when tool calls can be told from content."""
+        """True when tool calls can be distinguished from content."""
         return self.spec is not None and CALLS_FIELD in self.spec["fields"]
 
     def template(self, *, with_calls: bool) -> ResponseTemplate | None:
@@ -81,7 +80,7 @@ class ChatFormat:
 
     @property
     def reasoning_markers(self) -> tuple[str, str] | None:
-        """The texts before and after the reasoning; None when there is none, or when they are no fixed texts."""
+        """The text before and after the reasoning; None without reasoning, or when these texts vary."""
         fields = {} if self.spec is None else self.spec["fields"]
         for name in REASONING_FIELDS & fields.keys():
             opening, closing = fields[name].get("open"), fields[name].get("close")
@@ -91,18 +90,18 @@ class ChatFormat:
 
     @property
     def marks_content(self) -> bool:
-        """True when the content itself stands between delimiters, so that an answer cannot be content alone."""
+        """True when the content itself has delimiters, so that an answer cannot be bare content."""
         content = {} if self.spec is None else self.spec["fields"].get("content", {})
         return "open" in content or "open_pattern" in content
 
     def visible_specials(self, names: Mapping[int, str]) -> frozenset[int]:
-        """Those of the special tokens `names` (by id) that delimit parts, so that whoever reads parts must see them."""
+        """The special tokens among `names` (by id) that delimit parts; a parser of parts must see them."""
         fields = [] if self.spec is None else self.spec["fields"].values()
         delimiters = [
             field[key] for field in fields for key in ("open", "open_pattern", "close", "close_pattern") if key in field
         ]
         text = "\n".join("\n".join([entry] if isinstance(entry, str) else entry) for entry in delimiters)
-        text = text.replace("\\", "")  # patterns escape what tokens do not
+        text = text.replace("\\", "")  # patterns escape characters that tokens contain as they are
         return frozenset(token_id for token_id, name in names.items() if name and name in text)
 
 
@@ -125,7 +124,7 @@ def format_of(template_source: str | None, response_template: Mapping[str, Any] 
         fields[CALLS_FIELD] = {"open": opening, "close": closing, "repeats": True, "content": "json"}
     if (
         _THINK_OPEN in template_source or _THINK_CLOSE in template_source
-    ):  # some only begin thoughts, or take old ones out
+    ):  # some templates only open the reasoning, or strip earlier reasoning
         fields["reasoning"] = {"open": _THINK_OPEN, "close": _THINK_CLOSE}
     if not fields:
         return ChatFormat(None, None, takes_tools)
@@ -145,12 +144,12 @@ _QUESTION: dict[str, Any] = {"role": "user", "content": "hello"}
 def _takes_tools(render: Render) -> bool:
     try:
         return _NAMES[0] in render([_QUESTION], tools=_TOOLS)
-    except Exception:  # a template is a program of the model's author; it may raise anything
+    except Exception:  # a template is the model author's program and may raise anything
         return False
 
 
 def _rendered_calls(render: Render, content: str) -> list[str] | None:
-    """The five texts around the names and arguments of two calls; None when the arguments are not JSON."""
+    """The five pieces of text around the names and arguments of two calls; None when the arguments are not JSON."""
     calls = [
         {
             "id": f"call{index:05}",
@@ -216,7 +215,7 @@ def _is_json_call(shape: CallShape) -> bool:
 
 
 def _anchor(render: Render) -> dict[str, str]:
-    """Where the assistant's own words begin: after the last text that makes it speak."""
+    """Where the assistant's own text begins: after the last generation prompt."""
     try:
         silent, speaking = render([_QUESTION]), render([_QUESTION], add_generation_prompt=True)
     except Exception:  # as above

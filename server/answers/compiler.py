@@ -1,7 +1,4 @@
-"""GrammarCompiler: grammars in llguidance's language, compiled for one model's tokenizer.
-
-It does not know what a grammar is for (`grammar_source.py`) nor how masks are applied (the engine's).
-"""
+"""GrammarCompiler: compiles grammars in llguidance's language for one model's tokenizer."""
 
 from __future__ import annotations
 
@@ -17,27 +14,27 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from server.answers.vocabulary import read_vocabulary
-from server.engine.grammar import Grammar, GrammarFailed, new_mask, unpacked
+from server.engine.grammar import Grammar, GrammarFailed, new_mask, unpack_mask
 
 _MOST_KEPT = 32
 _MOST_CHARACTERS = 1 << 20
 _LIMITS = LLParserLimits(max_grammar_size=20_000, step_max_items=20_000, max_lexer_states=50_000, verbose_errors=False)
-"""Where compiling and a mask end: 20 000 symbols compile within a second or two, whatever they are."""
+"""The limits of compilation and of one mask: any 20 000 symbols compile within a second or two."""
 
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
-_TOO_SLOW = "it takes too long to work out which tokens it allows"
+_TOO_SLOW = "computing the allowed tokens takes too long"
 _NUM_TRIED = 4
 _SECONDS_AT_ONCE = 1.0
 _SECONDS_PER_MASK = 0.005
-"""All masks of a grammar may take this long together, of the time that the engine has for everybody."""
+"""The time budget of all masks of a grammar together; the engine serves no other request meanwhile."""
 
 
 class GrammarRefused(Exception):
-    """A grammar that cannot be compiled, or a tokenizer that none can be compiled for; the message says why."""
+    """The grammar cannot be compiled, or the tokenizer does not support any grammar; the message says why."""
 
 
 class GrammarCompiler:
-    """Compiles grammars and keeps the latest ones. Thread-safe; the first use reads the tokenizer's vocabulary."""
+    """Compiles grammars and caches the latest. Thread-safe; the first use reads the tokenizer's vocabulary."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, end_token_ids: Collection[int]) -> None:
         self._source = tokenizer
@@ -48,14 +45,14 @@ class GrammarCompiler:
         self._known: OrderedDict[str, _CompiledGrammar | str] = OrderedDict()
 
     def prepare(self) -> None:
-        """Read the vocabulary now, so that no request has to wait for it. What is wrong with it, requests are told."""
+        """Read the vocabulary now, so that no request has to wait for it. Errors are reported to requests later."""
         with contextlib.suppress(GrammarRefused), self._lock:
             self._tokenizer = self._tokenizer or self._read_vocabulary()
 
     def compile(self, source: str) -> Grammar:
         """The grammar of `source`, in llguidance's Lark dialect. Raises `GrammarRefused`."""
         if len(source) > _MOST_CHARACTERS:
-            raise GrammarRefused(f"{len(source)} characters are too many; {_MOST_CHARACTERS} are the most")
+            raise GrammarRefused(f"expected at most {_MOST_CHARACTERS} characters of grammar, got {len(source)}")
         with self._lock:
             known = self._known.get(source)
             if known is not None:
@@ -74,27 +71,27 @@ class GrammarCompiler:
 
     def _read_vocabulary(self) -> LLTokenizer:
         if not isinstance(self._source, PreTrainedTokenizerFast):
-            raise GrammarRefused("this model's tokenizer has no fast form, which constrained decoding needs")
+            raise GrammarRefused("constrained decoding needs a fast tokenizer, which this model does not have")
         if not self._end_token_ids:
-            raise GrammarRefused("this model has no end token, which constrained decoding needs")
+            raise GrammarRefused("constrained decoding needs an end token, which this model does not have")
         try:
             return read_vocabulary(self._source, self._vocab_size, self._end_token_ids)
         except ValueError as error:
-            raise GrammarRefused(f"this model's tokenizer cannot be used for constrained decoding: {error}") from None
+            raise GrammarRefused(f"this model's tokenizer does not support constrained decoding: {error}") from None
 
 
 def _compiled(source: str, tokenizer: LLTokenizer, vocab_size: int) -> _CompiledGrammar | str:
-    """The grammar, or why there is none.
+    """The compiled grammar, or the reason why it cannot be compiled.
 
-    A walk over a few tokens is part of it: some grammars show only then that they allow nothing, or grow too large.
-    What the walk has found out stays with the matcher and so with its copies.
+    This includes a walk over a few tokens: only then do some grammars turn out to allow nothing or to grow too large.
+    What the walk computed stays cached in the matcher and its copies.
     """
     matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS)
     words = new_mask(vocab_size)
     num_walked = 0
     while num_walked < _NUM_TRIED and not matcher.is_stopped():
         matcher.unsafe_compute_mask_ptr(words.data_ptr(), words.numel() * words.element_size())
-        allowed = unpacked(words, vocab_size).nonzero()
+        allowed = unpack_mask(words, vocab_size).nonzero()
         if matcher.is_error() or not len(allowed):
             break
         matcher.consume_token(int(allowed[0]))
@@ -105,7 +102,7 @@ def _compiled(source: str, tokenizer: LLTokenizer, vocab_size: int) -> _Compiled
 
 
 class _CompiledGrammar:
-    """A grammar whose states are copies of one matcher that nobody moves."""
+    """A grammar whose states are copies of one matcher that never advances."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
@@ -115,13 +112,13 @@ class _CompiledGrammar:
         return _CompiledState(self._matcher.deep_copy(), self)
 
     def spend(self, seconds: float) -> None:
-        """Note what a mask took. Raises `GrammarFailed` when all of them took too long: others wait meanwhile."""
+        """Charge a mask to the budget. Raises `GrammarFailed` when it is used up."""
         self._seconds_left = min(_SECONDS_AT_ONCE, self._seconds_left + _SECONDS_PER_MASK - seconds)
         if self._seconds_left < 0:
             raise GrammarFailed(f"the constraint failed: {_TOO_SLOW}")
 
     def check_cost(self) -> None:
-        """Raise `GrammarRefused` when the grammar has proved to be too slow."""
+        """Raise `GrammarRefused` when the grammar has proved too slow."""
         if self._seconds_left < 0:
             raise GrammarRefused(_TOO_SLOW)
 
@@ -151,8 +148,8 @@ class _CompiledState:
 
 
 def _reason(matcher: LLMatcher) -> str:
-    """Why a matcher is in error, in one line, without the place in a source that the client never saw."""
+    """Why a matcher failed, in one line, without the position in a source that the client never saw."""
     text = _PLACE.sub("", matcher.get_error().partition("\n   1 | ")[0])
     if text.startswith("NoExtension"):
-        return "nothing satisfies it"
+        return "no answer can satisfy it"
     return " ".join(text.replace("<non-verbose/>", "").split())[:300]

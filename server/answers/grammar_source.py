@@ -1,7 +1,4 @@
-"""The grammar of an answer, in llguidance's Lark dialect: JSON under a schema, or tool calls in the model's format.
-
-It does not know how grammars are compiled or applied.
-"""
+"""The grammar of an answer, in llguidance's Lark dialect: JSON under a schema, or tool calls in the model's format."""
 
 from __future__ import annotations
 
@@ -10,30 +7,30 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from server.answers.chat_format import CallShape
-from server.answers.json_schema import SchemaRefused, enforceable
-from server.answers.narrowing import narrowed
+from server.answers.json_schema import SchemaRefused, make_enforceable
+from server.answers.narrowing import narrow_schema
 from server.answers.tools import ToolUse
 
 _SPELLING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""One spelling of white space: a model that may add as much as it likes may never end."""
+"""White space is fixed: a model that may add as much as it likes may never end."""
 
 _ANY = "/(?s:.*)/"
 
 Quote = Callable[[str], str]
-"""A text as a grammar writes it, for one tokenizer; see `terminal`."""
+"""Quotes a text for a grammar of one tokenizer; see `terminal`."""
 
 
 def json_answer(schema: Mapping[str, Any]) -> str:
-    """An answer that is JSON of `schema`. Raises `SchemaRefused`."""
+    """The grammar of an answer that is JSON of `schema`. Raises `SchemaRefused`."""
     return f"start: answer\nanswer: {_json(schema)}\n"
 
 
 def answer(
     schema: Mapping[str, Any] | None, use: ToolUse, shape: CallShape | None, quote: Quote, *, never_first: str = ""
 ) -> str:
-    """An answer to a request that wants JSON of `schema` (None: text), calls as `use` says, or either.
+    """The grammar of an answer that is JSON of `schema` (None: text), tool calls as `use` says, or either.
 
-    `never_first`: what no text begins with, because it begins something else there. Raises `SchemaRefused`.
+    `never_first`: a text that no content begins with, because something else begins with it. Raises `SchemaRefused`.
     """
     if not use.callable:
         assert schema is not None
@@ -47,7 +44,7 @@ def answer(
 
 
 def _calls_rules(use: ToolUse, shape: CallShape, quote: Quote) -> str:
-    """One call or, where calls may be parallel, more; arguments obey each tool's schema."""
+    """One call, or several if parallel calls are allowed; arguments obey the schema of their tool."""
     more = f"({quote(shape.separator)} call)*" if use.parallel else ""
     return (
         f"calls: call {more}\ncall: {quote(shape.opening)} named {quote(shape.closing)}\n"
@@ -56,7 +53,7 @@ def _calls_rules(use: ToolUse, shape: CallShape, quote: Quote) -> str:
 
 
 def _text_with_calls(use: ToolUse, shape: CallShape, quote: Quote, never_first: str) -> str:
-    """Free text in which every call, should the model make one, obeys a tool's schema."""
+    """Free text in which every call that the model makes obeys its tool's schema."""
     marker, _ = shape.markers
     first = quote(never_first)
     but = f" & ~({first} {_ANY})" if first.startswith('"') else ""
@@ -70,9 +67,9 @@ def _text_with_calls(use: ToolUse, shape: CallShape, quote: Quote, never_first: 
 
 
 def after_reasoning(source: str, markers: tuple[str, str], quote: Quote, *, is_open: bool) -> str:
-    """The grammar `source` for an answer that may come after reasoning between `markers`.
+    """The grammar `source`, extended for an answer that may follow reasoning between `markers`.
 
-    `is_open`: the prompt has begun the reasoning, so that it must end; else it may be left out.
+    `is_open`: the prompt has opened the reasoning, so the answer must close it; else reasoning is optional.
     """
     opening, closing = markers
     thinking = "thinking space" if is_open else f"({quote(opening)} thinking space)?"
@@ -82,7 +79,7 @@ def after_reasoning(source: str, markers: tuple[str, str], quote: Quote, *, is_o
 
 
 def _up_to(name: str, end: str, but: str = "") -> str:
-    """The rule `name`: any text `but` some, up to the first `end`, which is quoted or a token."""
+    """The rule `name`: any text, except what `but` excludes, up to the first `end`, which is quoted or a token."""
     terminal_name = name.upper()
     if end.startswith('"'):
         return f"{name}[lazy]: {terminal_name}\n{terminal_name}: ({_ANY} {end}){but}\n"
@@ -103,13 +100,13 @@ def _object(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _json(schema: Mapping[str, Any]) -> str:
     try:
-        return "%json " + json.dumps({**narrowed(enforceable(schema)), "x-guidance": _SPELLING})
+        return "%json " + json.dumps({**narrow_schema(make_enforceable(schema)), "x-guidance": _SPELLING})
     except RecursionError:
-        raise SchemaRefused("one of its values is nested too deeply") from None
+        raise SchemaRefused("a value is nested too deeply") from None
 
 
 def terminal(text: str, special: Mapping[int, str]) -> str:
-    """`text` for a grammar: quoted, with the tokens of `special` (names by id) by their ids; empty for no text."""
+    """`text` for a grammar: quoted, with `special` tokens (names by id) written as their ids; empty for no text."""
     for token_id, name in special.items():
         before, found, after = text.partition(name)
         if found:

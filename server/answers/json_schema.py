@@ -1,7 +1,7 @@
-"""Checks a client's JSON schema, and narrows what llguidance would take more widely than the standard does.
+"""Checks a client's JSON schema, and narrows it where llguidance is more permissive than the standard.
 
-What llguidance takes but cannot keep, and what is no schema at all, is refused here; what it does not take it refuses
-itself. It does not know grammars, nor how an answer is brought to an end (`narrowing.py`).
+Refused here: what llguidance accepts but does not enforce, and what is not a schema. llguidance itself refuses the
+keywords that it does not support.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _LEAP_YEAR = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579
 _DAY = f"^([0-9]*[1-9][0-9]*-(0[13-9]|1[0-2]|02-[01]|02-2[0-8])|{_LEAP_YEAR}-02-29)"
 _SECOND = "[0-9:]{6}[0-5]"
 _NARROWER = {"date": _DAY, "time": f"^{_SECOND}", "date-time": f"{_DAY}[Tt]{_SECOND}"}
-"""Days that the calendar has, from the year 1, and no leap seconds: readers of dates know no others."""
+"""Days of the calendar from the year 1, and no leap seconds: parsers of dates accept no others."""
 
 
 class SchemaRefused(Exception):
-    """A schema that no answer could be kept to; the message says why."""
+    """A schema that cannot be enforced; the message says why."""
 
 
-def enforceable(schema: Mapping[str, Any]) -> dict[str, Any]:
+def make_enforceable(schema: Mapping[str, Any]) -> dict[str, Any]:
     """`schema`, or a narrower one: whatever is valid under it is valid under `schema`. Raises `SchemaRefused`."""
     checked = _checked(schema, 0)
     assert isinstance(checked, dict)
@@ -51,15 +51,15 @@ def _checked(schema: Any, level: int) -> Any:
     if isinstance(schema, bool):
         return schema
     if not isinstance(schema, Mapping):
-        raise SchemaRefused(f"where a schema belongs there is {repr(schema)[:40]}")
+        raise SchemaRefused(f"expected a schema, got {repr(schema)[:40]}")
     if level > _MOST_LEVELS:
-        raise SchemaRefused(f"it is nested more than {_MOST_LEVELS} levels deep")
+        raise SchemaRefused(f"expected at most {_MOST_LEVELS} nested levels")
     checked = dict(schema)
     for key in (_SCHEMAS | _SCHEMA_LISTS | _SCHEMA_MAPS) & checked.keys():
         checked[key] = _checked_within(key, checked[key], level + 1)
     for key in _NUMBERS:
         if key in checked and not _is_number(checked[key]):
-            raise SchemaRefused(f"{key}: this must be a number")
+            raise SchemaRefused(f"{key}: expected a number")
     _check_counts(checked)
     _check_values(checked)
     _clamp_integers(checked)
@@ -69,27 +69,27 @@ def _checked(schema: Any, level: int) -> Any:
 
 
 def _checked_within(key: str, value: Any, level: int) -> Any:
-    """The schemas that a keyword holds."""
+    """The checked value of a keyword that contains schemas."""
     if key in _SCHEMA_MAPS and isinstance(value, Mapping):
         return {name: _checked(entry, level) for name, entry in value.items()}
     if key in _SCHEMA_LISTS and isinstance(value, list):
         return [_checked(entry, level) for entry in value]
     if key in _SCHEMAS:
         return _checked(value, level)
-    raise SchemaRefused(f"{key}: this must be {'an object' if key in _SCHEMA_MAPS else 'a list'} of schemas")
+    raise SchemaRefused(f"{key}: expected {'an object' if key in _SCHEMA_MAPS else 'a list'} of schemas")
 
 
 def _check_counts(schema: Mapping[str, Any]) -> None:
-    """Refuse a count of properties that one name given twice would seem to reach."""
+    """Refuse a count of properties that repeating one name would satisfy."""
     required = schema.get("required", [])
     if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-        raise SchemaRefused("required: this must be a list of names")
+        raise SchemaRefused("required: expected a list of names")
     if schema.get("minProperties", 0) > len(set(required)) + 1:
-        raise SchemaRefused("minProperties: this can be at most one more than the properties that are required")
+        raise SchemaRefused("minProperties: expected at most one more than the number of required properties")
 
 
 def _check_values(schema: Mapping[str, Any]) -> None:
-    """Refuse wanted values that would be written with other digits."""
+    """Refuse values that would be written with different digits."""
     values = [schema.get("const"), schema.get("enum")]
     while values:
         value = values.pop()
@@ -98,11 +98,11 @@ def _check_values(schema: Mapping[str, Any]) -> None:
         elif isinstance(value, list):
             values.extend(value)
         elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-            raise SchemaRefused(f"const and enum: JSON readers hold integers exactly to {LARGEST_INTEGER}, not {value}")
+            raise SchemaRefused(f"const and enum: expected integers within ±{LARGEST_INTEGER}, got {value}")
 
 
 def _clamp_integers(schema: dict[str, Any]) -> None:
-    """Keep the bounds of integers to where llguidance counts exactly."""
+    """Clamp the bounds of integers to the range in which llguidance is exact."""
     if not holds_integers(schema):
         return
     for plain, exclusive, sign in (("minimum", "exclusiveMinimum", -1), ("maximum", "exclusiveMaximum", 1)):
@@ -111,11 +111,11 @@ def _clamp_integers(schema: dict[str, Any]) -> None:
             schema.pop(exclusive, None)
             schema[plain] = sign * LARGEST_INTEGER
         elif any(abs(bound) > LARGEST_INTEGER for bound in bounds):
-            raise SchemaRefused(f"{plain}: no integer is left within ±{LARGEST_INTEGER}")
+            raise SchemaRefused(f"{plain}: expected a bound that leaves integers within ±{LARGEST_INTEGER}")
 
 
 def _exclude_bounds(schema: dict[str, Any]) -> None:
-    """Move an exclusive bound a little inwards where the range is so short that llguidance takes the bound itself."""
+    """Move an exclusive bound slightly inwards where the range is so short that llguidance would include it."""
     low = schema.get("exclusiveMinimum", schema.get("minimum"))
     high = schema.get("exclusiveMaximum", schema.get("maximum"))
     if not _is_number(low) or not _is_number(high) or not 0 < high - low < 1 or holds_integers(schema):

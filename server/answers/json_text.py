@@ -1,10 +1,10 @@
-"""JsonScanner: where in a JSON text one is, while it is written. It does not check that the text is valid JSON."""
+"""JsonScanner: tracks the position in a JSON text while it is written. It does not validate the text."""
 
 from __future__ import annotations
 
 
 class JsonScanner:
-    """Follows a JSON text character by character. `depth`: how many objects and lists are open."""
+    """Follows a JSON text character by character. `depth` is the number of open objects and lists."""
 
     def __init__(self) -> None:
         self.depth = 0
@@ -13,11 +13,11 @@ class JsonScanner:
 
     @property
     def is_in_plain_text(self) -> bool:
-        """True when the next character is part of a string, or its end, and not of an escape sequence."""
+        """True when the next character belongs to a string or ends it, and is not part of an escape sequence."""
         return self.is_in_string and not self.is_escaped
 
     def take(self, character: str) -> None:
-        """Take the character that came."""
+        """Advance by one character."""
         if self.is_in_string:
             if self.is_escaped:
                 self.is_escaped = False
@@ -33,7 +33,7 @@ class JsonScanner:
             self.depth -= 1
 
 
-def escaped(character: str) -> str:
-    """A character of a JSON string as an escape sequence that means the same."""
+def escape(character: str) -> str:
+    """The escape sequence for a character of a JSON string."""
     units = character.encode("utf-16-be")
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))

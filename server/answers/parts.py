@@ -1,7 +1,6 @@
-"""Which part of an answer each token belongs to, for steering: read from the delimiters of the model's format.
+"""Tells which part of an answer each token belongs to, for steering, by the delimiters of the model's format.
 
-A small reader that looks for delimiters only, because it runs between two tokens of a batch; what the parts say is
-read by `reply.py`. It does not know steering.
+It looks only for delimiters, because it runs between two tokens of a batch. `reply.py` parses the parts themselves.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from server.detokenizer import TokenTable
 from vectors.vocabulary import Part
 
 _LONGEST_PATTERN = 512
-"""Characters; what a delimiter given as a pattern may need at most."""
+"""The most characters that a delimiter given as a pattern may have."""
 
 
 class AnswerParts:
-    """Tells parts by the delimiters of `template`; None: the whole answer is `outside`.
+    """Distinguishes parts by the delimiters of `template`; None: the whole answer is `outside`.
 
-    `opened` is the field that the prompt has begun already. `outside`: what a token outside of all fields but the
-    content is part of.
+    `opened` is the field that the prompt has already opened. `outside` is the part of tokens in the content or in no
+    field.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class AnswerParts:
 
 
 class AnswerPartsState:
-    """The part that one answer is in."""
+    """The current part of one answer."""
 
     def __init__(
         self,
@@ -74,7 +73,7 @@ class AnswerPartsState:
         return "tool_calls" if name == CALLS_FIELD else self._outside
 
     def accept(self, token_id: int) -> None:
-        """Take the token that came."""
+        """Advance by one token."""
         if not self._fields:
             return
         for character in self._decoder.decode(self._table.bytes_of(token_id)):
@@ -88,7 +87,7 @@ class AnswerPartsState:
         self._json = JsonScanner() if field is not None and is_json(field) else None
 
     def _as_read(self, character: str) -> str:
-        """The character; blank inside a JSON string, where a delimiter is none."""
+        """The character, or a blank inside a JSON string, where delimiters do not count."""
         if self._json is None:
             return character
         is_quoted = self._json.is_in_string
@@ -96,7 +95,7 @@ class AnswerPartsState:
         return " " if is_quoted else character
 
     def _next_delimiter(self) -> tuple[ResponseTemplateField | None] | None:
-        """The field that a delimiter at the text's end leads to, None for outside; None when there is no delimiter."""
+        """The field opened by a delimiter at the end of the text, `(None,)` if it closes one; None: no delimiter."""
         if self._current is not None:
             return (None,) if _is_found(self._current.close_re, self._text) else None
         for field in self._fields.values():
@@ -106,7 +105,7 @@ class AnswerPartsState:
 
 
 def _longest_delimiter(fields: Mapping[str, ResponseTemplateField]) -> int:
-    """How many characters are worth remembering."""
+    """How many characters have to be remembered."""
     delimiters = [
         (pattern, literals)
         for field in fields.values()
@@ -119,6 +118,6 @@ def _longest_delimiter(fields: Mapping[str, ResponseTemplateField]) -> int:
 
 
 def _is_found(pattern: Any, text: str) -> bool:
-    """True for a match that is not empty."""
+    """True when the pattern matches and the match is not empty."""
     match = None if pattern is None else pattern.search(text)
     return match is not None and match.end() > match.start()

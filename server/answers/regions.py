@@ -1,8 +1,8 @@
-"""RegionReader: an answer's text, as it comes, into the regions of a response template; no character gets lost.
+"""RegionReader: splits an answer, while it is generated, into the regions of a response template, losing no character.
 
-Transformers' response parser finds the regions. Where a delimiter may begin it is fed one character at a time, so
-that what a malformed region contained is known, and inside JSON strings it sees escape sequences there, so that a
-delimiter quoted in a string is none. It does not know what regions mean.
+Transformers' response parser finds the regions. Where a delimiter may begin, it is fed one character at a time, so
+that the content of a malformed region is known. Inside JSON strings it sees escape sequences instead, so that a
+delimiter quoted in a string does not count.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any
 from transformers.utils.chat_parsing import ResponseParser
 from transformers.utils.chat_parsing.response_templates import ResponseTemplate, ResponseTemplateField
 
-from server.answers.json_text import JsonScanner, escaped
+from server.answers.json_text import JsonScanner, escape
 
 _MALFORMED = (ValueError, KeyError, TypeError, RecursionError)
-"""What the parsers of regions raise for what models write."""
+"""What the parsers of regions raise for malformed text."""
 
 
 class RegionChange(enum.Enum):
-    """What an event tells of its region. Each member carries one sentence."""
+    """What an event says about its region. The value of each member describes it."""
 
-    OPENED = "It begins; the text is its delimiter, which a region without one lacks."
-    CONTINUED = "It goes on with this text."
-    CLOSED = "It is complete; the text is its delimiter, and `value` what the region says."
-    BROKEN = "It is over and says nothing that its parser could read; the text is its rest, delimiter included."
+    OPENED = "It begins; the text is its delimiter, if it has one."
+    CONTINUED = "It continues with this text."
+    CLOSED = "It is complete; the text is its delimiter, and `value` the parsed content."
+    BROKEN = "It ended, but its content cannot be parsed; the text is the rest of it, delimiter included."
 
 
 @dataclass(frozen=True, slots=True)
 class RegionEvent:
-    """What a text does to the region of `field`; the texts of all events are the answer's text."""
+    """A change of the region of `field`. The texts of all events together are the answer's text."""
 
     change: RegionChange
     field: str
@@ -41,7 +41,7 @@ class RegionEvent:
 
 
 class RegionReader:
-    """Reads one answer. `prompt` is what it continues; `tools`, as templates know them, say what arguments are."""
+    """Reads one answer, which continues `prompt`. `tools`, as chat templates have them, give the types of arguments."""
 
     def __init__(self, template: ResponseTemplate, prompt: str, tools: Sequence[Mapping[str, Any]] = ()) -> None:
         self._template = template
@@ -55,7 +55,7 @@ class RegionReader:
         self._open(opened_field(template, prompt))
 
     def feed(self, text: str) -> list[RegionEvent]:
-        """What `text` does."""
+        """The events of `text`."""
         events: list[RegionEvent] = []
         start = 0
         while start < len(text):
@@ -65,7 +65,7 @@ class RegionReader:
         return events
 
     def finish(self) -> list[RegionEvent]:
-        """What the end of the answer does."""
+        """The events of the end of the answer."""
         try:
             _, found = self._parser.finalize()
         except _MALFORMED:
@@ -74,7 +74,7 @@ class RegionReader:
         return [self._translated(event) for event in found]
 
     def _num_harmless(self, text: str, start: int) -> int:
-        """How many characters can be fed at once: 1, or as many as begin no delimiter when none has begun."""
+        """How many characters can be fed at once: 1, or as many as cannot begin a delimiter."""
         beginnings = self._beginnings[self.open_field]
         if self._pending or beginnings is None:
             return 1
@@ -100,7 +100,7 @@ class RegionReader:
         if not is_quoted or character in '"\\':
             return character
         beginnings = self._beginnings[self.open_field]
-        return escaped(character) if beginnings is None or character in beginnings else character
+        return escape(character) if beginnings is None or character in beginnings else character
 
     @property
     def _fed(self) -> str:
@@ -111,7 +111,7 @@ class RegionReader:
         self._json = JsonScanner() if name is not None and is_json(self._template.fields[name]) else None
 
     def _taken(self, num_fed: int) -> str:
-        """The next text, which the parser saw as `num_fed` characters."""
+        """The next piece of the answer, which the parser saw as `num_fed` characters."""
         count = 0
         while num_fed > 0 and count < len(self._pending):
             num_fed -= len(self._pending[count][0])
@@ -124,7 +124,7 @@ class RegionReader:
         kind, name = event["type"], event["field"]
         field = self._template.fields[name]
         if kind == "region_chunk":
-            self._taken(max(0, self._fed.find(event["text"])))  # delimiters that lead nowhere
+            self._taken(max(0, self._fed.find(event["text"])))  # delimiters that open no region
             return RegionEvent(RegionChange.CONTINUED, name, self._taken(len(event["text"])))
         if kind == "region_open":
             if name == self._template.implicit:
@@ -141,7 +141,7 @@ class RegionReader:
         return RegionEvent(RegionChange.CLOSED, name, self._taken(0 if match is None else match.end()), event["value"])
 
     def _give_up(self) -> list[RegionEvent]:
-        """A region that cannot be read is over; what comes after it is read anew."""
+        """End a region that cannot be parsed, and parse what follows from scratch."""
         name = self.open_field or self._template.implicit
         assert name is not None
         field = self._template.fields[name]
@@ -154,7 +154,7 @@ class RegionReader:
 
 
 def opened_field(template: ResponseTemplate, prompt: str) -> str | None:
-    """The field that the prompt's end has begun, so that the answer goes on with it; None when it has begun none."""
+    """The field that the end of the prompt has opened, so that the answer continues it; None if there is none."""
     opened: str | None = None
     for event in _parser_after(template, prompt, []).initial_events:
         if event["type"] == "region_open":
@@ -165,7 +165,7 @@ def opened_field(template: ResponseTemplate, prompt: str) -> str | None:
 
 
 def _beginnings(template: ResponseTemplate, name: str | None) -> frozenset[str] | None:
-    """The characters that begin the delimiters which end the field `name` (None: no explicit one); None: any."""
+    """The first characters of the delimiters that end the field `name` (None: no explicit field); None: any."""
     if name is not None and name != template.implicit:
         field = template.fields[name]
         delimiters = [(field.close_re, field.close_literals)]
@@ -180,12 +180,12 @@ def _beginnings(template: ResponseTemplate, name: str | None) -> frozenset[str] 
 
 
 def is_json(field: ResponseTemplateField) -> bool:
-    """True when what the field contains is JSON whose strings are written as JSON's."""
+    """True when the field contains JSON with standard strings."""
     return field.content == "json" and not field.content_args.get("string_delims")
 
 
 def _parser_after(template: ResponseTemplate, prompt: str, tools: list[Any]) -> ResponseParser:
-    """A parser that has read the assistant's part of the prompt; without the anchor of that part, none of it."""
+    """A parser that has read the assistant's part of the prompt, if its start can be found."""
     if template.start_anchor_re.search(prompt) is not None:
         try:
             return ResponseParser(template, prefix=prompt, tools=tools)

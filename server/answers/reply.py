@@ -1,7 +1,7 @@
-"""ReplyParser: an answer's text, as it comes, into content, reasoning and tool calls.
+"""ReplyParser: splits an answer, while it is generated, into content, reasoning and tool calls.
 
-It turns the regions of the text into deltas, gives the arguments of JSON calls while they are written, and shows as
-content what was no call after all. It does not know tokens or the wire.
+It turns the regions of the text into deltas, streams the arguments of JSON calls, and treats malformed calls as
+content.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from server.answers.regions import RegionChange, RegionEvent, RegionReader, is_j
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """What a tool call adds: its first delta has `call_id` and `name`; `arguments` are JSON text, in pieces."""
+    """A delta of a tool call. The first one has `call_id` and `name`; `arguments` is a piece of JSON text."""
 
     index: int
     call_id: str | None = None
@@ -31,7 +31,7 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class ReplyDelta:
-    """What an answer adds."""
+    """A delta of an answer."""
 
     content: str = ""
     reasoning: str = ""
@@ -41,12 +41,12 @@ class ReplyDelta:
         return bool(self.content or self.reasoning or self.tool_calls)
 
     def __add__(self, other: ReplyDelta) -> ReplyDelta:
-        return _joined((self, other))
+        return _join((self, other))
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that the model makes; `arguments` is JSON text."""
+    """A call that the model made; `arguments` is JSON text."""
 
     call_id: str
     name: str
@@ -63,27 +63,27 @@ class Reply:
 
     @classmethod
     def of(cls, deltas: Sequence[ReplyDelta]) -> Reply:
-        """What the deltas of an answer come to."""
-        total = _joined(deltas)
+        """The answer that the deltas add up to."""
+        total = _join(deltas)
         calls = (ToolCall(call.call_id or "", call.name or "", call.arguments) for call in total.tool_calls)
         return cls(total.content, total.reasoning, tuple(calls))
 
 
 @dataclass
 class _Call:
-    """A call that is being written: its text so far, delimiters included; `stream` None: read when complete."""
+    """A call while it is written: its text so far, delimiters included. `stream` None: it is parsed when complete."""
 
     raw: str = ""
     stream: CallStream | None = None
 
     @property
-    def is_told(self) -> bool:
-        """True when its name, and maybe some of its arguments, are out."""
+    def is_emitted(self) -> bool:
+        """True when its name, and perhaps some of its arguments, have been emitted."""
         return self.stream is not None and self.stream.name is not None
 
 
 class ReplyParser:
-    """Parses one answer. `template` None: everything is content. `prompt` is what the answer continues."""
+    """Parses one answer, which continues `prompt`. Without a `template` everything is content."""
 
     def __init__(self, template: ResponseTemplate | None, prompt: str, tools: Sequence[Mapping[str, Any]] = ()) -> None:
         self._template = template
@@ -96,21 +96,21 @@ class ReplyParser:
         self._call = self._new_call("")
 
     def push(self, text: str, *, num_tokens: int = 0) -> ReplyDelta:
-        """What `text`, of `num_tokens` tokens, adds to the answer."""
+        """The delta of `text`, which has `num_tokens` tokens."""
         if self._regions is None:
             return ReplyDelta(content=text)
         if self._regions.open_field in REASONING_FIELDS:
             self.num_reasoning_tokens += num_tokens
-        return _joined([self._take(event) for event in self._regions.feed(text)])
+        return _join([self._take(event) for event in self._regions.feed(text)])
 
     def finish(self) -> ReplyDelta:
-        """The rest, when no more text comes."""
+        """The rest, once no more text comes."""
         if self._regions is None:
             return ReplyDelta()
         deltas = [self._take(event) for event in self._regions.finish()]
         if not self.has_calls:
             deltas.append(ReplyDelta(content=self._pending_space))
-        return _joined(deltas)
+        return _join(deltas)
 
     def _take(self, event: RegionEvent) -> ReplyDelta:
         if event.field == CALLS_FIELD:
@@ -126,11 +126,11 @@ class ReplyParser:
         return ReplyDelta()
 
     def _begin_part(self) -> None:
-        """White space between parts belongs to none of them."""
+        """Begin a part. White space between parts belongs to none of them."""
         self._is_trimming, self._pending_space = True, ""
 
     def _trimmed(self, text: str) -> str:
-        """`text` without white space where a part begins, and with that at its end held back."""
+        """`text` without white space at the start of a part, and with trailing white space held back."""
         if self._is_trimming:
             text = text.lstrip()
         if not text:
@@ -152,18 +152,18 @@ class ReplyParser:
         call = self._call
         call.raw += event.text
         if event.change is RegionChange.CONTINUED:
-            was_told = call.is_told
+            was_emitted = call.is_emitted
             arguments = "" if call.stream is None else call.stream.push(event.text)
             if call.stream is None or call.stream.name is None:
                 return ReplyDelta()
-            return self._begun(call.stream.name, arguments) if not was_told else self._continued(arguments)
-        if call.is_told:
+            return self._begun(call.stream.name, arguments) if not was_emitted else self._continued(arguments)
+        if call.is_emitted:
             self._num_calls += 1
             return ReplyDelta()
         return self._complete(event.value if event.change is RegionChange.CLOSED else None)
 
     def _complete(self, value: Any) -> ReplyDelta:
-        """The calls of a region that is complete; its text is content if it is no call after all."""
+        """The calls of a complete region; its text is content if it turns out not to be a call."""
         found = [_name_and_arguments(item) for item in (value if isinstance(value, list) else [value])]
         calls = [pair for pair in found if pair is not None]
         if not calls or len(calls) < len(found):
@@ -172,7 +172,7 @@ class ReplyParser:
         for name, arguments in calls:
             deltas.append(self._begun(name, arguments))
             self._num_calls += 1
-        return _joined(deltas)
+        return _join(deltas)
 
     def _begun(self, name: str, arguments: str) -> ReplyDelta:
         self.has_calls = True
@@ -185,13 +185,13 @@ class ReplyParser:
 
 
 def _is_call_itself(field: ResponseTemplateField) -> bool:
-    """True when what stands between the delimiters is a call, name and all, in JSON."""
+    """True when the text between the delimiters is a whole call in JSON, name included."""
     named = [pattern for pattern in (field.open_re, field.close_re) if pattern is not None and pattern.groupindex]
     return is_json(field) and not named
 
 
 def _name_and_arguments(value: Any) -> tuple[str, str] | None:
-    """A parsed call's name and JSON arguments; None when it is no call."""
+    """A parsed call's name and JSON arguments; None when it is not a call."""
     call = value.get("function", value) if isinstance(value, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
         return None
@@ -201,8 +201,8 @@ def _name_and_arguments(value: Any) -> tuple[str, str] | None:
     return (call["name"], json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, Mapping) else None
 
 
-def _joined(deltas: Sequence[ReplyDelta]) -> ReplyDelta:
-    """Deltas as one: pieces of one call's arguments become one piece."""
+def _join(deltas: Sequence[ReplyDelta]) -> ReplyDelta:
+    """The deltas merged into one: pieces of one call's arguments become one piece."""
     calls: list[ToolCallDelta] = []
     for delta in deltas:
         for call in delta.tool_calls:

@@ -1,4 +1,4 @@
-"""Tools that a model may call, and what a request says about calling them. It does not know the wire or a model."""
+"""Tools that a model may call, and how a request lets it call them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the client runs. `parameters`: JSON schema of its arguments object; `strict`: calls obey it."""
+    """A function that the client runs. `parameters`: JSON schema of its arguments; `strict`: enforce the schema."""
 
     name: str
     description: str | None = None
@@ -18,13 +18,13 @@ class Tool:
 
     @property
     def schema(self) -> Mapping[str, Any]:
-        """The schema of the arguments; without parameters there are none to give."""
+        """The schema of the arguments; without parameters, that of an empty object."""
         if self.parameters is None:
             return {"type": "object", "properties": {}, "additionalProperties": False}
         return self.parameters
 
     def for_template(self) -> dict[str, Any]:
-        """The tool as chat templates know it."""
+        """The tool in the form that chat templates expect."""
         function: dict[str, Any] = {"name": self.name}
         if self.description is not None:
             function["description"] = self.description
@@ -33,10 +33,10 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """The tools of a request. `mode`: `none` calls nothing, `auto` is the model's choice, `required` must call.
+    """The tools of a request. `mode`: `none` forbids calls, `auto` leaves them to the model, `required` demands one.
 
-    `allowed`: names that may be called, None for all; the model sees all of them either way. `parallel`: more than
-    one call in an answer.
+    `allowed`: the names that may be called, None for all; the model sees all tools either way. `parallel`: an answer
+    may have several calls.
     """
 
     tools: tuple[Tool, ...] = ()
@@ -53,7 +53,7 @@ class ToolUse:
 
     @property
     def is_constrained(self) -> bool:
-        """True when calls must be kept to a grammar: one is required, or the answer may not be the model's own way."""
+        """True when a grammar must enforce the calls: the model alone might not keep to the request."""
         return self.mode == "required" or (
             self.mode == "auto"
             and (self.allowed is not None or not self.parallel or any(tool.strict for tool in self.callable))

@@ -1,7 +1,6 @@
-"""A tokenizer's vocabulary as llguidance reads it, with control tokens that no text can spell.
+"""Reads a tokenizer's vocabulary for llguidance, with control tokens renamed so that no text can spell them.
 
-Its own reader turns a forced text that spells a control token into that token, which the grammar then refuses. It does
-not know grammars.
+llguidance's own reader turns forced text that spells a control token into that token, which the grammar then refuses.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from llguidance import LLTokenizer
 from transformers import PreTrainedTokenizerFast
 
 _UNWRITTEN = "\x01"
-"""A character that neither JSON nor a model's markers contain."""
+"""A character that occurs neither in JSON nor in any model's markers."""
 
 
 def read_vocabulary(tokenizer: PreTrainedTokenizerFast, vocab_size: int, end_token_ids: Collection[int]) -> LLTokenizer:
-    """The vocabulary of a model of `vocab_size` tokens. Raises `ValueError` for one that cannot be read."""
+    """The vocabulary of a model with `vocab_size` tokens. Raises `ValueError` when it cannot be read."""
     data = json.loads(tokenizer.backend_tokenizer.to_str())
     data |= {"padding": None, "truncation": None}
     names = {token["content"]: _UNWRITTEN + token["content"] for token in data["added_tokens"] if token["special"]}
@@ -29,7 +28,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerFast, vocab_size: int, end_tok
 
 
 def _rename(model: dict[str, Any], names: dict[str, str]) -> None:
-    """Give the tokens of a tokenizer's model other names, in place."""
+    """Rename tokens of a tokenizer's model, in place."""
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):
         model["vocab"] = {names.get(name, name): token_id for name, token_id in vocabulary.items()}

@@ -1,1 +1,1 @@
-"""The wire: OpenAI's endpoints, the vector registry, and what operators look at. Knows HTTP; never runs a model."""
+"""The HTTP API: OpenAI's endpoints, the vector registry, and endpoints for operators. It never runs a model."""

@@ -1,1 +1,1 @@
-"""The batching engine: one model, one thread that owns it. Knows nothing of HTTP, text or files of vectors."""
+"""The batching engine: one model, and one thread that owns it. It works on token ids and never sees text."""

@@ -1,4 +1,4 @@
-"""Whether a request can be run at all, said before it queues."""
+"""Checks whether a request can be run at all, before it is queued."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vectors.positions import Phase
 
 
 def check_request(request: EngineRequest, info: ModelInfo, num_slots: int) -> None:
-    """Raise `RequestRefused` for what cannot be run by a model of `info` with KV for `num_slots` tokens."""
+    """Raise `RequestRefused` if the model of `info`, with KV for `num_slots` tokens, cannot run `request`."""
     if not request.prompt:
         raise EmptyPrompt
     num_to_generate = 0
@@ -44,18 +44,18 @@ def check_request(request: EngineRequest, info: ModelInfo, num_slots: int) -> No
 
 
 def _check_work(request: EngineRequest, info: ModelInfo) -> None:
-    """Raise `InvalidWork` for what the fields of each kind alone cannot rule out."""
+    """Raise `InvalidWork` if the fields of the work are invalid."""
     match request.work:
         case Generate() as work:
             if work.max_tokens < 0:
-                raise InvalidWork(f"{work.max_tokens} tokens cannot be generated")
+                raise InvalidWork(f"max_tokens: expected at least 0, got {work.max_tokens}")
         case Force() as work:
             num_known = len(request.prompt) + len(work.response)
             if not 0 <= work.start <= num_known:
-                raise InvalidWork(f"there is no token {work.start}, of which log-probabilities are to begin")
+                raise InvalidWork(f"start: expected an index from 0 to {num_known}, got {work.start}")
         case Score() as work:
             if not work.last:
-                raise InvalidWork("nothing is to be scored")
+                raise InvalidWork("a scoring request needs at least one token to score")
         case Branch() as work:
             _check_branches(work, request.plan)
         case Capture() as work:
@@ -69,11 +69,11 @@ def _check_branches(work: Branch, plan: SteeringPlan) -> None:
         raise InvalidWork("a branching request needs at least one plan and one token to score")
     shared = plan.fingerprint(Phase.PROMPT)
     if any(branch.fingerprint(Phase.PROMPT) != shared for branch in work.plans):
-        raise InvalidWork("a branch steers the tokens that all share")
+        raise InvalidWork("branches must steer the tokens before the last prompt token alike")
 
 
 def _check_capture(work: Capture, info: ModelInfo, num_prompt: int) -> None:
     if not set(work.sites) <= set(info.sites) or not all(0 <= layer < info.num_layers for layer in work.layers):
-        raise InvalidWork("the capture names a site or layer that the model lacks")
+        raise InvalidWork("the capture names a site or layer that the model does not have")
     if not all(-num_prompt <= position < num_prompt for position in work.positions):
         raise InvalidWork("the capture names a position outside the prompt")

@@ -16,7 +16,7 @@ from server.engine.step import Int64Array, StepBatch
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """The arrays of a `StepBatch` on the device, int64; they hold until the next step is written."""
+    """The arrays of a `StepBatch` on the device, int64; valid until the next step is written."""
 
     tokens: Tensor
     positions: Tensor
@@ -38,7 +38,7 @@ class StepBuffers:
         self._low_rank_tokens = IndexBuffer(max_tokens, device)
 
     def write(self, batch: StepBatch) -> StepInputs:
-        """Put `batch` on the device, in place of the step before."""
+        """Copy `batch` to the device, overwriting the previous step."""
         return StepInputs(
             tokens=self._tokens.write(batch.tokens),
             positions=self._positions.write(batch.positions),

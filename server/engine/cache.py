@@ -1,14 +1,12 @@
-"""KV pages: who holds which, where a sequence's next page goes, and which can be shared.
+"""KV pages: which sequences hold them, where a sequence's next page goes, and which pages can be shared.
 
 A page covers `page_size` consecutive tokens of one sequence, in every layer. Pages are numbers; what holds
 their KV is in `attention/`. A sequence's pages are kept next to each other as far as possible, because attention
 reads a stretch of adjacent pages as one view, without copying it.
 
 The prefix cache: a full page is registered under a key that chains (tokens, steering) from the sequence's start, so
-that KV computed under one steering is never read under another. Pages that nobody holds stay registered until room is
-needed; the least recently used go first.
-
-It does not know tensors, layers or requests.
+that KV computed under one steering is never read under another. Pages that no sequence holds stay registered until
+room is needed; the least recently used go first.
 """
 
 from __future__ import annotations
@@ -63,7 +61,7 @@ class PagePool:
 
     @property
     def shares_prefixes(self) -> bool:
-        """False when no page is ever found again."""
+        """False when pages are never reused."""
         return self._prefix_cache
 
     def has(self, key: PageKey) -> bool:
@@ -72,11 +70,11 @@ class PagePool:
 
     @property
     def num_available(self) -> int:
-        """Pages that a sequence could get now: free and idle ones."""
+        """Pages that a sequence could get now: the free and the idle ones."""
         return self._num_free + len(self._idle)
 
     def allocate(self, after: int | None) -> int | None:
-        """Take one page, the one right after page `after` if it can be had; None when every page is held."""
+        """Take one page, if possible the one right after page `after`; None when every page is held."""
         if self._num_free == 0 and not self._evict():
             return None
         if after is not None and after + 1 < self.num_pages and self._is_free[after + 1]:
@@ -98,7 +96,7 @@ class PagePool:
         return page
 
     def register(self, page: int, key: PageKey) -> None:
-        """Offer a full, computed page to others. The first page of a key stays the one that is shared."""
+        """Offer a full, computed page to others. The first page registered under a key stays the shared one."""
         if self._prefix_cache and key not in self._page_of and page not in self._key_of:
             self._page_of[key] = page
             self._key_of[page] = key

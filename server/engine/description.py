@@ -26,8 +26,8 @@ def describe_model(
 ) -> ModelInfo:
     """Describe `module`, whose layers ask for the attention `layers`. `max_model_len`: the context asked for, or None.
 
-    Raises `ModelRefused` when the context is unknown or too long, or the layers lack a sliding window that the
-    configuration has.
+    Raises `ModelRefused` when the context is unknown or too long, or when the layers lack a sliding window of the
+    configuration.
     """
     config = module.config.get_text_config(decoder=True)
     length = _max_model_len(config, max_model_len)
@@ -51,9 +51,9 @@ def describe_model(
 
 
 def _check_windows(architecture: str, config: Any, layers: Sequence[LayerAttention], length: int) -> None:
-    """Refuse a model whose attention is limited by a mask that is never built here.
+    """Refuse a model that limits its attention by a mask, which is never built here.
 
-    What the configuration says of each layer must have reached the attention function.
+    What the configuration says about each layer must have reached the attention function.
     """
     promised = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) is False or not isinstance(promised, int) or promised >= length:
@@ -62,31 +62,31 @@ def _check_windows(architecture: str, config: Any, layers: Sequence[LayerAttenti
     kinds = getattr(config, "layer_types", None) or [kind_of_all] * len(layers)
     for layer, kind in enumerate(kinds[: len(layers)]):
         if kind not in ("full_attention", "sliding_attention"):
-            raise ModelRefused(f"{architecture}: layer {layer} has {kind}, which paged attention lacks")
+            raise ModelRefused(f"{architecture}: layer {layer} uses {kind}, which paged attention does not support")
         if kind == "sliding_attention" and promised and layers[layer].window is None:
             raise ModelRefused(
-                f"{architecture}: layer {layer} keeps its sliding window of {promised} tokens in a mask of its own, "
-                f"which paged attention lacks; with --max-model-len {promised} it can be served"
+                f"{architecture}: layer {layer} implements its sliding window of {promised} tokens with its own mask, "
+                f"which paged attention does not support; serve it with --max-model-len {promised}"
             )
 
 
 def _max_model_len(config: Any, asked: int | None) -> int:
-    """The context: what was asked, within what the position encoding computes exactly."""
+    """The context length: `asked`, within the range in which the position encoding is exact."""
     allowed = int(getattr(config, "max_position_embeddings", 0) or 0)
     rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     for entry in (rope, *rope.values()):
         if not isinstance(entry, dict) or entry.get("rope_type") not in ("dynamic", "longrope"):
             continue
-        # their frequencies depend on the longest sequence of a batch, which would couple neighbours
+        # their frequencies depend on the longest sequence of a batch, so neighbours would affect each other
         original = entry.get("original_max_position_embeddings") or getattr(
             config, "original_max_position_embeddings", None
         )
         allowed = min(allowed, int(original)) if original else allowed
-        _log.warning("context limited to %d: dynamic rope scaling beyond that is not exact in a batch", allowed)
+        _log.warning("context limited to %d tokens: dynamic RoPE scaling beyond that is not exact in a batch", allowed)
     if not allowed and not asked:
-        raise ModelRefused("the model's configuration does not say how long its context is; give --max-model-len")
+        raise ModelRefused("the model's configuration does not give a context length; set --max-model-len")
     if asked and allowed and asked > allowed:
-        raise ModelRefused(f"--max-model-len {asked} is beyond the model's {allowed} positions")
+        raise ModelRefused(f"--max-model-len: expected at most {allowed} (the model's context length), got {asked}")
     return asked or allowed
 
 

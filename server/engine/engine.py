@@ -3,8 +3,7 @@
     step():  schedule -> run -> sample -> emit
 
 Callers submit and abort from any thread through an inbox; everything else happens on the engine's thread. Every
-exit of a request goes through `_finish`, which returns its pages and rows. It does not know HTTP, text or how
-vectors are stored.
+exit of a request goes through `_finish`, which returns its pages and rows.
 """
 
 from __future__ import annotations
@@ -58,9 +57,9 @@ _FINAL_STATE = {
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How much the engine may hold and do at a time.
+    """The limits of the engine.
 
-    `max_running` sequences share a step of at most `max_batch_tokens` tokens; `max_queue` live requests wait.
+    `max_running` sequences share a step of at most `max_batch_tokens` tokens; up to `max_queue` live requests wait.
     `num_pages` of `page_size` tokens hold the KV.
     """
 
@@ -75,7 +74,7 @@ class EngineSettings:
 def num_pages_for(
     model: LoadedModel, *, kv_cache_gib: float | None, free_bytes: int, max_running: int, page_size: int
 ) -> int:
-    """Pages of KV: what `kv_cache_gib` holds, else what `max_running` full contexts need within half of `free_bytes`.
+    """Pages of KV: as many as fit in `kv_cache_gib`, else for `max_running` full contexts within half of `free_bytes`.
 
     Raises `ModelRefused` when not even one full context fits.
     """
@@ -87,8 +86,8 @@ def num_pages_for(
         num_pages = min(max_running * pages_per_context, free_bytes // 2 // bytes_per_page)
     if num_pages < pages_per_context:
         raise ModelRefused(
-            f"the KV cache holds {num_pages * page_size} tokens, one context needs {model.info.max_model_len}; "
-            "give a larger --kv-cache-gib or a smaller --max-model-len"
+            f"the KV cache holds {num_pages * page_size} tokens, but one context needs {model.info.max_model_len}; "
+            "increase --kv-cache-gib or decrease --max-model-len"
         )
     return num_pages
 
@@ -97,7 +96,7 @@ class BatchingEngine:
     """Continuous batching with per-request steering; implements `protocol.Engine`.
 
     `start` before the first request, `close` at the end (also a context manager). Without `start`, a test may
-    drive it by `step`.
+    call `step` itself.
     """
 
     def __init__(self, model: LoadedModel, settings: EngineSettings) -> None:
@@ -142,7 +141,7 @@ class BatchingEngine:
         return self._settings.max_queue + self._settings.max_running
 
     def stats(self) -> EngineStats:
-        """Counters as they were before the engine's latest events were emitted, or later."""
+        """The counters, at least as recent as the latest emitted events."""
         return self._stats
 
     def start(self) -> BatchingEngine:
@@ -238,12 +237,12 @@ class BatchingEngine:
             events = [self._finish(sequence, FinishReason.ABORT) for sequence in list(self._sequences.values())]
             self._publish()
             self._emit(events)
-        except Exception:  # a bug of ours between two steps: nobody may be left waiting for an answer
+        except Exception:  # a bug of ours between two steps: no caller may be left waiting
             _log.critical("the engine stopped", exc_info=True)
             self._give_up()
 
     def _give_up(self) -> None:
-        """Refuse everything from now on and end what is there, whatever state it is in."""
+        """Refuse everything from now on and end all requests, whatever their state."""
         with self._changed:
             self._accepts = False
             left = list(self._sequences.values())
@@ -279,11 +278,11 @@ class BatchingEngine:
             self._totals["cached"] += sequence.num_cached_tokens or 0
 
     def _advance(self, results: Sequence[ChunkResult], events: list[tuple[TokenSequence, TokenOutput]]) -> None:
-        """Take a step's results into the sequences, choose the next tokens, and add what became of each to `events`."""
+        """Apply a step's results to the sequences, choose the next tokens, and append the outcomes to `events`."""
         sampling: list[ChunkResult] = []
         for result in results:
             sequence = result.chunk.sequence
-            if not result.is_finite:  # its KV may be as bad, so its pages are not offered to others
+            if not result.is_finite:  # its KV may be bad too, so its pages are not offered to others
                 events.append(self._finish(sequence, FinishReason.ERROR, error=_NOT_FINITE))
                 continue
             is_last = result.chunk.is_last
@@ -337,7 +336,7 @@ class BatchingEngine:
     def _read_grammars(
         self, results: Sequence[ChunkResult], events: list[tuple[TokenSequence, TokenOutput]]
     ) -> tuple[list[ChunkResult], dict[int, Tensor]]:
-        """The results whose sequences can go on, and by their index what grammars allow; the others end in `events`."""
+        """The results whose sequences continue, and what grammars allow, by index; the others end in `events`."""
         going_on: list[ChunkResult] = []
         allowed: dict[int, Tensor] = {}
         for result in results:
@@ -360,7 +359,7 @@ class BatchingEngine:
         logprobs: TokenLogprobs | None = None,
         error: str | None = None,
     ) -> tuple[TokenSequence, TokenOutput]:
-        """The one way out: pages and rows go back, and the last event is made (`_emit` then forgets the request)."""
+        """End a request: return its pages and rows, and make its last event (`_emit` then forgets the request)."""
         self._scheduler.remove(sequence, _FINAL_STATE[reason])
         if sequence.rows is not None:
             self._bank.release(sequence.rows)

@@ -1,22 +1,22 @@
-"""What an engine raises; the API says what a client sees of each.
+"""The errors of an engine; `server.api.http.engine_errors` maps them to API errors.
 
 EngineError
-├── RequestRefused       the request cannot be run as it is
+├── RequestRefused       the request can never be run
 │   ├── EmptyPrompt
 │   ├── TokenOutsideVocabulary
 │   ├── ContextTooLong
 │   ├── InvalidWork
 │   └── DuplicateRequest
-├── QueueFull            it could be run later
-├── EngineStopped        nothing more will be run
-└── WorkFailed           it was begun, and has no result
+├── QueueFull            the request may be accepted later
+├── EngineStopped        the engine accepts no more requests
+└── WorkFailed           the request started but has no result
 """
 
 from __future__ import annotations
 
 
 class EngineError(Exception):
-    """A request was not taken, or came to nothing."""
+    """A request was not accepted, or failed."""
 
 
 class RequestRefused(EngineError):
@@ -24,7 +24,7 @@ class RequestRefused(EngineError):
 
 
 class EmptyPrompt(RequestRefused):
-    """There is no token to begin with."""
+    """The prompt has no tokens."""
 
     def __init__(self) -> None:
         super().__init__("the prompt is empty")
@@ -34,7 +34,7 @@ class TokenOutsideVocabulary(RequestRefused):
     """The request names a token id that the model of `vocab_size` tokens does not have."""
 
     def __init__(self, vocab_size: int) -> None:
-        super().__init__(f"a token id is outside the vocabulary of {vocab_size}")
+        super().__init__(f"expected token ids from 0 to {vocab_size - 1} (the model's vocabulary)")
         self.vocab_size = vocab_size
 
 
@@ -43,8 +43,8 @@ class ContextTooLong(RequestRefused):
 
     def __init__(self, limit: int, num_known: int, num_to_generate: int) -> None:
         super().__init__(
-            f"this model's context is {limit} tokens; {num_known} in the prompt and "
-            f"{num_to_generate} to generate are {num_known + num_to_generate}"
+            f"this model's context is {limit} tokens, but the request needs {num_known + num_to_generate}: "
+            f"{num_known} in the prompt and {num_to_generate} to generate"
         )
         self.limit = limit
         self.num_known = num_known
@@ -52,30 +52,30 @@ class ContextTooLong(RequestRefused):
 
 
 class InvalidWork(RequestRefused):
-    """What is asked for does not make sense, or names a place that the model lacks; the message says which."""
+    """The work is invalid, or names a place that the model does not have; the message says which."""
 
 
 class DuplicateRequest(RequestRefused):
-    """A request with the same id is under way."""
+    """A request with the same id is already running."""
 
     def __init__(self, request_id: str) -> None:
-        super().__init__(f"a request with the id {request_id!r} is under way")
+        super().__init__(f"a request with the id {request_id!r} is already running")
 
 
 class QueueFull(EngineError):
-    """`num_waiting` live requests wait, as many as may."""
+    """`num_waiting` live requests are waiting, which is the limit."""
 
     def __init__(self, num_waiting: int) -> None:
-        super().__init__(f"{num_waiting} requests are waiting")
+        super().__init__(f"the queue is full: {num_waiting} requests are waiting")
         self.num_waiting = num_waiting
 
 
 class EngineStopped(EngineError):
-    """The engine drains or is closed."""
+    """The engine is draining or closed."""
 
     def __init__(self) -> None:
-        super().__init__("the engine takes no more requests")
+        super().__init__("the engine accepts no more requests")
 
 
 class WorkFailed(EngineError):
-    """The request failed or was aborted before its result was there."""
+    """The request failed or was aborted before it had a result."""

@@ -1,8 +1,8 @@
-"""Shows by two tiny forward passes what a model asks of its attention, and that the engine's attention runs it.
+"""Probes a model with two tiny forward passes: what its attention needs, and whether the engine's attention runs it.
 
-The model's code stays transformers' own; it is handed our attention function. In the first pass every layer must call
-that function, once, and what it passes is noted. The second pass runs the implementation chosen for those layers and
-shows which sites give one activation per token.
+The model's code stays transformers' own; only its attention function is replaced. In the first pass every layer must
+call that function once, and its arguments are recorded. The second pass runs the implementation chosen for those layers
+and shows which sites give one activation per token.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LENGTH = 4
 
 
 class _Look(AttentionStep):
-    """Notes the arguments of each layer and returns zeros."""
+    """Records the arguments of each layer and returns zeros."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -45,7 +45,7 @@ class _Look(AttentionStep):
     def attend(
         self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, arguments: AttentionArguments
     ) -> Tensor:
-        """Note the call; zeros `[heads, tokens, value_dim]`."""
+        """Record the call; return zeros `[heads, tokens, value_dim]`."""
         self.calls.append(layer)
         self.layers[layer] = LayerAttention(
             kv_heads=keys.shape[0],
@@ -61,13 +61,13 @@ class _Look(AttentionStep):
 def hand_over_attention(module: PreTrainedModel, num_layers: int) -> tuple[LayerAttention, ...]:
     """Make `module` call our attention function; return what each of its `num_layers` layers asks of it.
 
-    Raises `ModelRefused` when a layer does not call it, or passes what it does not know.
+    Raises `ModelRefused` when a layer does not call it, or passes an unknown argument.
     """
     architecture = type(module).__name__
     module.set_attn_implementation(ATTENTION_NAME)
     if module.config._attn_implementation != ATTENTION_NAME:
         raise ModelRefused(
-            f"{architecture} does not take a custom attention function, so tiller cannot run it in batches; "
+            f"{architecture} does not accept a custom attention function, so tiller cannot run it in batches; "
             "use a model whose transformers code supports the attention interface"
         )
     look = _Look()
@@ -75,7 +75,7 @@ def hand_over_attention(module: PreTrainedModel, num_layers: int) -> tuple[Layer
     if sorted(look.calls) != list(range(num_layers)):
         raise ModelRefused(
             f"{architecture}: {len(set(look.calls))} of {num_layers} layers called the attention function; "
-            "models with other kinds of layers (linear attention, state spaces, shared KV) are not supported"
+            "models with other kinds of layers (linear attention, state space, shared KV) are not supported"
         )
     return tuple(look.layers[layer] for layer in range(num_layers))
 
@@ -86,7 +86,7 @@ def working_sites(
     attention: type[PagedAttention],
     layers: Sequence[LayerAttention],
 ) -> ModelSites:
-    """Those of `sites` whose modules give one activation per token in every block, when `attention` runs `layers`.
+    """The `sites` whose modules give one activation per token in every block when `attention` runs `layers`.
 
     Raises `ModelRefused` when the pass is not implemented on the model's device.
     """

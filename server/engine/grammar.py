@@ -1,7 +1,4 @@
-"""Constrained decoding as the engine sees it: which tokens may come next in a sequence, as a mask over the vocabulary.
-
-It does not know grammars' languages, schemas or text: who makes a `Grammar` does.
-"""
+"""Constrained decoding as the engine sees it: a mask over the vocabulary of the tokens that may come next."""
 
 from __future__ import annotations
 
@@ -13,11 +10,11 @@ from torch import Tensor
 
 
 class GrammarState(Protocol):
-    """Which tokens may come next in one sequence. Used by the engine's thread only."""
+    """Which tokens may come next in one sequence. Used only by the engine's thread."""
 
     @property
     def is_complete(self) -> bool:
-        """True when nothing but an end token may come."""
+        """True when only an end token may come."""
         ...
 
     def fill_mask(self, words: Tensor) -> None:
@@ -28,7 +25,7 @@ class GrammarState(Protocol):
         ...
 
     def accept(self, token_id: int) -> None:
-        """Take the token that came. Raises `GrammarFailed`."""
+        """Advance by one token. Raises `GrammarFailed`."""
         ...
 
 
@@ -41,22 +38,22 @@ class Grammar(Protocol):
 
 
 class GrammarFailed(Exception):
-    """A grammar grew beyond its limits, or was given a token that it forbids."""
+    """A grammar exceeded its limits, or received a token that it forbids."""
 
 
 def allowed_tokens(state: GrammarState, vocab_size: int) -> Tensor:
     """Bool `[vocab_size]` (CPU): the tokens that may come next. Raises `GrammarFailed`."""
     words = new_mask(vocab_size)
     state.fill_mask(words)
-    return unpacked(words, vocab_size)
+    return unpack_mask(words, vocab_size)
 
 
 def new_mask(vocab_size: int) -> Tensor:
-    """What `GrammarState.fill_mask` fills, with no bit set."""
+    """A mask for `GrammarState.fill_mask`, with no bit set."""
     return torch.zeros(-(-vocab_size // 32), dtype=torch.int32)
 
 
-def unpacked(words: Tensor, vocab_size: int) -> Tensor:
+def unpack_mask(words: Tensor, vocab_size: int) -> Tensor:
     """Bool `[vocab_size]`: the bits of a mask."""
     bits = np.unpackbits(words.numpy().view(np.uint8), count=vocab_size, bitorder="little")
     return torch.from_numpy(bits.view(np.bool_))

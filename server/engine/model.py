@@ -1,6 +1,6 @@
 """Loads a causal language model with transformers and hands it to the engine's attention.
 
-`evidence.py` makes sure that the engine can run it, `description.py` says what it is.
+`evidence.py` verifies that the engine can run it, and `description.py` describes it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ DTYPES: dict[str, torch.dtype] = {
 class LoadedModel:
     """A model that the engine can run.
 
-    `attention` is the implementation that computes its `attention_layers`. `info.max_model_len` is what its positions
-    allow.
+    `attention` is the implementation that computes its `attention_layers`.
     """
 
     module: PreTrainedModel
@@ -50,7 +49,7 @@ class LoadedModel:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of KV that one token takes in all layers."""
+        """Bytes of KV per token, over all layers."""
         return self.attention.bytes_per_token(self.attention_layers, self.dtype)
 
     def forward(self, tokens: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
@@ -67,7 +66,7 @@ class LoadedModel:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` -> a device that is there; `ModelRefused` when it is not."""
+    """The device named `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Raises `ModelRefused` when it is not available."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -75,7 +74,7 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ModelRefused(f"unknown device {name!r}; use auto, cpu, cuda, cuda:N or mps") from None
+        raise ModelRefused(f"device: expected one of auto, cpu, cuda, cuda:N, mps, got {name!r}") from None
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= counts.get(device.type, 0):
         raise ModelRefused(f"device {name!r} is not available on this machine; try --device auto")
@@ -95,10 +94,11 @@ def load_model(
 ) -> LoadedModel:
     """Load from a folder or a hub id; `adapter` is a PEFT LoRA folder or hub id, merged into the weights.
 
-    `on_progress` is told each phase as it begins. Code from the model's repository is never run. Raises `ModelRefused`.
+    `on_progress` is called at the start of each phase. Code from the model's repository is never run.
+    Raises `ModelRefused`.
     """
     if dtype != "auto" and dtype not in DTYPES:
-        raise ModelRefused(f"unknown dtype {dtype!r}; use auto, {', '.join(DTYPES)}")
+        raise ModelRefused(f"dtype: expected one of auto, {', '.join(DTYPES)}, got {dtype!r}")
     target = resolve_device(device)
     on_progress("reading the configuration")
     try:
@@ -113,7 +113,7 @@ def load_model(
             use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelRefused(f"{source}: transformers cannot load it: {_first_line(error)}") from error
+        raise ModelRefused(f"transformers cannot load {source}: {_first_line(error)}") from error
     if adapter is not None:
         on_progress("merging the adapter")
         module = _merge_adapter(module, adapter)
@@ -128,7 +128,7 @@ def load_model(
 
 
 def prepare_model(module: PreTrainedModel, *, model_id: str = "model", max_model_len: int | None = None) -> LoadedModel:
-    """Hand `module` our attention, prove by a probe that it is used, and describe it. Raises `ModelRefused`."""
+    """Give `module` our attention, verify by a probe that it is used, and describe it. Raises `ModelRefused`."""
     try:
         sites = find_sites(module)
     except SitesNotFound as error:
@@ -150,7 +150,7 @@ def _merge_adapter(module: PreTrainedModel, adapter: str) -> PreTrainedModel:
     try:
         merged: PreTrainedModel = PeftModel.from_pretrained(module, adapter).merge_and_unload()
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ModelRefused(f"adapter {adapter}: {_first_line(error)}") from error
+        raise ModelRefused(f"cannot load the adapter {adapter}: {_first_line(error)}") from error
     return merged
 
 

@@ -1,7 +1,4 @@
-"""What a step's tensors come to in the events of requests: log-probabilities, scores, activations.
-
-It does not know how tokens are chosen or events travel.
-"""
+"""Turns a step's tensors into the contents of events: log-probabilities, scores, activations."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ from vectors.vocabulary import Place
 def sampled_logprobs(
     logits: Tensor, sequences: Sequence[TokenSequence], tokens: Sequence[int]
 ) -> list[TokenLogprobs | None]:
-    """For each row of `logits` `[rows, vocabulary]`: what its sequence wants to know of the sampled token."""
+    """For each row of `logits` `[rows, vocabulary]`: the log-probabilities that its sequence wants, if any."""
     num_top = {
         index: sequence.wanted.generate.num_logprobs
         for index, sequence in enumerate(sequences)
@@ -46,7 +43,7 @@ def sampled_logprobs(
 
 
 def next_scores(logits: Tensor, token_ids: Sequence[int]) -> tuple[float, ...]:
-    """Log-probabilities of `token_ids` by `logits` `[vocabulary]`."""
+    """Log-probabilities of `token_ids` under `logits` `[vocabulary]`."""
     return tuple(branch_scores(logits[None], token_ids)[0].tolist())
 
 
@@ -64,7 +61,7 @@ def last_output(
     logprobs: TokenLogprobs | None = None,
     error: str | None = None,
 ) -> TokenOutput:
-    """The last event of a sequence that ends for `reason`, with all that its work gives when it is complete."""
+    """The last event of a sequence that ends for `reason`, with all results of its work when it is complete."""
     output = TokenOutput(
         sequence.request.request_id,
         token,
@@ -94,7 +91,7 @@ def last_output(
 
 
 def _captured_activations(sequence: TokenSequence) -> dict[Place, Tensor]:
-    """The captured activations, `{(site, layer): float32 [positions, hidden]}`, positions as they were asked for."""
+    """The captured activations, `{(site, layer): float32 [positions, hidden]}`, in the order asked."""
     return {
         place: torch.stack([found[position] for position in sequence.capture_positions])
         for place, found in sequence.activations.items()

@@ -1,24 +1,24 @@
-"""BackgroundPace: how much of the time background work may take while live requests run.
+"""BackgroundPace: limits the share of time that background work takes while live requests run.
 
-Live-only steps earn credit, a share of their time; a step that carries background tokens too spends what it took
-longer. So live requests keep at least `1 / (1 + share)` of their pace, whatever the model and machine, and background
-work always gets on. It does not know requests or tokens' meaning.
+Live-only steps earn credit, a share of their time; a step that also carries background tokens spends the extra time
+that it took. So live requests keep at least `1 / (1 + share)` of their pace on any model and machine, and background
+work always makes progress.
 """
 
 from __future__ import annotations
 
 SHARE = 0.15
-"""Background time per live time, while both are there."""
+"""Background time per live time, while there is work of both kinds."""
 
 MAX_TOKENS_BESIDE_LIVE = 64
-"""Background tokens of one step that live requests wait for: bounds the longest gap between two of their tokens."""
+"""The most background tokens in a step with live ones, which bounds the gap between two live tokens."""
 
 _MAX_CREDIT = 0.05
 _SMOOTHING = 0.2
 
 
 class BackgroundPace:
-    """Told how long each step took, says how many background tokens the next one may carry. Times in seconds."""
+    """Computes from the time of each step how many background tokens the next may carry. Times are in seconds."""
 
     def __init__(self, share: float = SHARE) -> None:
         self._share = share
@@ -30,7 +30,7 @@ class BackgroundPace:
         return MAX_TOKENS_BESIDE_LIVE if self._credit >= 0.0 else 0
 
     def note(self, seconds: float, *, has_background: bool) -> None:
-        """A step with live tokens took so long."""
+        """Note how long a step with live tokens took."""
         if has_background:
             usual = self._live_step if self._live_step is not None else 0.0
             self._credit -= max(0.0, seconds - usual)

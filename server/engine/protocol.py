@@ -1,7 +1,7 @@
-"""The one door between the rest of the server and whatever runs the model.
+"""The interface between the rest of the server and whatever runs the model.
 
-Any engine can stand behind it (vLLM, say): what only some have is optional in the statistics. Scoring and capture as
-functions over `submit` are in `queries.py`.
+Any engine can implement it, for example vLLM; statistics that only some engines have are optional. `queries.py` has
+scoring and capture as functions over `submit`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from server.engine.request import EngineRequest, OutputSink
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the rest of the house may know of the loaded model.
+    """What the rest of the server knows about the loaded model.
 
     `sites` lists the steering sites that its architecture has; `max_model_len` counts prompt and generated tokens;
-    `num_bytes` is the weights' size in memory. `sampling_defaults`: what the model's generation config sets of
-    temperature, top_p, top_k, min_p and repetition_penalty.
+    `num_bytes` is the size of the weights in memory. `sampling_defaults` are the values of temperature, top_p, top_k,
+    min_p and repetition_penalty that the model's generation config sets.
     """
 
     model_id: str
@@ -39,7 +39,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class PagingStats:
-    """What an engine counts that keeps its KV in pages. `num_free_pages` are those that a new request could take."""
+    """Counters of an engine that keeps its KV in pages. A new request could take `num_free_pages`."""
 
     num_pages: int
     num_free_pages: int
@@ -49,10 +49,10 @@ class PagingStats:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A consistent snapshot of the engine's counters. Gauges first, then totals since the start.
+    """A consistent snapshot of the engine's counters: gauges first, then totals since the start.
 
-    `total_steps` counts forward passes. What only some engines have comes last, and is None elsewhere:
-    `num_rows_in_use`, of the tables that steer batches; `paging`.
+    `total_steps` counts forward passes. The last fields are None for engines that do not have them: `num_rows_in_use`
+    of the steering bank, and `paging`.
     """
 
     num_running: int
@@ -77,18 +77,18 @@ class Engine(Protocol):
 
     @property
     def is_accepting(self) -> bool:
-        """False once the engine drains or has stopped."""
+        """False once the engine is draining or has stopped."""
         ...
 
     @property
     def max_requests(self) -> int:
-        """How many live requests it takes at a time, running and waiting; more at once can never be accepted."""
+        """The most live requests at a time, running and waiting together."""
         ...
 
     def submit(self, request: EngineRequest, sink: OutputSink) -> None:
         """Queue `request`; its events go to `sink`, the last of them with a finish reason.
 
-        Raises `RequestRefused` for what cannot be run, `QueueFull`, and `EngineStopped`.
+        Raises `RequestRefused` if the request cannot be run, `QueueFull`, and `EngineStopped`.
         """
         ...
 
@@ -97,13 +97,13 @@ class Engine(Protocol):
         ...
 
     def stats(self) -> EngineStats:
-        """Counters now."""
+        """The current counters."""
         ...
 
     def drain(self, timeout: float) -> bool:
-        """Refuse new requests and wait up to `timeout` seconds for those under way; True when all ended."""
+        """Refuse new requests and wait up to `timeout` seconds for the others; True when all have ended."""
         ...
 
     def close(self) -> None:
-        """Abort what is under way and free the model. Every sink has had its last event when it returns. Idempotent."""
+        """Abort all requests and free the model. When it returns, every sink has its last event. Idempotent."""
         ...

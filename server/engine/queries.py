@@ -1,4 +1,4 @@
-"""Scoring and capture as functions over an engine's `submit`: they give futures and need no sink."""
+"""Scoring and capture as functions over an engine's `submit`. They return futures and need no sink."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def score(
     plan: SteeringPlan = UNSTEERED,
     priority: Priority = Priority.BACKGROUND,
 ) -> Future[list[tuple[float, ...]]]:
-    """Log-probabilities of the tokens of each choice as continuation of `prompt`, steered by `plan`.
+    """Log-probabilities of the tokens of each choice as a continuation of `prompt`, steered by `plan`.
 
     Raises what `Engine.submit` raises, and `InvalidWork` for an empty choice; the future raises `WorkFailed`.
     """
@@ -54,14 +54,14 @@ def score(
 
 
 def share_heads(choices: Sequence[Sequence[int]]) -> list[tuple[Score, list[int]]]:
-    """The work that scores `choices`, each with the indices of its choices: those that differ in their last token only.
+    """The work that scores `choices`, each with the indices of its choices, which differ only in their last token.
 
     Raises `InvalidWork` for an empty choice.
     """
     heads: dict[tuple[int, ...], list[int]] = {}
     for index, choice in enumerate(choices):
         if not choice:
-            raise InvalidWork("an empty choice has no probability")
+            raise InvalidWork("expected choices of at least one token, got an empty one")
         heads.setdefault(tuple(choice[:-1]), []).append(index)
     return [
         (Score(head, last=tuple(choices[index][-1] for index in indices)), indices) for head, indices in heads.items()
@@ -78,8 +78,8 @@ def score_branches(
 ) -> Future[Tensor]:
     """Log-probabilities, float32 `[branches, tokens]` (CPU), of the next tokens after `prompt` under each plan.
 
-    There is at least one, and all steer what comes before the last prompt token alike. A plan that breaks the model
-    gives NaN. Raises what `Engine.submit` raises; the future raises `WorkFailed`.
+    There is at least one plan, and all steer the tokens before the last prompt token alike. A plan that makes the model
+    overflow gives NaN. Raises what `Engine.submit` raises; the future raises `WorkFailed`.
     """
     result: Future[Tensor] = _uncancellable()
 
@@ -122,7 +122,7 @@ def _request(prompt: Sequence[int], work: Work, plan: SteeringPlan, priority: Pr
 
 
 def _uncancellable() -> Future[Any]:
-    """A future whose `cancel` does nothing: what was submitted will be computed."""
+    """A future whose `cancel` has no effect: a submitted request is always computed."""
     result: Future[Any] = Future()
     result.set_running_or_notify_cancel()
     return result

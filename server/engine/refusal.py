@@ -1,7 +1,7 @@
-"""The error of a model that the engine does not take."""
+"""The error for a model that the engine cannot run."""
 
 from __future__ import annotations
 
 
 class ModelRefused(Exception):
-    """The model cannot be loaded or cannot be run exactly; the message says why and what would help."""
+    """The model cannot be loaded, or not run exactly; the message says why and what would help."""

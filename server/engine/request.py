@@ -1,7 +1,7 @@
-"""What the engine is asked for and what it gives back: requests, states, token outputs.
+"""The input and output of the engine: requests, their states, and token outputs.
 
-Plain immutable data; prompts and outputs are token ids. A request is a prompt, its steering, and one of five kinds of
-work. Who matches on `Work` ends with `assert_never`, so that a kind that somewhere is not handled fails type checking.
+All of it is plain immutable data; prompts and outputs are token ids. A request is a prompt, its steering, and one of
+five kinds of work. A `match` on `Work` ends with `assert_never`, so that an unhandled kind fails type checking.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from vectors.vocabulary import Place, Site
 
 
 class RequestState(enum.Enum):
-    """Where a request is in its life. Each member carries one sentence; `TokenSequence.become` owns the transitions."""
+    """The state of a request, each with its description. `TokenSequence.become` owns the transitions."""
 
-    QUEUED = "It waits for pages; it holds none (a preempted request comes back here)."
-    PREFILLING = "Its known tokens are being read into the KV cache, a chunk a step."
-    DECODING = "Every known token but the last is in the KV cache; each step gives one more."
-    FINISHED = "It ended by itself: end token, stop, length, or all that was asked is computed."
-    ABORTED = "Its client left or asked to stop."
+    QUEUED = "It waits for pages and holds none (also after preemption)."
+    PREFILLING = "Its known tokens are being read into the KV cache, one chunk per step."
+    DECODING = "Every known token but the last is in the KV cache; each step generates one more."
+    FINISHED = "It ended by itself: end token, stop, length, or all of its work is computed."
+    ABORTED = "Its client left or stopped it."
     FAILED = "A step that it was part of raised."
 
     @property
     def is_final(self) -> bool:
-        """True when nothing more will come and all its pages and rows are back."""
+        """True when no more events will come and all pages and rows are returned."""
         return self in (RequestState.FINISHED, RequestState.ABORTED, RequestState.FAILED)
 
 
 class FinishReason(enum.StrEnum):
-    """Why the last token of a request is the last."""
+    """Why a request ended."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -44,7 +44,7 @@ class FinishReason(enum.StrEnum):
 
 
 class Priority(enum.IntEnum):
-    """Lower runs first. Background work (scoring, capture, training) takes what live traffic leaves."""
+    """Lower runs first. Background work (scoring, capture, training) runs in what live traffic leaves."""
 
     LIVE = 0
     BACKGROUND = 1
@@ -52,12 +52,12 @@ class Priority(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How a row of logits becomes a token. Every field is honoured per row of a batch.
+    """How a token is chosen from a row of logits. Every field applies to its own row of a batch.
 
-    `temperature` below 1e-5 is greedy, as in vLLM. `top_k` 0 and `top_p` 1 and `min_p` 0 filter nothing. `seed` None
+    `temperature` below 1e-5 is greedy, as in vLLM. `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing. `seed` None
     draws fresh entropy. Penalties follow OpenAI (`presence`, `frequency`: output tokens) and vLLM (`repetition`:
     prompt and output tokens). `logit_bias` maps token id to an added bias. Tokens in `stop_token_ids` and the model's
-    end tokens end the request and cannot be drawn before `min_tokens`; `ignore_eos` disarms the end tokens only.
+    end tokens end the request and cannot be drawn before `min_tokens`; `ignore_eos` disables only the end tokens.
     """
 
     temperature: float = 1.0
@@ -75,7 +75,7 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        """True when the likeliest token is taken."""
+        """True when the likeliest token is chosen."""
         return self.temperature < 1e-5
 
     @property
@@ -86,11 +86,11 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Sample up to `max_tokens` tokens after the prompt, each an event; 0: the prompt is read, and that is all.
+    """Sample up to `max_tokens` tokens after the prompt, each an event; with 0 the prompt is only read.
 
     `num_logprobs` asks for the log-probability of each token and that many of the likeliest. `grammar` forbids tokens
     that it does not allow, and ends the response when it is complete. `parts` tells which part of the response each
-    token belongs to; without it all is content.
+    token belongs to; without it everything is content.
     """
 
     max_tokens: int
@@ -102,10 +102,10 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Force:
-    """Read the prompt and then `response`, and tell the log-probabilities of these tokens from index `start` on.
+    """Read the prompt and then `response`; give the log-probabilities of these tokens from index `start` on.
 
-    Each comes with `num_logprobs` of the likeliest at its place. Index 0 has none and is given as None. `response` is
-    steered as content.
+    Each comes with the `num_logprobs` likeliest tokens at its place. Index 0 has none and is given as None.
+    `response` is steered as content.
     """
 
     response: tuple[int, ...] = ()
@@ -115,7 +115,7 @@ class Force:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The log-probabilities of responses that differ in their last token only: `head` and then each of `last`.
+    """Give the log-probabilities of responses that differ only in their last token: `head`, then each of `last`.
 
     They are steered as content.
     """
@@ -126,10 +126,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """The log-probabilities of `token_ids` as the next after the prompt, under each of `plans`.
+    """Give the log-probabilities of `token_ids` as the next token after the prompt, under each of `plans`.
 
-    The prompt's last token is computed once for each plan, side by side, after the other tokens as the request's own
-    plan steers them. So `plans` may differ from it at the last prompt token only.
+    The prompt's last token is computed once for each plan, side by side; the tokens before it are steered by the
+    request's own plan. So `plans` may differ from it only at the last prompt token.
     """
 
     plans: tuple[SteeringPlan, ...]
@@ -138,7 +138,7 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """The activations at each of `sites`, after steering, for each of `layers`, at `positions`.
+    """Give the activations at each of `sites`, after steering, for each of `layers`, at `positions`.
 
     `positions` index the prompt's tokens; negative ones count from the end.
     """
@@ -149,14 +149,14 @@ class Capture:
 
 
 Work = Generate | Force | Score | Branch | Capture
-"""What is to be done with a prompt."""
+"""What to do with a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One sequence to run: `prompt`, steered by `plan`, and what is to be done with it.
+    """One sequence to run: `prompt`, steered by `plan`, and what to do with it.
 
-    No two requests under way have the same `request_id`.
+    No two running requests may have the same `request_id`.
     """
 
     request_id: str
@@ -180,13 +180,13 @@ class TokenLogprobs:
 class TokenOutput:
     """One event of a request. The last one, and only the last, has `finish_reason`.
 
-    `token_id` None: an event without a token (nothing was to be generated, abort, failure). An end or stop token is
-    given like any other; `is_end` tells it from text. What other work than generation gives comes with the last event,
+    `token_id` None: an event without a token (no generation, abort, failure). An end or stop token is given like any
+    other; `is_end` distinguishes it from text. The results of other work than generation come with the last event,
     unless it is an abort or an error: `known_logprobs` of `Force`; `scores` of `Score`, for each of `last` the
-    log-probabilities of head + last; `branch_scores` of `Branch`, float32 `[plans, token_ids]` (CPU; NaN where a plan
-    broke the model); `activations` of `Capture`, `{(site, layer): float32 [positions, hidden]}` (CPU).
+    log-probabilities of head + last; `branch_scores` of `Branch`, float32 `[plans, token_ids]` (CPU; NaN where the
+    model was not finite); `activations` of `Capture`, `{(site, layer): float32 [positions, hidden]}` (CPU).
     `num_cached_tokens`: prompt tokens that came from the prefix cache. `seconds_queued`: how long the request waited
-    for its first step; None when it had none.
+    for its first step; None if it had none.
     """
 
     request_id: str

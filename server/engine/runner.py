@@ -1,6 +1,6 @@
-"""Runs a step: puts its arrays on the device, calls the model once, and splits logits and activations by chunk.
+"""Runs a step: copies its arrays to the device, calls the model once, and splits logits and activations by chunk.
 
-The only place that calls the model. It owns the KV, the step's buffers and the steering hooks.
+This is the only place that calls the model. It owns the KV, the step's buffers and the steering hooks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ChunkResult:
     `next_logits`: `[vocabulary]` after the chunk's last token, when the chunk is the sequence's last.
     `known_logits`: `[n, vocabulary]`, the logits that score known tokens, from the sequence's
     `next_logprob_position` on. `activations`: `{(site, layer): {position: float32 [hidden]}}` on the CPU.
-    `is_finite`: False when the model gave NaN or infinity for one of the logits' rows, by too strong a steering, say.
+    `is_finite`: False when a row of the logits has NaN or infinity, for example because the steering is too strong.
     `branch_logits`: `[n, vocabulary]` of a chunk of branches, whose rows need not be finite.
     """
 
@@ -41,7 +41,7 @@ class ChunkResult:
 
 
 class Runner:
-    """Runs steps of at most `max_batch_tokens` tokens on one model, with KV of `num_pages` of `page_size` tokens."""
+    """Runs steps of at most `max_batch_tokens` tokens on one model, with `num_pages` KV pages of `page_size` tokens."""
 
     def __init__(
         self, model: LoadedModel, bank: SteeringBank, *, num_pages: int, page_size: int, max_batch_tokens: int
@@ -55,7 +55,7 @@ class Runner:
         self._buffers = StepBuffers(max_batch_tokens, model.device)
 
     def close(self) -> None:
-        """Take the hooks off the model and drop the KV."""
+        """Remove the hooks from the model and free the KV."""
         self._hooks.close()
         self._attention.close()
 

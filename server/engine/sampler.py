@@ -2,8 +2,8 @@
 
 Order, as in vLLM: penalties, bias and grammar on the logits, temperature, then min_p, top_k and top_p on the
 probabilities.
-Each request draws from its own random stream, one number a token, so neighbours and batch order change nothing.
-Log-probabilities are those of the untouched logits. It does not know requests' states, text or stop strings.
+Each request draws from its own random stream, one number per token, so neighbours and batch order change nothing.
+Log-probabilities are those of the unmodified logits.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class RowSampler:
     def adjust(self, logits: Tensor, allowed: Tensor | None = None) -> None:
         """Apply penalties, bias, grammar and `min_tokens` to this row's float32 logits `[vocabulary]`, in place.
 
-        `allowed`: bool `[vocabulary]`, what the grammar allows; where that is an end only, the response may end.
+        `allowed`: bool `[vocabulary]`, what the grammar allows; where that is only an end token, the response may end.
         """
         params = self.params
         if params.has_penalties:
@@ -151,13 +151,13 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def _probabilities(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:
-    """float64 (mps: float32) probabilities after temperature."""
+    """The probabilities after temperature, in float64 (on mps float32)."""
     wide = logits if logits.device.type == "mps" else logits.to(torch.float64)
     return torch.softmax(wide / _column([row.params.temperature for row in rows], wide), dim=-1)
 
 
 def _pick(weights: Tensor, rows: Sequence[RowSampler]) -> Tensor:
-    """Index drawn from each row of unnormalised `weights`, by the row's next random number."""
+    """The index drawn from each row of unnormalised `weights`, by the row's next random number."""
     cumulative = weights.cumsum(dim=-1)
     threshold = _column([row.draw() for row in rows], weights) * cumulative[:, -1:]
     picked = torch.searchsorted(cumulative, threshold, right=True)

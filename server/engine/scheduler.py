@@ -1,9 +1,9 @@
-"""Who runs in the next step, and with how many tokens. No tensors.
+"""Chooses the sequences of the next step, and how many tokens of each. It uses no tensors.
 
 Continuous batching: a step takes one token of every decoding sequence, then chunks of prompts, until its token
-budget is spent. Live requests come before background ones, older before younger. When pages run out the youngest
-of the least urgent gives up its pages and is computed again later; it never fails. A prompt that begins like one
-that is just being computed waits for it and shares its pages. It does not know the model, steering or clients.
+budget is spent. Live requests come before background ones, and older before younger. When pages run out, the
+youngest of the least urgent gives up its pages and is computed again later; it never fails. A prompt that begins like
+one that is being computed waits for it and shares its pages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from server.engine.request import Priority, RequestState
 from server.engine.sequence import TokenSequence
 
 _LOOK_AHEAD = 64
-"""How many waiting sequences are looked at for one that need not wait for a prefix."""
+"""How many waiting sequences are examined to find one that need not wait for a prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Chunk:
 
 
 class Scheduler:
-    """The queues, and admission by pages and budget. Used by the engine's thread only."""
+    """The queues, and admission by pages and budget. Used only by the engine's thread."""
 
     def __init__(self, pool: PagePool, *, max_running: int, max_batch_tokens: int) -> None:
         self._pool = pool
@@ -76,7 +76,7 @@ class Scheduler:
         self._waiting[sequence.request.priority].append(sequence)
 
     def remove(self, sequence: TokenSequence, state: RequestState) -> None:
-        """Take a sequence out for good and give its pages back; `state` is the final one."""
+        """Remove a sequence for good and return its pages; `state` is its final state."""
         if sequence.state is RequestState.QUEUED:
             self._waiting[sequence.request.priority].remove(sequence)
         else:
@@ -85,14 +85,14 @@ class Scheduler:
         sequence.become(state)
 
     def schedule(self, max_background_tokens: int | None = None) -> list[Chunk]:
-        """The next step, with at most so many tokens of background requests; empty when there is nothing to do."""
+        """The chunks of the next step, with at most that many background tokens; empty when there is nothing to do."""
         self._max_background_tokens = max_background_tokens
         num_new: dict[TokenSequence, int] = {}
         num_preemptions = self.num_preemptions
         for priority in Priority:
             self._continue(priority, num_new)
             if self.num_preemptions > num_preemptions:
-                break  # whoever had to yield, or is less urgent, waits for a step in which there is room
+                break  # what had to yield, or is less urgent, waits for a step with room
             self._admit(priority, num_new)
         return [Chunk(sequence, number) for sequence, number in num_new.items()]
 
@@ -105,7 +105,7 @@ class Scheduler:
         return min(left, self._max_background_tokens - spent)
 
     def _continue(self, priority: Priority, num_new: dict[TokenSequence, int]) -> None:
-        """Go on with the running sequences of `priority`: those that decode, then those that prefill."""
+        """Continue the running sequences of `priority`: those that decode, then those that prefill."""
         running = [sequence for sequence in self._running if sequence.request.priority is priority]
         for sequence in sorted(running, key=lambda sequence: sequence.num_to_compute > 1):
             wanted = min(sequence.max_chunk, self._budget(priority, num_new))
@@ -123,7 +123,7 @@ class Scheduler:
         return True
 
     def _admit(self, priority: Priority, num_new: dict[TokenSequence, int]) -> None:
-        """Start waiting sequences of `priority` while the step has tokens left and room is found for them."""
+        """Start waiting sequences of `priority` while the step has tokens left and there are pages for them."""
         queue = self._waiting[priority]
         index = 0
         while index < min(len(queue), _LOOK_AHEAD) and (budget := self._budget(priority, num_new)) > 0:

@@ -1,7 +1,6 @@
-"""A request while the engine works on it: its tokens, pages, rows, and what it still waits for.
+"""A request while the engine works on it: its tokens, pages, rows, and what is still missing.
 
-`TokenSequence.become` owns the transitions between states. It does not know the queue, tensors of a step, or other
-requests.
+`TokenSequence.become` owns the transitions between states.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ class TokenSequence:
         )
 
     def become(self, state: RequestState) -> None:
-        """Move to `state`; a move that the life of a request does not have is our bug."""
+        """Move to `state`; an impossible transition is our bug."""
         assert state in _NEXT_STATES.get(self.state, frozenset()), f"{self.state} -> {state}"
         self.state = state
         if state is RequestState.PREFILLING and self.seconds_queued is None:
@@ -106,7 +105,7 @@ class TokenSequence:
 
     @property
     def is_branching(self) -> bool:
-        """True when all that the branches share is in the KV cache: the next chunk is branches."""
+        """True when everything that the branches share is in the KV cache: the next chunk is branches."""
         return bool(self.wanted.branches) and self.num_computed == self.num_prompt - 1
 
     @property
@@ -135,12 +134,12 @@ class TokenSequence:
         generate = self.wanted.generate
         if generate is None or generate.grammar is None:
             return None
-        if self._grammar is None:  # here, not earlier: states may be large, and there are more requests than places
+        if self._grammar is None:  # not earlier: states may be large, and many requests wait
             self._grammar = generate.grammar.start()
         return allowed_tokens(self._grammar, vocab_size)
 
     def append(self, token: int) -> None:
-        """Take a sampled token. Raises `GrammarFailed`."""
+        """Append a sampled token. Raises `GrammarFailed`."""
         self.tokens.append(token)
         self._read_part(token)
         if self._grammar is not None and token not in self.sampler.end_token_ids:
@@ -148,7 +147,7 @@ class TokenSequence:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the token that came last is the last; None when it is not."""
+        """Why the sequence ends with the latest token; None when it goes on."""
         is_complete = self._grammar is not None and self._grammar.is_complete
         if is_complete or self.tokens[-1] in self.sampler.end_token_ids:
             return FinishReason.STOP
@@ -178,7 +177,7 @@ class TokenSequence:
 
     @property
     def missing_captures(self) -> set[int]:
-        """Positions whose activations are wanted and not there yet."""
+        """Positions whose activations are wanted but not captured yet."""
         return set(self.capture_positions).difference(next(iter(self.activations.values()), {}))
 
     @property
@@ -204,7 +203,7 @@ class TokenSequence:
         self.num_computed = len(self.pages) * self._page_size
 
     def first_missing_page(self, pool: PagePool) -> PageKey | None:
-        """The key of the first page that the pool could give and has not; None when it has them all."""
+        """The key of the first sharable page that the pool does not have; None when it has them all."""
         for index in range(self._num_sharable):
             key = self._key_of_page(index)
             if not pool.has(key):
@@ -222,7 +221,7 @@ class TokenSequence:
         return self.first_needed_position // self._page_size
 
     def reserve(self, pool: PagePool, num_tokens: int) -> bool:
-        """Hold pages for the first `num_tokens` tokens; False, and nothing is taken, when the pool has too few."""
+        """Hold pages for the first `num_tokens` tokens; when the pool has too few, take none and return False."""
         if -(-num_tokens // self._page_size) - len(self.pages) > pool.num_available:
             return False
         while len(self.pages) * self._page_size < num_tokens:
@@ -232,7 +231,7 @@ class TokenSequence:
         return True
 
     def release_pages(self, pool: PagePool) -> None:
-        """Give every page back; what was computed is forgotten, what was generated stays."""
+        """Return every page; the KV is lost, but the generated tokens stay."""
         pool.release(self.pages)
         self.pages = []
         self._stretches = []
@@ -267,7 +266,7 @@ class TokenSequence:
             self._stretches.append([page, 1])
 
     def _key_of_page(self, index: int) -> PageKey:
-        """Of a page that known and sampled tokens fill; they never change, so neither does the key."""
+        """The key of a page full of known and sampled tokens; they never change, so neither does the key."""
         while len(self._keys) <= index:
             start = len(self._keys) * self._page_size
             tokens = self.tokens[start : start + self._page_size]

@@ -1,6 +1,6 @@
-"""A step's host work: from the chunks to be computed to the numpy arrays that the model and its attention are given.
+"""A step's host work: turns its chunks into the numpy arrays for the model and its attention.
 
-Tokens are packed: those of the first chunk, then those of the second, and so on. No tensors, no device.
+Tokens are packed: those of the first chunk, then those of the second, and so on. No device is involved.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class PackedChunk:
-    """A chunk's place in the pack, and what is wanted of it.
+    """A chunk's place in the pack, and the outputs wanted from it.
 
     `segment` is its tokens. `wanted`: those whose logits are wanted, as indices into the pack, ascending; `has_next`:
     True when the last of these logits are the next token's. `captured`: positions in the sequence whose activations
@@ -38,10 +38,10 @@ class PackedChunk:
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """What one forward pass is given. Arrays are int64; token indices count in the pack.
+    """The input of one forward pass. Arrays are int64; token indices are positions in the pack.
 
     `tokens`, `positions` and `slots` `[tokens]`: each token's id, its position in its sequence, and the KV slot that
-    it goes to (`NO_SLOT`: it is not kept). `wanted` `[rows]`: indices of the tokens whose logits are wanted, chunk by
+    it goes to (`NO_SLOT` if it is not kept). `wanted` `[rows]`: indices of the tokens whose logits are wanted, chunk by
     chunk. `row_of_token` `[tokens]`: rows of the steering bank; None when no token is steered. `low_rank_tokens`:
     indices of the tokens whose row takes the low-rank path; None when there are none. `captures`: indices of the
     tokens to capture at each place.

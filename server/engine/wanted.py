@@ -1,4 +1,4 @@
-"""What the steps of a sequence must give, whatever its kind of work: the form in which the batch engine asks it."""
+"""The outputs that a sequence needs, in one form for all kinds of work."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from server.steering.plan import SteeringPlan
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The known tokens are the prompt's and those of `response`, which are given and not sampled.
+    """The outputs that a sequence needs. Its known tokens are those of the prompt and of `response`, which is given.
 
-    `generate`: what is sampled after them. `logprobs_start`: the known tokens from this index on are wanted with their
-    log-probabilities and `num_logprobs` of the likeliest. `next_token_ids`: the tokens scored as the next after the
-    known ones, under each of `branches` where there are any.
+    `generate`: what to sample after them. `logprobs_start`: the known tokens from this index on need log-probabilities,
+    each with the `num_logprobs` likeliest tokens. `next_token_ids`: the tokens to score as the next one after the known
+    tokens, under each of `branches` if there are any.
     """
 
     generate: Generate | None = None
@@ -28,12 +28,12 @@ class Wanted:
 
     @property
     def max_tokens(self) -> int:
-        """How many tokens may be sampled."""
+        """The most tokens to sample."""
         return 0 if self.generate is None else self.generate.max_tokens
 
 
 def wanted_by(request: EngineRequest) -> Wanted:
-    """What the steps of `request` must give."""
+    """The outputs that `request` needs."""
     match request.work:
         case Generate() as work:
             return Wanted(generate=work)

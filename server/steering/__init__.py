@@ -1,1 +1,1 @@
-"""What steering means and does to a model: plans, their rows on the device, and the hooks that apply them."""
+"""Steering: plans, their rows on the device, and the hooks that apply them to a model."""

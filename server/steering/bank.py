@@ -2,10 +2,10 @@
 
 Every phase of a plan (see `plan.py`), in each part of the response, collapses into one **row**: at each (site, layer)
 the sum of its shifts, and the list of its changes of components (see `vectors/operations.py`). Rows live in
-`[layers, rows, hidden]` float32 tensors, one a site in use; equal ones share a row by reference count; row 0 is zero.
-A step then only needs one row number a token, so its cost does not depend on how many different vectors run together.
+`[layers, rows, hidden]` float32 tensors, one per site in use. Equal rows are shared by reference count; row 0 is zero.
+A step then needs only one row number per token, so its cost does not depend on how many different vectors run together.
 
-It does not know requests, steps or modules: `hooks.py` applies rows, the engine acquires and releases them.
+The engine acquires and releases rows; `hooks.py` applies them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _INITIAL_ROWS = 8
 
 @dataclass(frozen=True, slots=True)
 class PlanRows:
-    """The bank rows of one running plan, by phase and part; 0 where it is unsteered. `branches`: one row a branch."""
+    """The bank rows of one running plan, by phase and part; 0 where it is unsteered. `branches`: one row per branch."""
 
     prompt: int
     boundary: Mapping[Part, int]
@@ -47,9 +47,9 @@ class _Row:
 
 
 class LowRankOperations:
-    """What all rows do at one place beyond their shift: changes of components, in order of `slot`, and the norm.
+    """What all rows do at one place beyond their shift: changes of components, in order of `slot`, and of the norm.
 
-    Each is `h += (offset - gain * (h·unit)) * unit`, and does nothing where a row has fewer. `units` is float32
+    Each is `h += (offset - gain * (h·unit)) * unit`, and does nothing where a row has fewer changes. `units` is float32
     `[slots, rows, hidden]`, `gains` and `offsets` `[slots, rows]`, `preserves_norm` bool `[rows]`.
     """
 
@@ -60,7 +60,7 @@ class LowRankOperations:
         self.preserves_norm = torch.zeros(num_rows, dtype=torch.bool, device=device)
 
     def grow_rows(self, num_rows: int) -> None:
-        """Make room for `num_rows` rows, keeping what is there."""
+        """Make room for `num_rows` rows, keeping the existing ones."""
         self.units = _grown(self.units, 1, num_rows)
         self.gains = _grown(self.gains, 1, num_rows)
         self.offsets = _grown(self.offsets, 1, num_rows)
@@ -107,7 +107,7 @@ def _grown(tensor: Tensor, dim: int, size: int) -> Tensor:
 
 
 class SteeringBank:
-    """Reference-counted rows of steering; see the module. Used by the engine's thread only."""
+    """Reference-counted steering rows; see the module. Used only by the engine's thread."""
 
     def __init__(self, num_layers: int, hidden_size: int, device: torch.device) -> None:
         self._num_layers = num_layers
@@ -124,13 +124,13 @@ class SteeringBank:
 
     @property
     def num_rows_in_use(self) -> int:
-        """Rows held by running plans (row 0 is nobody's)."""
+        """Rows held by running plans, not counting row 0."""
         return len(self._rows)
 
     def acquire(self, plan: SteeringPlan, branches: Sequence[SteeringPlan] = ()) -> PlanRows:
         """Rows for every phase and part of `plan` and the boundary of each branch; `release` them once.
 
-        The work is that of writing new rows.
+        The cost is that of writing the rows that are new.
         """
         rows: list[int] = []
         try:
@@ -149,7 +149,7 @@ class SteeringBank:
         return PlanRows(prompt, boundary, response, tuple(others[2 * len(PARTS) :]))
 
     def release(self, rows: PlanRows) -> None:
-        """Give back what `acquire` gave."""
+        """Release the rows that `acquire` returned."""
         self._release_rows((rows.prompt, *rows.boundary.values(), *rows.response.values(), *rows.branches))
 
     def _release_rows(self, rows: Sequence[int]) -> None:
@@ -189,7 +189,7 @@ class SteeringBank:
     def _write(self, fingerprint: bytes, entries: Sequence[PlanEntry]) -> int:
         if not self._free:
             self._grow()
-        row = self._free[-1]  # taken at the end: a write that fails leaves it free
+        row = self._free[-1]  # removed last, so that a failed write leaves it free
         applied = [entry.applied for entry in entries]
         adds: set[Place] = set()
         low_rank: set[Place] = set()
@@ -248,7 +248,7 @@ class SteeringBank:
 
 
 def _drop_uses(uses: Counter[Place], places: frozenset[Place]) -> list[Place]:
-    """Count one use less at `places`; the places that nobody uses any more."""
+    """Count one use less at `places`; return the places that are no longer in use."""
     unused = []
     for place in places:
         uses[place] -= 1

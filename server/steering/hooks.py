@@ -1,8 +1,7 @@
 """The forward hooks: apply the bank's rows to the activations, and capture activations.
 
-Installed once on every site module of the model. What a step does is set in a context that cannot nest and is
-cleared when the step ends; without a context the hooks do nothing at all.
-It does not know plans or requests: a step is row numbers and token indices.
+They are installed once on every site module of the model. A step, given as row numbers and token indices, is set in a
+context that cannot nest and is cleared when the step ends. Outside such a context the hooks do nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class StepActivations:
 
 
 class ActivationHooks:
-    """The hooks of one model; `close` removes them."""
+    """The hooks on one model; `close` removes them."""
 
     def __init__(self, sites: ModelSites, bank: SteeringBank) -> None:
         self._bank = bank
@@ -50,7 +49,7 @@ class ActivationHooks:
     @contextmanager
     def step(self, activations: StepActivations) -> Iterator[None]:
         """Steer and capture every forward pass within; does not nest."""
-        assert self._step is None, "a step is already under way"
+        assert self._step is None, "a step is already running"
         self._step = activations
         try:
             yield
@@ -58,7 +57,7 @@ class ActivationHooks:
             self._step = None
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()
 
@@ -98,7 +97,7 @@ class ActivationHooks:
 def _low_rank_activations(
     flat: Tensor, adds: Tensor | None, low_rank: LowRankOperations, tokens: Tensor, row_of_token: Tensor
 ) -> Tensor:
-    """Final activations of `tokens`, computed in float32 from the untouched ones and cast back once."""
+    """Final activations of `tokens`, computed in float32 from the unsteered ones and cast back once."""
     rows = row_of_token.index_select(0, tokens)
     before = flat.index_select(0, tokens).to(torch.float32)
     steered = before if adds is None else before + adds.index_select(0, rows)

@@ -1,7 +1,6 @@
-"""The parts of a response as the engine sees them: which part the next token of a sequence belongs to.
+"""The interface through which the engine learns which part of a response the next token belongs to.
 
-Steering may leave a part alone (see `plan.py`). It does not know how parts are told apart: who makes a `PartReader`
-does.
+Steering may be limited to some parts (see `plan.py`). Whoever makes a `PartReader` knows how to distinguish them.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from vectors.vocabulary import Part
 
 
 class PartReaderState(Protocol):
-    """Which part of the response one sequence is in. Used by the engine's thread only."""
+    """The part of the response that one sequence is in. Used only by the engine's thread."""
 
     @property
     def part(self) -> Part:
@@ -20,12 +19,12 @@ class PartReaderState(Protocol):
         ...
 
     def accept(self, token_id: int) -> None:
-        """Take the response token that came."""
+        """Advance by one response token."""
         ...
 
 
 class PartReader(Protocol):
-    """Tells the parts of a response apart; immutable."""
+    """Distinguishes the parts of a response; immutable."""
 
     def start(self) -> PartReaderState:
         """The state before the first response token."""

@@ -1,11 +1,11 @@
 """SteeringPlan: what will be done to the activations of one request.
 
 A plan is resolved once (`resolution.py`), when a request is accepted, and never changes afterwards, so a swap of a
-vector cannot touch a running request. It knows which entries steer which tokens: by phase (`vectors/positions.py`)
+vector cannot touch a running request. It says which entries steer which tokens: by phase (`vectors/positions.py`)
 and, in the response, by part.
 
-What steers the response steers only the **parts** of it that the entry names (content, reasoning, tool calls …). A
-position belongs to the part that its next token will be in, as far as the tokens up to it tell.
+In the response, an entry steers only the **parts** that it names (content, reasoning, tool calls …). A position
+belongs to the part that its next token will be in, as far as the tokens so far tell.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vectors.vocabulary import PARTS, Part
 class PlanEntry:
     """One entry of a plan: a pinned revision, what it does, and the parts of the response that it steers.
 
-    `vector` is the revision's name in the registry, empty for a vector that is in none.
+    `vector` is its name in the registry, or empty for a vector outside of any registry.
     """
 
     vector: str
@@ -79,18 +79,18 @@ class SteeringPlan:
 
     @property
     def is_steered(self) -> bool:
-        """True when at least one position can change."""
+        """True when at least one position may be changed."""
         return any(self._in_scope.values())
 
     @property
     def depends_on_parts(self) -> bool:
-        """True when some part of the response is steered otherwise than another."""
+        """True when two parts of the response are steered differently."""
         return len({self._fingerprints[Phase.RESPONSE, part] for part in PARTS}) > 1
 
     def fingerprint_of_span(
         self, start: int, end: int, num_prompt_tokens: int, parts: Sequence[Part] | None = None
     ) -> bytes:
-        """What steering did to positions `start … end-1`: empty when unsteered, equal exactly when equal.
+        """The fingerprint of the steering of positions `start … end-1`: empty when unsteered, equal for equal steering.
 
         `parts[i]` is the part of position `num_prompt_tokens - 1 + i`; None: all are content. This is the steering
         half of the prefix cache's key for a page that covers these positions.

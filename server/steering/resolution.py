@@ -1,4 +1,4 @@
-"""From what is asked to what will be done: SteeringSpec -> SteeringPlan.
+"""Turns the steering that a request asks for (`SteeringSpec`) into what will be done (`SteeringPlan`).
 
 Names become revisions, defaults are filled in, and everything is checked against the model.
 """
@@ -18,7 +18,7 @@ from vectors.vocabulary import Operation, Part, Positions
 
 @dataclass(frozen=True, slots=True)
 class SteeringSpec:
-    """One vector that is to steer, as asked: None means the vector's own default.
+    """One vector to steer with, as the request asks for it. None means the vector's own default.
 
     `revision` is a prefix of a revision's hash.
     """
@@ -34,10 +34,10 @@ class SteeringSpec:
 
 
 class SteeringRefused(Exception):
-    """A spec cannot be resolved, for the `reason`; `str()` of it is the reason's.
+    """A spec cannot be resolved because of `reason`, whose message it has.
 
-    `index` counts the specs from 0, `field` names the spec's field at fault (None: the spec as a whole). `code` says
-    what is wrong with a vector that was found, for programs; None when the registry gave none.
+    `index` counts the specs from 0, `field` names the spec's field at fault (None: the spec as a whole). `code`
+    says, for programs, what is wrong with the vector; it is None when the registry refused it.
     """
 
     def __init__(self, index: int, field: str | None, reason: VectorsError, code: str | None) -> None:
@@ -49,7 +49,7 @@ class SteeringRefused(Exception):
 
 
 class PinnedVector(Protocol):
-    """A name's revision as the registry hands it out."""
+    """A revision as the registry returns it."""
 
     @property
     def name(self) -> str: ...
@@ -60,7 +60,7 @@ class PinnedVector(Protocol):
 
 
 class VectorLookup(Protocol):
-    """The registry, as far as resolution needs it; `VectorStore` has it."""
+    """The part of the registry that resolution needs; `VectorStore` implements it."""
 
     def get(self, name: str, revision_prefix: str | None = None) -> PinnedVector: ...
 
@@ -68,8 +68,7 @@ class VectorLookup(Protocol):
 def resolve_plan(specs: Sequence[SteeringSpec], lookup: VectorLookup, model: SteerableModel) -> SteeringPlan:
     """Pin `specs` to the registry's current revisions and check them against the model.
 
-    Raises `SteeringRefused` for the first that is unknown, malformed or does not fit. Nothing is dropped: what is
-    returned is what will be done.
+    Raises `SteeringRefused` for the first one that is unknown, malformed or does not fit. None is dropped silently.
     """
     if not specs:
         return UNSTEERED
@@ -77,7 +76,7 @@ def resolve_plan(specs: Sequence[SteeringSpec], lookup: VectorLookup, model: Ste
 
 
 def plan_of_vectors(steering: Iterable[tuple[SteeringVector, float]], model: SteerableModel) -> SteeringPlan:
-    """The plan of vectors that need be in no registry, each at a scale and with its own defaults otherwise.
+    """The plan of vectors that need not be in a registry, each at a scale and otherwise with its own defaults.
 
     Raises `CannotSteer`.
     """

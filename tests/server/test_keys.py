@@ -63,10 +63,10 @@ def test_no_key_is_shown() -> None:
     [
         ("use:ok\nsecret-without-role\n", "line 2: expected use:KEY or manage:KEY"),
         ("admin:secret", "line 1: expected use:KEY or manage:KEY"),
-        ("use:", "line 1: the key is empty"),
-        ("use:secret with space", "line 1: the key is empty or has spaces"),
-        ("manage:sécret", "characters other than printable ASCII"),
-        ("# secret\n", "holds no key"),
+        ("use:", "line 1: the key must be"),
+        ("use:secret with space", "line 1: the key must be .* without spaces"),
+        ("manage:sécret", "printable ASCII"),
+        ("# secret\n", "contains no key"),
     ],
 )
 def test_a_bad_key_file_is_refused_without_showing_it(tmp_path: Path, text: str, said: str) -> None:
@@ -91,7 +91,7 @@ def test_a_key_file_that_others_may_read_is_warned_about(tmp_path: Path, caplog:
 def test_a_key_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeysRefused, match="No such file"):
         ApiKeys.from_sources({}, tmp_path / "none")
-    with pytest.raises(KeysRefused, match="cannot be read"):
+    with pytest.raises(KeysRefused, match="cannot read"):
         ApiKeys.from_sources({}, tmp_path)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(KeysRefused, match="not UTF-8"):

@@ -1,1 +1,1 @@
-"""What a server says of itself: models, tokens, health, metrics, and the description of its API."""
+"""Endpoints about the server itself: models, tokens, health, metrics, and the description of the API."""

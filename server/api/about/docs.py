@@ -1,6 +1,7 @@
-"""`/openapi.json` and the page `/docs` that shows it: open, like `/health`; they tell nothing of what is served.
+"""`/openapi.json`, and the page `/docs` that shows it. Both are open, like `/health`, and reveal nothing
+about the model.
 
-The page needs nothing from elsewhere, and its policy lets it talk to this server only.
+The page loads nothing from other servers, and its policy lets it talk only to this one.
 """
 
 from __future__ import annotations
@@ -21,39 +22,39 @@ from server.api.http.description import JSON, Header, Success, describe
 
 _PAGE = Path(__file__).with_name("docs.html")
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
-_POLICY = Header("content-security-policy", "The page talks to this server only.", {"type": "string"})
+_POLICY = Header("content-security-policy", "Restricts the page to requests to this server.", {"type": "string"})
 
 
 def router_for(routers: Sequence[APIRouter]) -> APIRouter:
-    """The routes that tell of those of `routers`, and of themselves."""
+    """The routes that describe those of `routers` and themselves."""
     router = APIRouter(tags=["Operation"])
     page = _PAGE.read_text(encoding="utf-8")
     headers = {"Content-Security-Policy": _policy_of(page), "X-Content-Type-Options": "nosniff"}
     known: list[bytes] = []
 
     def document() -> bytes:
-        """Made when somebody first asks."""
+        """Built on the first request."""
         if not known:
             known.append(json.dumps(document_of([*routers, router]), ensure_ascii=False).encode())
         return known[0]
 
     @router.get("/openapi.json")
-    @describe(Success(dict, "The document."))
+    @describe(Success(dict, "The OpenAPI document."))
     async def get_openapi(request: Request) -> Response:
-        """This document."""
+        """Get this document."""
         return Response(await run_sync(document), media_type=JSON)
 
     @router.get("/docs")
-    @describe(Success(None, "The page.", media_type="text/html", headers=(_POLICY,)))
+    @describe(Success(None, "The HTML page.", media_type="text/html", headers=(_POLICY,)))
     async def get_docs(request: Request) -> Response:
-        """A page that shows this document and tries its operations."""
+        """Show this document as a page where operations can be tried."""
         return HTMLResponse(page, headers=headers)
 
     return router
 
 
 def _policy_of(page: str) -> str:
-    """What the page may do: run its own script, look its own way, and ask its own server."""
+    """The policy of the page: it may use its own script and style, and send requests to its own server."""
     hashes = {
         name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in _INLINE.findall(page)
     }

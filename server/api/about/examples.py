@@ -1,6 +1,6 @@
-"""Examples of the OpenAPI document: exchanges with a server of the embedded model, as they were.
+"""The examples of the OpenAPI document: recorded exchanges with a server of the embedded model.
 
-They are in `examples.json`, in an order in which they can be made again; the tests do so.
+They are in `examples.json`, in an order in which they can be replayed; the tests replay them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FILE = Path(__file__).with_name("examples.json")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One exchange. `name` tells it from others of the operation.
+    """One exchange. `name` distinguishes it from others of the same operation.
 
     `body` is JSON, or the parts of a form, or None; `answer` is JSON, or text, or None for bytes.
     """
@@ -35,10 +35,10 @@ class Example:
 
 @functools.cache
 def all_examples() -> tuple[Example, ...]:
-    """All of them, in their order."""
+    """All examples, in order."""
     return tuple(Example(**entry) for entry in json.loads(FILE.read_text(encoding="utf-8")))
 
 
 def examples_of(operation: str) -> list[Example]:
-    """Those of an operation, by its id."""
+    """The examples of an operation, by its id."""
     return [example for example in all_examples() if example.operation == operation]

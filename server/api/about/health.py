@@ -1,6 +1,6 @@
-"""What operators look at: `/health`, `/ready`, `/version`, `/metrics`.
+"""Endpoints for operators: `/health`, `/ready`, `/version`, `/metrics`.
 
-The first three are open; `/metrics` tells names of vectors and so needs a key where keys are set.
+The first three are open. `/metrics` reveals names of vectors, so it needs a key where keys are set.
 """
 
 from __future__ import annotations
@@ -21,30 +21,33 @@ router = APIRouter(tags=["Operation"])
 
 
 @router.get("/health")
-@describe(Success(Health, "It is."))
+@describe(Success(Health, "The process is alive."))
 async def health() -> Health:
-    """The process is alive."""
+    """Check that the process is alive."""
     return {"status": "ok"}
 
 
 @router.get("/ready")
-@describe(Success(Readiness, "It is."), errors=(Unavailable,))
+@describe(Success(Readiness, "The server accepts new work."), errors=(Unavailable,))
 async def ready(request: Request) -> Response:
-    """New work is accepted; 503 while the server drains."""
+    """Check whether the server accepts new work.
+
+    Answers 503 while it is shutting down.
+    """
     services_of(request).check_ready()
     return json_response(Readiness(status="ready"))
 
 
 @router.get("/version")
-@describe(Success(Version, "The version."))
+@describe(Success(Version, "The server's version."))
 async def version() -> Version:
-    """The server's version."""
+    """Get the server's version."""
     return {"version": __version__}
 
 
 @router.get("/metrics", dependencies=[Depends(require(Role.USE))])
-@describe(Success(None, "All metrics.", media_type="text/plain"))
+@describe(Success(None, "The metrics in Prometheus' text format.", media_type="text/plain"))
 async def metrics(request: Request) -> Response:
-    """Prometheus' text format."""
+    """Get metrics for Prometheus."""
     content = services_of(request).metrics.render()
     return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")

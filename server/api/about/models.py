@@ -1,6 +1,6 @@
 """`GET /v1/models`: the base model, and one `<base>+<name>` for each vector.
 
-No vector is read for it. Whether one fits the model is said when a request names it.
+No vector is read for the list, so a vector that does not fit the model is refused only when a request names it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ _MODEL = Parameter("model", "The model's id.", {"type": "string", "minLength": 1
 
 
 @router.get("/v1/models")
-@describe(Success(ModelList, "The models."))
+@describe(Success(ModelList, "The list of models."))
 async def list_models(request: Request) -> Response:
-    """The ids that a request may give as `model`; scales and revisions can be added to them."""
+    """List the ids that requests may use as `model`.
+
+    A revision and a scale can be added to an id with a vector: `<base>+<name>@<revision>:<scale>`.
+    """
     models = await run_sync(_models_by_id, services_of(request))
     return json_response(ModelList(object="list", data=list(models.values())))
 
@@ -34,7 +37,7 @@ async def list_models(request: Request) -> Response:
 @router.get("/v1/models/{model:path}")
 @describe(Success(Model, "The model."), errors=(NotFound,), parameters=(_MODEL,))
 async def get_model(request: Request, model: str) -> Response:
-    """One of the listed models."""
+    """Get one of the listed models."""
     found = (await run_sync(_models_by_id, services_of(request))).get(model)
     if found is None:
         raise NotFound(f"the model {model[:200]!r} does not exist", code="model_not_found", param="model")
@@ -42,7 +45,7 @@ async def get_model(request: Request, model: str) -> Response:
 
 
 def _models_by_id(services: Services) -> dict[str, Model]:
-    """The base, then one model for each vector, by name."""
+    """The base model, then one for each vector, by name."""
     info = services.engine.info
     base: Model = {
         "id": info.model_id,

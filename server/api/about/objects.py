@@ -1,4 +1,4 @@
-"""Objects of what a server says of itself: models, tokens, health, readiness, version."""
+"""Objects about the server itself: models, tokens, health, readiness, version."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from server.api.generation.objects import UnixSeconds
 
 
 class Model(TypedDict):
-    """A name that requests may give as `model`; one with a `parent` is that model steered by a vector."""
+    """An id that requests may use as `model`; one with a `parent` is that model steered by a vector."""
 
     id: str
     object: Literal["model"]
@@ -21,14 +21,14 @@ class Model(TypedDict):
 
 
 class ModelList(TypedDict):
-    """All models."""
+    """The list of models."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class Tokens(TypedDict):
-    """What the model reads; `token_strs`, with `return_token_strs`, are the vocabulary's spellings."""
+    """The tokens of a text or a chat. `token_strs` is their spelling in the vocabulary, with `return_token_strs`."""
 
     count: int
     max_model_len: int
@@ -49,7 +49,7 @@ class Health(TypedDict):
 
 
 class Readiness(TypedDict):
-    """New work is accepted."""
+    """The server accepts new work."""
 
     status: Literal["ready"]
 

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document: made of the routes and of what each says of itself, so that it cannot say anything else."""
+"""The OpenAPI 3.1 document, built from the routes and their descriptions, so that it cannot contradict them."""
 
 from __future__ import annotations
 
@@ -28,26 +28,28 @@ from server.errors import (
 from server.keys import Role
 
 _DESCRIPTION = """\
-Errors are OpenAI's envelope, whatever the status; `error.param` names the offending field, `error.code` says what is
-wrong in a word. Unknown fields and query parameters are refused by their name, and so are fields of OpenAI's API that
-this server lacks. Every answer has the header `x-request-id`; a client may choose the id by sending one.
+Every error has OpenAI's envelope: `error.param` names the offending field, and `error.code` identifies the error.
+Unknown fields and query parameters are refused, and so are fields of OpenAI's API that this server does not support.
+Every response has the header `x-request-id`; a client can choose the id by sending this header.
 
-Without API keys a server answers this machine only, and needs no authorization.\
+A server without API keys accepts requests only from its own machine, without authorization.\
 """
 
 _REQUEST_ID = Header(
-    "x-request-id", "The request's id, as the log has it.", {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"}
+    "x-request-id",
+    "The request's id, also in the server's log.",
+    {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
 )
 _ERROR_HEADERS: Mapping[type[ApiError], Header] = {
-    Unauthorized: Header("www-authenticate", "How to authorize.", {"const": "Bearer"}),
-    Overloaded: Header("retry-after", "Seconds after which to try again.", {"type": "string", "pattern": "^[0-9]+$"}),
-    RateLimited: Header("retry-after", "Seconds after which to try again.", {"type": "string", "pattern": "^[0-9]+$"}),
+    Unauthorized: Header("www-authenticate", "The authorization scheme.", {"const": "Bearer"}),
+    Overloaded: Header("retry-after", "Seconds to wait before a retry.", {"type": "string", "pattern": "^[0-9]+$"}),
+    RateLimited: Header("retry-after", "Seconds to wait before a retry.", {"type": "string", "pattern": "^[0-9]+$"}),
 }
 _CONVERTER = re.compile(r"\{(\w+):\w+\}")
 
 
 def document_of(routers: Iterable[APIRouter]) -> dict[str, Any]:
-    """The document of all routes of `routers`; each route must say what it is (`describe`)."""
+    """The document of all routes of `routers`; each route must have a description (`describe`)."""
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     declared = [(route, _declaration_of(route)) for route in routes]
     schemas = _Types(operation for _, operation in declared)
@@ -71,14 +73,14 @@ def document_of(routers: Iterable[APIRouter]) -> dict[str, Any]:
 
 def _declaration_of(route: APIRoute) -> RouteDescription:
     operation = description_of(route.endpoint)
-    assert operation is not None, f"{route.path} does not say what it is"
+    assert operation is not None, f"{route.path} has no description"
     names = {parameter.name for parameter in operation.parameters if parameter.place == "path"}
-    assert names == set(route.param_convertors), f"{route.path} does not say what is in its path"
+    assert names == set(route.param_convertors), f"{route.path} does not describe the parameters of its path"
     return operation
 
 
 class _Types:
-    """The schemas of all types that operations speak of."""
+    """The schemas of all types that operations use."""
 
     def __init__(self, operations: Iterable[RouteDescription]) -> None:
         types: list[Any] = [ErrorEnvelope]
@@ -89,7 +91,7 @@ class _Types:
         self._schemas, self.components = schemas_of(types)
 
     def of(self, kind: Any) -> dict[str, Any]:
-        """The schema of a type: a reference, or a union of some."""
+        """The schema of a type: a reference, or a union of references."""
         return self._schemas[next(number for number, each in enumerate(self._types) if each is kind)]
 
 
@@ -108,7 +110,7 @@ class _OperationObject:
     def whole(self) -> dict[str, Any]:
         """The operation object."""
         summary, _, rest = (self._route.endpoint.__doc__ or "").strip().partition("\n")
-        needs = "Needs a manage key." if self._role is Role.MANAGE else ""
+        needs = "Requires a manage key." if self._role is Role.MANAGE else ""
         shown: dict[str, Any] = {
             "operationId": self._route.name,
             "tags": [str(tag) for tag in self._route.tags],
@@ -170,7 +172,7 @@ class _OperationObject:
         }
 
     def _error_types(self) -> list[type[ApiError]]:
-        """What the operation raises by itself, and what every one like it may."""
+        """The operation's own errors, and those that every operation of its kind may raise."""
         found: list[type[ApiError]] = list(self._operation.errors)
         if self._role is not None:
             found += [Unauthorized, Forbidden]
@@ -183,10 +185,10 @@ class _OperationObject:
 
 
 def _event(data: dict[str, Any]) -> dict[str, Any]:
-    """One event of a stream; that its data is JSON is said as OpenAPI 3.2 does."""
+    """The schema of one event of a stream; JSON data is described as in OpenAPI 3.2."""
     return {
         "type": "object",
-        "description": "One event; streams whose events have no names end with the data `[DONE]`.",
+        "description": "One event. A stream of events without names ends with the data `[DONE]`.",
         "properties": {
             "event": {"type": "string"},
             "data": {
@@ -229,6 +231,6 @@ def _headers_of(errors: Sequence[type[ApiError]]) -> list[Header]:
 
 def _description(error: type[ApiError]) -> str:
     if error is ApiError:
-        return "The server failed; its log has the details."
+        return "The server failed; the details are in its log."
     text = (error.__doc__ or "").strip()
     return text if error.default_code is None else f"{text} (`{error.default_code}`)"

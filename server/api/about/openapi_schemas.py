@@ -1,4 +1,4 @@
-"""JSON schemas of the OpenAPI document, made of the types that requests are read by and answers are written as."""
+"""JSON schemas of the OpenAPI document, generated from the types of requests and answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _REFERENCE = "#/components/schemas/{model}"
 
 
 class _Schemas(GenerateJsonSchema):
-    """Pydantic's, but that objects have no keys of which their types do not speak, and no titles beside their names."""
+    """Pydantic's schemas, but without additional properties and without titles."""
 
     def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> JsonSchemaValue:
         return super().typed_dict_schema(schema) | {"additionalProperties": False}
@@ -23,7 +23,7 @@ class _Schemas(GenerateJsonSchema):
 
 
 def schemas_of(types: Sequence[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A schema for each type, in their order, and the components to which they refer, by name."""
+    """A schema for each type, in order, and the components that they refer to, by name."""
     adapters: list[tuple[int, Any, TypeAdapter[Any]]] = [
         (number, "validation", TypeAdapter(each)) for number, each in enumerate(types)
     ]

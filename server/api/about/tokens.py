@@ -1,7 +1,4 @@
-"""`/tokenize` and `/detokenize`: what the model reads of a text or a chat, and the text of token ids, as vLLM has them.
-
-They need the tokenizer only, not the engine.
-"""
+"""`/tokenize` and `/detokenize`: the tokens of a text or a chat, and the text of token ids, as in vLLM."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ from server.text import TextProcessor
 router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Tokens and models"])
 
 MAX_TOKENS = 1 << 20
-"""The most token ids of one `/detokenize`."""
+"""The most token ids of one `/detokenize` request."""
 
 _Model = Annotated[str, Field(max_length=MAX_MODEL_NAME_LENGTH)] | None
 
@@ -38,7 +35,7 @@ _Model = Annotated[str, Field(max_length=MAX_MODEL_NAME_LENGTH)] | None
 class TokenizeRequest(WireModel):
     """Body of `POST /tokenize`: a `prompt`, or `messages` as the chat template renders them.
 
-    `add_special_tokens` defaults to true for a prompt and to false for a chat, whose template says them itself.
+    `add_special_tokens` defaults to true for a prompt and to false for a chat, whose template adds them itself.
     """
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -71,21 +68,21 @@ class TokenizeRequest(WireModel):
         if (self.prompt is None) == (self.messages is None):
             both = self.prompt is not None
             param = "messages" if both else "prompt"
-            message = "give prompt or messages, not both" if both else "prompt: required and missing, or give messages"
+            message = "expected either prompt or messages, got both" if both else "expected either prompt or messages"
             raise InvalidRequest(message, code="invalid_value" if both else "missing_required_parameter", param=param)
         for name in ("add_generation_prompt", "chat_template_kwargs", "tools"):
             if self.prompt is not None and getattr(self, name) is not None:
-                raise InvalidRequest(f"{name}: only with messages", code="invalid_value", param=name)
+                raise InvalidRequest(f"{name}: only allowed with messages", code="invalid_value", param=name)
         return self
 
     def encoded(self, text: TextProcessor) -> list[int]:
-        """The token ids that are asked for. Raises `InvalidRequest` when the chat template refuses."""
+        """The token ids. Raises `InvalidRequest` when the chat template rejects the messages."""
         if self.messages is None:
             assert self.prompt is not None
             return text.encode(self.prompt, add_special_tokens=self.add_special_tokens is not False)
         if self.tools and not text.chat_format.takes_tools:
             raise InvalidRequest(
-                "tools: this model's chat template has no place for tools", code="unsupported_parameter", param="tools"
+                "tools: this model's chat template does not support tools", code="unsupported_parameter", param="tools"
             )
         rendered = text.render_chat(
             [message.for_template(f"messages.{index}") for index, message in enumerate(self.messages)],
@@ -108,10 +105,13 @@ class DetokenizeRequest(WireModel):
 @router.post("/tokenize")
 @describe(Success(Tokens, "The tokens."), bodies={JSON: TokenizeRequest}, errors=(NotFound,))
 async def tokenize(request: Request) -> Response:
-    """The token ids of a text or a chat, and with `return_token_strs` how the vocabulary spells them."""
+    """Convert a text or a chat into token ids.
+
+    With `return_token_strs` the answer also has their spelling in the vocabulary.
+    """
     services = services_of(request)
     body = await read_model(request, TokenizeRequest, MAX_JSON_BYTES)
-    specs_of_model(body.model, services.engine.info.model_id)  # for its errors: steering changes no tokens
+    specs_of_model(body.model, services.engine.info.model_id)  # only for its errors: steering does not change tokens
     tokens = await run_sync(body.encoded, services.text)
     answer: Tokens = {
         "count": len(tokens),
@@ -125,13 +125,15 @@ async def tokenize(request: Request) -> Response:
 @router.post("/detokenize")
 @describe(Success(DetokenizedText, "The text."), bodies={JSON: DetokenizeRequest}, errors=(NotFound,))
 async def detokenize(request: Request) -> Response:
-    """The text of token ids, special tokens included."""
+    """Convert token ids into text, special tokens included."""
     services = services_of(request)
     body = await read_model(request, DetokenizeRequest, MAX_JSON_BYTES)
     info = services.engine.info
     specs_of_model(body.model, info.model_id)
     if body.tokens and not 0 <= min(body.tokens) <= max(body.tokens) < info.vocab_size:
         raise InvalidRequest(
-            f"tokens: a token id is outside the vocabulary of {info.vocab_size}", code="invalid_token", param="tokens"
+            f"tokens: expected token ids from 0 to {info.vocab_size - 1} (the model's vocabulary)",
+            code="invalid_token",
+            param="tokens",
         )
     return json_response(DetokenizedText(prompt=await run_sync(services.text.decode_all, body.tokens)))

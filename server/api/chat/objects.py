@@ -11,14 +11,14 @@ from server.api.http.objects import ErrorEnvelope
 
 
 class ChatFunctionCall(TypedDict):
-    """The function that is called; `arguments` is JSON text."""
+    """The called function; `arguments` is JSON text."""
 
     name: str
     arguments: str
 
 
 class ChatToolCall(TypedDict):
-    """A call that the model makes."""
+    """A tool call of the model."""
 
     id: str
     type: Literal["function"]
@@ -26,7 +26,7 @@ class ChatToolCall(TypedDict):
 
 
 class ChatAnswerMessage(TypedDict):
-    """The answer; its text is null where it is calls only."""
+    """The answer; its text is null if it consists only of tool calls."""
 
     role: Literal["assistant"]
     content: str | None
@@ -43,7 +43,7 @@ class ChatLogprobs(TypedDict):
 
 
 class ChatChoice(TypedDict):
-    """One of the `n` answers; `token_ids` with `return_token_ids`."""
+    """One of the `n` answers. `token_ids` is present with `return_token_ids`."""
 
     index: int
     message: ChatAnswerMessage
@@ -53,7 +53,7 @@ class ChatChoice(TypedDict):
 
 
 class ChatCompletion(TypedDict):
-    """The whole answer to a chat, and the steering that was applied."""
+    """A chat completion, and the steering that was applied."""
 
     id: str
     object: Literal["chat.completion"]
@@ -66,14 +66,14 @@ class ChatCompletion(TypedDict):
 
 
 class ChatFunctionDelta(TypedDict):
-    """More of a called function: its name comes once, its arguments bit by bit."""
+    """A delta of a called function: the name comes once, the arguments in pieces."""
 
     name: NotRequired[str]
     arguments: str
 
 
 class ChatToolCallDelta(TypedDict):
-    """More of the call `index`; id and type come once."""
+    """A delta of tool call `index`; its id and type come once."""
 
     index: int
     id: NotRequired[str]
@@ -82,7 +82,7 @@ class ChatToolCallDelta(TypedDict):
 
 
 class ChatDelta(TypedDict):
-    """What an answer adds."""
+    """A delta of the answer."""
 
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
@@ -91,7 +91,7 @@ class ChatDelta(TypedDict):
 
 
 class ChatChunkChoice(TypedDict):
-    """Of which answer the delta is; the last delta of each is empty and has the reason of its finish."""
+    """The delta of one answer. The last one of each answer is empty and has the finish reason."""
 
     index: int
     delta: ChatDelta
@@ -101,7 +101,7 @@ class ChatChunkChoice(TypedDict):
 
 
 class ChatCompletionChunk(TypedDict):
-    """One event of a stream. The first has the steering; the last the usage, if it was asked for, and no choices."""
+    """One event of a stream. The first has the steering; the last has the usage, if requested, and no choices."""
 
     id: str
     object: Literal["chat.completion.chunk"]

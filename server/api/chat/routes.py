@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: a chat in, messages out, whole or streamed."""
+"""`POST /v1/chat/completions`: answers a chat, whole or as a stream."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Generation"
 
 @router.post("/v1/chat/completions")
 @describe(
-    Success(ChatCompletion, "The answers.", headers=RATE_LIMITS),
-    Success(ChatEvent, "With `stream`: chunks as server-sent events, then `[DONE]`.", media_type=EVENTS),
+    Success(ChatCompletion, "The chat completion.", headers=RATE_LIMITS),
+    Success(ChatEvent, "With `stream`: the chunks as server-sent events, then `[DONE]`.", media_type=EVENTS),
     bodies={JSON: ChatRequest},
     errors=GENERATION_ERRORS,
 )
 async def create_chat_completion(request: Request) -> Response:
-    """Answer a chat."""
+    """Create a chat completion."""
     services = services_of(request)
     services.check_ready()
     body = await read_model(request, ChatRequest, MAX_JSON_BYTES)
@@ -85,7 +85,7 @@ async def _prepare(body: ChatRequest, services: Services) -> _ChatAnswer:
 
 @dataclass(frozen=True)
 class _ChatAnswer:
-    """One chat's answer, as one object or as chunks."""
+    """The answer to one chat, as one object or as chunks."""
 
     body: ChatRequest
     replies: Replies
@@ -121,7 +121,7 @@ class _ChatAnswer:
         return answer
 
     async def chunks(self) -> AsyncIterator[ChatCompletionChunk]:
-        """The answer as a stream: roles, what the answers add, finishes, and the usage if it was asked for."""
+        """The answer as a stream: roles, deltas, finish reasons, and the usage if requested."""
         with self.replies.generation:
             for number, choice in enumerate(self._choices):
                 chunk = self._chunk(choice, {"role": "assistant", "content": ""})
@@ -147,7 +147,7 @@ class _ChatAnswer:
         }
 
     def _chunks_of(self, choice: Choice, piece: ReplyPiece) -> Iterator[ChatCompletionChunk]:
-        """A chunk for each kind of what a piece adds, the first with what is told of its tokens; then its finish."""
+        """A chunk for each kind of delta in a piece, the first with the data of its tokens; then its finish reason."""
         deltas = _wire_deltas(piece.delta)
         if not deltas and piece.token_ids:
             deltas = [{"content": ""}]
@@ -159,13 +159,13 @@ class _ChatAnswer:
             yield chunk
 
     def _begin_stream(self, chunk: ChatCompletionChunk) -> None:
-        """Tell in the first chunk of what holds for the whole answer."""
+        """Add what applies to the whole answer to the first chunk."""
         chunk["steering"] = applied_steering(self.plan)
         if self.head.shows_token_ids:
             chunk["prompt_token_ids"] = list(self._choices[0].request.prompt)
 
     def _chunk(self, choice: Choice, delta: ChatDelta, piece: ReplyPiece | None = None) -> ChatCompletionChunk:
-        """The chunk of one delta, with log-probabilities and ids of the tokens of `piece`."""
+        """The chunk of one delta, with the log-probabilities and ids of the tokens of `piece`."""
         shown: ChatChunkChoice = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}
         if piece is not None:
             shown["logprobs"] = self._logprobs(piece.entries)
@@ -209,7 +209,7 @@ def _message_of(reply: Reply) -> ChatAnswerMessage:
 
 
 def _wire_deltas(delta: ReplyDelta) -> list[ChatDelta]:
-    """A delta as the wire has it, one a kind."""
+    """A delta in wire form, one for each kind."""
     deltas: list[ChatDelta] = []
     if delta.reasoning:
         deltas.append({"reasoning_content": delta.reasoning})

@@ -31,7 +31,7 @@ from server.errors import InvalidRequest
 
 
 class ContentPart(TypedDict):
-    """A part of a message's content: text. The others of the API are refused by their type."""
+    """A text part of a message's content. Parts of other types are refused."""
 
     type: Literal["text"]
     text: str
@@ -42,12 +42,12 @@ _Content = str | Annotated[list[ContentPart], Field(min_length=1)] | None
 
 
 def content_text(value: Any) -> Any:
-    """Text, or a list of text parts, which become the lines of one text."""
+    """Text, or a list of text parts, which are joined as lines of one text."""
     return value if isinstance(value, str) or value is None else "\n".join(texts_of(value, ("text",)))
 
 
 class ChatMessage(WireModel):
-    """One message of a chat. `name` and `reasoning_content` go to the chat template."""
+    """A message of a chat. `name` and `reasoning_content` are passed to the chat template."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
         "function_call": (),
@@ -57,35 +57,35 @@ class ChatMessage(WireModel):
     }
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    """Who says it; `developer` is the newer word for `system`."""
+    """The author of the message; `developer` is the newer name of `system`."""
     content: Annotated[str | None, BeforeValidator(content_text, json_schema_input_type=_Content)] = None
-    """Text, or text parts, which become the lines of one text. An assistant's may be missing where it calls tools."""
+    """Text, or text parts, which are joined as lines. Optional for an assistant message with tool calls."""
     name: str | None = None
-    """Who says it, for templates that show it."""
+    """The name of the author, for chat templates that show it."""
     tool_calls: Annotated[list[MessageToolCall], Field(max_length=MAX_CALLS)] | None = None
-    """The calls of an assistant."""
+    """The tool calls of an assistant message."""
     tool_call_id: str | None = None
-    """Of a tool's message: the call that it answers."""
+    """The id of the call that a tool message answers."""
     reasoning_content: str | None = None
-    """What an assistant thought before it answered."""
+    """The reasoning of an assistant before its answer."""
 
     @model_validator(mode="after")
     def _check_role(self) -> ChatMessage:
         for name in ("tool_calls", "reasoning_content"):
             if self.role != "assistant" and getattr(self, name):
-                raise PydanticCustomError("invalid_value", "only an assistant has it", {"at": name})
+                raise PydanticCustomError("invalid_value", "only allowed in assistant messages", {"at": name})
         if (self.role == "tool") != (self.tool_call_id is not None):
             raise PydanticCustomError(
-                "invalid_value", "belongs to messages of the role tool, and only there", {"at": "tool_call_id"}
+                "invalid_value", "required in tool messages, and only allowed there", {"at": "tool_call_id"}
             )
         if self.content is None and not self.tool_calls:
-            raise PydanticCustomError("missing", "required and missing", {"at": "content"})
+            raise PydanticCustomError("missing", "missing required parameter", {"at": "content"})
         return self
 
     def for_template(self, param: str) -> dict[str, Any]:
-        """The message as chat templates know it: they have no `developer`, which is the newer word for `system`.
+        """The message in the form of chat templates, which know `developer` as `system`.
 
-        Raises `InvalidRequest`, naming `param`, for calls whose arguments are no JSON object.
+        Raises `InvalidRequest`, naming `param`, for calls whose arguments are not a JSON object.
         """
         role = "system" if self.role == "developer" else self.role
         message: dict[str, Any] = {"role": role, "content": self.content or ""}
@@ -133,61 +133,65 @@ class ChatRequest(GenerationFields):
     }
 
     messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)]
-    """The chat so far."""
+    """The messages of the chat so far."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """The older name of `max_completion_tokens`."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    """The most tokens to generate. Default: what the context leaves."""
+    """The maximum number of tokens to generate. Default: the rest of the context."""
     logprobs: bool | None = None
-    """Whether to tell the log-probabilities of the answer's tokens."""
+    """Whether to return the log-probabilities of the answer's tokens."""
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    """How many of the likeliest tokens to tell at each place; only with `logprobs`."""
+    """The number of likeliest tokens to return for each token; only with `logprobs`."""
     tools: Annotated[list[ChatTool], Field(max_length=MAX_TOOLS)] | None = None
     """The functions that the model may call."""
     tool_choice: ToolChoice | None = None
-    """Whether it may, must or must not call, and which. Default: `auto` where there are tools."""
+    """Whether the model may, must or must not call functions, and which. Default: `auto` if there are tools."""
     parallel_tool_calls: bool | None = None
-    """Whether an answer may have several calls. Default: true."""
+    """Whether an answer may contain several calls. Default: true."""
     response_format: Annotated[TextFormat | ObjectFormat | ChatSchemaFormat, Field(discriminator="type")] | None = None
-    """What the answer's text is to be: text, any JSON object, or JSON by a schema."""
+    """The format of the answer: text, any JSON object, or JSON under a schema."""
     reasoning_effort: ReasoningEffort | None = None
-    """How much the model reasons, where its template can set that."""
+    """How much the model reasons, if its chat template supports this."""
     chat_template_kwargs: dict[str, Any] | None = None
-    """Variables of the model's chat template."""
+    """Variables for the model's chat template."""
     metadata: dict[str, str] | None = None
-    """Changes nothing."""
+    """Accepted without effect."""
     prompt_cache_key: str | None = None
-    """Changes nothing: every prefix is reused."""
+    """Accepted without effect: every prefix is cached."""
     prompt_cache_options: CacheOptions | None = None
-    """Changes nothing."""
+    """Accepted without effect."""
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
-    """Changes nothing."""
+    """Accepted without effect."""
     safety_identifier: str | None = None
-    """Changes nothing."""
+    """Accepted without effect."""
 
     @model_validator(mode="after")
     def _check_pairs(self) -> ChatRequest:
         if self.top_logprobs and not self.logprobs:
-            raise InvalidRequest("top_logprobs: only with logprobs: true", code="invalid_value", param="top_logprobs")
+            raise InvalidRequest(
+                "top_logprobs: only allowed with logprobs: true", code="invalid_value", param="top_logprobs"
+            )
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and self.max_tokens != self.max_completion_tokens:
             raise InvalidRequest(
-                "max_tokens and max_completion_tokens differ; give one", code="invalid_value", param="max_tokens"
+                "expected either max_tokens or max_completion_tokens, got different values for both",
+                code="invalid_value",
+                param="max_tokens",
             )
         return self
 
     @property
     def asked_tokens(self) -> int | None:
-        """The most tokens to generate, if the request says."""
+        """The maximum number of tokens to generate, if the request sets one."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many likeliest tokens to tell at each place; None: no log-probabilities."""
+        """The number of likeliest tokens to return for each token; None: no log-probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def use(self) -> ToolUse:
-        """What the request says about tools. Raises `InvalidRequest`."""
+        """The request's tools and how it uses them. Raises `InvalidRequest`."""
         tools = [entry.function.tool() for entry in self.tools or ()]
         choice = self.tool_choice
         if isinstance(choice, NamedTool):
@@ -198,7 +202,7 @@ class ChatRequest(GenerationFields):
         return tool_use(tools, choice, None, self.parallel_tool_calls)
 
     def answer_schema(self) -> dict[str, Any] | None:
-        """What the answer's text must be valid JSON of; None: text."""
+        """The JSON schema of the answer's text; None: free text."""
         if isinstance(self.response_format, ChatSchemaFormat):
             return self.response_format.json_schema.json_schema()
         return ANY_OBJECT if isinstance(self.response_format, ObjectFormat) else None

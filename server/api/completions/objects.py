@@ -11,7 +11,7 @@ from server.api.http.objects import ErrorEnvelope
 
 
 class CompletionLogprobs(TypedDict):
-    """Parallel lists, one entry a token; the first token of an echoed prompt has no log-probability."""
+    """Parallel lists with one entry per token. The first token of an echoed prompt has no log-probability."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -20,7 +20,7 @@ class CompletionLogprobs(TypedDict):
 
 
 class CompletionChoice(TypedDict):
-    """A continuation; with `return_token_ids` its tokens and those of its prompt."""
+    """A continuation, with its token ids and those of its prompt if `return_token_ids` is set."""
 
     index: int
     text: str
@@ -43,7 +43,7 @@ class Completion(TypedDict):
 
 
 class CompletionChunkChoice(TypedDict):
-    """More of a continuation; the first of each has the echoed prompt, the last the reason of its finish."""
+    """A delta of one continuation. The first has the echoed prompt, the last has the finish reason."""
 
     index: int
     text: str
@@ -54,7 +54,7 @@ class CompletionChunkChoice(TypedDict):
 
 
 class CompletionChunk(TypedDict):
-    """One event of a stream. The first has the steering; the last the usage, if it was asked for, and no choices."""
+    """One event of a stream. The first has the steering; the last has the usage, if requested, and no choices."""
 
     id: str
     object: Literal["text_completion"]

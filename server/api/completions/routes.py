@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: prompts as text or token ids in, continuations out, whole or streamed."""
+"""`POST /v1/completions`: continues prompts given as text or token ids, whole or as a stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from server.api.completions.objects import (
 )
 from server.api.completions.wire import CompletionRequest
 from server.api.generation.answer_head import AnswerHead
-from server.api.generation.choices import check_num_choices, choices_of, finite, tokens_to_generate, usage_of
+from server.api.generation.choices import check_num_choices, choices_of, clip_logprob, tokens_to_generate, usage_of
 from server.api.generation.objects import Usage
 from server.api.generation.running import Choice, Generation, Piece, TokenEntry
 from server.api.generation.steering import applied_steering, plan_of
@@ -46,13 +46,13 @@ DEFAULT_MAX_TOKENS = 16
 
 @router.post("/v1/completions")
 @describe(
-    Success(Completion, "The continuations.", headers=RATE_LIMITS),
-    Success(CompletionEvent, "With `stream`: chunks as server-sent events, then `[DONE]`.", media_type=EVENTS),
+    Success(Completion, "The continuations of all prompts.", headers=RATE_LIMITS),
+    Success(CompletionEvent, "With `stream`: the chunks as server-sent events, then `[DONE]`.", media_type=EVENTS),
     bodies={JSON: CompletionRequest},
     errors=GENERATION_ERRORS,
 )
 async def create_completion(request: Request) -> Response:
-    """Continue prompts."""
+    """Create a completion."""
     services = services_of(request)
     services.check_ready()
     body = await read_model(request, CompletionRequest, MAX_JSON_BYTES)
@@ -68,7 +68,7 @@ async def create_completion(request: Request) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """A prompt as tokens, and as the text that `echo` gives back."""
+    """A prompt as tokens, and as the text that `echo` returns."""
 
     token_ids: tuple[int, ...]
     text: str
@@ -81,10 +81,14 @@ def _encode(prompts: Sequence[str | list[int]], text: TextProcessor, vocab_size:
         param = "prompt" if len(prompts) == 1 else f"prompt.{index}"
         token_ids = text.encode(prompt) if isinstance(prompt, str) else prompt
         if not token_ids:
-            raise InvalidRequest(f"{param}: the prompt is empty", code="empty_prompt", param=param)
+            raise InvalidRequest(
+                f"{param}: expected at least one token, got an empty prompt", code="empty_prompt", param=param
+            )
         if min(token_ids) < 0 or max(token_ids) >= vocab_size:
             raise InvalidRequest(
-                f"{param}: a token id is outside the vocabulary of {vocab_size}", code="invalid_token", param=param
+                f"{param}: expected token ids from 0 to {vocab_size - 1} (the model's vocabulary)",
+                code="invalid_token",
+                param=param,
             )
         shown = prompt if isinstance(prompt, str) else text.decode(token_ids)
         encoded.append(_Prompt(tuple(token_ids), shown, begins_text=not text.has_text(token_ids)))
@@ -135,7 +139,7 @@ class _CompletionAnswer:
     prompt_logprobs: list[Sequence[TokenLogprobs | None]] = field(default_factory=list)
 
     async def read_prompts(self, services: Services) -> None:
-        """Have the engine tell the prompts' own log-probabilities, before anything is generated."""
+        """Have the engine compute the prompts' own log-probabilities, before anything is generated."""
         readers = [
             Choice(
                 index=choice.index,
@@ -156,12 +160,12 @@ class _CompletionAnswer:
     async def whole(self) -> Completion:
         """The answer as one object."""
         choices: list[CompletionChoice] = []
-        for index, (choice, piece) in enumerate(self._told(await self.generation.whole())):
+        for index, (choice, piece) in enumerate(self._select_answers(await self.generation.whole())):
             assert piece.finish_reason is not None, "the choice is over"
             shown: CompletionChoice = {
                 "index": index,
                 "text": self._echo(choice) + piece.text,
-                "logprobs": _joined(self._echoed_logprobs(choice), self._logprobs(choice, piece.entries)),
+                "logprobs": _join(self._echoed_logprobs(choice), self._logprobs(choice, piece.entries)),
                 "finish_reason": piece.finish_reason,
             }
             if self.head.shows_token_ids:
@@ -179,7 +183,7 @@ class _CompletionAnswer:
         }
 
     async def chunks(self) -> AsyncIterator[CompletionChunk]:
-        """The answer as a stream: the plan (with the prompt, if it is to be echoed), then text as it comes."""
+        """The answer as a stream: first the plan, with the prompt if it is echoed, then text as it arrives."""
         with self.generation:
             for number, choice in enumerate(self.generation.choices):
                 chunk = self._prompt_chunk(choice)
@@ -193,22 +197,22 @@ class _CompletionAnswer:
                 last["usage"] = self._usage()
                 yield last
 
-    def _told(self, whole: Sequence[tuple[Choice, Piece]]) -> list[tuple[Choice, Piece]]:
-        """Of each prompt's candidates the `n` likeliest, best first; all of them, as they are, when `n` were made."""
+    def _select_answers(self, whole: Sequence[tuple[Choice, Piece]]) -> list[tuple[Choice, Piece]]:
+        """The `n` likeliest candidates of each prompt, best first; all of them in order if only `n` were generated."""
         if not self.body.chooses_best:
             return list(whole)
-        told: list[tuple[Choice, Piece]] = []
+        selected: list[tuple[Choice, Piece]] = []
         for first in range(0, len(whole), self.body.num_candidates):
             candidates = whole[first : first + self.body.num_candidates]
             candidates = sorted(candidates, key=lambda candidate: _mean_logprob(candidate[1]), reverse=True)
-            told += candidates[: self.body.num_choices]
-        return told
+            selected += candidates[: self.body.num_choices]
+        return selected
 
     def _usage(self) -> Usage:
         return usage_of(self.generation.choices, self.body.num_candidates)
 
     def _prompt_chunk(self, choice: Choice) -> CompletionChunk:
-        """The beginning of a choice: the prompt, if it is to be echoed."""
+        """The first chunk of a choice, with the prompt if it is echoed."""
         shown: CompletionChunkChoice = {
             "index": choice.index,
             "text": self._echo(choice),
@@ -249,7 +253,7 @@ class _CompletionAnswer:
         return self.prompts[self._prompt_index(choice)].text if self.body.echo else ""
 
     def _logprobs(self, choice: Choice, entries: Sequence[TokenEntry]) -> CompletionLogprobs | None:
-        """Of generated tokens; their text goes on where the echoed prompt ends."""
+        """The log-probabilities of generated tokens, whose text offsets continue those of the echoed prompt."""
         if self.body.logprobs is None:
             return None
         start = len(self._echo(choice))
@@ -258,7 +262,7 @@ class _CompletionAnswer:
         return self._table_of([entry.logprobs.token_id for entry in entries], known, offsets)
 
     def _echoed_logprobs(self, choice: Choice) -> CompletionLogprobs | None:
-        """Of the echoed prompt's tokens; the first has none."""
+        """The log-probabilities of the echoed prompt's tokens; the first has none."""
         if not self.prompt_logprobs:
             return None
         index = self._prompt_index(choice)
@@ -277,17 +281,17 @@ class _CompletionAnswer:
             if logprobs is None:
                 tops.append(None)
                 continue
-            top = {self.table.name_of(token_id): finite(logprob) for token_id, logprob in logprobs.top}
-            tops.append(top | {self.table.name_of(logprobs.token_id): finite(logprobs.logprob)})
+            top = {self.table.name_of(token_id): clip_logprob(logprob) for token_id, logprob in logprobs.top}
+            tops.append(top | {self.table.name_of(logprobs.token_id): clip_logprob(logprobs.logprob)})
         return {
             "tokens": [self.table.name_of(token_id) for token_id in token_ids],
-            "token_logprobs": [None if logprobs is None else finite(logprobs.logprob) for logprobs in known],
+            "token_logprobs": [None if logprobs is None else clip_logprob(logprobs.logprob) for logprobs in known],
             "top_logprobs": tops,
             "text_offset": list(offsets),
         }
 
 
-def _joined(first: CompletionLogprobs | None, second: CompletionLogprobs | None) -> CompletionLogprobs | None:
+def _join(first: CompletionLogprobs | None, second: CompletionLogprobs | None) -> CompletionLogprobs | None:
     if first is None or second is None:
         return second if first is None else first
     return {

@@ -22,17 +22,17 @@ def _prompts(value: Any) -> Any:
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not value:
-        raise PydanticCustomError("invalid_type", "give a string, a list of token ids, or a list of such prompts")
+        raise PydanticCustomError("invalid_type", "expected a string, a list of token ids, or a list of such prompts")
     if all(type(token) is int for token in value):
         return [value]
     if len(value) > MAX_PROMPTS:
-        raise PydanticCustomError("invalid_value", "at most {most} prompts", {"most": MAX_PROMPTS})
+        raise PydanticCustomError("invalid_value", "expected at most {most} prompts", {"most": MAX_PROMPTS})
     for index, prompt in enumerate(value):
         is_tokens = isinstance(prompt, list) and len(prompt) > 0 and all(type(token) is int for token in prompt)
         if not isinstance(prompt, str) and not is_tokens:
             raise PydanticCustomError(
                 "invalid_type",
-                "prompt {index} is neither a string nor a list of token ids",
+                "expected a string or a list of token ids as prompt {index}",
                 {"index": index, "at": index},
             )
     return value
@@ -44,27 +44,27 @@ class CompletionRequest(GenerationFields):
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"suffix": ()}
 
     prompt: Annotated[list[str | list[int]], BeforeValidator(_prompts, json_schema_input_type=_Prompts)]
-    """Text, token ids, or a list of either."""
+    """A text, a list of token ids, or a list of these."""
     max_tokens: Annotated[int, Field(ge=0)] | None = None
-    """The most tokens to generate; 0 generates nothing. Default: 16."""
+    """The maximum number of tokens to generate; 0 generates none. Default: 16."""
     echo: bool | None = None
-    """Whether the answer begins with the prompt."""
+    """Whether the answer starts with the prompt."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    """How many of the likeliest tokens to tell at each place."""
+    """The number of likeliest tokens to return for each token."""
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    """How many answers to generate, of which the `n` likeliest are given. Not with `stream`."""
+    """The number of answers to generate, of which the `n` likeliest are returned. Not with `stream`."""
 
     @model_validator(mode="after")
     def _check_best_of(self) -> CompletionRequest:
         if self.num_candidates < self.num_choices:
             raise InvalidRequest(
-                f"best_of: {self.best_of} answers are fewer than n ({self.num_choices})",
+                f"best_of: expected at least n ({self.num_choices}), got {self.best_of}",
                 code="invalid_value",
                 param="best_of",
             )
         if self.stream and self.chooses_best:
             raise InvalidRequest(
-                "best_of: a stream cannot wait for the best answers; set it to n or leave it out",
+                "best_of: not supported with stream, unless it equals n",
                 code="invalid_value",
                 param="best_of",
             )
@@ -72,10 +72,10 @@ class CompletionRequest(GenerationFields):
 
     @property
     def num_candidates(self) -> int:
-        """How many answers each prompt is given, of which the `num_choices` likeliest are told."""
+        """The number of answers to generate per prompt, of which the `num_choices` likeliest are returned."""
         return self.num_choices if self.best_of is None else self.best_of
 
     @property
     def chooses_best(self) -> bool:
-        """True when fewer answers are told than generated."""
+        """True when fewer answers are returned than generated."""
         return self.num_candidates > self.num_choices

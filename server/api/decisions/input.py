@@ -1,6 +1,6 @@
-"""Wire models of what decisions are about: text, or messages with tools' calls and outputs, as turns of a chat.
+"""Wire models of the input of decisions: text, or messages with tool calls and outputs, as turns of a chat.
 
-Images are refused by name. A tool's call and output become text, so that every chat template shows them.
+Images are refused. Tool calls and outputs become text, so that every chat template shows them.
 """
 
 from __future__ import annotations
@@ -21,69 +21,69 @@ MAX_JSON_BYTES = 256 << 10
 
 
 class CacheBreakpoint(WireModel):
-    """Where a reusable prefix ends. Changes no answer: every prefix is reused here."""
+    """Where a reusable prefix ends. Accepted without effect: every prefix is cached."""
 
     mode: Literal["explicit"]
 
 
 class PlainTextPart(WireModel):
-    """A part of a question's instructions."""
+    """A text part of a question's instructions."""
 
     type: Literal["input_text"]
     text: str
 
     def as_text(self) -> str:
-        """As the model reads it."""
+        """The text that the model reads."""
         return self.text
 
 
 class TextPart(PlainTextPart):
-    """A part of what is said."""
+    """A text part of a message."""
 
     prompt_cache_breakpoint: CacheBreakpoint | None = None
 
 
 class OutputTextPart(WireModel):
-    """A part of what an assistant said."""
+    """A text part of an assistant message."""
 
     type: Literal["output_text"]
     text: str
 
     def as_text(self) -> str:
-        """As the model reads it."""
+        """The text that the model reads."""
         return self.text
 
 
 class RefusalPart(WireModel):
-    """What an assistant said instead of an answer."""
+    """An assistant's refusal to answer."""
 
     type: Literal["refusal"]
     refusal: str
 
     def as_text(self) -> str:
-        """As the model reads it."""
+        """The text that the model reads."""
         return self.refusal
 
 
 def _compact_json(value: Any) -> str:
-    """`value` as compact JSON within the API's limits."""
+    """`value` as compact JSON, checked against the API's limits."""
     if not isinstance(value, dict) and not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
-        raise PydanticCustomError("invalid_type", "give an object or a list of objects")
+        raise PydanticCustomError("invalid_type", "expected an object or a list of objects")
     num_values = 0
     level: list[Any] = [value]
     for _ in range(MAX_JSON_DEPTH):
         inner = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
         num_values += len(inner)
         if num_values > MAX_JSON_VALUES:
-            raise PydanticCustomError("invalid_value", "at most {most} values", {"most": MAX_JSON_VALUES})
+            raise PydanticCustomError("invalid_value", "expected at most {most} values", {"most": MAX_JSON_VALUES})
         level = [child for child in inner if isinstance(child, dict | list)]
         if not level:
             break
     else:
-        raise PydanticCustomError("invalid_value", "at most {most} levels deep", {"most": MAX_JSON_DEPTH})
+        raise PydanticCustomError("invalid_value", "expected at most {most} nested levels", {"most": MAX_JSON_DEPTH})
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if len(text.encode()) > MAX_JSON_BYTES:
-        raise PydanticCustomError("invalid_value", "at most {most} bytes of JSON", {"most": MAX_JSON_BYTES})
+        raise PydanticCustomError("invalid_value", "expected at most {most} bytes of JSON", {"most": MAX_JSON_BYTES})
     return text
 
 
@@ -91,18 +91,18 @@ _Json = dict[str, Any] | list[dict[str, Any]]
 
 
 class JsonPart(WireModel):
-    """An object or a list of objects; the model reads it as compact JSON."""
+    """An object or a list of objects, which the model reads as compact JSON."""
 
     type: Literal["input_json"]
     data: Annotated[str, BeforeValidator(_compact_json, json_schema_input_type=_Json)]
 
     def as_text(self) -> str:
-        """As the model reads it."""
+        """The text that the model reads."""
         return self.data
 
 
 class ImagePart(WireModel):
-    """Always refused: the model reads text."""
+    """An image, which is always refused: the model only reads text."""
 
     type: Annotated[Literal["input_image"], Field(json_schema_extra={"not": {}})]
 
@@ -112,7 +112,7 @@ class ImagePart(WireModel):
         raise PydanticCustomError("unsupported_parameter", "images are not supported by this server")
 
     def as_text(self) -> str:
-        """There is none: an image is refused before it exists."""
+        """Never called: images are refused by validation."""
         raise AssertionError
 
 
@@ -137,13 +137,13 @@ _Status = Literal["in_progress", "completed", "incomplete"]
 
 
 def text_of(content: str | Sequence[Any]) -> str:
-    """The text of a content: itself, or its parts as the lines of one text."""
+    """The text of a message's content; parts are joined as lines."""
     parts = (content,) if isinstance(content, str) else content
     return "\n".join(part if isinstance(part, str) else part.as_text() for part in parts)
 
 
 class UserMessage(WireModel):
-    """What a user says."""
+    """A message of the user."""
 
     role: Literal["user"]
     content: UserContent
@@ -155,7 +155,7 @@ class UserMessage(WireModel):
 
 
 class SystemMessage(WireModel):
-    """What a developer says; chat templates know the older word for it."""
+    """A message of the developer, which chat templates know by the older role `system`."""
 
     role: Literal["system", "developer"]
     content: SystemContent
@@ -167,7 +167,7 @@ class SystemMessage(WireModel):
 
 
 class AssistantMessage(WireModel):
-    """What an assistant says. `phase` is not shown to the model: chat templates have no place for it."""
+    """A message of the assistant. `phase` is accepted without effect: chat templates do not support it."""
 
     role: Literal["assistant"]
     content: AssistantContent
@@ -187,13 +187,13 @@ class _AnyToolCall(WireModel):
     status: _Status | None = None
 
     def _turn(self, given: str) -> Message:
-        """The call as what the assistant said."""
+        """The call as a turn of the assistant."""
         name = self.name if self.namespace is None else f"{self.namespace}.{self.name}"
         return Message("assistant", f"Call {self.call_id}: {name}({given})")
 
 
 class FunctionCall(_AnyToolCall):
-    """An assistant's call of a function."""
+    """A function call of the assistant."""
 
     type: Literal["function_call"]
     arguments: str
@@ -204,7 +204,7 @@ class FunctionCall(_AnyToolCall):
 
 
 class CustomToolCall(_AnyToolCall):
-    """An assistant's call of a custom tool."""
+    """A custom tool call of the assistant."""
 
     type: Literal["custom_tool_call"]
     input: str
@@ -215,7 +215,7 @@ class CustomToolCall(_AnyToolCall):
 
 
 class ToolOutput(WireModel):
-    """What came of a call."""
+    """The output of a call."""
 
     type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
@@ -225,11 +225,11 @@ class ToolOutput(WireModel):
 
     @property
     def call_type(self) -> str:
-        """The type of the call that it answers."""
+        """The type of the call with this output."""
         return self.type.removesuffix("_output")
 
     def turn(self) -> Message:
-        """The output as it is told to the assistant."""
+        """The output as a turn of the user."""
         return Message("user", f"Output of call {self.call_id}: {text_of(self.output)}")
 
 
@@ -261,7 +261,7 @@ InputItem = Annotated[
     Discriminator(
         _tag_of_item,
         custom_error_type="invalid_value",
-        custom_error_message="neither a message of a user, developer, system or assistant, nor a tool's call or output",
+        custom_error_message="expected a message of the user, developer, system or assistant, or a tool call or output",
     ),
 ]
 

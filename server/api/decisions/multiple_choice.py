@@ -1,7 +1,7 @@
-"""Multiple-choice questions about an input: the prompts that ask them, and the probabilities that the answers give.
+"""Multiple-choice questions about an input: their prompts, and the probabilities of their answers.
 
-A question is asked with its options labelled A, B, C …, once in the order given and once reversed; what the model would
-say next, restricted to the labels, is its answer.
+A question is asked with its options labelled A, B, C …, once in the given order and once reversed. The answer is the
+model's distribution of the next token, restricted to the labels.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Tokens = tuple[int, ...]
 _SPELLINGS = ("{}", " {}")
 _ANSWER = "\nAnswer:"
 _TEMPLATE_KWARGS = {"enable_thinking": False}
-"""A model that would think first gives labels no chance; templates that know no thinking ignore it."""
+"""A model that reasons first gives labels no probability; templates without reasoning ignore this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked about an input, and 2 or more options of which one is the answer."""
+    """A question about an input, with 2 or more options of which one is the answer."""
 
     instructions: str
     options: tuple[str, ...]
@@ -39,7 +39,7 @@ class Question:
         return given, given[::-1]
 
     def text(self, order: Sequence[int]) -> str:
-        """The question as the model reads it, with its options in `order`; a label is to follow."""
+        """The question as the model reads it, with its options in `order`; a label should follow."""
         labels = labels_for(len(self.options))
         lines = [f"{label}: {self.options[index]}" for label, index in zip(labels, order, strict=True)]
         kind = "letter" if labels[0] in LETTERS else "number"
@@ -47,7 +47,7 @@ class Question:
 
 
 def labels_for(num_options: int) -> tuple[str, ...]:
-    """Letters, or numbers of equal length where there are too few letters: no label begins another."""
+    """Letters, or numbers of equal length if there are too few letters, so that no label is a prefix of another."""
     if num_options <= len(LETTERS):
         return tuple(LETTERS[:num_options])
     width = len(str(num_options))
@@ -57,7 +57,7 @@ def labels_for(num_options: int) -> tuple[str, ...]:
 class Interview:
     """Asks questions about the turns of one input: as the last user turn of a chat, or as text without a template.
 
-    Raises `InvalidRequest` (param `input`) when the chat template refuses the turns.
+    Raises `InvalidRequest` (param `input`) when the chat template rejects the turns.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class Interview:
         self._label_tokens: dict[int, tuple[tuple[Tokens, ...], ...]] = {}
 
     def prompt(self, question: Question, order: Sequence[int]) -> Tokens:
-        """Token ids up to where the label follows; prompts of one interview begin alike, so that they share KV."""
+        """Token ids up to the label; the prompts of one interview have a common prefix, so they share KV."""
         asked = question.text(order)
-        if self._is_separable:  # the input may be long and the questions many: it is encoded once
+        if self._is_separable:  # the input may be long, with many questions: encode it once
             return self._head + self._encode_tail(asked)
         return self._encode(self._before + asked + self._after)
 
     def label_tokens(self, num_options: int) -> tuple[tuple[Tokens, ...], ...]:
-        """The token sequences that spell each label after a prompt: alone, and with a space before it."""
+        """The token sequences that spell each label after a prompt, with and without a space before it."""
         found = self._label_tokens.get(num_options)
         if found is None:
             found = tuple(self._spellings_of(label) for label in labels_for(num_options))
@@ -92,14 +92,14 @@ class Interview:
         return found
 
     def _spellings_of(self, label: str) -> tuple[Tokens, ...]:
-        ending = _ANSWER + self._after  # all prompts end so, and the label follows it alike
+        ending = _ANSWER + self._after  # all prompts end with this text
         before = self._encode_bare(ending)
         found = []
         for spelling in _SPELLINGS:
             tokens = self._encode_bare(ending + spelling.format(label))
             if tokens[: len(before)] == before and len(tokens) > len(before):
                 found.append(tokens[len(before) :])
-            else:  # it melts into the prompt's last token: take it as it stands alone
+            else:  # it merges with the prompt's last token: encode it alone
                 found.append(self._encode_bare(spelling.format(label)))
         return tuple(dict.fromkeys(found))
 
@@ -114,11 +114,11 @@ class Interview:
 
 
 def probabilities_of(logprobs: Sequence[Sequence[Sequence[float]]]) -> npt.NDArray[np.float64]:
-    """The probability of each option, `[options]`, from what the model said under both of a question's `orders`.
+    """The probability of each option, `[options]`, from the model's answers under both of a question's `orders`.
 
     `logprobs[order][place]` are the log-probabilities of the spellings of the label at that place. A label's
     probability is the sum over its spellings. An option's log-probability is the mean over both orders, and the
-    options' are normalised to sum to 1. Not finite where the model's were not.
+    options' are normalised to sum to 1. The result is not finite if the model's were not.
     """
     given, reverse = (
         np.array([np.logaddexp.reduce(np.asarray(spellings, dtype=np.float64)) for spellings in places])
@@ -129,8 +129,8 @@ def probabilities_of(logprobs: Sequence[Sequence[Sequence[float]]]) -> npt.NDArr
     return np.asarray(weights / weights.sum())
 
 
-def _joined(turns: Sequence[Message]) -> list[Message]:
-    """Turns of one role in a row as one: many chat templates want roles that alternate."""
+def _join(turns: Sequence[Message]) -> list[Message]:
+    """Successive turns of one role joined: many chat templates require alternating roles."""
     joined: list[Message] = []
     for turn in turns:
         if joined and joined[-1].role == turn.role:
@@ -143,7 +143,7 @@ def _joined(turns: Sequence[Message]) -> list[Message]:
 def _rendered(text: TextProcessor, turns: Sequence[Message], template_kwargs: dict[str, object]) -> tuple[str, str]:
     """The rendered chat before and after the question, which ends the last user turn."""
     place = uuid.uuid4().hex
-    messages = [{"role": turn.role, "content": turn.content} for turn in _joined([*turns, Message("user", place)])]
+    messages = [{"role": turn.role, "content": turn.content} for turn in _join([*turns, Message("user", place)])]
     try:
         parts = text.render_chat(messages, template_kwargs).split(place)
     except InvalidRequest as error:
@@ -151,7 +151,7 @@ def _rendered(text: TextProcessor, turns: Sequence[Message], template_kwargs: di
         raise InvalidRequest(error.message, code=error.code, param=param) from error
     if len(parts) != 2:
         raise InvalidRequest(
-            "the model's chat template does not show the last message once and as it is",
+            "the model's chat template does not render the last message exactly once and unchanged",
             code="chat_template_error",
             param="input",
         )
@@ -159,8 +159,8 @@ def _rendered(text: TextProcessor, turns: Sequence[Message], template_kwargs: di
 
 
 def _plain(turns: Sequence[Message]) -> str:
-    """The turns as text, each with who speaks unless there is one only, and what separates them from the question."""
-    joined = _joined(turns)
+    """The turns as text before the question, each with its role unless there is only one turn."""
+    joined = _join(turns)
     if len(joined) == 1 and joined[0].role == "user":
         return f"{joined[0].content}\n\n"
     return "".join(f"{turn.role.capitalize()}: {turn.content}\n\n" for turn in joined)

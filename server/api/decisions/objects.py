@@ -11,7 +11,7 @@ from server.api.generation.objects import AppliedSteering, InputUsage, Probabili
 
 
 class PredicateAnswer(TypedDict):
-    """How likely the statement is."""
+    """The probability that the statement is true."""
 
     type: Literal["predicate"]
     name: str | None
@@ -19,14 +19,14 @@ class PredicateAnswer(TypedDict):
 
 
 class OptionProbability(TypedDict):
-    """How likely an option is."""
+    """The probability of an option."""
 
     value: str | bool
     probability: Probability
 
 
 class ChoiceAnswer(TypedDict):
-    """The likeliest option, and how likely each is."""
+    """The likeliest option, and the probability of each."""
 
     type: Literal["choice"]
     name: str | None
@@ -36,7 +36,7 @@ class ChoiceAnswer(TypedDict):
 
 
 class LevelProbability(TypedDict):
-    """How likely a level is; `value` is its place, from 0."""
+    """The probability of a level; `value` is its position, from 0."""
 
     label: str
     value: int
@@ -44,7 +44,7 @@ class LevelProbability(TypedDict):
 
 
 class ScoreAnswer(TypedDict):
-    """The mean level, the likelihood of the likeliest, and of each."""
+    """The mean level, and the probability of the likeliest level and of each."""
 
     type: Literal["score"]
     name: str | None

@@ -1,4 +1,4 @@
-"""`POST /v1/decisions`: questions about an input in, the probabilities of their answers out."""
+"""`POST /v1/decisions`: gives the probabilities of the answers to questions about an input."""
 
 from __future__ import annotations
 
@@ -38,10 +38,12 @@ Probabilities = npt.NDArray[np.float64]
 
 @router.post("/v1/decisions")
 @describe(
-    Success(Decision, "The answers.", headers=RATE_LIMITS), bodies={JSON: DecisionRequest}, errors=GENERATION_ERRORS
+    Success(Decision, "The answers, in the order of the questions.", headers=RATE_LIMITS),
+    bodies={JSON: DecisionRequest},
+    errors=GENERATION_ERRORS,
 )
 async def create_decision(request: Request) -> Response:
-    """Answer questions about an input."""
+    """Create a decision: the probabilities of answers to questions about an input."""
     services = services_of(request)
     services.check_ready()
     body = await read_model(request, DecisionRequest, MAX_JSON_BYTES)
@@ -68,7 +70,7 @@ async def _decide(body: DecisionRequest, services: Services, plan: SteeringPlan)
 
 @dataclass
 class _Asking:
-    """All questions of a request on their way through the engine: what was sent, and for which place."""
+    """All questions of a request while the engine scores them: the requests sent, and what each is for."""
 
     interview: Interview
     plan: SteeringPlan
@@ -77,7 +79,7 @@ class _Asking:
     _num_tokens: int = 0
 
     def requests(self, questions: Sequence[Question]) -> Iterator[EngineRequest]:
-        """The scoring requests of every question in both orders, made one after the other.
+        """The scoring requests of every question in both orders, made one at a time.
 
         Raises `ContextLengthExceeded`.
         """
@@ -104,11 +106,11 @@ class _Asking:
                 logprobs[number][turn][place][index] = sum(tokens)
         found = [probabilities_of(orders) for orders in logprobs]
         if not all(np.isfinite(each).all() for each in found):
-            raise EngineFailure("the model gives no probabilities: a label's are not finite")
+            raise EngineFailure("the model's probabilities are not finite")
         return found
 
     def usage(self, outputs: Sequence[TokenOutput]) -> InputUsage:
-        """Tokens that the model was given, every question's prompts counted, and how many of them the cache had."""
+        """The tokens of every question's prompts, and how many of them the prefix cache had."""
         num_cached = sum(output.num_cached_tokens for output in outputs)
         return {
             "input_tokens": self._num_tokens,
@@ -121,14 +123,14 @@ class _Asking:
     def _check_length(self, number: int, num_tokens: int) -> None:
         if num_tokens > self.max_model_len:
             raise ContextLengthExceeded(
-                f"this model's context is {self.max_model_len} tokens; "
-                f"the input with question {number} and its answer has {num_tokens}",
+                f"this model's context is {self.max_model_len} tokens, "
+                f"but the input with question {number} and its answer needs {num_tokens}",
                 param="input",
             )
 
 
 def _answer(asked: AskedQuestion, probabilities: Probabilities) -> PredicateAnswer | ChoiceAnswer | ScoreAnswer:
-    """The SDK's answer to one question."""
+    """The answer to one question, as the SDK types it."""
     values = [float(probability) for probability in probabilities]
     if isinstance(asked, Predicate):
         return {"type": "predicate", "name": asked.name, "probability": values[0]}

@@ -1,4 +1,4 @@
-"""Wire models of `POST /v1/decisions`, as the official SDK types them, and what their questions ask."""
+"""Wire models of `POST /v1/decisions`, as the official SDK types them."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ class _AnyQuestion(WireModel):
     @model_validator(mode="after")
     def _check_instructions(self) -> _AnyQuestion:
         if not text_of(self.instructions).strip():
-            raise PydanticCustomError("invalid_value", "there is no text", {"at": "instructions"})
+            raise PydanticCustomError("invalid_value", "expected text, got only white space", {"at": "instructions"})
         return self
 
 
 class Predicate(_AnyQuestion):
-    """How likely is a statement about the input?"""
+    """Asks how likely a statement about the input is."""
 
     type: Literal["predicate"]
 
     def question(self) -> Question:
-        """As it is asked; the first option is yes."""
+        """The question as asked; the first option is yes."""
         return Question(f"Is this true? {text_of(self.instructions).strip()}", ("yes", "no"))
 
 
 class ChoiceOption(WireModel):
-    """One of the options to choose from."""
+    """An option to choose from."""
 
     value: str | bool
     description: str | None = None
 
 
 class ChoiceQuestion(_AnyQuestion):
-    """Which of the options, each unlike the others?"""
+    """Asks which of the options applies; all of them must differ."""
 
     type: Literal["choice"]
     choices: Annotated[list[ChoiceOption], Field(fail_fast=True, min_length=2, max_length=MAX_OPTIONS)]
@@ -66,12 +66,14 @@ class ChoiceQuestion(_AnyQuestion):
         for index, option in enumerate(self.choices):
             key = (type(option.value), option.value)
             if key in seen:
-                raise PydanticCustomError("invalid_value", "it is there twice", {"at": f"choices.{index}.value"})
+                raise PydanticCustomError(
+                    "invalid_value", "the option is given more than once", {"at": f"choices.{index}.value"}
+                )
             seen.add(key)
         return self
 
     def question(self) -> Question:
-        """As it is asked; beside booleans, texts are in quotes."""
+        """The question as asked; if there are booleans, texts are quoted."""
         is_quoted = any(isinstance(option.value, bool) for option in self.choices)
         shown = [
             option.value if isinstance(option.value, str) and not is_quoted else json.dumps(option.value)
@@ -82,20 +84,20 @@ class ChoiceQuestion(_AnyQuestion):
 
 
 class ScoreLevel(WireModel):
-    """One level of a scale."""
+    """A level of a scale."""
 
     label: str
     description: str | None = None
 
 
 class Score(_AnyQuestion):
-    """Which of the ordered levels, lowest first?"""
+    """Asks which of the levels applies, which are ordered from the lowest."""
 
     type: Literal["score"]
     levels: Annotated[list[ScoreLevel], Field(fail_fast=True, min_length=2, max_length=MAX_OPTIONS)]
 
     def question(self) -> Question:
-        """As it is asked."""
+        """The question as asked."""
         options = (_described(level.label, level.description) for level in self.levels)
         return Question(text_of(self.instructions).strip(), tuple(options))
 
@@ -111,17 +113,17 @@ class DecisionRequest(SteeredFields):
     """Body of `POST /v1/decisions`."""
 
     input: DecisionInput
-    """Text, or messages with tools' calls and outputs."""
+    """A text, or messages with tool calls and outputs."""
     questions: Annotated[list[AskedQuestion], Field(fail_fast=True, min_length=1, max_length=MAX_QUESTIONS)]
-    """What is asked about it; each by itself."""
+    """The questions about the input, each asked by itself."""
     chat_template_kwargs: dict[str, Any] | None = None
-    """Variables of the model's chat template."""
+    """Variables for the model's chat template."""
     prompt_cache_key: str | None = None
-    """Changes nothing: every prefix is reused."""
+    """Accepted without effect: every prefix is cached."""
     prompt_cache_options: CacheOptions | None = None
-    """Changes nothing."""
+    """Accepted without effect."""
     safety_identifier: str | None = None
-    """Changes nothing."""
+    """Accepted without effect."""
 
     @model_validator(mode="after")
     def _check_calls(self) -> DecisionRequest:
@@ -131,7 +133,7 @@ class DecisionRequest(SteeredFields):
                 calls[item.call_id] = item.type
             elif isinstance(item, ToolOutput) and calls.get(item.call_id) != item.call_type:
                 raise InvalidRequest(
-                    f"input.{index}.call_id: there is no {item.call_type} with this id before it",
+                    f"input.{index}.call_id: expected the id of an earlier {item.call_type}, got {item.call_id[:80]!r}",
                     code="invalid_value",
                     param=f"input.{index}.call_id",
                 )

@@ -1,1 +1,1 @@
-"""What endpoints that generate share: wire fields, steering, choices, and the run of a request on the engine."""
+"""The shared parts of endpoints that generate: wire fields, steering, choices, and running a request."""

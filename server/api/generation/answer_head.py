@@ -1,4 +1,4 @@
-"""What a chat or completion says beside its choices: id, time, model, and what else the request wants to know."""
+"""The fields of a chat or completion besides its choices: id, time, model, and what else the request wants."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from server.api.http.services import Services
 
 @dataclass(frozen=True, slots=True)
 class AnswerHead:
-    """What all objects that answer one request have in common. `created` in Unix seconds."""
+    """The common fields of all objects that answer one request. `created` is in Unix seconds."""
 
     response_id: str
     created: int
     model: str
     includes_usage: bool
-    """Whether a stream ends with the usage; its other chunks then say that they have none."""
+    """Whether a stream ends with the usage; its other chunks then have a null usage."""
     shows_token_ids: bool
 
     @classmethod
     def of(cls, body: GenerationFields, response_id: str, services: Services) -> Self:
-        """Of the answer to `body`, from now on."""
+        """The head of the answer to `body`, created now."""
         model = body.model if body.model is not None else services.engine.info.model_id
         return cls(response_id, int(time.time()), model, body.includes_usage, bool(body.return_token_ids))

@@ -1,7 +1,4 @@
-"""From a validated request and its prompt to choices that the engine can run.
-
-The parts that chats and completions share. It does not know their answers' shapes.
-"""
+"""Turns a validated request and its prompt into choices that the engine can run, for chats and completions alike."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from server.steering.plan import SteeringPlan
 
 
 def sampling_of(request: GenerationFields, defaults: Mapping[str, float]) -> SamplingParams:
-    """The sampling of a request but for its seeds: what the request says, else what the model's authors chose."""
+    """The sampling of a request without its seed: the request's own values, else the model's defaults."""
 
     def chosen(name: str, neutral: float) -> float:
         asked = getattr(request, name)
@@ -53,27 +50,29 @@ def seed_of_choice(seed: int | None, index: int) -> int | None:
 def tokens_to_generate(
     num_prompt_tokens: int, asked: int | None, *, default: int | None, max_model_len: int, param: str
 ) -> int:
-    """What was asked, else `default`, else (and at most) what the context leaves.
+    """The number asked for, else `default`, else the rest of the context, which is always the limit.
 
-    Raises `ContextLengthExceeded`, naming `param`, when the prompt leaves no room or less than was asked.
+    Raises `ContextLengthExceeded`, naming `param`, when the prompt leaves no room or less than was asked for.
     """
     room = max_model_len - num_prompt_tokens
     if room < (1 if asked is None else asked):
-        wanted = "" if asked is None else f" and {asked} to generate are {num_prompt_tokens + asked}"
-        raise ContextLengthExceeded(
-            f"this model's context is {max_model_len} tokens; {num_prompt_tokens} in the prompt{wanted}", param=param
-        )
+        if asked is None:
+            need = f"the prompt already has {num_prompt_tokens}"
+        else:
+            total = num_prompt_tokens + asked
+            need = f"the request needs {total}: {num_prompt_tokens} in the prompt and {asked} to generate"
+        raise ContextLengthExceeded(f"this model's context is {max_model_len} tokens, but {need}", param=param)
     if asked is not None:
         return asked
     return room if default is None else min(default, room)
 
 
 def check_num_choices(number: int, services: Services) -> None:
-    """Raise `InvalidRequest` for more answers than the server could ever take at a time."""
+    """Raise `InvalidRequest` for more answers than the server can run at a time."""
     most = services.engine.max_requests
     if number > most:
         raise InvalidRequest(
-            f"n: the request asks for {number} answers, this server takes {most} at a time",
+            f"n: expected at most {most} (the answers that this server can run at a time), got {number}",
             code="invalid_value",
             param="n",
         )
@@ -85,13 +84,13 @@ def check_tokens(request: GenerationFields, max_tokens: int, vocab_size: int) ->
         for token_id in token_ids:
             if not 0 <= token_id < vocab_size:
                 raise InvalidRequest(
-                    f"{name}: token {token_id} is outside the vocabulary of {vocab_size}",
+                    f"{name}: expected token ids from 0 to {vocab_size - 1} (the model's vocabulary), got {token_id}",
                     code="invalid_token",
                     param=name,
                 )
     if request.min_tokens is not None and request.min_tokens > max_tokens:
         raise InvalidRequest(
-            f"min_tokens: {request.min_tokens} is more than the {max_tokens} that may be generated",
+            f"min_tokens: expected at most {max_tokens} (the tokens to generate), got {request.min_tokens}",
             code="invalid_value",
             param="min_tokens",
         )
@@ -112,7 +111,7 @@ def choices_of(
     grammar: Grammar | None = None,
     parts: PartReader | None = None,
 ) -> list[Choice]:
-    """The choices that answer `prompt`, one a candidate, numbered from `first_index`.
+    """The choices that answer `prompt`, one per candidate, numbered from `first_index`.
 
     `shown` as in `ChoiceText`, `grammar` and `parts` as in `Generate`.
     """
@@ -159,6 +158,6 @@ def usage_of(choices: Sequence[Choice], num_choices: int) -> Usage:
     }
 
 
-def finite(logprob: float) -> float:
-    """JSON has no infinity; an impossible token gets the value that OpenAI gives."""
+def clip_logprob(logprob: float) -> float:
+    """Clip to OpenAI's value for an impossible token, because JSON has no infinity."""
     return max(logprob, -9999.0)

@@ -1,6 +1,6 @@
-"""Dialogues: a conversation with tools and a wanted form of answer, run as choices whose text is read into parts.
+"""Dialogues: a conversation, its tools and the format of its answer, run as choices whose text is split into parts.
 
-What chat completions and responses have in common.
+Chat completions and responses share this module.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vectors.vocabulary import Part
 
 @dataclass(frozen=True, slots=True)
 class FieldNames:
-    """What errors call the parts of a dialogue, in the words of the request that brought them."""
+    """The names of a dialogue's fields in the request, for errors."""
 
     messages: str = "messages"
     schema: str = "response_format"
@@ -43,10 +43,10 @@ class FieldNames:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """What is to be answered, and how.
+    """What to answer, and how.
 
-    `messages` are as chat templates know them. `schema`: what the answer's text must be valid JSON of; None: text.
-    `max_tokens` and `num_logprobs` as the request says.
+    `messages` have the form of chat templates. `schema`: the JSON schema of the answer's text; None: free text.
+    `max_tokens` and `num_logprobs` are those of the request.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -61,7 +61,7 @@ class Dialogue:
 
 @dataclass(frozen=True, slots=True)
 class ReplyPiece:
-    """What a choice adds: a delta of its answer, the tokens behind it, and at the end the reason of its finish."""
+    """What a choice adds: a delta of its answer, the tokens behind it, and at the end its finish reason."""
 
     delta: ReplyDelta
     token_ids: tuple[int, ...]
@@ -78,11 +78,11 @@ class Replies:
 
     @property
     def num_reasoning_tokens(self) -> int:
-        """Tokens that all answers have spent on reasoning."""
+        """The reasoning tokens of all answers so far."""
         return sum(parser.num_reasoning_tokens for parser in self._parsers.values())
 
     async def pieces(self) -> AsyncIterator[tuple[Choice, ReplyPiece]]:
-        """The answers as they come; tokens that nothing shows yet come with the next piece that shows something."""
+        """The answers as they arrive; tokens without visible text come with the next piece that has some."""
         ids: dict[int, list[int]] = {index: [] for index in self._parsers}
         entries: dict[int, list[TokenEntry]] = {index: [] for index in self._parsers}
         async for choice, piece in self.generation.pieces():
@@ -100,17 +100,17 @@ class Replies:
                 entries[choice.index].clear()
 
     async def whole(self) -> list[tuple[Choice, Reply, ReplyPiece]]:
-        """Every choice with its complete answer, and all that it added as one piece."""
+        """Every choice with its complete answer, and all of its additions as one piece."""
         parts: dict[int, list[ReplyPiece]] = {index: [] for index in self._parsers}
         async for choice, piece in self.pieces():
             parts[choice.index].append(piece)
         return [
-            (choice, Reply.of([piece.delta for piece in parts[choice.index]]), _joined(parts[choice.index]))
+            (choice, Reply.of([piece.delta for piece in parts[choice.index]]), _join(parts[choice.index]))
             for choice in self.generation.choices
         ]
 
 
-def _joined(pieces: Sequence[ReplyPiece]) -> ReplyPiece:
+def _join(pieces: Sequence[ReplyPiece]) -> ReplyPiece:
     return ReplyPiece(
         ReplyDelta(),
         token_ids=tuple(token_id for piece in pieces for token_id in piece.token_ids),
@@ -122,7 +122,7 @@ def _joined(pieces: Sequence[ReplyPiece]) -> ReplyPiece:
 async def replies_to(
     dialogue: Dialogue, request: GenerationFields, services: Services, plan: SteeringPlan, response_id: str
 ) -> Replies:
-    """The answers to `dialogue`, ready to be submitted. Raises `InvalidRequest` for what the model cannot do."""
+    """The answers to `dialogue`, ready to be submitted. Raises `InvalidRequest` for what the model does not support."""
     text = services.text
     prepared = await run_sync(_prepare, dialogue, text, services.grammars)
     max_tokens = tokens_to_generate(
@@ -151,7 +151,7 @@ async def replies_to(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A dialogue as the engine needs it."""
+    """A dialogue in the form that the engine needs."""
 
     rendered: str
     prompt: Sequence[int]
@@ -194,34 +194,34 @@ def _check_tools(dialogue: Dialogue, chat_format: ChatFormat) -> None:
     if (use.tools or has_calls) and not chat_format.takes_tools:
         param = "tools" if use.tools else dialogue.names.messages
         raise InvalidRequest(
-            f"{param}: this model's chat template has no place for tools", code="unsupported_parameter", param=param
+            f"{param}: this model's chat template does not support tools", code="unsupported_parameter", param=param
         )
     if use.callable and not chat_format.reads_calls:
         raise InvalidRequest(
-            "tools: this model's tokenizer does not say how it writes calls (no response template, and none can be "
-            "read off the chat template); only tool_choice none is possible",
+            "tools: the format of this model's tool calls is unknown (it has no response template, and the chat "
+            "template does not show the format); expected tool_choice none",
             code="unsupported_parameter",
             param="tools",
         )
     if use.is_constrained and chat_format.calls is None:
         param = _constraining_field(use)
         raise InvalidRequest(
-            f"{param}: this model writes no JSON calls that could be kept to a schema; only auto and none, with "
-            "parallel calls and without strict tools, are possible",
+            f"{param}: this model's tool calls are not JSON, so a schema cannot be enforced; expected tool_choice "
+            "auto or none, with parallel calls and without strict tools",
             code="unsupported_parameter",
             param=param,
         )
     if (dialogue.schema is not None or use.is_constrained) and chat_format.marks_content:
         param = dialogue.names.schema if dialogue.schema is not None else _constraining_field(use)
         raise InvalidRequest(
-            f"{param}: this model wraps its answers in markers of its own; they cannot be constrained",
+            f"{param}: this model wraps its answers in its own markers, so they cannot be constrained",
             code="unsupported_parameter",
             param=param,
         )
 
 
 def _constraining_field(use: ToolUse) -> str:
-    """The field of the request for whose sake calls are constrained."""
+    """The field of the request that makes constrained calls necessary."""
     if use.mode == "required" or use.allowed is not None:
         return "tool_choice"
     if not use.parallel:
@@ -230,7 +230,7 @@ def _constraining_field(use: ToolUse) -> str:
 
 
 def _template_kwargs(dialogue: Dialogue, text: TextProcessor) -> dict[str, Any]:
-    """The template's variables; `reasoning_effort` reaches the model if its template has a word for it."""
+    """The template's variables, with `reasoning_effort` if the template supports it."""
     kwargs = dict(dialogue.template_kwargs)
     effort = dialogue.reasoning_effort
     if effort is None:
@@ -242,7 +242,7 @@ def _template_kwargs(dialogue: Dialogue, text: TextProcessor) -> dict[str, Any]:
     if effort != "none" or text.chat_format.has_reasoning:
         param = dialogue.names.reasoning_effort
         raise InvalidRequest(
-            f"{param}: this model's chat template cannot set how much it reasons",
+            f"{param}: this model's chat template does not support setting the reasoning effort",
             code="unsupported_parameter",
             param=param,
         )
@@ -263,13 +263,13 @@ def _grammar(
             source = after_reasoning(source, markers, text.terminal, is_open=is_reasoning)
         return compiler.compile(source)
     except (GrammarRefused, SchemaRefused) as error:
-        _blame(dialogue, compiler)
+        _raise_for_schema(dialogue, compiler)
         param = dialogue.names.schema if dialogue.schema is not None else _constraining_field(use)
         raise InvalidRequest(f"{param}: {error}", code="unsupported_parameter", param=param) from None
 
 
-def _blame(dialogue: Dialogue, compiler: GrammarCompiler) -> None:
-    """Raise for the schema that cannot be compiled, by its name."""
+def _raise_for_schema(dialogue: Dialogue, compiler: GrammarCompiler) -> None:
+    """Raise `InvalidRequest`, naming the schema, if one of the schemas cannot be compiled by itself."""
     schemas = [(dialogue.names.schema, dialogue.schema)]
     schemas += [(f"tools.{index}", tool.schema) for index, tool in enumerate(dialogue.use.tools)]
     for param, schema in schemas:
@@ -279,5 +279,5 @@ def _blame(dialogue: Dialogue, compiler: GrammarCompiler) -> None:
             compiler.compile(json_answer(schema))
         except (GrammarRefused, SchemaRefused) as error:
             raise InvalidRequest(
-                f"{param}: its schema cannot be enforced: {error}", code="invalid_json_schema", param=param
+                f"{param}: this schema cannot be enforced: {error}", code="invalid_json_schema", param=param
             ) from None

@@ -1,6 +1,6 @@
-"""What the events of one generation tell: latencies and counts for Prometheus, counts for the request's record.
+"""Measures one generation from its events: latencies and counts for Prometheus and for the request's record.
 
-It is told of events in order, on one thread. It does not know text, nor how events travel.
+Events must be noted in order, on one thread.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from server.engine.request import EngineRequest, TokenOutput
 
 
 class Measurement:
-    """Of the sequences that answer one request. `metrics` None: work that nothing should count."""
+    """Measures the sequences that answer one request. `metrics` None: background work, which is not counted."""
 
     def __init__(self, requests: Sequence[EngineRequest], metrics: Metrics | None) -> None:
         self._metrics = metrics
@@ -33,7 +33,7 @@ class Measurement:
         self._record.num_prompt_tokens += sum(prompts.values())
 
     def note(self, output: TokenOutput, arrived_at: float) -> None:
-        """The engine's event, and when it came (`time.perf_counter`)."""
+        """Note an event of the engine and its arrival time (`time.perf_counter`)."""
         if self._metrics is None:
             return
         if output.token_id is not None and output.request_id not in self._complete:
@@ -55,20 +55,20 @@ class Measurement:
             metrics.count_steered_token(name)
 
     def note_finish(self, request_id: str, reason: str) -> None:
-        """A sequence's answer is complete."""
+        """Note that a sequence's answer is complete."""
         if self._metrics is None:
             return
-        self._complete.add(request_id)  # tokens that come before the engine learns of a stop string are shown nowhere
+        self._complete.add(request_id)  # later tokens, until the engine learns of a stop string, are not counted
         self._record.finish_reasons.append(reason)
         self._metrics.count_finished(reason)
         self._metrics.observe_lengths(len(self._requests[request_id].prompt), self._num_generated[request_id])
 
     def note_end(self) -> None:
-        """All sequences are complete."""
+        """Note that all sequences are complete."""
         if self._metrics is not None:
             self._metrics.observe_request(time.perf_counter() - self._began_at)
 
 
 def _steering_vectors(request: EngineRequest) -> tuple[str, ...]:
-    """The vectors that change something of the request, each once."""
+    """The names of the vectors that steer the request, each once."""
     return tuple({entry.vector: None for entry in request.plan.entries if entry.applied.is_active})

@@ -1,4 +1,4 @@
-"""What objects of several resources have in common: the steering that was applied, usage, log-probabilities."""
+"""Objects that several resources share: the applied steering, usage, log-probabilities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Revision = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="The SHA-2
 
 
 class AppliedSteering(TypedDict):
-    """One vector as it was applied: the revision that the request was pinned to, where, and how strongly."""
+    """A vector as it was applied: the revision that the request was pinned to, where, and how strongly."""
 
     vector: str
     revision: Revision
@@ -29,19 +29,19 @@ class AppliedSteering(TypedDict):
 
 
 class PromptTokensDetails(TypedDict):
-    """`cached_tokens` were found in the prefix cache."""
+    """Details of the prompt tokens: `cached_tokens` were found in the prefix cache."""
 
     cached_tokens: int
 
 
 class CompletionTokensDetails(TypedDict):
-    """`reasoning_tokens` came before the answer."""
+    """Details of the generated tokens: `reasoning_tokens` came before the answer."""
 
     reasoning_tokens: int
 
 
 class Usage(TypedDict):
-    """Tokens of prompts and answers; each prompt counts once."""
+    """The tokens of prompts and answers; each prompt counts once."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -51,14 +51,14 @@ class Usage(TypedDict):
 
 
 class InputTokensDetails(TypedDict):
-    """Of the input's tokens, those that the prefix cache had and those that are new to it."""
+    """Details of the input tokens: those that the prefix cache had, and those that are new to it."""
 
     cached_tokens: int
     cache_write_tokens: int
 
 
 class InputUsage(TypedDict):
-    """Usage as decisions and responses tell it."""
+    """The usage of decisions and responses."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails
@@ -68,7 +68,7 @@ class InputUsage(TypedDict):
 
 
 class TokenLogprob(TypedDict):
-    """A token that was likely at its place, with its log-probability under the steered model."""
+    """A likely token at its place, with its log-probability under the steered model."""
 
     token: str
     logprob: float
@@ -76,13 +76,13 @@ class TokenLogprob(TypedDict):
 
 
 class ChosenTokenLogprob(TokenLogprob):
-    """The token that was chosen, and the likeliest at its place."""
+    """The chosen token, and the likeliest tokens at its place."""
 
     top_logprobs: list[TokenLogprob]
 
 
 CompletionFinishReason = Literal["stop", "length"]
-"""Why a text ends: as the model or the request wanted, or for lack of room."""
+"""Why a text ended: `stop`, by the model or the request, or `length`, for lack of room."""
 
 ChatFinishReason = Literal[CompletionFinishReason, "tool_calls"]
-"""Why an answer ends; one that ends with calls says so."""
+"""Why an answer ended; `tool_calls` if it ended with calls."""

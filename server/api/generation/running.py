@@ -1,7 +1,7 @@
-"""Runs the choices of one HTTP request on the engine and gives their text as it comes.
+"""Runs the choices of one HTTP request on the engine and yields their text as it arrives.
 
-One `Choice` object a choice. The engine calls sinks on its own thread; everything here runs on the event loop, and
-the sinks only hand events over. Closing a `Generation` aborts what still runs. It does not know wire shapes.
+There is one `Choice` object per choice. The engine calls sinks on its own thread; everything here runs on the event
+loop, and the sinks only hand events over. Closing a `Generation` aborts what is still running.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TokenEntry:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What a choice adds: text, the tokens behind it, and at the end the reason of its finish."""
+    """What a choice adds: text, the tokens behind it, and at the end its finish reason."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -54,10 +54,10 @@ class Choice:
     _entries: list[TokenEntry] = field(default_factory=list)
 
     def take(self, output: TokenOutput) -> Piece | None:
-        """What is to be shown after the engine's event, if anything. Sets `is_over` with the engine's last one."""
+        """What to show after an event of the engine, if anything. Sets `is_over` with the last event."""
         self._note_end(output)
         if self.finish_reason is not None:
-            return None  # a stop string was met earlier; this only confirms the abort
+            return None  # a stop string ended it earlier; this only confirms the abort
         shown = ""
         if output.token_id is not None:
             offset = self.text.num_characters
@@ -87,15 +87,15 @@ class Choice:
         if self.finish_reason is not None:
             return
         if output.finish_reason is FinishReason.ERROR:
-            raise EngineFailure("the engine failed while it worked on this request")
+            raise EngineFailure("the engine failed while it processed this request")
         if output.finish_reason is FinishReason.ABORT:
-            raise Unavailable("the server stopped before the answer was complete", code="shutting_down")
+            raise Unavailable("the server shut down before the answer was complete", code="shutting_down")
 
 
 class Generation:
-    """The choices of a request on the engine. Use as a context; leaving it aborts what still runs.
+    """The choices of a request on the engine. Use as a context; leaving it aborts what is still running.
 
-    `metrics` None: background work that no latency should count.
+    `metrics` None: background work, whose latencies are not counted.
     """
 
     def __init__(self, engine: Engine, choices: Sequence[Choice], metrics: Metrics | None = None) -> None:
@@ -107,7 +107,7 @@ class Generation:
         self._submitted: list[Choice] = []
 
     def submit(self) -> None:
-        """Hand every choice to the engine, or none: when one is refused, the others are aborted."""
+        """Submit all choices to the engine, or none: if one is refused, the others are aborted."""
         try:
             for choice in self.choices:
                 self._submit(choice)
@@ -116,7 +116,7 @@ class Generation:
             raise
 
     def close(self) -> None:
-        """Abort what still runs. Idempotent."""
+        """Abort what is still running. Idempotent."""
         for choice in self._submitted:
             if not choice.is_over:
                 self._engine.abort(choice.request.request_id)
@@ -129,7 +129,7 @@ class Generation:
         self.close()
 
     async def pieces(self) -> AsyncIterator[tuple[Choice, Piece]]:
-        """Text as it comes, of all choices; ends when the engine is done with all of them."""
+        """The text of all choices as it arrives; ends when all of them are complete."""
         while not all(choice.is_over for choice in self.choices):
             choice, output, arrived_at = await self._events.get()
             self._measurement.note(output, arrived_at)
@@ -144,23 +144,23 @@ class Generation:
         self._measurement.note_end()
 
     async def whole(self) -> list[tuple[Choice, Piece]]:
-        """Every choice with all of its text, when it is complete."""
+        """Every choice with all of its text, once complete."""
         parts: dict[int, list[Piece]] = {choice.index: [] for choice in self.choices}
         async for choice, piece in self.pieces():
             parts[choice.index].append(piece)
-        return [(choice, _joined(parts[choice.index])) for choice in self.choices]
+        return [(choice, _join(parts[choice.index])) for choice in self.choices]
 
     def _submit(self, choice: Choice) -> None:
         def receive(output: TokenOutput) -> None:
             arrived_at = time.perf_counter()
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (choice, output, arrived_at))
 
         self._engine.submit(choice.request, receive)
         self._submitted.append(choice)
 
 
-def _joined(pieces: Sequence[Piece]) -> Piece:
+def _join(pieces: Sequence[Piece]) -> Piece:
     return Piece(
         text="".join(piece.text for piece in pieces),
         token_ids=tuple(token_id for piece in pieces for token_id in piece.token_ids),

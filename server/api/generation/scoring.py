@@ -1,7 +1,4 @@
-"""Runs scoring requests on the engine for a client that waits: a bounded number at a time, so that it holds up nobody.
-
-It does not know what is scored, or what becomes of the scores.
-"""
+"""Runs scoring requests for a waiting client, a bounded number at a time, so that other clients are not held up."""
 
 from __future__ import annotations
 
@@ -17,11 +14,11 @@ from server.engine.request import EngineRequest, FinishReason, TokenOutput
 from server.errors import EngineFailure, Unavailable
 
 MAX_UNDER_WAY = 32
-"""Requests that one client's scoring has in the engine at a time: half of what runs at once by default."""
+"""The most scoring requests of one client in the engine at a time: half of the engine's default."""
 
 
 class Scoring:
-    """Requests that generate nothing, under way on the engine. Use as a context; leaving it aborts what still runs."""
+    """Running requests that generate nothing. Use as a context; leaving it aborts what is still running."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -41,8 +38,8 @@ class Scoring:
     async def outputs(self, requests: Iterator[EngineRequest]) -> list[TokenOutput]:
         """The last event of each request, in order. `requests` are made as they are needed, on another thread.
 
-        Raises `QueueFull` when the queue is full and none of these requests is under way, `EngineFailure`,
-        `Unavailable`, and what making and submitting a request raises.
+        Raises `QueueFull` when the queue is full and none of these requests is running, `EngineFailure`,
+        `Unavailable`, and whatever making and submitting a request raises.
         """
         found: dict[int, TokenOutput] = {}
         number = 0
@@ -59,11 +56,11 @@ class Scoring:
         return [found[index] for index in range(number)]
 
     def _has_submitted(self, index: int, request: EngineRequest) -> bool:
-        """Hand the request over; False when the queue is full and one of ours will make room."""
+        """Submit the request; False when the queue is full and one of ours will make room."""
 
         def receive(output: TokenOutput) -> None:
             if output.finish_reason is not None:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
                     self._loop.call_soon_threadsafe(self._ended.put_nowait, (index, output))
 
         try:
@@ -78,6 +75,6 @@ class Scoring:
 
 def _check(output: TokenOutput) -> None:
     if output.finish_reason is FinishReason.ERROR:
-        raise EngineFailure("the engine failed while it worked on this request")
+        raise EngineFailure("the engine failed while it processed this request")
     if output.finish_reason is FinishReason.ABORT:
-        raise Unavailable("the server stopped before the answer was complete", code="shutting_down")
+        raise Unavailable("the server shut down before the answer was complete", code="shutting_down")

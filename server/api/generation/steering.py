@@ -1,7 +1,4 @@
-"""From a request's `model` and `steering` to its SteeringPlan: splits model names, resolves against the registry.
-
-It knows the wire's spelling, of what is asked and of what is refused; what a plan means is `server.steering`'s.
-"""
+"""Turns a request's `model` and `steering` into its SteeringPlan, and maps errors back to the request's fields."""
 
 from __future__ import annotations
 
@@ -24,15 +21,15 @@ _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 
 def specs_of_model(model: str | None, model_id: str) -> list[SteeringSpec]:
-    """The steering that a model name asks for: `base+name[@revision][:scale]+…`; the base's own name asks for none.
+    """The steering in a model name, `base+name[@revision][:scale]+…`; none for the base's own name.
 
-    Raises `NotFound` when the base is not the model that is served, `InvalidRequest` for what follows it.
+    Raises `NotFound` when the base is not the served model, and `InvalidRequest` when the rest is malformed.
     """
     if model is None or model == model_id:
         return []
     if not model.startswith(model_id + "+"):
         raise NotFound(
-            f"the model {model[:200]!r} does not exist; this server has {model_id!r} (GET /v1/models)",
+            f"the model {model[:200]!r} does not exist; this server serves {model_id!r} (see GET /v1/models)",
             code="model_not_found",
             param="model",
         )
@@ -45,13 +42,15 @@ def _spec_of_model_entry(entry: str) -> SteeringSpec:
     scale = float(scale_text) if scale_text is not None and _NUMBER.fullmatch(scale_text) else None
     if match is None or (scale_text is not None and (scale is None or not math.isfinite(scale))):
         raise InvalidRequest(
-            f"model: {entry[:100]!r} is not name, name@revision or name:scale", code="invalid_steering", param="model"
+            f"model: expected name[@revision][:scale] after the model's id, got {entry[:100]!r}",
+            code="invalid_steering",
+            param="model",
         )
     return SteeringSpec(vector=match["vector"], revision=match["revision"], scale=scale)
 
 
 def spec_of_entry(entry: SteeringEntry, index: int) -> SteeringSpec:
-    """What one entry of the `steering` field asks for."""
+    """The spec of one entry of the `steering` field."""
     name, at, revision = entry.vector.partition("@")
     return SteeringSpec(
         vector=name,
@@ -75,11 +74,11 @@ def _layers_of(entry: SteeringEntry, param: str) -> tuple[int, ...] | None:
 
 
 def _wire_error(error: SteeringRefused, num_by_model: int) -> ApiError:
-    """What a client sees of a refused spec, of which the first `num_by_model` came with the model's name."""
+    """The API error for a refused spec; the first `num_by_model` specs came from the model's name."""
     if error.index < num_by_model:
         param = "model"
     else:
-        field = "vector" if error.field == "revision" else error.field  # the wire says both as name@revision
+        field = "vector" if error.field == "revision" else error.field  # both are in the field name@revision
         param = ".".join(("steering", str(error.index - num_by_model), *([field] if field else ())))
     if error.code is None:
         return from_vectors_error(error.reason, param)
@@ -87,14 +86,14 @@ def _wire_error(error: SteeringRefused, num_by_model: int) -> ApiError:
 
 
 async def plan_of(request: SteeredFields, services: Services) -> SteeringPlan:
-    """The plan of a request, pinned to the registry as it is now: the model name's entries, then the field's."""
+    """The plan of a request, pinned to the registry's current state: entries of the model name, then of the field."""
     by_model = specs_of_model(request.model, services.engine.info.model_id)
     specs = by_model + [spec_of_entry(entry, index) for index, entry in enumerate(request.steering or ())]
     if not specs:
         return UNSTEERED
     if len(specs) > MAX_STEERING_ENTRIES:
         raise InvalidRequest(
-            f"at most {MAX_STEERING_ENTRIES} vectors may steer a request, this one names {len(specs)}",
+            f"expected at most {MAX_STEERING_ENTRIES} vectors, got {len(specs)}",
             code="invalid_steering",
             param="steering" if request.steering else "model",
         )
@@ -108,7 +107,7 @@ async def plan_of(request: SteeredFields, services: Services) -> SteeringPlan:
 
 
 def applied_steering(plan: SteeringPlan) -> list[AppliedSteering]:
-    """The plan as every answer shows it; `[]` when nothing was asked."""
+    """The plan as answers show it; `[]` if the request has no steering."""
     return [
         {
             "vector": entry.vector,

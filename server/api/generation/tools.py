@@ -1,7 +1,4 @@
-"""Wire models of tools, tool calls and answers under a schema.
-
-What several endpoints spell alike is here; what differs between them is theirs.
-"""
+"""Wire models of tools, tool calls and answer formats that several endpoints share."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 def _object_schema(schema: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The schema, unless it cannot be that of an arguments object."""
+    """The schema, if it can describe an object of arguments."""
     if schema is not None and schema.get("type", "object") != "object":
-        raise PydanticCustomError("invalid_value", "the arguments of a function are an object")
+        raise PydanticCustomError("invalid_value", "expected the schema of an object")
     return schema
 
 
@@ -38,17 +35,17 @@ class FunctionDefinition(WireModel):
     strict: bool | None = None
 
     def tool(self) -> Tool:
-        """The tool that it describes."""
+        """The described tool."""
         return Tool(self.name, self.description, self.parameters, bool(self.strict))
 
 
 def only_functions(value: Any) -> Any:
-    """Refuse, by its name, a tool or choice of a type that this server lacks."""
+    """Refuse a tool or choice of a type that this server does not support."""
     kind = value.get("type") if isinstance(value, dict) else None
     if isinstance(kind, str) and kind not in ("function", "allowed_tools"):
         raise PydanticCustomError(
             "unsupported_parameter",
-            "tools of type {kind} are not supported, only functions",
+            "expected the type function, got {kind}, which is not supported",
             {"kind": repr(kind)[:60], "at": "type"},
         )
     return value
@@ -61,9 +58,9 @@ def _form_of_choice(value: Any) -> str:
 FORM_OF_CHOICE = Discriminator(
     _form_of_choice,
     custom_error_type="invalid_value",
-    custom_error_message="give none, auto, required, or an object of the type function or allowed_tools",
+    custom_error_message="expected none, auto, required, or an object of type function or allowed_tools",
 )
-"""Tells the forms of `tool_choice` apart, so that errors are about the form that was given."""
+"""Distinguishes the forms of `tool_choice`, so that errors are about the given form."""
 
 
 class FunctionTool(WireModel):
@@ -74,34 +71,34 @@ class FunctionTool(WireModel):
 
 
 class FunctionName(WireModel):
-    """Names a function."""
+    """The name of a function."""
 
     name: ToolName
 
 
 class NamedTool(WireModel):
-    """`tool_choice` of one function; also an entry of `allowed_tools`."""
+    """A `tool_choice` of one function; also an entry of `allowed_tools`."""
 
     type: Literal["function"]
     function: FunctionName
 
 
 class AllowedTools(WireModel):
-    """Which tools may be called, and whether one must be."""
+    """The tools that may be called, and whether a call is required."""
 
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
 
 
 class AllowedToolChoice(WireModel):
-    """`tool_choice` of several functions."""
+    """A `tool_choice` of several functions."""
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedTools
 
 
 class CalledFunction(WireModel):
-    """What an earlier answer called; `arguments` is JSON text."""
+    """A function that an earlier answer called; `arguments` is JSON text."""
 
     name: str
     arguments: str
@@ -126,13 +123,13 @@ ToolChoice = Annotated[
 
 
 def parsed_arguments(arguments: str, param: str) -> dict[str, Any]:
-    """The arguments object of an earlier call, which chat templates want parsed. Raises `InvalidRequest`."""
+    """The arguments of an earlier call, parsed as chat templates expect. Raises `InvalidRequest`."""
     try:
         value = json.loads(arguments) if arguments.strip() else {}
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise InvalidRequest(f"{param}: the arguments of a call are a JSON object", code="invalid_value", param=param)
+        raise InvalidRequest(f"{param}: expected a JSON object as text", code="invalid_value", param=param)
     return value
 
 
@@ -142,26 +139,26 @@ def tool_use(
     allowed: Sequence[str] | None,
     parallel: bool | None,
 ) -> ToolUse:
-    """What a request says about calling its tools; without a choice it is the model's own.
+    """The tools of a request and how they may be called; without a choice the model decides.
 
-    Raises `InvalidRequest` for a name given twice, and for a choice of what is not there.
+    Raises `InvalidRequest` for a duplicate name, and for a choice of a missing tool.
     """
     names = [tool.name for tool in tools]
     for index, name in enumerate(names):
         if name in names[:index]:
             raise InvalidRequest(
-                f"tools.{index}: there are two tools {name!r}", code="invalid_value", param=f"tools.{index}"
+                f"tools.{index}: the tool {name!r} is given more than once",
+                code="invalid_value",
+                param=f"tools.{index}",
             )
     if not tools:
         if choice in (None, "none", "auto") and allowed is None:
             return NO_TOOLS
-        raise InvalidRequest(
-            "tool_choice: there are no tools to choose from", code="invalid_value", param="tool_choice"
-        )
+        raise InvalidRequest("tool_choice: only allowed with tools", code="invalid_value", param="tool_choice")
     unknown = [name for name in allowed or () if name not in names]
     if unknown:
         raise InvalidRequest(
-            f"tool_choice: there is no tool {unknown[0]!r} in tools", code="invalid_value", param="tool_choice"
+            f"tool_choice: expected a name from tools, got {unknown[0]!r}", code="invalid_value", param="tool_choice"
         )
     return ToolUse(
         tuple(tools),
@@ -172,7 +169,7 @@ def tool_use(
 
 
 class SchemaFormat(WireModel):
-    """A JSON schema by which an answer goes; enforced whether `strict` or not."""
+    """A JSON schema for the answer. It is always enforced, whatever `strict` is."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     description: str | None = None
@@ -180,12 +177,12 @@ class SchemaFormat(WireModel):
     strict: bool | None = None
 
     def json_schema(self) -> dict[str, Any]:
-        """The schema; any object when none is given."""
+        """The schema; that of any object if none is given."""
         return {"type": "object"} if self.schema_ is None else self.schema_
 
 
 class TextFormat(WireModel):
-    """Text without a schema."""
+    """Free text."""
 
     type: Literal["text"]
 

@@ -1,6 +1,6 @@
-"""Wire models of what requests that generate have in common: the model, the steering, the sampling.
+"""Wire models that requests share: the model, the steering, the sampling.
 
-A field that cannot change the answer (`user`, `metadata`, …) is accepted.
+Fields that cannot change the answer (`user`, `metadata`, …) are accepted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _layers(value: Any) -> Any:
         return value
     if isinstance(value, list) and all(type(layer) is int for layer in value):
         return value
-    raise PydanticCustomError("invalid_layers", "give a list of block numbers, or a text such as '12-16,20'")
+    raise PydanticCustomError("invalid_layers", "expected a list of block numbers, or text such as '12-16,20'")
 
 
 _Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
@@ -52,12 +52,12 @@ def _stops(value: Any) -> Any:
     if stops is None:
         return []
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise PydanticCustomError("invalid_type", "give a string or a list of strings")
+        raise PydanticCustomError("invalid_type", "expected a string or a list of strings")
     if len(stops) > MAX_STOPS:
-        raise PydanticCustomError("invalid_value", "at most {most} stop strings", {"most": MAX_STOPS})
+        raise PydanticCustomError("invalid_value", "expected at most {most} stop strings", {"most": MAX_STOPS})
     if not all(0 < len(stop) <= MAX_STOP_LENGTH for stop in stops):
         raise PydanticCustomError(
-            "invalid_value", "a stop string has 1 to {most} characters", {"most": MAX_STOP_LENGTH}
+            "invalid_value", "expected stop strings of 1 to {most} characters", {"most": MAX_STOP_LENGTH}
         )
     return stops
 
@@ -79,18 +79,18 @@ def _logit_bias(value: Any) -> Any:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise PydanticCustomError("invalid_type", "give an object of token ids and numbers")
+        raise PydanticCustomError("invalid_type", "expected an object from token ids to numbers")
     if len(value) > MAX_TOKEN_IDS:
-        raise PydanticCustomError("invalid_value", "at most {most} tokens", {"most": MAX_TOKEN_IDS})
+        raise PydanticCustomError("invalid_value", "expected at most {most} tokens", {"most": MAX_TOKEN_IDS})
     biases: dict[int, float] = {}
     for token, bias in value.items():
         if not (isinstance(token, str) and token.isascii() and token.isdigit() and len(token) <= 9):
             raise PydanticCustomError(
-                "invalid_value", "{token} is no token id", {"token": repr(token)[:40], "at": str(token)[:40]}
+                "invalid_value", "expected a token id, got {token}", {"token": repr(token)[:40], "at": str(token)[:40]}
             )
         if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
             raise PydanticCustomError(
-                "invalid_value", "the bias of token {token} is not in -100 to 100", {"token": token, "at": token}
+                "invalid_value", "expected a bias from -100 to 100 for token {token}", {"token": token, "at": token}
             )
         biases[int(token)] = float(bias)
     return biases
@@ -101,12 +101,12 @@ VECTOR_NAME_SCHEMA: dict[str, Any] = {"type": "string", "pattern": f"^{NAME_PATT
 
 
 class SteeringEntry(WireModel):
-    """One entry of `steering`."""
+    """An entry of `steering`: one vector and how to apply it."""
 
     vector: str
-    """A name in the registry, or `name@revision` (at least 6 characters of the revision)."""
+    """A name in the registry, or `name@revision` with at least the first 6 characters of the revision."""
     scale: float | None = None
-    """Multiplier on the stored direction; 0 is exactly unsteered. Default: the vector's own."""
+    """Multiplier of the stored direction; 0 is exactly unsteered. Default: the vector's own."""
     layers: Annotated[list[int] | str | None, BeforeValidator(_layers, json_schema_input_type=_Layers)] = None
     """Decoder blocks from 0, as a list or as text such as `12-16,20`. Default: the vector's own."""
     positions: Positions | None = None
@@ -114,17 +114,17 @@ class SteeringEntry(WireModel):
     parts: Annotated[list[Part], Field(min_length=1, max_length=len(PARTS), json_schema_extra=UNIQUE)] | None = None
     """Which parts of the answer are steered. Default: the vector's own."""
     operation: Operation | None = None
-    """What is done along the direction. Default: the vector's own."""
+    """The operation along the direction. Default: the vector's own."""
     preserve_norm: bool = False
-    """Whether the steered activation gets its former length back."""
+    """Whether to rescale the steered activation to its original norm."""
 
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-"""How long a model thinks before it answers."""
+"""How much a model reasons before it answers."""
 
 
 class StreamOptions(WireModel):
-    """What a stream tells besides text."""
+    """Options of a stream."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"include_obfuscation": (False,)}
 
@@ -132,7 +132,7 @@ class StreamOptions(WireModel):
 
 
 class CacheOptions(WireModel):
-    """How prompts are cached, which this server does by itself: what it cannot promise is refused."""
+    """Options of the prompt cache. This server always caches; options that it cannot guarantee are refused."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
         "comparison_response_id": (),
@@ -143,70 +143,72 @@ class CacheOptions(WireModel):
 
 
 class SteeredFields(WireModel):
-    """The model that a request names, and what steers it."""
+    """The model and the steering of a request."""
 
     model: Annotated[str, Field(max_length=MAX_MODEL_NAME_LENGTH)] | None = None
-    """The served model, also as `<model>+<vector>[@revision][:scale]…`. Default: the one that is served."""
+    """The served model, optionally with vectors: `<model>+<vector>[@revision][:scale]…`. Default: the served model."""
     steering: Annotated[list[SteeringEntry], Field(max_length=MAX_STEERING_ENTRIES)] | None = None
-    """The vectors that steer the answer; they add up."""
+    """The vectors that steer the answer; their effects add up."""
 
 
 class GenerationFields(SteeredFields):
-    """What chat and completion requests have in common."""
+    """The common fields of requests that generate."""
 
     stream: bool | None = None
-    """Whether the answer comes as server-sent events."""
+    """Whether to send the answer as server-sent events."""
     stream_options: StreamOptions | None = None
-    """Only with `stream`."""
+    """Options of the stream; only with `stream`."""
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    """How many answers to give."""
+    """The number of answers."""
     stop: Annotated[list[str], BeforeValidator(_stops, json_schema_input_type=_Stops)] = Field(default_factory=list)
-    """Texts that end the answer, which does not show them."""
+    """Texts that end the answer. They are not included in it."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    """The same seed gives the same answer again."""
+    """The same seed gives the same answer."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    """0 takes the likeliest token."""
+    """The sampling temperature; 0 always chooses the likeliest token."""
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Only the likeliest tokens that together have this probability are drawn from."""
+    """Sample only from the likeliest tokens that together have this probability."""
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
-    """Only so many of the likeliest tokens are drawn from; 0 and -1: all."""
+    """Sample only from this many of the likeliest tokens; 0 and -1: from all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Only tokens with at least this share of the likeliest token's probability are drawn from."""
+    """Sample only from tokens with at least this fraction of the likeliest token's probability."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    """Taken from a token's logit for every time that it was generated."""
+    """Subtracted from a token's logit for each time that it was generated."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    """Taken from the logit of every token that was generated."""
+    """Subtracted from the logit of every token that was generated."""
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    """Divides the logits of tokens in the prompt and the answer; 1 changes nothing."""
+    """Penalizes tokens of the prompt and the answer by dividing their logits; 1 has no effect."""
     logit_bias: Annotated[dict[int, float], BeforeValidator(_logit_bias), WithJsonSchema(_LOGIT_BIAS_SCHEMA)] = Field(
         default_factory=dict
     )
-    """By token id, what is added to the token's logit."""
+    """Token ids, each with a number that is added to the token's logit."""
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    """How many tokens come before the answer may end."""
+    """The number of tokens before the answer may end."""
     ignore_eos: bool | None = None
-    """Whether the answer goes on after the model's end token."""
+    """Whether to continue after the model's end token."""
     stop_token_ids: Annotated[list[int], Field(fail_fast=True, max_length=MAX_TOKEN_IDS)] | None = None
-    """Tokens that end the answer."""
+    """Ids of tokens that end the answer."""
     return_token_ids: bool | None = None
-    """Whether the answer has the token ids of prompts and answers."""
+    """Whether to return the token ids of prompts and answers."""
     user: str | None = None
-    """Changes nothing."""
+    """Accepted without effect."""
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> GenerationFields:
         if self.stream_options is not None and not self.stream:
-            raise InvalidRequest("stream_options: only with stream: true", code="invalid_value", param="stream_options")
+            raise InvalidRequest(
+                "stream_options: only allowed with stream: true", code="invalid_value", param="stream_options"
+            )
         return self
 
     @property
     def num_choices(self) -> int:
-        """How many answers each prompt gets."""
+        """The number of answers to return per prompt."""
         return self.n if self.n is not None else 1
 
     @property
     def num_candidates(self) -> int:
-        """How many answers each prompt is given, of which `num_choices` are told."""
+        """The number of answers to generate per prompt, of which `num_choices` are returned."""
         return self.num_choices
 
     @property

@@ -1,1 +1,1 @@
-"""What HTTP asks of every route: bodies, keys, limits, errors, streams, logs. It knows no endpoint."""
+"""The parts of HTTP that every route shares: bodies, keys, limits, errors, streams, logs."""

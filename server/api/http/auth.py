@@ -1,7 +1,7 @@
-"""Who may call what: a bearer key's role against the role that a route needs.
+"""Authorization: compares the role of a bearer key with the role that a route needs.
 
-A manage key may do whatever a use key may. Without keys the server is open to whoever reaches it on this machine,
-but for web pages from elsewhere.
+A manage key may do everything that a use key may. Without keys the server is open to every caller on this machine,
+except web pages of other origins.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ class RoleCheck:
         services = services_of(request)
         keys = services.keys
         if keys.is_open:
-            _refuse_strangers(request, services)
+            _refuse_foreign_origins(request, services)
             return
         key = bearer_key(request)
         if key is None:
             raise Unauthorized(
-                "this server needs an API key: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"}
+                "this server requires an API key; send the header Authorization: Bearer KEY",
+                headers={"WWW-Authenticate": "Bearer"},
             )
         role = keys.role_of(key)
         if role is None:
-            raise Unauthorized("the API key is not valid", headers={"WWW-Authenticate": "Bearer"})
+            raise Unauthorized("the API key is invalid", headers={"WWW-Authenticate": "Bearer"})
         if self.needed is Role.MANAGE and role is not Role.MANAGE:
-            raise Forbidden("this API key may use the server, and change none of its vectors, files and training jobs")
+            raise Forbidden("this API key may use the server but not change its vectors, files or training jobs")
 
 
 def require(needed: Role) -> RoleCheck:
@@ -47,16 +48,16 @@ def require(needed: Role) -> RoleCheck:
 
 
 def bearer_key(request: Request) -> str | None:
-    """The key that the request brings, if any, valid or not."""
+    """The key of the request, if any, valid or not."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     return key.strip() or None if scheme.lower() == "bearer" else None
 
 
-def _refuse_strangers(request: Request, services: Services) -> None:
-    """Raise for a page or a name on which a server without keys may not listen.
+def _refuse_foreign_origins(request: Request, services: Services) -> None:
+    """Raise if the page or the host name of the request is foreign to a server without keys.
 
-    A browser sends a page's posts to this machine for any site, and to any name that a site lets point here. A page
-    that `--cors-origin` names is no stranger, but only under this machine's own names.
+    A browser lets any site post to this machine, under any host name that the site points here. A page that
+    `--cors-origin` lists is allowed, but only under this machine's own names.
     """
     origin = request.headers.get("origin")
     authorities = [request.headers.get("host", "")]
@@ -67,7 +68,7 @@ def _refuse_strangers(request: Request, services: Services) -> None:
             check_exposure(urlsplit(f"//{authority}").hostname or "", services.keys, services.settings.insecure)
         except (KeysRefused, ValueError):
             raise Forbidden(
-                f"{authority[:100]!r} is not this machine: without API keys only its own names and pages are answered, "
-                "and pages that --cors-origin names",
+                f"expected a host or origin of this machine, got {authority[:100]!r}; a server without API keys allows "
+                "only these, and the pages listed with --cors-origin",
                 code="cross_origin",
             ) from None

@@ -1,7 +1,7 @@
-"""Request bodies: read within a limit, parsed as JSON, validated, and refused by the name of the first wrong field.
+"""Request bodies: read within a limit, parsed as JSON, and validated; errors name the first invalid field.
 
-What a wrong body costs is bounded: no object has more than so many members, and large bodies are parsed off the event
-loop (the models leave their long lists at the first wrong item).
+The cost of an invalid body is bounded: the members of an object are limited, large bodies are parsed off the event
+loop, and long lists are only validated up to the first invalid item.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from server.errors import ApiError, InvalidRequest, PayloadTooLarge
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_JSON_BYTES = 16 << 20
-"""The largest body of a request that brings no vector."""
+"""The largest body of a request that uploads no file."""
 
 MAX_MEMBERS = 10_000
-"""The most members of one JSON object."""
+"""The most members of a JSON object."""
 
 _LARGE_BYTES = 256 << 10
 _UNKNOWN = object()
@@ -33,7 +33,7 @@ _OWN_CODES = frozenset({"unsupported_parameter", "invalid_layers", "invalid_type
 
 
 async def limited_stream(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body's chunks; `PayloadTooLarge` before the first when its length is announced too high, else when it is."""
+    """The body's chunks. Raises `PayloadTooLarge` before the first if the announced length exceeds the limit."""
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
         raise _too_large(limit)
@@ -52,7 +52,7 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 async def read_model(request: Request, model: type[Model], limit: int) -> Model:
     """The body as `model`. Raises `InvalidRequest` naming the field, or `PayloadTooLarge`."""
-    assert reads_body(request, model), "the route says that it reads something else"
+    assert reads_body(request, model), "the route's description has another body"
     body = await read_body(request, limit)
     if len(body) < _LARGE_BYTES:
         return validated(model, parse_json(body))
@@ -62,25 +62,25 @@ async def read_model(request: Request, model: type[Model], limit: int) -> Model:
 def parse_json(body: bytes, param: str | None = None) -> dict[str, Any]:
     """`body` as a JSON object of finite numbers and valid Unicode; errors name `param`."""
     if not body.strip():
-        raise InvalidRequest("the body is empty; it must be a JSON object", code="invalid_json", param=param)
+        raise InvalidRequest("expected a JSON object as the body, got an empty body", code="invalid_json", param=param)
     try:
         text = body.decode("utf-8")
         value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
         if _SURROGATE_ESCAPE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no character
+            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is not a character
     except UnicodeError:
         raise InvalidRequest("the body is not valid UTF-8", code="invalid_json", param=param) from None
     except (ValueError, RecursionError) as error:
         says_why = isinstance(error, json.JSONDecodeError | _TooManyMembers)
-        reason = str(error)[:200] if says_why else "too deep or no finite numbers"
+        reason = str(error)[:200] if says_why else "nested too deeply or not finite"
         raise InvalidRequest(f"the body is not valid JSON: {reason}", code="invalid_json", param=param) from None
     if not isinstance(value, dict):
-        raise InvalidRequest("the body must be a JSON object", code="invalid_json", param=param)
+        raise InvalidRequest("expected a JSON object as the body", code="invalid_json", param=param)
     return value
 
 
 def validated(model: type[Model], data: dict[str, Any]) -> Model:
-    """`data` as `model`. Raises `InvalidRequest` for its first wrong field."""
+    """`data` as `model`. Raises `InvalidRequest` for its first invalid field."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -88,8 +88,8 @@ def validated(model: type[Model], data: dict[str, Any]) -> Model:
 
 
 def refuse_unknown_query(request: Request, *known: str) -> None:
-    """Raise unless every query parameter is `known` and there once."""
-    assert knows_query(request, known), "the route takes parameters of which it does not speak"
+    """Raise unless every query parameter is `known` and given once."""
+    assert knows_query(request, known), "the route's description lacks a query parameter"
     for name in request.query_params:
         if name not in known:
             raise InvalidRequest(f"{name[:60]}: unknown query parameter", code="unknown_parameter", param=name[:60])
@@ -98,7 +98,7 @@ def refuse_unknown_query(request: Request, *known: str) -> None:
 
 
 def _too_large(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is larger than the {limit} bytes that this server accepts here")
+    return PayloadTooLarge(f"expected a body of at most {limit} bytes, got more")
 
 
 class _TooManyMembers(ValueError):
@@ -116,7 +116,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _path_of(location: Sequence[int | str], data: Any, *, is_missing: bool) -> list[str]:
-    """The path as the client wrote it: without the tags by which pydantic tells the members of a union apart."""
+    """The path as the client wrote it: without the tags that pydantic adds for members of unions."""
     path: list[str] = []
     here = data
     for number, part in enumerate(location, 1):
@@ -140,7 +140,7 @@ def _first_wrong(error: ValidationError, data: dict[str, Any]) -> ApiError:
     if kind == "extra_forbidden":
         return InvalidRequest(f"{param}: unknown parameter", code="unknown_parameter", param=param)
     if kind == "missing":
-        return InvalidRequest(f"{param}: required and missing", code="missing_required_parameter", param=param)
+        return InvalidRequest(f"{param}: missing required parameter", code="missing_required_parameter", param=param)
     if kind in _OWN_CODES:
         code = kind
     else:

@@ -1,4 +1,4 @@
-"""The client's connection: work stops when the client leaves or its time is up."""
+"""The client's connection: stops work when the client leaves or its time is up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """Run `work`; when the client leaves first, cancel it and raise `ClientDisconnect`; so too when `receive` raises.
+    """Run `work`. If the client leaves first, cancel it and raise `ClientDisconnect`; likewise if `receive` raises.
 
     The request's body must have been read.
     """

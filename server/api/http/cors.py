@@ -1,7 +1,7 @@
 """Which web pages may call the server from a browser: `--cors-origin`.
 
-The outermost layer, so that errors and streams carry its headers like any answer. It decides what a browser shows a
-page; who may call at all is `server.api.http.auth`'s.
+This is the outermost layer, so that errors and streams also get its headers. It only decides what a browser shows to a
+page; `server.api.http.auth` decides who may call.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ EXPOSED = (
     "x-ratelimit-remaining-requests",
     "x-ratelimit-reset-requests",
 )
-"""Headers of answers that a page may read, beside those that every page may."""
+"""Response headers that a page may read, besides those that every page may."""
 
 
 class CorsLayer(CORSMiddleware):
-    """Starlette's layer for `origins`; its refusals leave as envelopes. Cookies are never asked for: keys are headers.
+    """Starlette's layer for `origins`, with refusals in OpenAI's envelope. It needs no cookies: keys are headers.
 
-    A page on the network that may call is let through to a server on this machine too (private network access).
+    An allowed page may also call a server on its own machine or network (private network access).
     """
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
@@ -46,9 +46,9 @@ class CorsLayer(CORSMiddleware):
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """The answer to a browser that asks before it sends a page's request."""
+        """The response to a preflight request."""
         answer = super().preflight_response(request_headers)
         if answer.status_code < 400:
             return answer
         reason = bytes(answer.body).decode()
-        return response_of(Forbidden(f"{reason}: this server's --cors-origin does not allow it", code="cross_origin"))
+        return response_of(Forbidden(f"{reason}; this server's --cors-origin does not allow it", code="cross_origin"))

@@ -1,6 +1,6 @@
-"""What a route says of itself, next to the code that keeps to it: its body, answers, errors and parameters.
+"""The description of a route, next to its code: its body, answers, errors and parameters.
 
-`read_model` and `refuse_unknown_query` hold every call to what its route says (`reads_body`, `knows_query`).
+`read_model` and `refuse_unknown_query` check every call against the description (`reads_body`, `knows_query`).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ EVENTS = "text/event-stream"
 GENERATION_ERRORS: tuple[type[ApiError], ...] = (
     InvalidRequest, NotFound, Overloaded, RateLimited, EngineFailure, Unavailable,
 )  # fmt: skip
-"""What may go wrong wherever the model runs for a request."""
+"""The errors of every route that runs the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of a path, a query or a header; `schema` is JSON Schema. Those of paths are required.
+    """A parameter of a path, a query or a header; `schema` is JSON Schema. Path parameters are required.
 
-    `style` as OpenAPI has it, where it is not the default.
+    `style` is OpenAPI's, where it is not the default.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header of an answer; every answer of its kind has it if `is_always`."""
+    """A header of an answer, present in every answer of its kind if `is_always`."""
 
     name: str
     description: str
@@ -62,9 +62,9 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Success:
-    """What success looks like. `content`: a type of which the body is JSON, or None where `media_type` says enough.
+    """A successful answer. `content` is the type of a JSON body, or None where `media_type` is enough.
 
-    Of `EVENTS` the `content` is the type of each event's data.
+    For `EVENTS`, `content` is the type of each event's data.
     """
 
     content: Any
@@ -76,7 +76,7 @@ class Success:
 
 @dataclass(frozen=True, slots=True)
 class RouteDescription:
-    """All that a route says. `bodies`: by media type, what may be sent; without any, no body is read."""
+    """The whole description of a route. `bodies`: the type of the body by media type; empty: it reads no body."""
 
     answers: tuple[Success, ...]
     bodies: Mapping[str, Any]
@@ -90,9 +90,9 @@ def describe(
     errors: Sequence[type[ApiError]] = (),
     parameters: Sequence[Parameter] = (),
 ) -> Callable[[Endpoint], Endpoint]:
-    """Say so of the route function that it decorates, below the router's own decorator.
+    """Describe the decorated route function; goes below the router's own decorator.
 
-    `errors` are those of its own; the ones that every route of its kind has are known.
+    `errors` are the route's own ones, without those that every route of its kind has.
     """
 
     def declare(endpoint: Endpoint) -> Endpoint:
@@ -103,19 +103,19 @@ def describe(
 
 
 def description_of(endpoint: object) -> RouteDescription | None:
-    """What a route function says of itself, if anything."""
+    """The description of a route function, if it has one."""
     found = getattr(endpoint, "description", None)
     return found if isinstance(found, RouteDescription) else None
 
 
 def reads_body(request: Request, model: object) -> bool:
-    """True unless the request's route says that it reads another body than `model`."""
+    """True unless the description of the request's route has another body than `model`."""
     declared = description_of(request.scope.get("endpoint"))
     return declared is None or model in declared.bodies.values()
 
 
 def knows_query(request: Request, names: Sequence[str]) -> bool:
-    """True unless the request's route takes a query parameter of which it does not speak."""
+    """True unless the description of the request's route lacks one of the query parameters `names`."""
     declared = description_of(request.scope.get("endpoint"))
     if declared is None:
         return True

@@ -1,4 +1,4 @@
-"""The one table of what a client sees of the engine's errors."""
+"""Maps the engine's errors to API errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.errors import ApiError, ContextLengthExceeded, EngineFailure, Invali
 
 
 def from_engine_error(error: EngineError) -> ApiError:
-    """What a client sees of `error`; `EngineFailure` for what no request of a client can cause."""
+    """The API error for `error`; `EngineFailure` for errors that no client's request can cause."""
     match error:
         case EmptyPrompt():
             return InvalidRequest(str(error), code="empty_prompt", param="prompt")
@@ -23,8 +23,8 @@ def from_engine_error(error: EngineError) -> ApiError:
         case ContextTooLong():
             return ContextLengthExceeded(str(error), param="messages")
         case QueueFull():
-            return Overloaded(f"{error}; try again later", headers={"Retry-After": "1"})
+            return Overloaded(f"{error}; retry later", headers={"Retry-After": "1"})
         case EngineStopped():
             return Unavailable("the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
         case _:
-            return EngineFailure("the engine refused the request; the server's log has the details")
+            return EngineFailure("the engine refused the request; the details are in the server's log")

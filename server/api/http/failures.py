@@ -1,6 +1,6 @@
-"""Errors as responses: every failure leaves in OpenAI's envelope, and none with a traceback.
+"""Turns errors into responses: every failure has OpenAI's envelope, and none contains a traceback.
 
-`server.errors` and `engine_errors` know which status and code an error has; this module knows how it travels.
+`server.errors` and `engine_errors` define the status and code of each error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def response_of(error: ApiError) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error that a route raises leave as an envelope."""
+    """Answer every error that a route raises with an envelope."""
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(EngineError, _on_engine_error)
     app.add_exception_handler(VectorsError, _on_vectors_error)
@@ -60,12 +60,12 @@ async def _on_vectors_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, VectorsError)
     found = from_vectors_error(error)
     if found.status >= 500:
-        raise error  # the access log notes it with its trace
+        raise error  # the access log records it with its traceback
     return response_of(found)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """The framework's own refusals: an unknown path or method."""
+    """Answer the framework's own errors: an unknown path or method."""
     assert isinstance(error, HTTPException)
     envelope: ErrorEnvelope = {
         "error": {
@@ -80,7 +80,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _methods_at(request: Request) -> list[str]:
-    """All methods of the request's path; the framework tells those of the first route only."""
+    """All methods of the request's path; the framework gives only those of the first route."""
     routes = request.app.router.routes
     return [
         method

@@ -1,4 +1,4 @@
-"""The one way in which an answer becomes a JSON response."""
+"""Turns every JSON answer into a response."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from server.api.http.objects import TypedObject
 
 
 def json_response(answer: TypedObject, *, status: int = 200, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """`answer` as the body of a response. A plain `dict` is a type error: its keys would be checked by nobody."""
+    """`answer` as the body of a response. A plain `dict` is a type error, because nothing checks its keys."""
     return JSONResponse(answer, status_code=status, headers=headers)

@@ -1,7 +1,4 @@
-"""What generates counts: for the API key that it comes with, or for the client's address where there are no keys.
-
-It knows callers by digests of keys and by addresses; how they are counted is `server.api.http.rate_limits`'.
-"""
+"""Rate limits for requests that generate: per API key, or per client address where there are no keys."""
 
 from __future__ import annotations
 
@@ -19,10 +16,10 @@ _check_use = require(Role.USE)
 
 
 async def limit_rate(request: Request) -> None:
-    """A dependency of what generates: counts the request, or raises `RateLimited`.
+    """A dependency of routes that generate: counts the request, or raises `RateLimited`.
 
-    Whoever may not ask at all is refused first, so that strangers use up nobody's requests. Reading what an earlier
-    request left (a GET) counts for nothing.
+    Unauthorized callers are refused first, so that they cannot use up the requests of others. Reading an earlier
+    result (a GET) is not counted.
     """
     services = services_of(request)
     if services.rate_limits is None or request.method != "POST":
@@ -31,7 +28,8 @@ async def limit_rate(request: Request) -> None:
     allowance = services.rate_limits.take(_caller(request, is_open=services.keys.is_open))
     if allowance.wait_seconds > 0:
         raise RateLimited(
-            f"more than {allowance.limit} requests a minute; try again in {math.ceil(allowance.wait_seconds)} s",
+            f"rate limit of {allowance.limit} requests per minute exceeded; "
+            f"retry in {math.ceil(allowance.wait_seconds)} s",
             headers=allowance.headers(),
         )
     request.state.response_headers = allowance.headers()
@@ -45,6 +43,6 @@ def _caller(request: Request, *, is_open: bool) -> bytes:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return host.encode()
-    if isinstance(address, ipaddress.IPv6Address):
-        return address.ipv4_mapped.packed if address.ipv4_mapped else address.packed[:8]  # one line has 2**64 of them
+    if isinstance(address, ipaddress.IPv6Address):  # one subscriber has 2**64 of them
+        return address.ipv4_mapped.packed if address.ipv4_mapped else address.packed[:8]
     return address.packed

@@ -1,7 +1,7 @@
-"""What Prometheus reads: the engine's counters and the requests' latencies, under vLLM's names where it has them.
+"""Prometheus metrics: the engine's counters and the latencies of requests, under vLLM's names where it has them.
 
-Each application has its own registry. Labels never come from a client unless they name a vector that exists, and
-of those only the first `MAX_VECTOR_LABELS` are told apart.
+Each application has its own registry. A label never comes from a client, except the name of an existing vector, and
+only the first `MAX_VECTOR_LABELS` vectors get their own label.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _EngineCollector(Collector):
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        """One consistent snapshot as metric families; those of pages and rows where the engine has them."""
+        """One consistent snapshot as metric families; those of pages and rows only if the engine has them."""
         stats = self._engine.stats()
         pages = free_pages = used = preemptions = None
         if stats.paging is not None:
@@ -37,12 +37,12 @@ class _EngineCollector(Collector):
             used = 1 - free_pages / pages if pages else 0.0
             preemptions = stats.paging.total_preemptions
         gauges = (
-            ("vllm:num_requests_running", "Requests that generate.", stats.num_running),
-            ("vllm:num_requests_waiting", "Requests that wait.", stats.num_waiting),
+            ("vllm:num_requests_running", "Requests that are running.", stats.num_running),
+            ("vllm:num_requests_waiting", "Requests that are waiting.", stats.num_waiting),
             ("vllm:kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", used),
-            ("tiller:num_requests_steered", "Requests that generate and are steered.", stats.num_steered_running),
+            ("tiller:num_requests_steered", "Steered requests that are running.", stats.num_steered_running),
             ("tiller:steering_rows_in_use", "Rows of the steering bank in use.", stats.num_rows_in_use),
-            ("tiller:kv_pages", "KV pages in all.", pages),
+            ("tiller:kv_pages", "KV pages in total.", pages),
             ("tiller:kv_pages_free", "KV pages that a new request could take.", free_pages),
         )
         totals = (
@@ -50,8 +50,8 @@ class _EngineCollector(Collector):
             ("vllm:generation_tokens", "Generated tokens.", stats.total_generated_tokens),
             ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.total_prompt_tokens),
             ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.total_cached_tokens),
-            ("vllm:num_preemptions", "Requests that gave up their pages for a while.", preemptions),
-            ("tiller:engine_requests", "Sequences that the engine took.", stats.total_requests),
+            ("vllm:num_preemptions", "Preemptions: requests that gave up their pages for a while.", preemptions),
+            ("tiller:engine_requests", "Sequences that the engine accepted.", stats.total_requests),
             ("tiller:engine_steps", "Steps of the engine.", stats.total_steps),
         )
         label = [self._engine.info.model_id]
@@ -75,59 +75,59 @@ class Metrics:
         self._registry.register(_EngineCollector(engine))
         self.model = engine.info.model_id
         self._vectors: set[str] = set()
-        self._first_token = self._histogram("vllm:time_to_first_token_seconds", "From acceptance to the first token.")
+        self._first_token = self._histogram("vllm:time_to_first_token_seconds", "Time to the first token.")
         self._inter_token = self._histogram(
-            "vllm:inter_token_latency_seconds", "From a token of a choice to its next.", _TOKEN_SECONDS
+            "vllm:inter_token_latency_seconds", "Time between two tokens of a choice.", _TOKEN_SECONDS
         )
-        self._queue_time = self._histogram("vllm:request_queue_time_seconds", "From acceptance to the first step.")
-        self._whole = self._histogram("vllm:e2e_request_latency_seconds", "From acceptance to the last token.")
+        self._queue_time = self._histogram("vllm:request_queue_time_seconds", "Time to the first step.")
+        self._whole = self._histogram("vllm:e2e_request_latency_seconds", "Time to the last token.")
         lengths = _lengths(engine.info.max_model_len)
         self._prompt_length = self._histogram("vllm:request_prompt_tokens", "Prompt tokens of a choice.", lengths)
         self._length = self._histogram("vllm:request_generation_tokens", "Generated tokens of a choice.", lengths)
         self._finished = self._counter(
-            "vllm:request_success", "Choices that ended, by reason.", "model_name", "finished_reason"
+            "vllm:request_success", "Finished choices by reason.", "model_name", "finished_reason"
         )
         self._steered = self._counter("tiller:steered_requests", "Requests that named a vector.", "vector")
         self._steered_tokens = self._counter(
             "tiller:steered_tokens", "Generated tokens of choices that a vector steered.", "vector"
         )
-        self._responses = self._counter("tiller:http_responses", "Responses, by class of status.", "status")
+        self._responses = self._counter("tiller:http_responses", "Responses by class of status.", "status")
 
     def observe_first_token(self, seconds: float) -> None:
-        """The first token of a request came."""
+        """Record the time to a request's first token."""
         self._first_token.labels(self.model).observe(seconds)
 
     def observe_inter_token(self, seconds: float) -> None:
-        """A choice's next token came."""
+        """Record the time between two tokens of a choice."""
         self._inter_token.labels(self.model).observe(seconds)
 
     def observe_queue_time(self, seconds: float) -> None:
-        """A choice waited for its first step."""
+        """Record how long a choice waited for its first step."""
         self._queue_time.labels(self.model).observe(seconds)
 
     def observe_lengths(self, num_prompt_tokens: int, num_generated_tokens: int) -> None:
-        """A choice ended by itself."""
+        """Record the lengths of a choice that ended by itself."""
         self._prompt_length.labels(self.model).observe(num_prompt_tokens)
         self._length.labels(self.model).observe(num_generated_tokens)
 
     def observe_request(self, seconds: float) -> None:
-        """A request's last token came."""
+        """Record the time to a request's last token."""
         self._whole.labels(self.model).observe(seconds)
 
     def count_finished(self, reason: str) -> None:
-        """A choice ended by itself."""
+        """Count a choice that ended by itself."""
         self._finished.labels(self.model, reason).inc()
 
     def count_vector(self, name: str) -> None:
-        """A request was accepted that uses the vector `name`, which exists."""
+        """Count an accepted request that uses the vector `name`, which exists."""
         self._steered.labels(self._vector_label(name)).inc()
 
     def count_steered_token(self, name: str) -> None:
-        """A token was generated under the vector `name`, which exists."""
+        """Count a token generated under the vector `name`, which exists."""
         self._steered_tokens.labels(self._vector_label(name)).inc()
 
     def count_response(self, status: int) -> None:
-        """A response was sent."""
+        """Count a sent response."""
         self._responses.labels(f"{status // 100}xx").inc()
 
     def render(self) -> bytes:
@@ -148,6 +148,6 @@ class Metrics:
 
 
 def _lengths(most: int) -> list[float]:
-    """1, 2, 5, 10, … as far as `most`."""
+    """1, 2, 5, 10, … up to `most`."""
     steps = (float(digit * 10**power) for power in range(9) for digit in (1, 2, 5))
     return [step for step in steps if step < most] + [float(most)]

@@ -1,4 +1,4 @@
-"""Objects that every route may answer with: OpenAI's error envelope, and a page of a list."""
+"""Objects that many routes share: OpenAI's error envelope, and a page of a list."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 
 class TypedObject(Protocol):
-    """A JSON object of a declared type: any `TypedDict`, and no plain `dict`, whose keys nobody checks."""
+    """A JSON object of a declared type: any `TypedDict`, but not a plain `dict`, whose keys nothing checks."""
 
     __required_keys__: ClassVar[frozenset[str]]
 
@@ -16,7 +16,7 @@ class TypedObject(Protocol):
 
 
 class ErrorDetails(TypedDict):
-    """What went wrong: `message` for people, `code` for programs, `param` the dotted path of the offending field."""
+    """The error: `message` for people, `code` for programs, `param` is the dotted path of the offending field."""
 
     message: str
     type: str
@@ -25,13 +25,13 @@ class ErrorDetails(TypedDict):
 
 
 class ErrorEnvelope(TypedDict):
-    """Every error, and the last event of a stream that failed."""
+    """The body of every error, and the last event of a failed stream."""
 
     error: ErrorDetails
 
 
 class Identified(TypedDict):
-    """What can be listed."""
+    """An object that can be listed."""
 
     id: str
 
@@ -40,7 +40,7 @@ Listed = TypeVar("Listed", bound=Identified)
 
 
 class PageFields(TypedDict):
-    """A page of a list, but for what is listed; `last_id` is the `after` of the next page."""
+    """The fields of a page except its data; `last_id` is the `after` of the next page."""
 
     object: Literal["list"]
     first_id: str | None
@@ -49,6 +49,6 @@ class PageFields(TypedDict):
 
 
 class Page(PageFields, Generic[Listed]):
-    """A page of any list. Each list has a type of its own beside it, for schemas cannot be made of a generic one."""
+    """A page of any list. Each list also has its own type, because a generic type gives no schema."""
 
     data: list[Listed]

@@ -1,6 +1,6 @@
-"""What is known of a request when it is over, for its log line and its trace: counts and names, never text or keys.
+"""Collects facts about a request for its log line and its trace: counts and names, never text or keys.
 
-One record a request, found through the context that its task runs in.
+There is one record per request, found through the context of its task.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class Observed:
-    """Filled while the request is worked on. An empty `model`: nothing was generated."""
+    """Filled while the request is processed. `model` is empty if nothing was generated."""
 
     model: str = ""
     vectors: list[str] = field(default_factory=list)
@@ -22,7 +22,7 @@ class Observed:
     first_token_seconds: float | None = None
 
     def fields(self) -> dict[str, Any]:
-        """For a log line; empty when nothing was generated."""
+        """The fields of the log line; empty if nothing was generated."""
         if not self.model:
             return {}
         shown = {
@@ -41,12 +41,12 @@ _current: ContextVar[Observed | None] = ContextVar("observed", default=None)
 
 
 def observe() -> Observed:
-    """A new record for the request whose task calls this."""
+    """Make a new record for the request whose task calls this."""
     observed = Observed()
     _current.set(observed)
     return observed
 
 
 def observed() -> Observed:
-    """The record of the request that is worked on; one that nobody reads, outside of requests."""
+    """The record of the current request; outside of requests, one that is never read."""
     return _current.get() or Observed()

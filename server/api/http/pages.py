@@ -13,7 +13,7 @@ from server.jobs.schema import is_id
 
 
 def limit_of(request: Request, *, default: int, most: int) -> int:
-    """How many are asked for. Raises `InvalidRequest`."""
+    """The `limit` of the query. Raises `InvalidRequest`."""
     text = request.query_params.get("limit")
     if text is None:
         return default
@@ -25,15 +25,17 @@ def limit_of(request: Request, *, default: int, most: int) -> int:
 
 
 def after_of(request: Request, kind: str) -> str | None:
-    """The id after which the page begins; it need not exist any more. Raises `InvalidRequest` for no such id."""
+    """The id after which the page begins; its object may be gone. Raises `InvalidRequest` if it is malformed."""
     text = request.query_params.get("after")
     if text is not None and not is_id(text, kind):
-        raise InvalidRequest(f"after: {text[:80]!r} is no id of what is listed", code="invalid_value", param="after")
+        raise InvalidRequest(
+            f"after: expected an id of the listed objects, got {text[:80]!r}", code="invalid_value", param="after"
+        )
     return text
 
 
 def order_of(request: Request, default: Literal["asc", "desc"]) -> Literal["asc", "desc"]:
-    """`asc`: oldest first. Raises `InvalidRequest`."""
+    """The `order` of the query; `asc` is oldest first. Raises `InvalidRequest`."""
     text = request.query_params.get("order", default)
     if text == "asc":
         return "asc"
@@ -43,7 +45,7 @@ def order_of(request: Request, default: Literal["asc", "desc"]) -> Literal["asc"
 
 
 def page_of(objects: Sequence[Listed], limit: int) -> Page[Listed]:
-    """The list object of the first `limit` of `objects`; whoever asked for one more learns whether there are more."""
+    """The list object of the first `limit` of `objects`; fetch one more to find out whether there are more."""
     shown = list(objects[:limit])
     return {
         "object": "list",

@@ -1,4 +1,4 @@
-"""Parameters that several operations have, as the document shows them. They check nothing: the routes do."""
+"""Parameters that several operations share, for the API document. The routes check their values."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from typing import Any
 
 from server.api.http.description import Header, Parameter
 
-DISPOSITION = Header("content-disposition", "A name for the file.", {"type": "string", "pattern": "^attachment; "})
+DISPOSITION = Header("content-disposition", "The suggested file name.", {"type": "string", "pattern": "^attachment; "})
 
 _COUNT: dict[str, Any] = {"type": "string", "pattern": "^[0-9]+$"}
 
 RATE_LIMITS = (
-    Header("x-ratelimit-limit-requests", "Requests a minute; with `--rate-limit`.", _COUNT, is_always=False),
-    Header("x-ratelimit-remaining-requests", "Requests that are left.", _COUNT, is_always=False),
-    Header("x-ratelimit-reset-requests", "When all are there again.", {"type": "string"}, is_always=False),
+    Header("x-ratelimit-limit-requests", "Requests per minute; with `--rate-limit`.", _COUNT, is_always=False),
+    Header("x-ratelimit-remaining-requests", "Requests left.", _COUNT, is_always=False),
+    Header(
+        "x-ratelimit-reset-requests", "Time until the limit is fully restored.", {"type": "string"}, is_always=False
+    ),
 )
 
 
@@ -22,22 +24,22 @@ def _ids(kind: str) -> str:
 
 
 def limit(default: int, most: int) -> Parameter:
-    """How many a page has."""
+    """The query parameter `limit`."""
     schema = {"type": "integer", "minimum": 1, "maximum": most, "default": default}
-    return Parameter("limit", "The most that the page has.", schema)
+    return Parameter("limit", "The maximum number of objects on the page.", schema)
 
 
 def order(default: str) -> Parameter:
-    """In which order a list is."""
-    return Parameter("order", "In which order.", {"type": "string", "enum": ["asc", "desc"], "default": default})
+    """The query parameter `order`."""
+    return Parameter("order", "The sort order.", {"type": "string", "enum": ["asc", "desc"], "default": default})
 
 
 def identifier(kind: str) -> Parameter:
-    """The id in a path."""
-    return Parameter("identifier", "The id.", {"type": "string", "pattern": _ids(kind)}, "path")
+    """The id in the path."""
+    return Parameter("identifier", "The object's id.", {"type": "string", "pattern": _ids(kind)}, "path")
 
 
 def after(kind: str) -> Parameter:
-    """The id after which a page begins."""
+    """The query parameter `after`."""
     schema = {"type": "string", "pattern": _ids(kind)}
-    return Parameter("after", "The `last_id` of the page before.", schema)
+    return Parameter("after", "The `last_id` of the previous page.", schema)

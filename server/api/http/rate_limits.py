@@ -1,4 +1,4 @@
-"""How often a caller may ask: a token bucket for each, as many as are told apart at a time."""
+"""Rate limits: one token bucket per caller, for a bounded number of callers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_BUCKETS = 10_000
-"""Callers that are told apart at a time; the one that was silent for longest is forgotten first."""
+"""The most callers with a bucket; the least recently active one is forgotten first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What a caller has left after one request. `wait_seconds` above 0: it had nothing left, and has after so long."""
+    """What a caller has left after a request. `wait_seconds` above 0: nothing was left; retry after that time."""
 
     limit: int
     remaining: int
@@ -22,7 +22,7 @@ class Allowance:
     wait_seconds: float
 
     def headers(self) -> dict[str, str]:
-        """OpenAI's headers, and `Retry-After` for who must wait."""
+        """OpenAI's headers, and `Retry-After` if the caller must wait."""
         shown = {
             "x-ratelimit-limit-requests": str(self.limit),
             "x-ratelimit-remaining-requests": str(self.remaining),
@@ -32,7 +32,7 @@ class Allowance:
 
 
 class RateLimits:
-    """Buckets of `per_minute` requests, each refilled evenly within a minute. Used on the event loop only."""
+    """Buckets of `per_minute` requests, each refilled evenly within a minute. Used only on the event loop."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute
@@ -43,7 +43,7 @@ class RateLimits:
         return len(self._buckets)
 
     def take(self, caller: bytes) -> Allowance:
-        """Count a request of `caller`, unless it has none left."""
+        """Count a request of `caller`, if it has any left."""
         now = self._clock()
         per_second = self._per_minute / 60
         left, since = self._buckets.pop(caller, (float(self._per_minute), now))
@@ -58,7 +58,7 @@ class RateLimits:
 
 
 def _duration(seconds: float) -> str:
-    """As OpenAI writes it: `20ms`, `8.64s`, `1m0s`."""
+    """A duration in OpenAI's format: `20ms`, `8.64s`, `1m0s`."""
     if seconds < 1:
         return f"{math.ceil(seconds * 1000)}ms"
     if seconds < 60:

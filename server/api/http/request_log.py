@@ -1,7 +1,7 @@
-"""Around every request: its id, one log line, its count, and the last net for unexpected errors.
+"""Gives every request an id and a log line, counts it, and answers unexpected errors.
 
-An ASGI layer, so that streams pass through untouched. What lies within may add to every answer's headers
-(`response_headers` in the request's state) and to its log line (`log_fields`).
+It is an ASGI layer, so that streams pass through unchanged. Inner layers and routes may add response headers
+(`response_headers` in the request's state) and fields of the log line (`log_fields`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CLIENT_LEFT = 499
 
 
 class RequestLogLayer:
-    """Gives requests an id (the client's `x-request-id`, if it is sane) and keeps the access log."""
+    """Gives requests an id (the client's `x-request-id`, if it is valid) and writes the access log."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -64,10 +64,10 @@ class RequestLogLayer:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             status = _CLIENT_LEFT
-        except Exception:  # the last net: the log gets everything, the client nothing but the fact
+        except Exception:  # the log gets the details, the client only the fact
             _log.exception("%s failed", what, extra=extra)
             if status is None:
-                error = ApiError("the server failed; its log has the details", code="internal_error")
+                error = ApiError("the server failed; the details are in its log", code="internal_error")
                 await response_of(error)(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started_at

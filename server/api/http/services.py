@@ -1,6 +1,6 @@
-"""What every route works with, bound to the application once: `services_of(request)`.
+"""The parts of a server that routes use, bound to the application once: `services_of(request)`.
 
-It owns none of its parts: whoever built them closes them.
+Whoever built the parts closes them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Services:
 
     @property
     def max_upload_bytes(self) -> int:
-        """The largest body of a request that brings a file."""
+        """The largest body of a request that uploads a file."""
         return int(self.settings.max_upload_mib * 2**20)
 
     def check_ready(self) -> None:
@@ -51,9 +51,9 @@ class Services:
             raise EngineStopped
 
     def training(self) -> JobWorker:
-        """Who keeps files and does training jobs. Raises `Unavailable` when this server has nobody for it."""
+        """The worker that stores files and runs training jobs. Raises `Unavailable` if this server has none."""
         if self.jobs is None:
-            raise Unavailable("this server trains no vectors", code="training_not_available")
+            raise Unavailable("this server does not train vectors", code="training_not_available")
         return self.jobs
 
 

@@ -1,9 +1,8 @@
 """Server-sent events: the only place that formats `data:` and `event:`.
 
-Once the first byte is out an error can only be an event; the stream then closes. A stream that is silent for long gets
-comments, which clients skip, so that no proxy takes it for dead. A client that does not read stops the sending: nothing
-is formatted before the server can send it, and what waits meanwhile is the engine's events, `max_tokens` a choice at
-most.
+Once the first byte is sent, an error can only be an event, and the stream then closes. A stream that is silent for long
+gets comments, which clients skip, so that no proxy drops it. A client that does not read stops the sending: nothing is
+formatted before the server can send it, and only the engine's events queue up, at most `max_tokens` per choice.
 """
 
 from __future__ import annotations
@@ -29,24 +28,24 @@ _DONE = b"data: [DONE]\n\n"
 _COMMENT = b": keep-alive\n\n"
 
 _LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
-"""What Unicode calls the end of a line, and JSON does not escape: many clients cut a stream there."""
+"""Line separators of Unicode that JSON does not escape; many clients split a stream there."""
 
 _LAST_EVENT_SECONDS = 5.0
-"""How long a client may take to receive that its time is up."""
+"""How long a client may take to receive the error that its time is up."""
 
 
 def format_event(payload: TypedObject, *, is_named: bool = False) -> bytes:
-    """One event; a named one is called what its payload's `type` says."""
+    """One event; a named one takes its name from the `type` of its payload."""
     name = f"event: {payload['type']}\n" if is_named else ""
     data = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).translate(_LINE_ENDS)
     return f"{name}data: {data}\n\n".encode()
 
 
 class EventStream(Response):
-    """Sends `payloads` as events. `close` is called however it ends, also when the client left.
+    """Sends `payloads` as events. `close` is always called at the end, also if the client left.
 
-    Events without names end with `[DONE]`; the last of named ones says by its name that it is the last. `failed` makes
-    the payload of an error.
+    A stream of events without names ends with `[DONE]`; in one of named events, the name of the last event marks the
+    end. `failed` makes the payload of an error.
     """
 
     def __init__(
@@ -89,14 +88,14 @@ class EventStream(Response):
             async for body in self._events(scope):
                 await send({"type": "http.response.body", "body": body, "more_body": True})
                 self._note_sent()
-                await asyncio.sleep(0)  # of what waits for a slow client none holds up others, nor is made when it left
+                await asyncio.sleep(0)  # a backlog must not block other requests, nor go on after the client left
         finally:
             comments.cancel()
             await asyncio.gather(comments, return_exceptions=True)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_comments(self, send: Send, seconds: float) -> None:
-        """A comment whenever nothing was sent for `seconds`; a `send` is one whole comment or event, whoever sends."""
+        """Send a comment whenever nothing was sent for `seconds`; each `send` is one whole comment or event."""
         while True:
             silent = asyncio.get_running_loop().time() - self._sent_at
             if silent < seconds:
@@ -111,7 +110,7 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": body, "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
-            raise ClientDisconnect from None  # it reads nothing, which is as good as gone
+            raise ClientDisconnect from None  # a client that reads nothing counts as gone
 
     def _note_sent(self) -> None:
         self._sent_at = asyncio.get_running_loop().time()
@@ -126,8 +125,8 @@ class EventStream(Response):
             yield self._failure(error)
         except Exception:  # the client must learn that the answer is incomplete, and nothing more
             request_id = scope.get("state", {}).get("request_id", "-")
-            _log.exception("%s its stream failed", request_id, extra={"fields": {"request_id": request_id}})
-            yield self._failure(ApiError("the server failed; its log has the details", code="internal_error"))
+            _log.exception("%s stream failed", request_id, extra={"fields": {"request_id": request_id}})
+            yield self._failure(ApiError("the server failed; the details are in its log", code="internal_error"))
 
     def _failure(self, error: ApiError) -> bytes:
         return format_event(self._failed(error), is_named=self._is_named)

@@ -1,7 +1,6 @@
-"""How long a request may take: its body to arrive, and all of it.
+"""Time limits of a request: for its body to arrive, and for all of it.
 
-A layer around `receive`: whoever waits for the client, for more of its body or for its leaving, learns there that the
-time is up; `server.api.http.connection` then stops the work.
+It is a layer around `receive`, which raises when the time is up; `server.api.http.connection` then stops the work.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import ApiError, BodyTooSlow, TimedOut
 
 BODY_BYTES_PER_SECOND = 8 << 10
-"""A body may take this much longer for what has arrived of it, so that large uploads over slow lines get through."""
+"""Bytes that a body must bring per extra second, so that large uploads over slow lines succeed."""
 
 
 class TimeoutLayer:
-    """Makes `receive` raise `BodyTooSlow` or `TimedOut`. `request_seconds` None: as long as it takes."""
+    """Makes `receive` raise `BodyTooSlow` or `TimedOut`. `request_seconds` None: no limit."""
 
     def __init__(self, app: ASGIApp, *, request_seconds: float | None, body_seconds: float) -> None:
         self._app = app
@@ -53,9 +52,9 @@ class TimeoutLayer:
         await self._app(scope, receive_in_time, send)
 
     def _too_long(self) -> TimedOut:
-        # an OpenAI client would send a request that takes too long twice more
+        # an OpenAI client would retry a request that takes too long
         return TimedOut(
-            f"the request took longer than the {self._request_seconds or 0:g} s that this server gives one",
+            f"the request exceeded the server's time limit of {self._request_seconds or 0:g} s",
             headers={"x-should-retry": "false"},
         )
 

@@ -1,8 +1,8 @@
-"""One OpenTelemetry span a request, joined to the caller's trace (W3C `traceparent`).
+"""One OpenTelemetry span per request, joined to the caller's trace (W3C `traceparent`).
 
 Attributes follow the semantic conventions for HTTP servers and generative AI. A span never holds prompts, answers,
-keys, query strings or an error's message (FastAPI's own spans hold query strings). It needs the extra
-`otel`, so it is imported only where traces are wanted.
+keys, query strings or error messages (unlike the spans of FastAPI's own instrumentation). It needs the extra `otel`,
+so it is imported only if traces are enabled.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.api.http.observed import Observed, observed
 
 _UNTRACED = frozenset({"/health", "/ready", "/version", "/metrics"})
-"""What is asked every few seconds, by machines, about the server itself."""
+"""Paths that monitoring requests every few seconds."""
 
 _OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion", "/v1/responses": "chat"}
-"""What generative AI's conventions call what a route does."""
+"""Operation names of routes in the conventions for generative AI."""
 
 _propagator = TraceContextTextMapPropagator()
 
 
 class TracingLayer:
-    """Within the access layer, whose log line tells the trace's id."""
+    """Goes inside the access layer, whose log line contains the trace's id."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self._app = app

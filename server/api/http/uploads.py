@@ -1,4 +1,4 @@
-"""Uploads as they come over the wire: a file's bytes, parts of a form, or numbers in JSON. Knows no file format."""
+"""Reads uploads: a file's bytes, the parts of a form, or numbers in JSON."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ _MAX_METADATA_PART = 2 * MAX_METADATA_BYTES
 
 
 class VectorForm(TypedDict):
-    """The parts of a multipart upload. `metadata` is JSON: what the upload says over what the file says itself."""
+    """The parts of a multipart upload. `metadata` is JSON and overrides the metadata in the file."""
 
     file: Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
     metadata: NotRequired[Annotated[str, WithJsonSchema({"type": "string", "contentMediaType": "application/json"})]]
 
 
 async def read_upload(request: Request, limit: int) -> tuple[bytes, ImportOptions]:
-    """The uploaded file and what the upload says about it.
+    """The uploaded file and its options.
 
-    The body is the file itself, or multipart with the parts `file` and, if wanted, `metadata` (JSON). Raises
-    `PayloadTooLarge` unread when a larger length is announced, else as soon as more than `limit` bytes came.
+    The body is the file itself, or multipart with the parts `file` and optionally `metadata` (JSON). Raises
+    `PayloadTooLarge` if the announced length exceeds `limit`, else as soon as more than `limit` bytes arrive.
     """
     kind, _ = parse_options_header(request.headers.get("content-type"))
     if kind == b"application/json":
         raise InvalidRequest(
-            "Content-Type: a file is application/octet-stream or multipart/form-data; "
-            "numbers in JSON go to POST /v1/steering/vectors",
+            "Content-Type: expected application/octet-stream or multipart/form-data; "
+            "send numbers in JSON to POST /v1/steering/vectors",
             code="invalid_header",
             param="Content-Type",
         )
@@ -57,13 +57,13 @@ async def read_upload(request: Request, limit: int) -> tuple[bytes, ImportOption
 async def multipart_form(
     request: Request, limit: int, *, max_fields: int, max_field_bytes: int
 ) -> AsyncIterator[FormData]:
-    """The parts of a multipart body, its files on disk when they are large; gone when the context ends.
+    """The parts of a multipart body, with large files on disk; removed when the context ends.
 
     Raises `InvalidRequest` for a malformed body, `PayloadTooLarge` as `limited_stream` does.
     """
     _, parameters = parse_options_header(request.headers.get("content-type"))
     if parameters.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
-        raise InvalidRequest("Content-Type: the only charset is utf-8", code="invalid_header", param="Content-Type")
+        raise InvalidRequest("Content-Type: expected the charset utf-8", code="invalid_header", param="Content-Type")
     parser = _WholeForm(
         request.headers,
         limited_stream(request, limit),
@@ -85,7 +85,7 @@ async def multipart_form(
 
 
 class _WholeForm(MultiPartParser):
-    """Starlette's parser, which takes a body that is cut off for a form without its last part."""
+    """Starlette's parser, which by itself takes a truncated body for a form without its last part."""
 
     is_whole = False
 
@@ -93,7 +93,7 @@ class _WholeForm(MultiPartParser):
         self.is_whole = True
 
     def close_files(self) -> None:
-        """Close what no form holds: the file of a part that did not end."""
+        """Close the files of incomplete parts, which no form holds."""
         for file in self._files_to_close_on_error:
             file.close()
 
@@ -105,17 +105,17 @@ async def _parts_of(form: FormData) -> tuple[bytes, ImportOptions]:
             raise InvalidRequest(f"{name[:60]}: given more than once", code="invalid_value", param=name[:60])
         if name not in ("file", "metadata"):
             raise InvalidRequest(
-                f"{name[:60]}: unknown part; there are file and metadata", code="unknown_parameter", param=name[:60]
+                f"{name[:60]}: expected one of the parts file, metadata", code="unknown_parameter", param=name[:60]
             )
     file, metadata = form.get("file"), form.get("metadata")
     if not isinstance(file, UploadFile):
-        raise InvalidRequest("file: required and missing", code="missing_required_parameter", param="file")
+        raise InvalidRequest("file: missing required part", code="missing_required_parameter", param="file")
     if metadata is None:
         return await file.read(), ImportOptions()
     text = metadata.encode() if isinstance(metadata, str) else await metadata.read(_MAX_METADATA_PART + 1)
     if len(text) > _MAX_METADATA_PART:
         raise InvalidRequest(
-            f"metadata: larger than {_MAX_METADATA_PART} bytes", code="invalid_value", param="metadata"
+            f"metadata: expected at most {_MAX_METADATA_PART} bytes, got more", code="invalid_value", param="metadata"
         )
     options = await run_sync(lambda: ImportOptions.from_json(parse_json(text, "metadata")))
     return await file.read(), options
@@ -124,17 +124,17 @@ async def _parts_of(form: FormData) -> tuple[bytes, ImportOptions]:
 def directions_of(given: dict[str, Any], *, num_layers: int, hidden_size: int) -> dict[int, Tensor]:
     """`{"12": [floats] or base64 of little-endian float32}` -> float32 tensors `[hidden_size]` by layer.
 
-    What cannot be for a model of these numbers is refused before it is converted.
+    Vectors of another size are refused before they are converted.
     """
     if len(given) > num_layers:
-        raise _invalid(f"directions: {len(given)} layers, the model has {num_layers}", "directions")
+        raise _invalid(f"directions: expected at most {num_layers} layers, got {len(given)}", "directions")
     directions: dict[int, Tensor] = {}
     for key, numbers in given.items():
         param = f"directions.{key[:20]}"
         if not (key.isascii() and key.isdigit() and len(key) <= 4 and int(key) <= MAX_LAYER):
-            raise _invalid(f"{param}: not a layer's number", param)
+            raise _invalid(f"{param}: expected a layer number", param)
         if int(key) in directions:
-            raise _invalid(f"{param}: the layer is there twice", param)
+            raise _invalid(f"{param}: the layer is given more than once", param)
         directions[int(key)] = _direction_of(numbers, hidden_size, param)
     return directions
 
@@ -142,11 +142,12 @@ def directions_of(given: dict[str, Any], *, num_layers: int, hidden_size: int) -
 def _direction_of(numbers: Any, hidden_size: int, param: str) -> Tensor:
     if isinstance(numbers, list):
         if len(numbers) != hidden_size:
-            raise _invalid(f"{param}: {len(numbers)} numbers, the model's hidden size is {hidden_size}", param)
+            message = f"{param}: expected {hidden_size} numbers (the model's hidden size), got {len(numbers)}"
+            raise _invalid(message, param)
         if not all(type(number) in (int, float) for number in numbers):
-            raise _invalid(f"{param}: something in the list is no number", param)
+            raise _invalid(f"{param}: expected only numbers in the list", param)
         try:
-            with np.errstate(over="ignore"):  # an overflow becomes infinity, which is refused by name
+            with np.errstate(over="ignore"):  # an overflow becomes infinity, which is refused later
                 values = np.array(numbers, dtype=np.float64).astype(np.float32)
         except OverflowError:
             raise _invalid(f"{param}: a number is too large", param) from None
@@ -154,12 +155,12 @@ def _direction_of(numbers: Any, hidden_size: int, param: str) -> Tensor:
     if isinstance(numbers, str):
         num_bytes = hidden_size * 4
         if len(numbers) == -(-num_bytes // 3) * 4:
-            with contextlib.suppress(ValueError):  # what is no base64 is refused below, like a wrong length
+            with contextlib.suppress(ValueError):  # invalid base64 is refused below, like a wrong length
                 data = base64.b64decode(numbers, validate=True)
                 if len(data) == num_bytes:
                     return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
-        raise _invalid(f"{param}: not base64 of {hidden_size} little-endian float32 numbers", param)
-    raise _invalid(f"{param}: give a list of numbers, or base64 of little-endian float32", param)
+        raise _invalid(f"{param}: expected base64 of {hidden_size} little-endian float32 numbers", param)
+    raise _invalid(f"{param}: expected a list of numbers, or base64 of little-endian float32 numbers", param)
 
 
 def _invalid(message: str, param: str) -> InvalidRequest:

@@ -1,5 +1,6 @@
-"""WireModel: the base of everything that clients send as JSON. Unknown fields fail by name, and so do known ones that
-this server does not support.
+"""WireModel: the base of all JSON objects that clients send.
+
+It refuses unknown fields by name, and fields of the API that this server does not support.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 class WireModel(BaseModel):
     """A JSON object from a client: strict types, finite numbers, no unknown fields.
 
-    `unsupported` maps fields that the API has and this server lacks to the values that ask for nothing.
+    `unsupported` maps fields of the API that this server does not support to the values that have no effect.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -22,12 +23,12 @@ class WireModel(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """The schema, with the unsupported fields and what may be said of them."""
+        """The schema, including the unsupported fields and their allowed values."""
         shown = handler(schema)
         properties = handler.resolve_ref_schema(shown).setdefault("properties", {})
         for name, neutral in cls.unsupported.items():
             properties[name] = {
-                "description": "Not supported by this server: only what asks for nothing is accepted.",
+                "description": "Not supported by this server. Only values without effect are accepted.",
                 "enum": [None, *neutral],
             }
         return shown
@@ -40,9 +41,9 @@ class WireModel(BaseModel):
         for name, neutral in cls.unsupported.items():
             value = data.get(name)
             if value is not None and not any(value == other and type(value) is type(other) for other in neutral):
-                raise PydanticCustomError("unsupported_parameter", "not supported yet by this server", {"at": name})
+                raise PydanticCustomError("unsupported_parameter", "not supported by this server", {"at": name})
         return {name: value for name, value in data.items() if name not in cls.unsupported}
 
 
 UNIQUE: dict[str, Any] = {"uniqueItems": True}
-"""Of a list: nothing is there twice."""
+"""For the schema of a list without duplicates."""

@@ -12,7 +12,7 @@ from vectors.vocabulary import Operation, Part, Positions, Site
 
 
 class VectorRevision(TypedDict):
-    """An entry of a vector's history."""
+    """A revision in a vector's history."""
 
     revision: Revision
     created_at: UnixSeconds
@@ -22,8 +22,8 @@ class VectorRevision(TypedDict):
 class Vector(TypedDict):
     """A steering vector: its current revision and defaults.
 
-    `norms` are the lengths of its directions by layer. `training` says how it was made, if this project made it.
-    `history`, newest first, is there where one vector is asked for.
+    `norms` are the lengths of its directions by layer. `training` describes how it was trained, if this project
+    trained it. `history`, newest first, is only present when a single vector is requested.
     """
 
     object: Literal["steering.vector"]
@@ -48,13 +48,13 @@ class Vector(TypedDict):
 
 
 class VectorList(PageFields):
-    """A page of vectors; `last_id` is the `after` of the next page."""
+    """A page of vectors, sorted by name. `last_id` is the `after` of the next page."""
 
     data: list[Vector]
 
 
 class DeletedVector(TypedDict):
-    """The name is free."""
+    """The vector is deleted and its name is free."""
 
     id: str
     object: Literal["steering.vector.deleted"]

@@ -1,7 +1,7 @@
 """The vector registry under `/v1/steering/vectors`: upload, create, list, get, change, roll back, delete.
 
-Files are read, decoded and stored off the event loop, and answers that are large are made there. It knows HTTP's
-preconditions and the wire's objects; what a vector is and how it is kept is the `vectors` package's.
+Files are read, decoded and stored off the event loop, and large answers are built there. The `vectors` package defines
+what a vector is and how it is stored.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _log = logging.getLogger(__name__)
 
 @router.put("/{name}", dependencies=_MAY_CHANGE)
 @describe(
-    Success(Vector, "A new revision of a known name, or the same content again.", headers=(ETAG,)),
-    Success(Vector, "A new name.", status=201, headers=(ETAG,)),
+    Success(Vector, "The vector, with a new revision, or unchanged if the content is the same.", headers=(ETAG,)),
+    Success(Vector, "The vector, under a new name.", status=201, headers=(ETAG,)),
     bodies={BYTES: bytes, FORM: VectorForm},
     errors=(PreconditionFailed,),
     parameters=(NAME, IF_MATCH, IF_NONE_MATCH),
 )
 async def put_vector(request: Request, name: str) -> Response:
-    """Make an uploaded file the current revision of `name`."""
+    """Upload a file as the current revision of a vector."""
     services = services_of(request)
     refuse_unknown_query(request)
     check_name(name)
@@ -70,10 +70,12 @@ async def put_vector(request: Request, name: str) -> Response:
 
 @router.post("", dependencies=_MAY_CHANGE)
 @describe(
-    Success(Vector, "A new name.", status=201, headers=(ETAG,)), bodies={JSON: CreateVectorRequest}, errors=(Conflict,)
+    Success(Vector, "The new vector.", status=201, headers=(ETAG,)),
+    bodies={JSON: CreateVectorRequest},
+    errors=(Conflict,),
 )
 async def create_vector(request: Request) -> Response:
-    """Make a vector from numbers in the body."""
+    """Create a vector from numbers in JSON."""
     services = services_of(request)
     refuse_unknown_query(request)
     refuse_preconditions(request, "If-Match", "If-None-Match")
@@ -94,7 +96,7 @@ async def create_vector(request: Request) -> Response:
 
 @router.get("", dependencies=_MAY_READ)
 @describe(
-    Success(VectorList, "A page."),
+    Success(VectorList, "A page of vectors, sorted by name."),
     parameters=(
         limit(_DEFAULT_LIMIT, _MOST_LISTED),
         Parameter("after", "The name after which the page begins.", {"type": "string"}),
@@ -102,7 +104,7 @@ async def create_vector(request: Request) -> Response:
     ),
 )
 async def list_vectors(request: Request) -> Response:
-    """Vectors by name, a page at a time."""
+    """List the vectors by name."""
     services = services_of(request)
     refuse_unknown_query(request, "limit", "after", "order")
     limit = limit_of(request, default=_DEFAULT_LIMIT, most=_MOST_LISTED)
@@ -126,9 +128,13 @@ async def list_vectors(request: Request) -> Response:
 
 
 @router.get("/{name}", dependencies=_MAY_READ)
-@describe(Success(Vector, "The vector.", headers=(ETAG,)), errors=(InvalidRequest, NotFound), parameters=(NAME,))
+@describe(
+    Success(Vector, "The vector, with its history.", headers=(ETAG,)),
+    errors=(InvalidRequest, NotFound),
+    parameters=(NAME,),
+)
 async def get_vector(request: Request, name: str) -> Response:
-    """The current revision of `name`, and its history."""
+    """Get a vector: its current revision and its history."""
     services = services_of(request)
     refuse_unknown_query(request)
 
@@ -145,22 +151,25 @@ async def get_vector(request: Request, name: str) -> Response:
 
 @router.get("/{name}/content", dependencies=_MAY_READ)
 @describe(
-    Success(None, "The file.", media_type=BYTES, headers=(ETAG, DISPOSITION)),
+    Success(None, "The vector as a file.", media_type=BYTES, headers=(ETAG, DISPOSITION)),
     errors=(InvalidRequest, NotFound, Unavailable),
     parameters=(
         NAME,
         Parameter(
             "format",
-            "Of which format.",
+            "The format of the file.",
             {"type": "string", "enum": list(FILE_FORMATS), "default": DEFAULT_FILE_FORMAT},
         ),
         Parameter(
-            "revision", "Which revision, or how it begins.", {"type": "string", "pattern": f"^{REVISION_PATTERN}$"}
+            "revision", "A revision, or its first digits.", {"type": "string", "pattern": f"^{REVISION_PATTERN}$"}
         ),
     ),
 )
 async def get_content(request: Request, name: str) -> Response:
-    """A revision of `name` as a file: the current one, or the one that `revision` begins."""
+    """Download a revision of a vector as a file.
+
+    Without `revision` it is the current one.
+    """
     services = services_of(request)
     refuse_unknown_query(request, "format", "revision")
     asked = request.query_params.get("format", DEFAULT_FILE_FORMAT)
@@ -174,7 +183,7 @@ async def get_content(request: Request, name: str) -> Response:
 
     def read() -> tuple[str, bytes]:
         stored = services.store.get(name, request.query_params.get("revision"))
-        if file_format == DEFAULT_FILE_FORMAT:  # as it is kept
+        if file_format == DEFAULT_FILE_FORMAT:  # the stored file as it is
             return stored.revision, services.store.content(name, stored.revision)
         return stored.revision, encode(stored.vector, file_format)
 
@@ -188,13 +197,16 @@ async def get_content(request: Request, name: str) -> Response:
 
 @router.patch("/{name}", dependencies=_MAY_CHANGE)
 @describe(
-    Success(Vector, "The new revision.", headers=(ETAG,)),
+    Success(Vector, "The vector, with its new revision.", headers=(ETAG,)),
     bodies={JSON: PatchVectorRequest},
     errors=(NotFound, PreconditionFailed),
     parameters=(NAME, IF_MATCH),
 )
 async def patch_vector(request: Request, name: str) -> Response:
-    """Change defaults and descriptions of `name`; the directions stay."""
+    """Change the defaults and the description of a vector.
+
+    The directions stay the same.
+    """
     services = services_of(request)
     refuse_unknown_query(request)
     refuse_preconditions(request, "If-None-Match")
@@ -203,20 +215,20 @@ async def patch_vector(request: Request, name: str) -> Response:
     changes = body.model_dump(exclude_none=True)
     if not changes:
         fields = ", ".join(PatchVectorRequest.model_fields)
-        raise InvalidRequest(f"nothing to change: expected one of {fields}", code="missing_required_parameter")
+        raise InvalidRequest(f"expected at least one of {fields}", code="missing_required_parameter")
 
     return await run_sync(lambda: _answer(services.store.change(name, changes, if_match=if_match)))
 
 
 @router.post("/{name}/rollback", dependencies=_MAY_CHANGE)
 @describe(
-    Success(Vector, "The revision that is current now.", headers=(ETAG,)),
+    Success(Vector, "The vector, at its new current revision.", headers=(ETAG,)),
     bodies={JSON: RollbackRequest},
     errors=(NotFound, PreconditionFailed),
     parameters=(NAME, IF_MATCH),
 )
 async def roll_back(request: Request, name: str) -> Response:
-    """Point `name` at an earlier revision of its history."""
+    """Roll a vector back to an earlier revision of its history."""
     services = services_of(request)
     refuse_unknown_query(request)
     refuse_preconditions(request, "If-None-Match")
@@ -227,12 +239,15 @@ async def roll_back(request: Request, name: str) -> Response:
 
 @router.delete("/{name}", dependencies=_MAY_CHANGE)
 @describe(
-    Success(DeletedVector, "It is gone."),
+    Success(DeletedVector, "The vector is deleted."),
     errors=(InvalidRequest, NotFound, PreconditionFailed),
     parameters=(NAME, IF_MATCH),
 )
 async def delete_vector(request: Request, name: str) -> Response:
-    """Forget `name`; requests that were accepted finish with what they had."""
+    """Delete a vector.
+
+    Requests that are already accepted finish with their revision.
+    """
     services = services_of(request)
     refuse_unknown_query(request)
     refuse_preconditions(request, "If-None-Match")
@@ -247,13 +262,13 @@ def _check_fit(vector: SteeringVector, services: Services) -> None:
 
 
 def _get_or_none(services: Services, name: str) -> StoredVector | None:
-    """None when the name went away meanwhile, or its file is damaged, as asking for the name itself will say."""
+    """None when the name was deleted meanwhile, or when its file is damaged, which a request for it will report."""
     try:
         return services.store.get(name)
     except VectorNotFound:
         return None
     except StoreCorrupt as error:
-        _log.error("left out of the list: %s", error)
+        _log.error("vector not listed: %s", error)
         return None
 
 

@@ -1,6 +1,6 @@
-"""Wire models of what the vector registry is told in JSON; a vector's defaults come from `vectors.defaults`.
+"""Wire models of the vector registry's JSON bodies. A vector's defaults come from `vectors.defaults`.
 
-What is checked later, where its error belongs, is in the schemas all the same.
+The schemas also include the constraints that are checked later, where a vector is made.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _DIRECTIONS_SCHEMA = {
     },
 }
 _TYPES: dict[str, Any] = {"number": float, "string": str, "array": list[str], "object": dict[str, Any]}
-"""What is checked of a default as the body is read, by its JSON type; the rest is checked where a vector is made."""
+"""The types that are checked as the body is read, by JSON type; the rest is checked where a vector is made."""
 
 
 def _fields(rows: Iterable[Default]) -> dict[str, Any]:
-    """Optional fields of a body, with the whole of what is checked in their schema."""
+    """Optional fields of a body, with all of their constraints in the schema."""
     fields = {}
     for row in rows:
         shown = {"anyOf": [row.schema, {"type": "null"}], "description": f"{row.help[0].upper()}{row.help[1:]}."}
@@ -63,11 +63,11 @@ class CreateVectorRequest(CreatableDefaults):
 
     name: Annotated[str, WithJsonSchema(VECTOR_NAME_SCHEMA)]
     directions: Annotated[dict[str, Any], WithJsonSchema(_DIRECTIONS_SCHEMA)]
-    """By decoder block, the direction: as many numbers as the model's hidden size, or base64 of them as float32."""
+    """The direction of each decoder block: as many numbers as the model's hidden size, or base64 of float32."""
 
 
 class PatchVectorRequest(VectorDefaults):
-    """Body of `PATCH /v1/steering/vectors/{name}`: what is given changes, what is not given or null stays."""
+    """Body of `PATCH /v1/steering/vectors/{name}`: given fields change, absent or null ones stay."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
@@ -76,4 +76,4 @@ class RollbackRequest(WireModel):
     """Body of `POST /v1/steering/vectors/{name}/rollback`."""
 
     revision: Annotated[str, Field(json_schema_extra={"pattern": f"^{REVISION_PATTERN}$"})]
-    """A revision of the vector's history, or at least 6 of its leading digits."""
+    """A revision from the vector's history, or at least its first 6 digits."""

@@ -1,4 +1,4 @@
-"""What a response repeats of its request."""
+"""The fields of a request that its response repeats."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from server.api.responses.wire import ChosenFunction, ResponseRequest, ResponseS
 
 
 def echo_of(request: ResponseRequest) -> RequestEcho:
-    """The fields that a response repeats; those that were not given, with their defaults."""
+    """The fields that a response repeats, with defaults for absent ones."""
     return {
         "background": False,
         "instructions": request.instructions,

@@ -27,14 +27,14 @@ class _Event(TypedDict):
 
 
 class ResponseEvent(_Event):
-    """The response as it is now: at its beginning, and at its end."""
+    """The state of the response, at its start and at its end."""
 
     type: ResponseEventType
     response: ResponseObject
 
 
 class ItemEvent(_Event):
-    """An item begins, or is complete."""
+    """An item has begun or is complete."""
 
     type: ItemEventType
     output_index: int
@@ -51,27 +51,27 @@ class _ContentEvent(_ItemPartEvent):
 
 
 class PartEvent(_ContentEvent):
-    """A part of an item begins, or is complete."""
+    """A part of an item has begun or is complete."""
 
     type: PartEventType
     part: TextPart
 
 
 class EventTokenLogprob(TypedDict):
-    """A token that was likely at its place."""
+    """A likely token at its place."""
 
     token: str
     logprob: float
 
 
 class EventChosenLogprob(EventTokenLogprob):
-    """The token that was chosen, and the likeliest at its place."""
+    """The chosen token, and the likeliest tokens at its place."""
 
     top_logprobs: list[EventTokenLogprob]
 
 
 class TextDeltaEvent(_ContentEvent):
-    """More of the answer's text."""
+    """The next piece of the answer's text."""
 
     type: Literal["response.output_text.delta"]
     delta: str
@@ -79,7 +79,7 @@ class TextDeltaEvent(_ContentEvent):
 
 
 class TextDoneEvent(_ContentEvent):
-    """All of the answer's text."""
+    """The whole text of the answer."""
 
     type: Literal["response.output_text.done"]
     text: str
@@ -87,28 +87,28 @@ class TextDoneEvent(_ContentEvent):
 
 
 class ReasoningDeltaEvent(_ContentEvent):
-    """More of what the model thinks."""
+    """The next piece of the reasoning."""
 
     type: Literal["response.reasoning_text.delta"]
     delta: str
 
 
 class ReasoningDoneEvent(_ContentEvent):
-    """All of what the model thought."""
+    """The whole reasoning."""
 
     type: Literal["response.reasoning_text.done"]
     text: str
 
 
 class ArgumentsDeltaEvent(_ItemPartEvent):
-    """More of a call's arguments."""
+    """The next piece of a call's arguments."""
 
     type: Literal["response.function_call_arguments.delta"]
     delta: str
 
 
 class ArgumentsDoneEvent(_ItemPartEvent):
-    """All of a call's arguments."""
+    """The whole arguments of a call."""
 
     type: Literal["response.function_call_arguments.done"]
     arguments: str
@@ -124,6 +124,6 @@ OutputEvent = (
     | ArgumentsDeltaEvent
     | ArgumentsDoneEvent
 )
-"""What tells of the output while it grows."""
+"""The events of a growing output."""
 
 ResponseStreamEvent = Annotated[ResponseEvent | OutputEvent, Field(discriminator="type")]

@@ -1,6 +1,6 @@
 """Wire models of a response's input: messages, reasoning, function calls and their outputs.
 
-Also what they become: messages as chat templates know them, and items as the API gives them back.
+They are converted to messages for chat templates, and to the items that the API returns.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _ID_PREFIXES: Mapping[ItemType, str] = {
 
 
 def new_item_id(kind: ItemType) -> str:
-    """An id for an item of that type."""
+    """A new id for an item of that type."""
     return f"{_ID_PREFIXES[kind]}_{uuid.uuid4().hex}"
 
 
 class GivenTextPart(TypedDict):
-    """Text of whoever asks, or of what a call gave."""
+    """Text of a user or developer, or of a call's output."""
 
     type: Literal["input_text"]
     text: str
@@ -59,7 +59,7 @@ def _said(value: Any) -> Any:
 
 
 class AskedMessage(WireModel):
-    """A message of whoever asks; its content's parts become the lines of one text."""
+    """A message of a user or developer; the parts of its content are joined as lines."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"phase": ()}
 
@@ -70,7 +70,7 @@ class AskedMessage(WireModel):
     status: ItemStatus | None = None
 
     def as_item(self) -> InputMessage:
-        """The item as the API gives it back."""
+        """The item as the API returns it."""
         return {
             "id": new_item_id("message"),
             "type": "message",
@@ -81,7 +81,7 @@ class AskedMessage(WireModel):
 
 
 class AnsweredTextPart(TypedDict):
-    """Text of an earlier answer; what else it carries changes nothing."""
+    """Text of an earlier answer; its other fields are ignored."""
 
     type: Literal["output_text"]
     text: str
@@ -97,7 +97,7 @@ def _answered(value: Any) -> Any:
 
 
 class AnswerMessage(WireModel):
-    """A message of the model."""
+    """A message of the assistant."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"phase": ()}
 
@@ -108,7 +108,7 @@ class AnswerMessage(WireModel):
     status: ItemStatus | None = None
 
     def as_item(self) -> OutputMessage:
-        """The item as the API gives it back."""
+        """The item as the API returns it."""
         return {
             "id": new_item_id("message"),
             "type": "message",
@@ -119,14 +119,14 @@ class AnswerMessage(WireModel):
 
 
 class GivenReasoningText(WireModel):
-    """What the model thought, as text."""
+    """Reasoning text."""
 
     type: Literal["reasoning_text"]
     text: str
 
 
 class GivenReasoning(WireModel):
-    """What the model thought before an answer or a call."""
+    """The model's reasoning before an answer or a call."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"summary": ([],), "encrypted_content": ()}
 
@@ -137,11 +137,11 @@ class GivenReasoning(WireModel):
 
     @property
     def text(self) -> str:
-        """All of the reasoning."""
+        """The whole reasoning."""
         return "".join(part.text for part in self.content or ())
 
     def as_item(self) -> ReasoningItem:
-        """The item as the API gives it back."""
+        """The item as the API returns it."""
         return {
             "id": new_item_id("reasoning"),
             "type": "reasoning",
@@ -152,7 +152,7 @@ class GivenReasoning(WireModel):
 
 
 class GivenCall(WireModel):
-    """A call that the model made; `arguments` is JSON text."""
+    """A function call of the model; `arguments` is JSON text."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"caller": (_DIRECT,), "namespace": (), "async": (False,)}
 
@@ -164,7 +164,7 @@ class GivenCall(WireModel):
     status: ItemStatus | None = None
 
     def as_item(self) -> FunctionCallItem:
-        """The item as the API gives it back."""
+        """The item as the API returns it."""
         return {
             "id": new_item_id("function_call"),
             "type": "function_call",
@@ -176,7 +176,7 @@ class GivenCall(WireModel):
 
 
 class GivenCallOutput(WireModel):
-    """What a call gave."""
+    """The output of a function call."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"caller": (_DIRECT,), "namespace": ()}
 
@@ -188,7 +188,7 @@ class GivenCallOutput(WireModel):
     status: ItemStatus | None = None
 
     def as_item(self) -> FunctionCallOutputItem:
-        """The item as the API gives it back."""
+        """The item as the API returns it."""
         item: FunctionCallOutputItem = {
             "id": new_item_id("function_call_output"),
             "type": "function_call_output",
@@ -202,7 +202,7 @@ class GivenCallOutput(WireModel):
 
 
 def _kind_of(value: Any) -> str:
-    """The tag of the model that reads an item."""
+    """The tag of the wire model for an item."""
     kind = value.get("type") if isinstance(value, dict) else value.type
     if kind not in (None, "message"):
         return str(kind)
@@ -211,18 +211,18 @@ def _kind_of(value: Any) -> str:
 
 
 def _only_known(value: Any) -> Any:
-    """Refuse, by its type, an item that this server cannot give to a model."""
+    """Refuse an item of a type that this server does not support."""
     if not isinstance(value, dict):
-        raise PydanticCustomError("invalid_type", "an item is an object")
+        raise PydanticCustomError("invalid_type", "expected an object")
     kind = value.get("type")
     if kind is None and "role" not in value and "id" in value:
         kind = "item_reference"
     if kind is not None and not isinstance(kind, str):
-        raise PydanticCustomError("invalid_type", "the type of an item is a string", {"at": "type"})
+        raise PydanticCustomError("invalid_type", "expected a string", {"at": "type"})
     if kind is not None and kind not in _ID_PREFIXES:
         raise PydanticCustomError(
             "unsupported_parameter",
-            "items of type {kind} are not supported, only messages, reasoning, function calls and their outputs",
+            "expected one of message, reasoning, function_call, function_call_output, got {kind}",
             {"kind": repr(kind)[:60], "at": "type"},
         )
     return value
@@ -242,12 +242,12 @@ _ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 
 
 def items_of(conversation: Sequence[KeptItem]) -> list[InputItem]:
-    """The models of items that this server gave."""
+    """The wire models of items that this server returned."""
     return _ITEMS.validate_python(list(conversation))
 
 
 class Conversation:
-    """Items, earliest first, while they become messages as chat templates know them."""
+    """Converts items, earliest first, into messages for chat templates."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
@@ -255,11 +255,11 @@ class Conversation:
         self._call_ids: set[str] = set()
 
     def instruct(self, instructions: str) -> None:
-        """Begin with a system message."""
+        """Add the instructions as a system message."""
         self.messages.append({"role": "system", "content": instructions})
 
     def add(self, item: InputItem, param: str) -> None:
-        """Go on with an item. Raises `InvalidRequest`, naming `param`.
+        """Add an item. Raises `InvalidRequest`, naming `param`.
 
         Reasoning, a message and calls that follow each other in this order are one turn of the assistant.
         """
@@ -277,7 +277,7 @@ class Conversation:
             case GivenCallOutput():
                 if item.call_id not in self._call_ids:
                     raise InvalidRequest(
-                        f"{param}.call_id: there is no function call {item.call_id[:80]!r} before its output",
+                        f"{param}.call_id: expected the id of an earlier function call, got {item.call_id[:80]!r}",
                         code="invalid_value",
                         param=f"{param}.call_id",
                     )
@@ -289,7 +289,7 @@ class Conversation:
         self._turn = None
 
     def _turn_with(self, *absent: str) -> dict[str, Any]:
-        """The assistant's turn to add to: the current one if it has nothing of `absent` yet, else a new one."""
+        """The assistant's turn to extend: the current one if it has none of `absent` yet, else a new one."""
         if self._turn is None or any(self._turn.get(part) for part in absent):
             self._turn = {"role": "assistant", "content": ""}
             self.messages.append(self._turn)

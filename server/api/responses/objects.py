@@ -15,14 +15,14 @@ ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
 class InputTextPart(TypedDict):
-    """What was asked, or what a call gave."""
+    """Text of a user or developer, or of a call's output."""
 
     type: Literal["input_text"]
     text: str
 
 
 class AnswerTextPart(TypedDict):
-    """What the model said."""
+    """Text of an answer."""
 
     type: Literal["output_text"]
     text: str
@@ -31,14 +31,14 @@ class AnswerTextPart(TypedDict):
 
 
 class ReasoningTextPart(TypedDict):
-    """What the model thought."""
+    """Reasoning text."""
 
     type: Literal["reasoning_text"]
     text: str
 
 
 class InputMessage(TypedDict):
-    """A message of whoever asks."""
+    """A message of a user or developer."""
 
     id: str
     type: Literal["message"]
@@ -48,7 +48,7 @@ class InputMessage(TypedDict):
 
 
 class OutputMessage(TypedDict):
-    """A message of the model."""
+    """A message of the assistant."""
 
     id: str
     type: Literal["message"]
@@ -58,7 +58,7 @@ class OutputMessage(TypedDict):
 
 
 class ReasoningItem(TypedDict):
-    """What the model thought before an answer or a call."""
+    """The model's reasoning before an answer or a call."""
 
     id: str
     type: Literal["reasoning"]
@@ -68,7 +68,7 @@ class ReasoningItem(TypedDict):
 
 
 class FunctionCallItem(TypedDict):
-    """A call that the model makes; `arguments` is JSON text."""
+    """A function call of the model; `arguments` is JSON text."""
 
     id: str
     type: Literal["function_call"]
@@ -79,7 +79,7 @@ class FunctionCallItem(TypedDict):
 
 
 class FunctionCallOutputItem(TypedDict):
-    """What a call gave."""
+    """The output of a function call."""
 
     id: str
     type: Literal["function_call_output"]
@@ -109,20 +109,20 @@ class IncompleteDetails(TypedDict):
 
 
 class ReasoningEcho(TypedDict):
-    """How much the model was to reason."""
+    """The requested reasoning effort."""
 
     effort: str | None
     summary: None
 
 
 class TextFormatEcho(TypedDict):
-    """Plain text, or any JSON object."""
+    """The format of plain text, or of any JSON object."""
 
     type: Literal["text", "json_object"]
 
 
 class SchemaFormatEcho(TypedDict):
-    """JSON by a schema."""
+    """The format of JSON under a schema."""
 
     type: Literal["json_schema"]
     name: str
@@ -132,21 +132,21 @@ class SchemaFormatEcho(TypedDict):
 
 
 class TextEcho(TypedDict):
-    """What the answer's text was to be."""
+    """The requested format of the answer's text."""
 
     format: TextFormatEcho | SchemaFormatEcho
     verbosity: Literal["medium"]
 
 
 class FunctionChoiceEcho(TypedDict):
-    """The function that was to be called."""
+    """The function that had to be called."""
 
     type: Literal["function"]
     name: str
 
 
 class AllowedFunctionsEcho(TypedDict):
-    """The functions that might be called."""
+    """The functions that were allowed."""
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
@@ -154,7 +154,7 @@ class AllowedFunctionsEcho(TypedDict):
 
 
 class FunctionToolEcho(TypedDict):
-    """A function that might be called."""
+    """A function that the model could call."""
 
     type: Literal["function"]
     name: str
@@ -164,7 +164,7 @@ class FunctionToolEcho(TypedDict):
 
 
 class RequestEcho(TypedDict):
-    """What a response repeats of its request."""
+    """The fields of the request that its response repeats."""
 
     background: Literal[False]
     instructions: str | None
@@ -186,7 +186,7 @@ class RequestEcho(TypedDict):
 
 
 class ResponseObject(RequestEcho):
-    """The response to a request, with what it repeats of the request, and the steering that was applied."""
+    """A response, with fields of its request and the steering that was applied."""
 
     id: str
     object: Literal["response"]
@@ -204,7 +204,7 @@ class ResponseObject(RequestEcho):
 
 
 class DeletedResponse(TypedDict):
-    """The response is gone."""
+    """The response is deleted."""
 
     id: str
     object: Literal["response"]
@@ -212,6 +212,6 @@ class DeletedResponse(TypedDict):
 
 
 class InputItemList(PageFields):
-    """A page of the items that a response answers."""
+    """A page of the input items of a response."""
 
     data: list[KeptItem]

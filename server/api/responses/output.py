@@ -1,4 +1,4 @@
-"""A response's output while it is generated: items that grow, and the events that tell of it."""
+"""A response's output while it is generated: growing items and their events."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from server.detokenizer import TokenTable
 
 
 class _OpenItem(ABC):
-    """An item that grows; `place` is its index in the output, `numbers` gives its events their sequence numbers."""
+    """A growing item; `place` is its index in the output, `numbers` are the sequence numbers for its events."""
 
     kind: ClassVar[ItemType]
 
@@ -60,10 +60,10 @@ class _OpenItem(ABC):
 
     @abstractmethod
     def _end_content(self) -> Iterator[OutputEvent]:
-        """The events of content that is complete."""
+        """The events of complete content."""
 
     def end(self, status: ItemStatus) -> Iterator[OutputEvent]:
-        """The events of an item that is over."""
+        """The events of an item that has ended."""
         self.status = status
         yield from self._end_content()
         yield self._item_event("response.output_item.done")
@@ -91,7 +91,7 @@ class _TextItem(_OpenItem):
 
     @abstractmethod
     def _text_done(self) -> TextDoneEvent | ReasoningDoneEvent:
-        """The event of text that is complete."""
+        """The event of the complete text."""
 
     @property
     def text(self) -> str:
@@ -224,7 +224,7 @@ class _CallItem(_OpenItem):
         yield self._item_event("response.output_item.added")
 
     def add(self, arguments: str) -> Iterator[ArgumentsDeltaEvent]:
-        """The event of more of the arguments, if it is any."""
+        """The event of more of the arguments, unless they are empty."""
         if arguments:
             self._arguments.append(arguments)
             yield {
@@ -249,10 +249,10 @@ Item = TypeVar("Item", bound=_OpenItem)
 
 
 class ResponseOutput:
-    """The items of one answer, in the order in which it came to them.
+    """The items of one answer, in the order in which they began.
 
-    `num_logprobs`: how many likeliest tokens to tell at each place; None: no log-probabilities. `numbers`: the sequence
-    numbers of all events of the response, each to be taken for one event as it is made.
+    `num_logprobs`: the number of likeliest tokens to return for each token; None: no log-probabilities. `numbers`: the
+    sequence numbers of all events of the response; each event takes the next one when it is made.
     """
 
     def __init__(self, table: TokenTable, num_logprobs: int | None) -> None:
@@ -267,7 +267,7 @@ class ResponseOutput:
         return [item.shown() for item in self._items]
 
     def add(self, piece: ReplyPiece) -> Iterator[OutputEvent]:
-        """The events of what the answer adds; with its finish, of its end."""
+        """The events of what the answer adds and, if it has finished, of its end."""
         calls = list(piece.delta.tool_calls)
         if calls and calls[0].call_id is None:  # the rest of a call comes before what follows it
             yield from self._last(_CallItem).add(calls.pop(0).arguments)
@@ -288,13 +288,13 @@ class ResponseOutput:
             yield from self._end_item("incomplete" if piece.finish_reason == "length" else "completed")
 
     def break_off(self) -> None:
-        """Nothing more comes: what is not complete stays so."""
+        """End the output early; incomplete items stay incomplete."""
         if self._is_open:
             self._items[-1].status = "incomplete"
         self._is_open = False
 
     def _continue(self, kind: type[_TextItem]) -> Iterator[OutputEvent]:
-        """The events, if any, after which the last item is an open one of that kind."""
+        """The events, if any, that make the last item an open one of that kind."""
         if not self._is_open or not isinstance(self._items[-1], kind):
             yield from self._begin(kind(len(self._items), self.numbers))
 
@@ -315,7 +315,7 @@ class ResponseOutput:
         return item
 
     def _logprobs(self, entries: Sequence[TokenEntry]) -> list[ChosenTokenLogprob]:
-        """Of the tokens that are text; those that delimit parts or end the answer are no part of a message."""
+        """The log-probabilities of text tokens; those that delimit parts or end the answer are not in a message."""
         if self._num_logprobs is None:
             return []
         texts = (entry for entry in entries if not self._table.is_special(entry.logprobs.token_id))
@@ -323,7 +323,7 @@ class ResponseOutput:
 
 
 def _without_bytes(logprobs: Sequence[ChosenTokenLogprob]) -> list[EventChosenLogprob]:
-    """Log-probabilities as events have them."""
+    """Log-probabilities in the form of events."""
     return [
         {
             "token": token["token"],

@@ -1,4 +1,4 @@
-"""The Response object: of one request and its answer, whole or as events that tell how it comes about."""
+"""Builds the response object of one request and its answer, whole or as a stream of events."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from server.errors import ApiError
 from server.steering.plan import SteeringPlan
 
 Keep = Callable[[ResponseObject], Awaitable[None]]
-"""Keeps a finished response object, or does nothing."""
+"""Stores a finished response object, or does nothing."""
 
 
 @dataclass
 class ResponseInProgress:
-    """One response while it comes about. `keep` gets it when it is finished, before the client does."""
+    """One response while it is generated. `keep` gets it when it is finished, before the client does."""
 
     response_id: str
     model: str
@@ -46,7 +46,7 @@ class ResponseInProgress:
         return await self._finished()
 
     async def events(self) -> AsyncIterator[ResponseStreamEvent]:
-        """The events of a stream, up to the one that has the finished response."""
+        """The events of a stream, up to the one with the finished response."""
         with self.replies.generation:
             yield self._event("response.created", self._object())
             yield self._event("response.in_progress", self._object())
@@ -57,7 +57,7 @@ class ResponseInProgress:
             yield self._event("response.completed" if is_complete else "response.incomplete", response)
 
     def failed(self, error: ApiError) -> ResponseEvent:
-        """The event that ends a stream which began and cannot go on."""
+        """The event that ends a stream after an error."""
         self._error = error
         self.output.break_off()
         return self._event("response.failed", self._object())
@@ -118,5 +118,5 @@ class ResponseInProgress:
 
 
 def _failure_of(error: ApiError) -> ResponseFailure:
-    """OpenAI has few codes for what happens to a response under way; none fits better than that of a server."""
+    """The error of a failed response. Of OpenAI's few codes, the one of a server error fits best."""
     return {"code": "server_error", "message": error.message, "param": error.param, "type": error.type}

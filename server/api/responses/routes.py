@@ -1,4 +1,4 @@
-"""`/v1/responses`: items in, items out, whole or as events; kept for later only when asked to."""
+"""`/v1/responses`: items in, items out, whole or as a stream; stored only if requested."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ from server.response_store import ResponseStore, StoredResponse
 router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Responses"])
 
 _NAMES = FieldNames(messages="input", schema="text.format", reasoning_effort="reasoning.effort")
-_RESPONSE_ID = Parameter("response_id", "The id.", {"type": "string"}, "path")
-_STREAM = Parameter("stream", "A kept response is never streamed.", {"enum": ["false"]})
+_RESPONSE_ID = Parameter("response_id", "The response's id.", {"type": "string"}, "path")
+_STREAM = Parameter("stream", "A stored response is never streamed.", {"enum": ["false"]})
 _UNSUPPORTED_QUERIES = ("include", "include_obfuscation", "starting_after", "stream")
 
 
 @router.post("/v1/responses")
 @describe(
     Success(ResponseObject, "The response.", headers=RATE_LIMITS),
-    Success(ResponseStreamEvent, "With `stream`: server-sent events, named by their types.", media_type=EVENTS),
+    Success(ResponseStreamEvent, "With `stream`: server-sent events, named by their type.", media_type=EVENTS),
     bodies={JSON: ResponseRequest},
     errors=GENERATION_ERRORS,
 )
 async def create_response(request: Request) -> Response:
-    """Answer, and keep the response if that is asked for."""
+    """Create a response, and store it if requested."""
     services = services_of(request)
     services.check_ready()
     body = await read_model(request, ResponseRequest, MAX_JSON_BYTES)
-    response = await _prepare(body, services, _Shelf(services.responses, _owner_of(request)))
+    response = await _prepare(body, services, _StoredResponses(services.responses, _owner_of(request)))
     generation = response.replies.generation
     generation.submit()
     if body.stream:
@@ -64,18 +64,22 @@ async def create_response(request: Request) -> Response:
 
 @router.get("/v1/responses/{response_id}")
 @describe(
-    Success(ResponseObject, "The response."), errors=(InvalidRequest, NotFound), parameters=(_RESPONSE_ID, _STREAM)
+    Success(ResponseObject, "The stored response."),
+    errors=(InvalidRequest, NotFound),
+    parameters=(_RESPONSE_ID, _STREAM),
 )
 async def retrieve_response(request: Request, response_id: str) -> Response:
-    """A kept response."""
+    """Get a stored response."""
     _check_query(request)
     return json_response(_response_of(await _shelf_of(request).get(response_id)))
 
 
 @router.delete("/v1/responses/{response_id}")
-@describe(Success(DeletedResponse, "It is gone."), errors=(InvalidRequest, NotFound), parameters=(_RESPONSE_ID,))
+@describe(
+    Success(DeletedResponse, "The response is deleted."), errors=(InvalidRequest, NotFound), parameters=(_RESPONSE_ID,)
+)
 async def delete_response(request: Request, response_id: str) -> Response:
-    """Forget a kept response."""
+    """Delete a stored response."""
     refuse_unknown_query(request)
     await _shelf_of(request).remove(response_id)
     return json_response(DeletedResponse(id=response_id, object="response", deleted=True))
@@ -83,7 +87,7 @@ async def delete_response(request: Request, response_id: str) -> Response:
 
 @router.get("/v1/responses/{response_id}/input_items")
 @describe(
-    Success(InputItemList, "A page."),
+    Success(InputItemList, "A page of input items, newest first unless ordered otherwise."),
     errors=(InvalidRequest, NotFound),
     parameters=(
         _RESPONSE_ID,
@@ -94,7 +98,7 @@ async def delete_response(request: Request, response_id: str) -> Response:
     ),
 )
 async def list_input_items(request: Request, response_id: str) -> Response:
-    """A page of the items that a kept response answers, newest first unless asked otherwise."""
+    """List the input items of a stored response."""
     _check_query(request, "limit", "order", "after")
     limit = limit_of(request, default=20, most=100)
     items = _items_of((await _shelf_of(request).get(response_id)).input_items)
@@ -104,49 +108,53 @@ async def list_input_items(request: Request, response_id: str) -> Response:
     if after is not None:
         ids = [item["id"] for item in items]
         if after not in ids:
-            raise InvalidRequest(f"after: there is no item {after[:80]!r}", code="invalid_value", param="after")
+            raise InvalidRequest(
+                f"after: expected the id of an input item, got {after[:80]!r}", code="invalid_value", param="after"
+            )
         items = items[ids.index(after) + 1 :]
     return json_response(page_of(items, limit))
 
 
 @dataclass(frozen=True, slots=True)
-class _Shelf:
-    """What a server keeps for one owner; `store` None: nothing."""
+class _StoredResponses:
+    """The stored responses of one owner; `store` None: this server stores none."""
 
     store: ResponseStore | None
     owner: bytes
 
     async def get(self, response_id: str) -> StoredResponse:
-        """A kept response. Raises `NotFound`."""
+        """A stored response. Raises `NotFound`."""
         found = await self._find(response_id)
         if found is None:
             raise _missing(response_id)
         return found
 
     async def remove(self, response_id: str) -> None:
-        """Forget a kept response. Raises `NotFound`."""
+        """Delete a stored response. Raises `NotFound`."""
         if self.store is None or not await run_sync(self.store.remove, self.owner, response_id):
             raise _missing(response_id)
 
     async def conversation(self, body: ResponseRequest) -> list[KeptItem]:
-        """What was said before the request, if it goes on from a kept response. Raises `InvalidRequest`."""
+        """The conversation before the request, if it continues a stored response. Raises `InvalidRequest`."""
         previous = body.previous_response_id
         if self.store is None and (body.store or previous is not None):
             param = "store" if body.store else "previous_response_id"
-            raise InvalidRequest(f"{param}: this server keeps no responses", code="unsupported_parameter", param=param)
+            raise InvalidRequest(
+                f"{param}: this server does not store responses", code="unsupported_parameter", param=param
+            )
         if previous is None:
             return []
         found = await self._find(previous)
         if found is None:
             raise InvalidRequest(
-                f"previous_response_id: there is no kept response {previous[:80]!r}",
+                f"previous_response_id: the response {previous[:80]!r} does not exist or is not stored",
                 code="previous_response_not_found",
                 param="previous_response_id",
             )
         return _items_of(found.conversation)
 
     async def put(self, response: ResponseObject, input_items: Sequence[KeptItem]) -> None:
-        """Keep a response."""
+        """Store a response."""
         assert self.store is not None
         await run_sync(self.store.put, self.owner, StoredResponse(response, input_items))
 
@@ -155,7 +163,7 @@ class _Shelf:
 
 
 def _response_of(stored: StoredResponse) -> ResponseObject:
-    return cast(ResponseObject, stored.response)  # the store has only what `_Shelf.put` gave it
+    return cast(ResponseObject, stored.response)  # the store contains only what `_StoredResponses.put` wrote
 
 
 def _items_of(kept: Sequence[Mapping[str, Any]]) -> list[KeptItem]:
@@ -163,31 +171,29 @@ def _items_of(kept: Sequence[Mapping[str, Any]]) -> list[KeptItem]:
 
 
 def _missing(response_id: str) -> NotFound:
-    return NotFound(f"there is no kept response {response_id[:80]!r}", code="response_not_found")
+    return NotFound(f"the response {response_id[:80]!r} does not exist or is not stored", code="response_not_found")
 
 
 def _owner_of(request: Request) -> bytes:
-    """Who may see what the request keeps: whoever has its key; without keys, everybody who comes without one."""
+    """The owner of what the request stores: its API key; without keys, all requests have one owner."""
     if services_of(request).keys.is_open:
         return b""
     return digest_of(bearer_key(request) or "")
 
 
-def _shelf_of(request: Request) -> _Shelf:
-    return _Shelf(services_of(request).responses, _owner_of(request))
+def _shelf_of(request: Request) -> _StoredResponses:
+    return _StoredResponses(services_of(request).responses, _owner_of(request))
 
 
 def _check_query(request: Request, *known: str) -> None:
     for name in request.query_params:
         field = name.partition("[")[0]
         if field in _UNSUPPORTED_QUERIES and (field, request.query_params[name]) != ("stream", "false"):
-            raise InvalidRequest(
-                f"{field}: not supported yet by this server", code="unsupported_parameter", param=field
-            )
+            raise InvalidRequest(f"{field}: not supported by this server", code="unsupported_parameter", param=field)
     refuse_unknown_query(request, "stream", *known)
 
 
-async def _prepare(body: ResponseRequest, services: Services, shelf: _Shelf) -> ResponseInProgress:
+async def _prepare(body: ResponseRequest, services: Services, shelf: _StoredResponses) -> ResponseInProgress:
     earlier = await shelf.conversation(body)
     plan = await plan_of(body, services)
     dialogue = Dialogue(
@@ -220,7 +226,7 @@ async def _prepare(body: ResponseRequest, services: Services, shelf: _Shelf) -> 
 
 
 def _messages_of(body: ResponseRequest, earlier: Sequence[KeptItem]) -> list[dict[str, Any]]:
-    """The whole conversation as chat templates know it; the instructions are this request's own."""
+    """The whole conversation as messages for chat templates, with this request's own instructions."""
     conversation = Conversation()
     if body.instructions is not None:
         conversation.instruct(body.instructions)

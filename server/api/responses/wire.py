@@ -33,11 +33,11 @@ _Input = str | Annotated[list[InputItem], Field(min_length=1)]
 
 
 def _input(value: Any) -> Any:
-    """Text is one message of the user."""
+    """The items of the input; text becomes a message of the user."""
     if isinstance(value, str):
         return [{"type": "message", "role": "user", "content": value}]
     if not isinstance(value, list) or not value:
-        raise PydanticCustomError("invalid_type", "give a string or a list of items")
+        raise PydanticCustomError("invalid_type", "expected a string or a list of items")
     return value
 
 
@@ -48,12 +48,12 @@ def _includable(value: Any) -> Any:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise PydanticCustomError("invalid_type", "give a list of names")
+        raise PydanticCustomError("invalid_type", "expected a list of names")
     for index, name in enumerate(value):
         if name != LOGPROBS:
             raise PydanticCustomError(
                 "unsupported_parameter",
-                "{name} is not supported by this server, only {known}",
+                "expected {known}, got {name}, which is not supported",
                 {"name": repr(name)[:60], "known": LOGPROBS, "at": index},
             )
     return value
@@ -62,7 +62,9 @@ def _includable(value: Any) -> Any:
 def _short_pairs(value: dict[str, str]) -> dict[str, str]:
     if len(value) > MAX_METADATA or any(len(key) > 64 or len(text) > 512 for key, text in value.items()):
         raise PydanticCustomError(
-            "invalid_value", "at most {most} pairs of 64 and 512 characters", {"most": MAX_METADATA}
+            "invalid_value",
+            "expected at most {most} pairs, with keys of up to 64 and values of up to 512 characters",
+            {"most": MAX_METADATA},
         )
     return value
 
@@ -81,14 +83,14 @@ class ResponseTool(FunctionDefinition):
 
 
 class ChosenFunction(WireModel):
-    """`tool_choice` of one function; also an entry of `allowed_tools`."""
+    """A `tool_choice` of one function; also an entry of `allowed_tools`."""
 
     type: Literal["function"]
     name: ToolName
 
 
 class AllowedFunctions(WireModel):
-    """`tool_choice` of several functions."""
+    """A `tool_choice` of several functions."""
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
@@ -105,7 +107,7 @@ class ResponseSchemaFormat(SchemaFormat):
 
 
 class TextConfig(WireModel):
-    """What the answer's text is to be."""
+    """The format of the answer's text."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"verbosity": ("medium",)}
 
@@ -113,7 +115,7 @@ class TextConfig(WireModel):
 
 
 class ReasoningConfig(WireModel):
-    """How much the model reasons."""
+    """The reasoning effort."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
         "context": ("auto",),
@@ -154,11 +156,11 @@ class ResponseRequest(GenerationFields):
     }
 
     input: Annotated[list[InputItem], Field(fail_fast=True), BeforeValidator(_input, json_schema_input_type=_Input)]
-    """Text of the user, or the items of a conversation."""
+    """A text of the user, or the items of a conversation."""
     instructions: str | None = None
-    """What the model is told before the conversation; not carried over to the next response."""
+    """A system message before the conversation. It is not carried over to the next response."""
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    """The most tokens to generate. Default: what the context leaves."""
+    """The maximum number of tokens to generate. Default: the rest of the context."""
     tools: (
         Annotated[
             list[Annotated[ResponseTool, BeforeValidator(only_functions)]], Field(fail_fast=True, max_length=MAX_TOOLS)
@@ -167,62 +169,62 @@ class ResponseRequest(GenerationFields):
     ) = None
     """The functions that the model may call."""
     tool_choice: ResponseToolChoice | None = None
-    """Whether it may, must or must not call, and which. Default: `auto`."""
+    """Whether the model may, must or must not call functions, and which. Default: `auto`."""
     parallel_tool_calls: bool | None = None
-    """Whether an answer may have several calls. Default: true."""
+    """Whether an answer may contain several calls. Default: true."""
     text: TextConfig | None = None
-    """What the answer's text is to be: text, any JSON object, or JSON by a schema."""
+    """The format of the answer: text, any JSON object, or JSON under a schema."""
     reasoning: ReasoningConfig | None = None
-    """How much the model reasons, where its template can set that."""
+    """How much the model reasons, if its chat template supports this."""
     include: Annotated[list[str], BeforeValidator(_includable, json_schema_input_type=_Includable)] = Field(
         default_factory=list
     )
-    """What more to tell."""
+    """Additional output to return."""
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    """How many of the likeliest tokens to tell at each place; only with log-probabilities in `include`."""
+    """The number of likeliest tokens to return for each token; only with log-probabilities in `include`."""
     store: bool | None = None
-    """Whether the response is kept. Default: false."""
+    """Whether to store the response. Default: false."""
     previous_response_id: str | None = None
-    """A kept response from which the conversation goes on."""
+    """The id of a stored response whose conversation this request continues."""
     chat_template_kwargs: dict[str, Any] | None = None
-    """Variables of the model's chat template."""
+    """Variables for the model's chat template."""
     metadata: Annotated[dict[str, str], AfterValidator(_short_pairs)] | None = None
-    """Pairs that the response repeats."""
+    """Key-value pairs that the response repeats."""
     prompt_cache_key: str | None = None
-    """Changes nothing but what the response repeats: every prefix is reused."""
+    """Repeated in the response, without other effect: every prefix is cached."""
     prompt_cache_options: CacheOptions | None = None
-    """Changes nothing."""
+    """Accepted without effect."""
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
-    """Changes nothing but what the response repeats."""
+    """Repeated in the response, without other effect."""
     safety_identifier: str | None = None
-    """Changes nothing but what the response repeats."""
+    """Repeated in the response, without other effect."""
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> ResponseRequest:
         if self.top_logprobs and LOGPROBS not in self.include:
             raise InvalidRequest(
-                f"top_logprobs: only with {LOGPROBS} in include", code="invalid_value", param="top_logprobs"
+                f"top_logprobs: only allowed with {LOGPROBS} in include", code="invalid_value", param="top_logprobs"
             )
         return self
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many likeliest tokens to tell at each place; None: no log-probabilities."""
+        """The number of likeliest tokens to return for each token; None: no log-probabilities."""
         return (self.top_logprobs or 0) if LOGPROBS in self.include else None
 
     @property
     def reasoning_effort(self) -> ReasoningEffort | None:
-        """How much the model is to reason, if the request says."""
+        """The reasoning effort, if the request sets one."""
         return None if self.reasoning is None else self.reasoning.effort
 
     @property
     def text_format(self) -> TextFormat | ObjectFormat | ResponseSchemaFormat:
-        """What the answer's text is to be."""
+        """The format of the answer's text."""
         asked = None if self.text is None else self.text.format
         return TextFormat(type="text") if asked is None else asked
 
     def use(self) -> ToolUse:
-        """What the request says about tools. Raises `InvalidRequest`."""
+        """The request's tools and how it uses them. Raises `InvalidRequest`."""
         tools = [tool.tool() for tool in self.tools or ()]
         choice = self.tool_choice
         if isinstance(choice, ChosenFunction):
@@ -232,7 +234,7 @@ class ResponseRequest(GenerationFields):
         return tool_use(tools, choice, None, self.parallel_tool_calls)
 
     def answer_schema(self) -> dict[str, Any] | None:
-        """What the answer's text must be valid JSON of; None: text."""
+        """The JSON schema of the answer's text; None: free text."""
         wanted = self.text_format
         if isinstance(wanted, ResponseSchemaFormat):
             return wanted.json_schema()

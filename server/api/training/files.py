@@ -1,7 +1,6 @@
 """OpenAI's Files API under `/v1/files`: upload, list, get, download, delete.
 
-Uploads go to the disk as they come, and everything that waits for a disk does so off the event loop. It does not
-know what is in the files.
+Uploads are written to disk as they arrive, and everything that waits for a disk does so off the event loop.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _PURPOSES = (
 
 
 class FileForm(TypedDict):
-    """The parts of an upload: the file, with a name, and what it is for."""
+    """The parts of an upload: the file, with a name, and its purpose."""
 
     file: Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary", "minLength": 1})]
     purpose: Annotated[str, WithJsonSchema({"const": TRAINING_PURPOSE})]
@@ -55,17 +54,15 @@ _ONE_ERRORS = (InvalidRequest, NotFound, Unavailable)
 
 
 @router.post("", dependencies=_MAY_CHANGE)
-@describe(Success(File, "It is kept."), bodies={FORM: FileForm}, errors=(Unavailable,))
+@describe(Success(File, "The stored file."), bodies={FORM: FileForm}, errors=(Unavailable,))
 async def upload_file(request: Request) -> Response:
-    """Keep an uploaded file."""
+    """Upload a file."""
     services = services_of(request)
     files = services.training().files
     refuse_unknown_query(request)
     kind, _ = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data":
-        raise InvalidRequest(
-            "Content-Type: a file is uploaded as multipart/form-data", code="invalid_header", param="Content-Type"
-        )
+        raise InvalidRequest("Content-Type: expected multipart/form-data", code="invalid_header", param="Content-Type")
     limit = services.max_upload_bytes
     async with multipart_form(request, limit, max_fields=_MAX_FIELDS, max_field_bytes=_MAX_FIELD_BYTES) as form:
         upload, purpose = _parts_of(form)
@@ -75,17 +72,17 @@ async def upload_file(request: Request) -> Response:
 
 @router.get("", dependencies=_MAY_READ)
 @describe(
-    Success(FileList, "A page."),
+    Success(FileList, "A page of files, newest first unless ordered otherwise."),
     errors=(Unavailable,),
     parameters=(
         limit(_MOST_LISTED, _MOST_LISTED),
         after("file"),
         order("desc"),
-        Parameter("purpose", "Only files for this purpose.", {"type": "string", "enum": list(_PURPOSES)}),
+        Parameter("purpose", "List only files with this purpose.", {"type": "string", "enum": list(_PURPOSES)}),
     ),
 )
 async def list_files(request: Request) -> Response:
-    """Files by age, newest first, a page at a time."""
+    """List the files."""
     files = services_of(request).training().files
     refuse_unknown_query(request, "limit", "after", "order", "purpose")
     limit = limit_of(request, default=_MOST_LISTED, most=_MOST_LISTED)
@@ -106,9 +103,9 @@ async def list_files(request: Request) -> Response:
 
 
 @router.get("/{identifier}", dependencies=_MAY_READ)
-@describe(Success(File, "The file."), errors=_ONE_ERRORS, parameters=(_FILE_ID,))
+@describe(Success(File, "The file's metadata."), errors=_ONE_ERRORS, parameters=(_FILE_ID,))
 async def get_file(request: Request, identifier: str) -> Response:
-    """What is known of a file."""
+    """Get the metadata of a file."""
     files = services_of(request).training().files
     refuse_unknown_query(request)
     return json_response(file_object(await run_sync(files.get, identifier)))
@@ -116,10 +113,12 @@ async def get_file(request: Request, identifier: str) -> Response:
 
 @router.get("/{identifier}/content", dependencies=_MAY_READ)
 @describe(
-    Success(None, "The bytes.", media_type=BYTES, headers=(DISPOSITION,)), errors=_ONE_ERRORS, parameters=(_FILE_ID,)
+    Success(None, "The content of the file.", media_type=BYTES, headers=(DISPOSITION,)),
+    errors=_ONE_ERRORS,
+    parameters=(_FILE_ID,),
 )
 async def get_file_content(request: Request, identifier: str) -> Response:
-    """A file's bytes, never as something that a browser would show."""
+    """Download the content of a file."""
     files = services_of(request).training().files
     refuse_unknown_query(request)
     record = await run_sync(files.get, identifier)
@@ -128,9 +127,12 @@ async def get_file_content(request: Request, identifier: str) -> Response:
 
 
 @router.delete("/{identifier}", dependencies=_MAY_CHANGE)
-@describe(Success(DeletedFile, "It is gone."), errors=(*_ONE_ERRORS, Conflict), parameters=(_FILE_ID,))
+@describe(Success(DeletedFile, "The file is deleted."), errors=(*_ONE_ERRORS, Conflict), parameters=(_FILE_ID,))
 async def delete_file(request: Request, identifier: str) -> Response:
-    """Forget a file that no job needs any more."""
+    """Delete a file.
+
+    A file that an unfinished job needs cannot be deleted.
+    """
     files = services_of(request).training().files
     refuse_unknown_query(request)
     await run_sync(files.delete, identifier)
@@ -138,34 +140,34 @@ async def delete_file(request: Request, identifier: str) -> Response:
 
 
 def _parts_of(form: FormData) -> tuple[UploadFile, str]:
-    """The file and its purpose. Raises `InvalidRequest` for every other part."""
+    """The file and its purpose. Raises `InvalidRequest` for any other part."""
     names = [name for name, _ in form.multi_items()]
     for name in names:
         if name.partition("[")[0] == "expires_after":
             raise InvalidRequest(
-                "expires_after: not supported by this server; files are kept until they are deleted",
+                "expires_after: not supported by this server; files are stored until they are deleted",
                 code="unsupported_parameter",
                 param="expires_after",
             )
         if name not in ("file", "purpose"):
             raise InvalidRequest(
-                f"{name[:60]}: unknown part; there are file and purpose", code="unknown_parameter", param=name[:60]
+                f"{name[:60]}: expected one of the parts file, purpose", code="unknown_parameter", param=name[:60]
             )
         if names.count(name) > 1:
             raise InvalidRequest(f"{name}: given more than once", code="invalid_value", param=name)
     upload, purpose = form.get("file"), form.get("purpose")
     if not isinstance(purpose, str):
-        raise InvalidRequest("purpose: required and missing", code="missing_required_parameter", param="purpose")
+        raise InvalidRequest("purpose: missing required part", code="missing_required_parameter", param="purpose")
     if purpose != TRAINING_PURPOSE:
         is_known = purpose in _PURPOSES
-        more = ", which is not supported" if is_known else ""
+        more = ", which this server does not support" if is_known else ""
         raise InvalidRequest(
             f"purpose: expected {TRAINING_PURPOSE}, got {purpose[:60]!r}{more}",
             code="unsupported_parameter" if is_known else "invalid_value",
             param="purpose",
         )
     if not isinstance(upload, UploadFile):
-        raise InvalidRequest("file: required and missing", code="missing_required_parameter", param="file")
+        raise InvalidRequest("file: missing required part", code="missing_required_parameter", param="file")
     if upload.size == 0:
-        raise InvalidRequest("file: it is empty", code="invalid_value", param="file")
+        raise InvalidRequest("file: expected content, got an empty file", code="invalid_value", param="file")
     return upload, purpose

@@ -1,6 +1,6 @@
 """OpenAI's Fine-tuning API under `/v1/fine_tuning/jobs`, for the one method that this server has: steering vectors.
 
-Everything that waits for a disk or a job does so off the event loop. It does not know how a vector is trained.
+Everything that waits for a disk or a job does so off the event loop.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ _METADATA_KEY = re.compile(r"metadata\[(.{0,64})\]", re.DOTALL)
 _JOB_ID = identifier("ftjob")
 _ONE_ERRORS = (InvalidRequest, NotFound, Unavailable)
 _LIMIT = limit(_DEFAULT_LIMIT, _MOST_LISTED)
-_AFTER_ANY = Parameter("after", "Changes nothing: there is nothing to page through.", {"type": "string"})
+_AFTER_ANY = Parameter("after", "Has no effect, because the list is always empty.", {"type": "string"})
 _METADATA = Parameter(
     "metadata",
-    "Only jobs with these pairs: `metadata[key]=value`. `metadata=null`: only jobs without any.",
+    "List only jobs with these pairs: `metadata[key]=value`; or, with `metadata=null`, jobs without metadata.",
     {"type": "object", "propertyNames": {"maxLength": 64}, "additionalProperties": {"type": "string"}},
     style="deepObject",
 )
 
 
 @router.post("", dependencies=_MAY_CHANGE)
-@describe(Success(Job, "It waits for its turn."), bodies={JSON: CreateJobRequest}, errors=(NotFound, Unavailable))
+@describe(Success(Job, "The queued job."), bodies={JSON: CreateJobRequest}, errors=(NotFound, Unavailable))
 async def create_job(request: Request) -> Response:
-    """Queue a training."""
+    """Create a training job."""
     services = services_of(request)
     jobs = services.training()
     services.check_ready()
@@ -79,9 +79,13 @@ async def create_job(request: Request) -> Response:
 
 
 @router.get("", dependencies=_MAY_READ)
-@describe(Success(JobList, "A page."), errors=(Unavailable,), parameters=(_LIMIT, after("ftjob"), _METADATA))
+@describe(
+    Success(JobList, "A page of jobs, newest first."),
+    errors=(Unavailable,),
+    parameters=(_LIMIT, after("ftjob"), _METADATA),
+)
 async def list_jobs(request: Request) -> Response:
-    """Jobs, newest first, a page at a time."""
+    """List the training jobs."""
     database = services_of(request).training().database
     metadata, without_metadata = _metadata_of(request)
     given = [name for name in request.query_params if name.startswith("metadata")]
@@ -98,25 +102,32 @@ async def list_jobs(request: Request) -> Response:
 @router.get("/{identifier}", dependencies=_MAY_READ)
 @describe(Success(Job, "The job."), errors=_ONE_ERRORS, parameters=(_JOB_ID,))
 async def get_job(request: Request, identifier: str) -> Response:
-    """A job as it stands."""
+    """Get a training job."""
     jobs = services_of(request).training()
     refuse_unknown_query(request)
     return json_response(job_object(await run_sync(jobs.get, identifier)))
 
 
 @router.post("/{identifier}/cancel", dependencies=_MAY_CHANGE)
-@describe(Success(Job, "The job as it is now."), errors=_ONE_ERRORS, parameters=(_JOB_ID,))
+@describe(Success(Job, "The job after the call."), errors=_ONE_ERRORS, parameters=(_JOB_ID,))
 async def cancel_job(request: Request, identifier: str) -> Response:
-    """End a job: at once when it waits; when it runs, as soon as the training notices."""
+    """Cancel a training job.
+
+    A waiting job ends at once, and a running one shortly after.
+    """
     jobs = services_of(request).training()
     refuse_unknown_query(request)
     return json_response(job_object(await run_sync(jobs.cancel, identifier)))
 
 
 @router.get("/{identifier}/events", dependencies=_MAY_READ)
-@describe(Success(JobEventList, "A page."), errors=_ONE_ERRORS, parameters=(_JOB_ID, _LIMIT, after("ftevent")))
+@describe(
+    Success(JobEventList, "A page of events, newest first."),
+    errors=_ONE_ERRORS,
+    parameters=(_JOB_ID, _LIMIT, after("ftevent")),
+)
 async def list_events(request: Request, identifier: str) -> Response:
-    """What happened to a job, newest first, a page at a time."""
+    """List the events of a training job."""
     jobs = services_of(request).training()
     refuse_unknown_query(request, "limit", "after")
     limit, after = limit_of(request, default=_DEFAULT_LIMIT, most=_MOST_LISTED), after_of(request, "ftevent")
@@ -131,10 +142,13 @@ async def list_events(request: Request, identifier: str) -> Response:
 @router.get("/{identifier}/checkpoints", dependencies=_MAY_READ)
 @describe(Success(JobCheckpointList, "An empty page."), errors=_ONE_ERRORS, parameters=(_JOB_ID, _LIMIT, _AFTER_ANY))
 async def list_checkpoints(request: Request, identifier: str) -> Response:
-    """Nothing: a vector has no checkpoints."""
+    """List the checkpoints of a training job.
+
+    The list is always empty: steering vectors have no checkpoints.
+    """
     jobs = services_of(request).training()
     refuse_unknown_query(request, "limit", "after")
-    limit_of(request, default=_DEFAULT_LIMIT, most=_MOST_LISTED)  # for its errors: the page is empty whatever the limit
+    limit_of(request, default=_DEFAULT_LIMIT, most=_MOST_LISTED)  # only for its errors: the page is always empty
     await run_sync(jobs.get, identifier)
     page: JobCheckpointList = {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
     return json_response(page)
@@ -143,8 +157,10 @@ async def list_checkpoints(request: Request, identifier: str) -> Response:
 def _unsupported(verb: str) -> Callable[[Request, str], Response]:
     @describe(errors=(InvalidRequest,), parameters=(_JOB_ID,))
     def refuse(request: Request, identifier: str) -> Response:
-        """Always refused: jobs cannot be paused."""
-        raise InvalidRequest(f"{verb}: not supported by this server; cancel ends a job", code="unsupported_operation")
+        """Not supported: jobs cannot be paused or resumed."""
+        raise InvalidRequest(
+            f"{verb}: not supported by this server; use cancel to end a job", code="unsupported_operation"
+        )
 
     return refuse
 
@@ -156,7 +172,7 @@ for _verb in ("pause", "resume"):
 
 
 def _request_of(body: CreateJobRequest, services: Services) -> JobRequest:
-    """What the body asks for. Raises `InvalidRequest` and `NotFound`."""
+    """The requested job. Raises `InvalidRequest` and `NotFound`."""
     base = services.engine.info.model_id
     if specs_of_model(body.model, base):
         raise InvalidRequest(
@@ -187,7 +203,7 @@ def _request_of(body: CreateJobRequest, services: Services) -> JobRequest:
 
 
 def _metadata_of(request: Request) -> tuple[dict[str, str], bool]:
-    """The pairs that listed jobs must have, and whether they must have no metadata at all."""
+    """The pairs that listed jobs must have, and whether they must have no metadata."""
     pairs: dict[str, str] = {}
     for name, value in request.query_params.multi_items():
         if name == "metadata":
@@ -205,6 +221,6 @@ def _metadata_of(request: Request) -> tuple[dict[str, str], bool]:
     without = "metadata" in request.query_params
     if without and pairs:
         raise InvalidRequest(
-            "metadata: expected either null or pairs, got both", code="invalid_value", param="metadata"
+            "metadata: expected either null or metadata[key]=value, got both", code="invalid_value", param="metadata"
         )
     return pairs, without

@@ -14,7 +14,7 @@ Status = Literal["validating_files", "queued", "running", "succeeded", "failed",
 
 
 class File(TypedDict):
-    """A kept file."""
+    """A stored file."""
 
     id: str
     object: Literal["file"]
@@ -34,7 +34,7 @@ class FileList(PageFields):
 
 
 class DeletedFile(TypedDict):
-    """The file is gone."""
+    """The file is deleted."""
 
     id: str
     object: Literal["file"]
@@ -50,18 +50,18 @@ class JobFailure(TypedDict):
 
 
 class JobMethod(TypedDict):
-    """How the vector is made: the options that were given."""
+    """The training method and its given options."""
 
     type: Literal["steering"]
     steering: dict[str, Any]
 
 
 class JobHyperparameters(TypedDict):
-    """A steering vector has none."""
+    """Always empty: steering vectors have no hyperparameters."""
 
 
 class Job(TypedDict):
-    """A training. `fine_tuned_model` names the vector once it is published; `result_files` hold the report."""
+    """A training job. `fine_tuned_model` names the vector once it is published; `result_files` has the report."""
 
     id: str
     object: Literal["fine_tuning.job"]
@@ -91,7 +91,7 @@ class JobList(PageFields):
 
 
 class JobEvent(TypedDict):
-    """Something that happened to a job; `data` is there for metrics."""
+    """An event of a job; only metrics have `data`."""
 
     id: str
     object: Literal["fine_tuning.job.event"]
@@ -109,13 +109,13 @@ class JobEventList(PageFields):
 
 
 class JobCheckpoint(TypedDict):
-    """There is none: a vector has no checkpoints."""
+    """Never used: steering vectors have no checkpoints."""
 
     id: NotRequired[str]
 
 
 class JobCheckpointList(TypedDict):
-    """Always empty."""
+    """An empty list of checkpoints."""
 
     object: Literal["list"]
     data: list[JobCheckpoint]

@@ -1,4 +1,4 @@
-"""Wire models and objects of the Files and Fine-tuning APIs. It does not know how either is carried out."""
+"""Wire models and objects of the Files and Fine-tuning APIs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _METHOD = "steering"
 
 
 class HyperparametersFields(WireModel):
-    """`hyperparameters`: what OpenAI's methods have. A steering vector has none of them."""
+    """`hyperparameters`: those of OpenAI's methods, which steering vectors do not have."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
         "batch_size": ("auto",),
@@ -34,7 +34,7 @@ class HyperparametersFields(WireModel):
 
 
 class MethodFields(WireModel):
-    """`method`: how the model is changed. This server makes steering vectors and nothing else."""
+    """`method`: the training method. This server only trains steering vectors."""
 
     type: Annotated[str, WithJsonSchema({"const": _METHOD})]
     steering: Annotated[dict[str, Any] | None, WithJsonSchema(options_schema())] = None
@@ -46,7 +46,7 @@ class MethodFields(WireModel):
         if isinstance(kind, str) and kind != _METHOD:
             raise PydanticCustomError(
                 "unsupported_parameter",
-                'this server trains steering vectors: give {{"type": "steering", "steering": {{…}}}}, not {kind}',
+                'expected {{"type": "steering", "steering": {{…}}}}, the only method of this server, got {kind}',
                 {"at": "type", "kind": repr(kind)[:40]},
             )
         return data
@@ -58,21 +58,21 @@ class CreateJobRequest(WireModel):
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"integrations": ([],)}
 
     model: Annotated[str, Field(max_length=MAX_MODEL_NAME_LENGTH)]
-    """The served model."""
+    """The id of the served model."""
     training_file: FileId
     """The id of an uploaded file."""
     validation_file: FileId | None = None
-    """The id of a file to choose the best vector by. Default: a part of the training file."""
+    """The id of a file to select the best vector with. Default: a part of the training file."""
     suffix: Annotated[str | None, WithJsonSchema({"anyOf": [VECTOR_NAME_SCHEMA, {"type": "null"}]})] = None
-    """The name of the vector. Default: one of the server's."""
+    """The name of the vector. Default: a name chosen by the server."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    """The same seed makes the same vector again. Default: one of the server's."""
+    """The same seed gives the same vector. Default: a seed chosen by the server."""
     method: MethodFields | None = None
-    """How the vector is made."""
+    """The training method."""
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_PAIRS)] | None = None
-    """Pairs by which jobs can be listed."""
+    """Key-value pairs by which jobs can be listed."""
     hyperparameters: HyperparametersFields | None = None
-    """A steering vector has none."""
+    """Accepted, but steering vectors have no hyperparameters."""
 
 
 def file_object(record: FileRecord) -> File:
@@ -91,7 +91,7 @@ def file_object(record: FileRecord) -> File:
 
 
 def job_object(job: JobRecord) -> Job:
-    """OpenAI's fine-tuning job, with the method that this server has."""
+    """OpenAI's fine-tuning job, with this server's method."""
     is_published = job.status is JobStatus.SUCCEEDED and job.fine_tuned_vector is not None
     retention = {} if job.retention_file is None else {"retention_file": job.retention_file}
     error = job.error
@@ -119,7 +119,7 @@ def job_object(job: JobRecord) -> Job:
 
 
 def event_object(event: EventRecord) -> JobEvent:
-    """OpenAI's event of a fine-tuning job."""
+    """OpenAI's fine-tuning job event."""
     return {
         "id": event.id,
         "object": "fine_tuning.job.event",

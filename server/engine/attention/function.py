@@ -1,6 +1,6 @@
 """The attention function that transformers calls in place of its own; the same for every implementation.
 
-It checks the arguments, refuses those that no implementation honours, and calls the current step.
+It checks the arguments, refuses those that no implementation supports, and calls the current step.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _current: ContextVar[AttentionStep | None] = ContextVar("tiller_attention_step",
 
 @contextmanager
 def attention_step(step: AttentionStep) -> Iterator[None]:
-    """Make `step` the one that the attention function works on; does not nest."""
-    assert _current.get() is None, "a step is already under way"
+    """Make `step` the current step of the attention function; does not nest."""
+    assert _current.get() is None, "a step is already running"
     token = _current.set(step)
     try:
         yield
@@ -53,17 +53,17 @@ def paged_attention(
 ) -> tuple[Tensor, None]:
     """The attention function: query `[1, heads, tokens, dim]`, key and value `[1, kv_heads, tokens, dim]`.
 
-    Returns `[1, tokens, heads, dim]`. `s_aux`: one sink logit a head. Raises `NotImplementedError` naming an
-    argument that it does not know, and `RuntimeError` outside of an `attention_step`.
+    Returns `[1, tokens, heads, dim]`. `s_aux`: one sink logit per head. Raises `NotImplementedError`, naming
+    the argument, for an unknown one, and `RuntimeError` outside of an `attention_step`.
     """
     step = _current.get()
     if step is None:
-        raise RuntimeError("this model belongs to a tiller engine; only its steps can run it")
+        raise RuntimeError("this model belongs to a tiller engine and can only be run by it")
     if attention_mask is not None:
-        raise NotImplementedError("the model passes an attention mask of its own, which paged attention lacks")
+        raise NotImplementedError("paged attention does not support an attention mask of the model's own")
     for name, argument in others.items():
         if argument is not None and name not in _HARMLESS_ARGUMENTS:
-            raise NotImplementedError(f"the model passes {name!r} to its attention, which paged attention lacks")
+            raise NotImplementedError(f"paged attention does not support the argument {name!r}, which the model passes")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     keys, values = key[0], value[0]

@@ -2,8 +2,8 @@
 
 The model runs on packed batches: the new tokens of several sequences, one after the other. For each step the runner
 calls `PagedAttention.plan` with the step's segments; every layer of the model then calls `write` and `attend` of the
-`AttentionStep` that it returns. The layout of the KV in memory belongs to the implementation. The rest of the engine
-knows page and slot numbers only.
+`AttentionStep` that it returns. The layout of the KV in memory belongs to the implementation; the rest of the engine
+sees only page and slot numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Segment:
 
     `stretches` are the slots `[first, last)` that hold the past **and** the new tokens, in order. Each begins at the
     first slot of a page, so they are the sequence's page table with adjacent pages run together. New tokens that are
-    branching see the past and themselves, none of the others, and are not kept: `stretches` hold the past only.
+    branching see the past and themselves but not each other, and are not kept: `stretches` hold only the past.
     """
 
     start: int
@@ -36,7 +36,7 @@ class Segment:
 
     @property
     def num_new(self) -> int:
-        """How many tokens this step adds."""
+        """The number of tokens that this step adds."""
         return self.end - self.start
 
     def stretches_from(self, position: int) -> Iterator[tuple[int, int]]:
@@ -110,7 +110,7 @@ class PagedAttention(ABC):
     @classmethod
     @abstractmethod
     def bytes_per_token(cls, layers: Sequence[LayerAttention], dtype: torch.dtype) -> int:
-        """Bytes of KV that one token takes in all layers."""
+        """Bytes of KV per token, over all layers."""
 
     @abstractmethod
     def __init__(

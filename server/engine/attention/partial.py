@@ -22,7 +22,7 @@ def attend_part(
     """Attention of `[heads, rows, dim]` over `[kv_heads, n, dim]`; heads share KV in groups, in order.
 
     `mask` bool `[rows, n]`, True where attended to; `is_causal` needs rows == n. A row that attends to nothing gets a
-    finite output of no weight.
+    finite output with no weight.
     """
     if softcap is None and queries.shape[-1] == values.shape[-1] and queries.device.type == "cpu":
         bias = None

@@ -67,7 +67,7 @@ class StretchAttention(PagedAttention):
 class _DecodeSpans:
     """How the decoding tokens of a step attend: each of `spans` is adjacent slots `[first, last)` and the rows
     (numbers of decoding tokens) that attend to all of them. `row_of_part` int64 `[parts]` lists the rows of all spans
-    one after the other, or is None when every row has one span, in order, so that nothing is to be merged."""
+    one after the other, or is None when every row has one span, in order, and nothing has to be merged."""
 
     spans: tuple[tuple[int, int, Tensor | slice], ...]
     row_of_part: Tensor | None
@@ -203,7 +203,7 @@ class _StretchStep(AttentionStep):
         return merge_parts(parts)
 
     def _decode_spans(self, window: int | None) -> _DecodeSpans:
-        """The spans under a sliding window of that many tokens (None: all); made once a step.
+        """The spans under a sliding window of that many tokens (None: all); computed once per step.
 
         Tokens whose sequences share a stretch of pages attend to it together.
         """

@@ -203,7 +203,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     data_dir = tmp_path / "data"
     shown = tiller("serve", tmp_path / "empty", "--port", "0", "--data-dir", data_dir, "--log-level", "error")
-    assert_one_line(shown, 1, "empty: transformers cannot load it")
+    assert_one_line(shown, 1, "transformers cannot load", "empty")
 
 
 def test_a_port_in_use_is_named_before_anything_is_loaded(tmp_path: Path, taken_port: int) -> None:

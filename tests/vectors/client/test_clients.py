@@ -253,7 +253,7 @@ def test_a_file_that_is_too_large_or_none_at_all_is_refused(client: VectorClient
         client.put("large", b"x" * (1 << 19))
     with pytest.raises(InvalidRequest, match="expected a file in one of the formats"):
         client.put("none", b"no vector")
-    with pytest.raises(InvalidRequest, match="nothing to change"):
+    with pytest.raises(InvalidRequest, match="expected at least one of"):
         client.patch("none")
 
 

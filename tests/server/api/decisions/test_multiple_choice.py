@@ -80,7 +80,7 @@ def test_a_template_that_refuses_is_the_inputs_fault() -> None:
 
 @pytest.mark.parametrize("template", ["{{ messages[-1]['content'] * 2 }}", "silence"])
 def test_a_template_that_hides_or_repeats_the_question_is_refused(template: str) -> None:
-    with pytest.raises(InvalidRequest, match="last message once"):
+    with pytest.raises(InvalidRequest, match="last message exactly once"):
         Interview(TextProcessor(byte_tokenizer(template)), SAID)
 
 

@@ -59,7 +59,7 @@ class DictationState:
             self.then.fill_mask(words)
 
     def accept(self, token_id: int) -> None:
-        """Take the token that came."""
+        """Advance by one token."""
         self.position += 1
         if self.then is not None:
             self.then.accept(token_id)

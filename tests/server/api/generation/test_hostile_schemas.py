@@ -71,7 +71,7 @@ def many_optional(number: int) -> dict[str, Any]:
         ({"type": "string", "format": "nonsense"}, "nonsense"),
         ({"type": "object", "minProperties": 3}, "minProperties"),
         ({"type": "object", "required": 3}, "required"),
-        ({"type": "object", "properties": {"a": []}}, "where a schema belongs"),
+        ({"type": "object", "properties": {"a": []}}, "expected a schema"),
         ({"const": json.loads("[" * 300 + "]" * 300)}, "recursion limit"),
         (many_optional(0), "grammar size"),
     ],

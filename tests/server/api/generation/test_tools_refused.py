@@ -122,17 +122,17 @@ XML = (styles.XML_PARAMETERS, styles.XML_CALLS)
 CHANNELS = (styles.HERMES, styles.CHANNELS)
 TOOL = {"role": "tool", "tool_call_id": "c", "content": "x"}
 LACKING: list[tuple[str, Any, dict[str, Any], str, str]] = [
-    (styles.PLAIN, None, {"tools": [F]}, "tools", "no place for tools"),
-    (styles.PLAIN, None, {"tools": [F], "tool_choice": "none"}, "tools", "no place for tools"),
-    (styles.PLAIN, None, after({"role": "assistant", "tool_calls": [MADE]}), "messages", "no place for tools"),
-    (styles.PLAIN, None, after(TOOL), "messages", "no place for tools"),
-    (styles.BARE_JSON, None, {"tools": [F]}, "tools", "does not say how it writes calls"),
-    (styles.REFUSES_TWO_CALLS, None, {"tools": [F]}, "tools", "does not say how it writes calls"),
-    (*XML, {"tools": [F], "tool_choice": "required"}, "tool_choice", "no JSON calls"),
-    (*XML, {"tools": [F], "parallel_tool_calls": False}, "parallel_tool_calls", "no JSON calls"),
-    (*XML, function(name="f", strict=True), "tools.0", "no JSON calls"),
-    (*CHANNELS, {"response_format": {"type": "json_object"}}, "response_format", "markers of its own"),
-    (*CHANNELS, {"tools": [F], "tool_choice": "required"}, "tool_choice", "markers of its own"),
+    (styles.PLAIN, None, {"tools": [F]}, "tools", "does not support tools"),
+    (styles.PLAIN, None, {"tools": [F], "tool_choice": "none"}, "tools", "does not support tools"),
+    (styles.PLAIN, None, after({"role": "assistant", "tool_calls": [MADE]}), "messages", "does not support tools"),
+    (styles.PLAIN, None, after(TOOL), "messages", "does not support tools"),
+    (styles.BARE_JSON, None, {"tools": [F]}, "tools", "the format of this model's tool calls is unknown"),
+    (styles.REFUSES_TWO_CALLS, None, {"tools": [F]}, "tools", "the format of this model's tool calls is unknown"),
+    (*XML, {"tools": [F], "tool_choice": "required"}, "tool_choice", "tool calls are not JSON"),
+    (*XML, {"tools": [F], "parallel_tool_calls": False}, "parallel_tool_calls", "tool calls are not JSON"),
+    (*XML, function(name="f", strict=True), "tools.0", "tool calls are not JSON"),
+    (*CHANNELS, {"response_format": {"type": "json_object"}}, "response_format", "in its own markers"),
+    (*CHANNELS, {"tools": [F], "tool_choice": "required"}, "tool_choice", "in its own markers"),
 ]
 
 

@@ -34,7 +34,7 @@ def test_an_engine_that_fails_ends_the_stream_with_an_event(tmp_path: Path) -> N
     with serving(tmp_path, engine_class=FailingEngine) as server:
         answer = failed(server, BODY)
         assert len(answer["output"]) == 1
-        assert answer["error"]["message"] == "the engine failed while it worked on this request"
+        assert answer["error"]["message"] == "the engine failed while it processed this request"
         response = server.http.post("/v1/responses", json=BODY)
         assert (response.status_code, response.json()["error"]["code"]) == (500, "engine_failure")
 
@@ -49,7 +49,7 @@ class HeldEngine(BatchingEngine):
 
 def test_time_that_is_up_ends_the_stream_with_an_event(tmp_path: Path) -> None:
     with serving(tmp_path, engine_class=HeldEngine, request_timeout=0.2) as server:
-        assert "longer than the 0.2 s" in failed(server, BODY)["error"]["message"]
+        assert "time limit of 0.2 s" in failed(server, BODY)["error"]["message"]
         assert server.http.post("/v1/responses", json=BODY).status_code == 504
         BatchingEngine.start(server.engine)
         eventually(server.is_idle)
@@ -64,6 +64,6 @@ def test_a_response_that_cannot_be_kept_is_not_said_to_be_complete(tmp_path: Pat
         with server.http.stream("POST", "/v1/responses", json=body | {"stream": True}) as stream:
             events = events_of(stream.read().decode())
         assert events[-1]["type"] == "response.failed"
-        assert events[-1]["response"]["error"]["message"] == "the server failed; its log has the details"
+        assert events[-1]["response"]["error"]["message"] == "the server failed; the details are in its log"
         response = server.http.post("/v1/responses", json=body)
         assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")

@@ -138,7 +138,7 @@ def test_a_banner_that_nobody_reads_stops_no_server(tiny_model: Path, tmp_path: 
     ("arguments", "said"),
     [
         (["--chat-template", "none.jinja"], "none.jinja"),
-        (["--kv-cache-gib", "0.00001"], "give a larger --kv-cache-gib"),
+        (["--kv-cache-gib", "0.00001"], "increase --kv-cache-gib"),
         (["--adapter", "/none"], "adapter /none"),
     ],
 )

@@ -51,7 +51,7 @@ def endless(name: str, num_tokens: int = 200) -> EngineRequest:
 
 REFUSED: dict[str, tuple[tuple[int, ...], Work, type[EngineError], str]] = {
     "no prompt": ((), Generate(1), EmptyPrompt, "empty"),
-    "a token too many": ((5, VOCABULARY), Generate(1), TokenOutsideVocabulary, f"vocabulary of {VOCABULARY}"),
+    "a token too many": ((5, VOCABULARY), Generate(1), TokenOutsideVocabulary, f"from 0 to {VOCABULARY - 1}"),
     "a negative token": ((-1,), Generate(1), TokenOutsideVocabulary, "vocabulary"),
     "a bias outside": ((5,), Generate(1, SamplingParams(logit_bias={-1: 1.0})), TokenOutsideVocabulary, "vocabulary"),
     "a stop outside": (
@@ -67,16 +67,21 @@ REFUSED: dict[str, tuple[tuple[int, ...], Work, type[EngineError], str]] = {
         prompt_of(250),
         Generate(7),
         ContextTooLong,
-        "context is 256 tokens; 250 in the prompt and 7 to generate are 257",
+        "context is 256 tokens, but the request needs 257: 250 in the prompt and 7 to generate",
     ),
-    "too long to force": (prompt_of(250), Force((1,) * 7), ContextTooLong, "context is 256 tokens; 257 in the prompt"),
+    "too long to force": (prompt_of(250), Force((1,) * 7), ContextTooLong, "257 in the prompt"),
     "too long to score": (prompt_of(256), Score((1,), (1,)), ContextTooLong, "context"),
-    "less than nothing": ((1,), Generate(-1), InvalidWork, "-1 tokens"),
-    "log-probabilities of what is not there": ((1,), Force((2,), start=3), InvalidWork, "no token 3"),
-    "nothing to score": ((1,), Score((1,), ()), InvalidWork, "nothing"),
+    "less than nothing": ((1,), Generate(-1), InvalidWork, "got -1"),
+    "log-probabilities of what is not there": ((1,), Force((2,), start=3), InvalidWork, "got 3"),
+    "nothing to score": ((1,), Score((1,), ()), InvalidWork, "at least one token"),
     "no branch": ((1,), Branch((), (1,)), InvalidWork, "at least one plan"),
     "no token for branches": ((1,), Branch((UNSTEERED,), ()), InvalidWork, "one token"),
-    "a branch that steers what is shared": ((1, 2), Branch((EVERYWHERE,), (1,)), InvalidWork, "that all share"),
+    "a branch that steers what is shared": (
+        (1, 2),
+        Branch((EVERYWHERE,), (1,)),
+        InvalidWork,
+        "before the last prompt token",
+    ),
     "a layer outside": ((1,), Capture((LAYERS,)), InvalidWork, "site or layer"),
     "a position outside": ((1,), Capture((0,), positions=(1,)), InvalidWork, "position"),
 }
