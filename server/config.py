@@ -1,8 +1,8 @@
 """Settings of the server, from one table: the fields of `Settings`.
 
-Each field is declared with its parser, default, unit and help. The command line's flags, the environment's
-`TILLER_…` variables and docs/settings.md all come from there. Nothing is read at import: `from_sources` is handed
-flags and environment. It does not know argparse, nor what the settings are used for, nor the keys themselves.
+Each field is declared with its parser, default, unit and help. The command line's flags, the environment's `TILLER_…`
+variables and docs/settings.md all come from there. Nothing is read at import: flags and environment are passed to
+`from_sources`.
 """
 
 # ruff: noqa: RUF009 - the defaults are rows of the table: immutable, made once
@@ -19,11 +19,11 @@ from typing import Any, Self
 
 
 class SettingsRefused(ValueError):
-    """A setting has a value that cannot be used; the message names its flag or variable."""
+    """A setting has an invalid value; the message names its flag or variable."""
 
 
 Parser = Callable[[str], Any]
-"""Text -> value; raises `ValueError` whose message says what is expected."""
+"""Text -> value. Raises `ValueError` with a message "expected …"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Option:
 
 def _text(text: str) -> str:
     if not text.strip():
-        raise ValueError("must not be empty")
+        raise ValueError("expected a value")
     return text.strip()
 
 
@@ -74,13 +74,13 @@ def _switch(text: str) -> bool:
         return True
     if lowered in ("0", "false", "no", "off"):
         return False
-    raise ValueError("must be true or false")
+    raise ValueError("expected true or false")
 
 
 def _one_of(*choices: str) -> Parser:
     def parse(text: str) -> str:
         if text.strip().lower() not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}")
+            raise ValueError(f"expected one of {', '.join(choices)}")
         return text.strip().lower()
 
     return parse
@@ -89,17 +89,15 @@ def _one_of(*choices: str) -> Parser:
 def _device(text: str) -> str:
     name = text.strip().lower()
     if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", name) is None:
-        raise ValueError("must be auto, cpu, cuda, cuda:N or mps")
+        raise ValueError("expected one of auto, cpu, cuda, cuda:N, mps")
     return name
 
 
 def _whole(smallest: int, largest: int) -> Parser:
     def parse(text: str) -> int:
-        if re.fullmatch(r"[+-]?\d{1,12}", text.strip()) is None:
-            raise ValueError(f"must be a whole number from {smallest} to {largest}")
-        number = int(text)
-        if not smallest <= number <= largest:
-            raise ValueError(f"must be from {smallest} to {largest}")
+        number = int(text) if re.fullmatch(r"[+-]?\d{1,12}", text.strip()) else None
+        if number is None or not smallest <= number <= largest:
+            raise ValueError(f"expected a whole number from {smallest} to {largest}")
         return number
 
     return parse
@@ -112,7 +110,7 @@ def _above_zero(largest: float) -> Parser:
         except ValueError:
             number = math.nan
         if not 0 < number <= largest:
-            raise ValueError(f"must be a number above 0 and at most {largest:g}")
+            raise ValueError(f"expected a number above 0 and at most {largest:g}")
         return number
 
     return parse
@@ -131,19 +129,19 @@ def _origins(text: str) -> tuple[str, ...]:
             continue
         match = _ORIGIN.fullmatch(part.strip().lower())
         if match is None:
-            raise ValueError("must be origins like https://app.example, separated by commas, or *")
+            raise ValueError("expected origins such as https://app.example, separated by commas, or *")
         scheme, host, port = match.groups()
         has_port = port is not None and port != _DEFAULT_PORTS.get(scheme)
         found.append(f"{scheme}://{host}:{port}" if has_port else f"{scheme}://{host}")
     if "*" in found and len(found) > 1:
-        raise ValueError("must be * alone, or origins")
+        raise ValueError("expected either * or origins")
     return tuple(found)
 
 
 def _http_url(text: str) -> str:
     url = _text(text)
     if re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url) is None:
-        raise ValueError("must be an http:// or https:// URL without user, query and fragment")
+        raise ValueError("expected an http:// or https:// URL without user, query and fragment")
     return url.rstrip("/")
 
 
@@ -164,28 +162,28 @@ class Settings:
         None, _text, "MODEL", "folder or hub id of the model to serve", "the embedded demo model"
     )
     host: str = _option(
-        "127.0.0.1", _text, "ADDRESS", "address to listen on; any but loopback needs keys or --insecure"
+        "127.0.0.1", _text, "ADDRESS", "address to listen on; anything but loopback needs keys or --insecure"
     )
-    port: int = _option(8000, _whole(0, 65535), "PORT", "port to listen on; 0 takes a free one and prints it")
+    port: int = _option(8000, _whole(0, 65535), "PORT", "port to listen on; 0 picks a free one and prints it")
     data_dir: Path = _option(
         Path(_DATA_HOME) / "tiller",
         _path,
         "FOLDER",
-        "where vectors and other state are kept",
+        "folder for vectors and other state",
         "$XDG_DATA_HOME/tiller, else ~/.local/share/tiller",
     )
-    device: str = _option("auto", _device, "DEVICE", "auto, cpu, cuda, cuda:N or mps")
+    device: str = _option("auto", _device, "DEVICE", "device to run on: auto, cpu, cuda, cuda:N or mps")
     dtype: str = _option(
         "auto",
         _one_of("auto", "float32", "bfloat16", "float16"),
         "DTYPE",
-        "auto (as stored), float32, bfloat16 or float16",
+        "precision: auto (as stored), float32, bfloat16 or float16",
     )
     revision: str | None = _option(
-        None, _text, "REVISION", "branch, tag or commit of a hub model; refused with a folder", "the main branch"
+        None, _text, "REVISION", "branch, tag or commit; for hub models only", "the main branch"
     )
     adapter: str | None = _option(
-        None, _text, "ADAPTER", "folder or hub id of a PEFT LoRA, merged into the model", "none"
+        None, _text, "ADAPTER", "folder or hub id of a PEFT LoRA adapter, merged into the model", "none"
     )
     served_model_name: str | None = _option(
         None, _text, "NAME", "the model's id in the API", "the hub id or the folder's name"
@@ -194,76 +192,87 @@ class Settings:
         None, _path, "FILE", "Jinja chat template to use instead of the model's", "the model's own"
     )
     max_model_len: int | None = _option(
-        None, _whole(1, 100_000_000), "TOKENS", "longest prompt plus answer", "what the model allows"
+        None, _whole(1, 100_000_000), "TOKENS", "maximum length of prompt and answer together", "the model's own limit"
     )
-    max_running: int = _option(64, _whole(1, 4096), "COUNT", "most sequences that run at a time")
+    max_running: int = _option(64, _whole(1, 4096), "COUNT", "maximum number of sequences running at a time")
     kv_cache_gib: float | None = _option(
         None,
         _above_zero(65536),
         "GIB",
         "memory for the KV cache",
-        "what --max-running needs, within half of the free memory",
+        "what --max-running needs, at most half of the free memory",
     )
-    max_batch_tokens: int = _option(512, _whole(1, 1_000_000), "TOKENS", "most tokens that one step computes")
-    max_upload_mib: float = _option(64.0, _above_zero(65536), "MIB", "largest file that an upload may have", "64")
-    max_queue: int = _option(1024, _whole(0, 1_000_000), "COUNT", "most requests that wait; more are answered with 429")
+    max_batch_tokens: int = _option(512, _whole(1, 1_000_000), "TOKENS", "maximum number of tokens computed per step")
+    max_upload_mib: float = _option(64.0, _above_zero(65536), "MIB", "maximum size of an uploaded file", "64")
+    max_queue: int = _option(1024, _whole(0, 1_000_000), "COUNT", "maximum number of waiting requests; others get 429")
     max_stored_responses: int = _option(
         1000,
         _whole(0, 100_000),
         "COUNT",
-        "most responses kept for requests with store: true; the oldest go first, 0 keeps none",
+        "maximum number of responses kept for requests with store: true; the oldest are deleted first, 0 keeps none",
     )
     api_key_file: Path | None = _option(
-        None, _path, "FILE", "file with API keys, lines of use:KEY and manage:KEY", "none"
+        None, _path, "FILE", "file with API keys, one use:KEY or manage:KEY per line", "none"
     )
     insecure: bool = _option(
-        False, _switch, "", "serve any address without keys; whoever reaches it may do anything", "off"
+        False, _switch, "", "serve any address without keys; anyone who can reach it can do anything", "off"
     )
     cors_origin: tuple[str, ...] = _option(
         (),
         _origins,
         "ORIGIN",
-        "web pages that may call this server, comma-separated; * (any page) needs keys or --insecure",
+        "origins of web pages that may call this server, comma-separated; * (any page) needs keys or --insecure",
         "none",
     )
     rate_limit: int | None = _option(
         None,
         _whole(1, 1_000_000),
         "COUNT",
-        "most requests a minute of one key (without keys: of one client address); more are answered with 429",
+        "maximum requests per minute for each key (without keys: for each client address); others get 429",
         "no limit",
     )
     request_timeout: float | None = _option(
-        None, _above_zero(86400), "SECONDS", "longest that one request may take; then it is aborted (504)", "no limit"
+        None, _above_zero(86400), "SECONDS", "time limit for a request, which is then aborted with 504", "no limit"
     )
     body_timeout: float = _option(
         30.0,
         _above_zero(86400),
         "SECONDS",
-        "longest wait for a request's head, then for its body, for which it is 1 s more for every 8 KiB",
+        "time limit for receiving a request's head, and then for its body, plus 1 s for every 8 KiB of body",
         "30",
     )
     send_timeout: float = _option(
-        300.0, _above_zero(86400), "SECONDS", "a client that takes nothing of its answer for so long is cut off", "300"
+        300.0,
+        _above_zero(86400),
+        "SECONDS",
+        "a client that reads nothing of its answer for this long is disconnected",
+        "300",
     )
     stream_keep_alive: float = _option(
-        15.0, _above_zero(86400), "SECONDS", "a stream without an event for so long gets a comment", "15"
+        15.0,
+        _above_zero(86400),
+        "SECONDS",
+        "a stream without events for this long gets a comment to keep it alive",
+        "15",
     )
     otel_endpoint: str | None = _option(
         None,
         _http_url,
         "URL",
         "OTLP collector for traces, e.g. http://127.0.0.1:4318; needs the extra otel",
-        "what OTEL_EXPORTER_OTLP_ENDPOINT says, else none",
+        "$OTEL_EXPORTER_OTLP_ENDPOINT, else none",
     )
     log_level: str = _option(
-        "info", _one_of("debug", "info", "warning", "error"), "LEVEL", "debug, info, warning or error"
+        "info",
+        _one_of("debug", "info", "warning", "error"),
+        "LEVEL",
+        "lowest level to log: debug, info, warning or error",
     )
-    log_json: bool = _option(False, _switch, "", "log one JSON object a line", "off")
+    log_json: bool = _option(False, _switch, "", "log one JSON object per line", "off")
 
     @classmethod
     def from_sources(cls, flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Self:
-        """A flag wins over its variable, a variable over the default; None and empty variables count as not given.
+        """A flag overrides its variable, a variable the default; None and empty variables count as not given.
 
         `flags` maps field names to texts (a switch is given as "true"). Raises `SettingsRefused`.
         """
@@ -277,7 +286,7 @@ class Settings:
                 try:
                     values[option.name] = option.parse(given)
                 except ValueError as error:
-                    raise SettingsRefused(f"{source}: {error}, not {given[:80]!r}") from None
+                    raise SettingsRefused(f"{source}: {error}, got {given[:80]!r}") from None
         values.setdefault("data_dir", _default_data_dir(environ))
         return cls(**values)
 
@@ -297,10 +306,10 @@ def _default_data_dir(environ: Mapping[str, str]) -> Path:
 _INTRODUCTION = """\
 # Settings
 
-Every setting of `tiller serve` is a flag and an environment variable. A flag wins over its variable, a variable over
-the default; an empty variable counts as not given, and a `TILLER_…` variable that is not on this page is warned
-about. This page is made from `server/config.py` (`python -m server.config > docs/settings.md`); a test keeps it
-current.
+Every setting of `tiller serve` is both a flag and an environment variable. A flag overrides its variable, and a
+variable overrides the default. An empty variable counts as not given, and a `TILLER_…` variable that is not on this
+page causes a warning. This page is generated from `server/config.py` (`python -m server.config > docs/settings.md`); a
+test keeps it up to date.
 
 | flag | variable | default | meaning |
 |---|---|---|---|
@@ -309,19 +318,21 @@ current.
 _KEYS = """
 ## API keys
 
-Keys come from the environment, so that they show in no process list, or from `--api-key-file`; both add up.
+Keys come from the environment, so that they do not appear in process lists, or from `--api-key-file`; both sources
+are combined.
 
 | variable | meaning |
 |---|---|
 | `TILLER_API_KEYS` | comma-separated keys that may use the model and read the registry of vectors |
-| `TILLER_MANAGE_KEYS` | comma-separated keys that may also change the registry, keep files and train |
+| `TILLER_MANAGE_KEYS` | comma-separated keys that may also change the registry, store files and train |
 
-A key file has a key a line, `use:KEY` or `manage:KEY`; empty lines and lines that begin with `#` are skipped. A file
-that others may write to is refused. Without any key everyone who reaches the server may do everything, so it then
-listens on loopback addresses only, and answers neither other host names nor web pages from elsewhere (403
-`cross_origin`), unless `--insecure` says otherwise.
+A key file has one key per line, `use:KEY` or `manage:KEY`; empty lines and lines that begin with `#` are skipped. A
+file that other users can write to is rejected. Without keys, anyone who can reach the server can do anything. It
+therefore listens on loopback addresses only, and rejects requests for other host names or from web pages of other
+origins (403 `cross_origin`), unless `--insecure` is set.
 
-The clients `tiller chat` and `tiller vectors` read their key from `TILLER_API_KEY`, which gives a server none.
+The clients, such as `tiller chat` and `tiller vectors`, read their key from `TILLER_API_KEY`, which does not set a key
+on a server.
 """
 
 

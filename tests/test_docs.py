@@ -13,7 +13,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 
+from server.api.http.description import description_of
+from server.api.registry.routes import router
 from tests.server.cli.running import DEADLINE, ServerProcess, environment
 from tests.shared_files import ROOT
 from tests.tables import TABLES, with_table
@@ -47,6 +50,25 @@ def test_tables_say_what_the_source_does(source: str) -> None:
     page, make = TABLES[source]
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert text == with_table(text, source, make()), "run: python -m tests.tables"
+
+
+def test_the_page_on_vectors_lists_the_routes_of_the_registry() -> None:
+    """Each with its method and path, its statuses of success, and the headers of its preconditions."""
+    page = (ROOT / "docs" / "vectors.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([A-Z]+)` \| `(/v1/\S*)` \|[^|]+\|([^|]+)\|([^|]+)\|$", page, re.MULTILINE)
+    listed = [
+        (method, path, set(re.findall(r"\b\d{3}\b", success)), set(re.findall(r"`([\w-]+)", conditions)))
+        for method, path, success, conditions in rows
+    ]
+    routes = []
+    for route in router.routes:
+        assert isinstance(route, APIRoute)
+        described = description_of(route.endpoint)
+        assert described is not None
+        statuses = {str(answer.status) for answer in described.answers}
+        conditions = {parameter.name for parameter in described.parameters if parameter.place == "header"}
+        routes += [(method, route.path, statuses, conditions) for method in route.methods or ()]
+    assert listed == routes, "in the order of server/api/registry/routes.py"
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
-"""Steering vectors from Python: what they are, where they are kept, how they are made and used.
+"""Steering vectors from Python: load, save, apply and train them, and talk to a server's registry.
 
     vectors.load, vectors.save      a `SteeringVector` from and to a file
     vectors.steer                   a transformers model, steered while a context is open
     vectors.train                   a vector from labelled data, on a transformers model
-    vectors.VectorClient            the registry of a running server; `AsyncVectorClient` to be awaited
+    vectors.VectorClient            the registry of a running server; `AsyncVectorClient` for asyncio
 
-Names are imported when they are first used, so that a client alone loads neither torch nor numpy. Nothing here
-imports `server`.
+Names are imported on first use, so the client alone loads neither torch nor numpy. Nothing here imports `server`.
 """
 
 from __future__ import annotations
@@ -51,10 +50,10 @@ _HOMES = {
 }
 """Where each name is defined, and the extra that brings what its module imports."""
 
-if not TYPE_CHECKING:  # or every attribute would be known to a type checker
+if not TYPE_CHECKING:  # otherwise a type checker would accept any attribute
 
     def __getattr__(name: str) -> object:
-        """A public name, imported now. Raises `MissingDependency` where its extra is not installed."""
+        """Import a public name. Raises `MissingDependency` if its extra is not installed."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module, extra = _HOMES[name]

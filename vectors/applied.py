@@ -1,7 +1,7 @@
 """AppliedVector: a vector as it is applied to a model, every default filled in and checked against the model.
 
-Both who steers a plain model and who plans a request for an engine resolve vectors here, so that the same words mean
-the same everywhere.
+Steering a plain model and planning an engine's request both resolve vectors here, so the same parameters mean the same
+in both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LARGEST = torch.finfo(torch.float32).max
 
 
 class SteerableModel(Protocol):
-    """What must be known of a model to tell whether and where a vector can steer it."""
+    """What decides whether and where a vector can steer a model."""
 
     @property
     def num_layers(self) -> int: ...
@@ -51,7 +51,7 @@ class AppliedVector:
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """Where it is applied."""
+        """The places where it is applied."""
         return tuple((self.site, layer) for layer in self.layers)
 
 
@@ -68,17 +68,19 @@ def resolve_vector(
 ) -> AppliedVector:
     """`vector` as it is applied to `model`; None means the vector's own default.
 
-    A vector with one single direction is applied at every layer named, others must hold each. Raises `CannotSteer`,
-    whose message calls the vector by `name`.
+    A vector with a single direction is applied at every layer named; any other vector must have a direction for each of
+    them. Raises `CannotSteer`; its message refers to the vector by `name`.
     """
     called = "the vector" if name is None else f"vector {name!r}"
     if vector.hidden_size != model.hidden_size:
         raise CannotSteer(
-            f"{called} has hidden size {vector.hidden_size}, the model {model.hidden_size}", None, "vector_does_not_fit"
+            f"{called} has hidden size {vector.hidden_size}, but the model has {model.hidden_size}",
+            None,
+            "vector_does_not_fit",
         )
     if vector.site not in model.sites:
         raise CannotSteer(
-            f"{called} steers site {vector.site!r}, which this model lacks; it has {', '.join(model.sites)}",
+            f"{called} steers site {vector.site!r}, but this model's sites are {', '.join(model.sites)}",
             None,
             "site_not_available",
         )
@@ -87,7 +89,9 @@ def resolve_vector(
     longest = max(vector.norms.values())
     if not abs(scale) * longest < _LARGEST:  # also true of NaN
         raise CannotSteer(
-            f"scale {scale:g} times a direction of length {longest:.3g} is outside float32", "scale", "invalid_scale"
+            f"scale {scale:g} times a direction of length {longest:.3g} is outside the range of float32",
+            "scale",
+            "invalid_scale",
         )
     return AppliedVector(
         site=vector.site,
@@ -101,7 +105,7 @@ def resolve_vector(
 
 
 def change_at(applied: Iterable[AppliedVector], place: Place) -> PlaceChange:
-    """What the active ones of `applied` that touch `place` do there together."""
+    """The combined change that the active vectors of `applied` make at `place`."""
     site, layer = place
     here = [one for one in applied if one.is_active and one.site == site and layer in one.directions]
     changes = (RULES[one.operation].change(one.directions[layer], one.scale) for one in here)
@@ -114,7 +118,7 @@ def _directions_at(
     outside = [layer for layer in layers if not 0 <= layer < model.num_layers]
     if outside:
         raise CannotSteer(
-            f"layers {_listed(outside)} are outside the model, which has blocks 0 to {model.num_layers - 1}",
+            f"layers {_show(outside)} are outside the model, which has blocks 0 to {model.num_layers - 1}",
             "layers",
             "invalid_layers",
         )
@@ -124,14 +128,14 @@ def _directions_at(
     missing = [layer for layer in layers if layer not in vector.directions]
     if missing:
         raise CannotSteer(
-            f"{called} holds no direction at layers {_listed(missing)}; it has {_listed(vector.layers)}",
+            f"{called} has no direction at layers {_show(missing)}; its layers are {_show(vector.layers)}",
             "layers",
             "invalid_layers",
         )
     return {layer: vector.directions[layer] for layer in layers}
 
 
-def _listed(layers: Sequence[int]) -> str:
-    """The layers as a message shows them: the first ones of many."""
+def _show(layers: Sequence[int]) -> str:
+    """The layers as messages show them, at most the first 16."""
     shown = ", ".join(map(str, layers[:16]))
     return shown if len(layers) <= 16 else f"{shown}, … ({len(layers)} in all)"

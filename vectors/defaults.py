@@ -1,8 +1,7 @@
-"""What a vector says of its own use, and of itself, from one table: the fields of `VectorDefaults`.
+"""A vector's defaults and descriptions, from one table: the fields of `VectorDefaults`.
 
-Each is declared with its default, JSON schema, help, and who may say otherwise. What a file's header and an upload may
-say, the bodies of the registry, the flags of `tiller vectors put` and the table in docs/vectors.md come from there. It
-loads no torch.
+Each is declared with its default, JSON schema, help, and where it can be overridden. File headers, uploads, the bodies
+of the registry, the flags of `tiller vectors put` and the table in docs/vectors.md all come from it. It loads no torch.
 """
 
 # ruff: noqa: RUF009 - the defaults are rows of the table: immutable, made once
@@ -38,8 +37,8 @@ class Default:
     """One row of the table.
 
     `schema` is that of a value in JSON, without null. `is_changeable`: `PATCH` may change it. `is_creatable`: a vector
-    made from numbers may have it; a file and an upload may say every one. `in_request` is the field of a request's
-    `steering` that says otherwise, and `flag` that of `tiller vectors put`, "" for none.
+    created from numbers may have it; files and uploads may set every field. `in_request` is the field of a request's
+    `steering` that overrides it, `flag` the flag of `tiller vectors put`; "" for none.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Default:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values that there are, or that its list may hold; empty when there are others."""
+        """The allowed values, or those of its list; empty if they cannot be listed."""
         return tuple(self.schema.get("items", self.schema).get("enum", ()))
 
 
@@ -84,7 +83,7 @@ def _one_of(choices: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorDefaults:
-    """What holds where a request says nothing, and what is said about a vector. Each field is a row of the table."""
+    """What applies if a request does not say otherwise, and descriptions. Each field is a row of the table."""
 
     site: Site = _default(
         DEFAULT_SITE, _one_of(SITES), "where in a block the directions are added", is_changeable=False
@@ -100,7 +99,7 @@ class VectorDefaults:
     operation: Operation = _default(
         DEFAULT_OPERATION,
         _one_of(OPERATIONS),
-        "what is done along the directions",
+        "how the directions are applied",
         in_request="operation",
         flag="--operation",
     )
@@ -122,7 +121,7 @@ class VectorDefaults:
         flag="--description",
         metavar="TEXT",
     )
-    metadata: Mapping[str, Any] = _default({}, {"type": "object"}, "any JSON of your own")
+    metadata: Mapping[str, Any] = _default({}, {"type": "object"}, "your own JSON")
     training: Mapping[str, Any] | None = _default(
         None, {"type": "object"}, "how the vector was made", is_changeable=False, is_creatable=False
     )
@@ -154,13 +153,13 @@ class ChangedDefaults(TypedDict, total=False):
 
 
 class CreatedDefaults(ChangedDefaults, total=False):
-    """The fields that a vector made from numbers may have, as keywords."""
+    """The fields that a vector created from numbers may have, as keywords."""
 
     site: Site
 
 
 class UploadedDefaults(CreatedDefaults, total=False):
-    """The fields that an upload may say over its file, as keywords: all."""
+    """The fields that an upload may set, overriding its file, as keywords: all of them."""
 
     training: Mapping[str, Any]
     model: str
@@ -172,7 +171,7 @@ def defaults_markdown() -> str:
     for row in DEFAULTS:
         choices = f": {', '.join(f'`{choice}`' for choice in row.choices)}" if row.choices else ""
         in_request = f"`{row.in_request}`" if row.in_request else ""
-        change = "changes it" if row.is_changeable else ""
+        change = "yes" if row.is_changeable else ""
         rows.append(f"| `{row.name}` | {_shown(row.default)} | {in_request} | {change} | {row.help}{choices} |")
     return "\n".join(rows) + "\n"
 

@@ -1,4 +1,4 @@
-"""Files and folders that survive a kill and a power loss. It does not know what is in them."""
+"""Files and folders that survive a kill and a power loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and those above it that are missing, each of them durable."""
+    """Create `folder` and any missing parents, each of them durable."""
     if not folder.parent.is_dir():
         make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
@@ -25,7 +25,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Put `content` at `path`, durable when this returns; after a crash before that, the file is whole or as it was."""
+    """Write `content` to `path`, durable when this returns; after an earlier crash, the file is whole or as it was."""
     replace_file(path, content)
     flush_folder(path.parent)
 

@@ -6,12 +6,12 @@ VectorsError
 │   └── CannotSteer             the vector cannot steer this model as asked; names the parameter
 ├── InvalidData                 labelled data that cannot be used; names the file, the line and what is wrong
 ├── InvalidMethod               a training method that does not exist, contradicts itself or does not fit the data
-├── ModelFailed                 the model that training asks gave no answer
+├── ModelFailed                 the model gave no answer during training
 ├── MissingDependency           an optional package that this needs is not installed; says how to get it
 ├── VectorTooLarge              the file is larger than allowed
 ├── InvalidVectorName           a name outside the allowed characters
 ├── InvalidLayers               a list of layers that is empty, unreadable, repeated or beyond any model
-├── InvalidRevision             a revision that is no prefix of a hash, or a too short one, or fits several
+├── InvalidRevision             not the beginning of a hash, too short, or ambiguous
 ├── VectorNotFound              no vector has the name
 ├── RevisionNotFound            the name has no such revision
 ├── VectorExists                the name is taken
@@ -26,7 +26,7 @@ from typing import Self
 
 
 class VectorsError(Exception):
-    """Base of all errors of this package; `str()` of it is meant for people."""
+    """Base of all errors of this package; `str()` of it is a message for people."""
 
 
 class InvalidVector(VectorsError):
@@ -37,7 +37,7 @@ class InvalidVector(VectorsError):
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
-        # a file may hold half of a surrogate pair, which no reply can carry
+        # a file may contain half of a surrogate pair, which JSON in UTF-8 cannot carry
         self.param = None if param is None else param.encode(errors="replace").decode()
 
 
@@ -58,11 +58,11 @@ class CannotSteer(InvalidVector):
 
 
 UNNAMED = "data"
-"""The file of an `InvalidData` whose raiser did not know it."""
+"""Stands for the file in an `InvalidData` raised without knowing it."""
 
 
 class InvalidData(VectorsError):
-    """Labelled data cannot be used. `file` is its name, `line` the 1-based line (or row) of the trouble, if known."""
+    """Labelled data cannot be used. `file` is its name, `line` the 1-based line (or row), if known."""
 
     def __init__(self, message: str, file: str = UNNAMED, line: int | None = None) -> None:
         place = f"{file}, line {line}" if line is not None else file
@@ -72,7 +72,7 @@ class InvalidData(VectorsError):
         self.line = line
 
     def in_file(self, file: str) -> InvalidData:
-        """The same trouble, told of `file`: for whoever knew the item and not where it came from."""
+        """The same error naming `file`, for errors raised without knowing it."""
         return InvalidData(self.reason, file, self.line)
 
 
@@ -85,7 +85,7 @@ class InvalidMethod(VectorsError):
 
 
 class ModelFailed(VectorsError):
-    """The model that training asks gave no answer: its engine stopped, or its output was not finite."""
+    """The model gave no answer during training: its engine stopped, or its output was not finite."""
 
 
 class MissingDependency(VectorsError):
@@ -93,7 +93,7 @@ class MissingDependency(VectorsError):
 
     @classmethod
     def of(cls, what: str, error: ModuleNotFoundError, extra: str) -> Self:
-        """`what` cannot be done for the failed import `error`; `extra` brings the package."""
+        """For `what`, which failed with the import error `error`; `extra` installs the package."""
         package = (error.name or "a package").partition(".")[0]
         return cls(f"{what} needs {package}, which is not installed: pip install 'tiller[{extra}]'")
 
@@ -113,11 +113,11 @@ class InvalidVectorName(VectorsError):
 
 
 class InvalidLayers(VectorsError):
-    """A list of layers is empty, unreadable, names a layer twice, or one beyond any model."""
+    """A list of layers is empty or unreadable, repeats a layer, or has one beyond any model."""
 
 
 class InvalidRevision(VectorsError):
-    """A revision is given by at least `MIN_REVISION_DIGITS` leading hex digits of its hash, which must fit only one."""
+    """A revision is not the beginning of a hash, has fewer than `MIN_REVISION_DIGITS` digits, or is ambiguous."""
 
 
 class VectorNotFound(VectorsError):
@@ -138,7 +138,7 @@ class VectorExists(VectorsError):
     """The name is taken."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"a vector named {name!r} exists; PUT makes a new revision of it")
+        super().__init__(f"a vector named {name!r} already exists; use PUT to add a revision")
 
 
 class RevisionMismatch(VectorsError):
@@ -146,7 +146,7 @@ class RevisionMismatch(VectorsError):
 
 
 class StoreLocked(VectorsError):
-    """Another process has the store open, or this one closed it and wants to write."""
+    """Another process has the store open, or this one has closed it."""
 
 
 class StoreCorrupt(VectorsError):

@@ -1,4 +1,4 @@
-"""A steering vector from a file and to one. What the bytes mean is `vectors.formats`'."""
+"""Load a steering vector from a file, and save one. `vectors.formats` reads and writes the bytes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def load(
 ) -> SteeringVector:
     """The vector in a file: safetensors, a GGUF control vector, or a `.pt` archive, told from its content.
 
-    `model` is the transformers model that the vector is for, and must be able to take it. Without one, a `.pt` file
-    of rows needs `num_layers`, the model's number of blocks; `num_layers` and `hidden_size` are checked where they are
-    given. `layer` is the block of a file that holds one bare direction, `convention` how a GGUF file counts its
-    layers. `defaults` are fields of `SteeringVector`, taken instead of the file's own: `default_scale=0.5`.
-    Raises `InvalidVector` and `OSError`, and `SitesNotFound` for a model that cannot be steered.
+    `model` is the transformers model that the vector must fit. Without one, a `.pt` file of rows needs `num_layers`,
+    the model's number of blocks; `num_layers` and `hidden_size` are checked if they are given. `layer` is the block of
+    a file with a single bare direction, `convention` how a GGUF file counts its layers. `defaults` are fields of
+    `SteeringVector` that override the file's own, such as `default_scale=0.5`. Raises `InvalidVector` and `OSError`,
+    and `SitesNotFound` for a model that cannot be steered.
     """
     options = ImportOptions(layer, convention, defaults)
     content = Path(path).read_bytes()
@@ -42,7 +42,7 @@ def load(
         vector.fit(found, vector.hidden_size if hidden_size is None else hidden_size, (vector.site,))
         return vector
     if num_layers is not None or hidden_size is not None:
-        raise InvalidVector("num_layers and hidden_size are the model's own: give either them or the model")
+        raise InvalidVector("expected either model or num_layers and hidden_size, got both")
     sites = find_sites(model)
     vector = decode(content, options=options, num_layers=sites.num_layers, hidden_size=sites.hidden_size)
     vector.fit(sites.num_layers, sites.hidden_size, sites.sites)
@@ -52,9 +52,9 @@ def load(
 def save(vector: SteeringVector, path: str | PathLike[str], *, format: FileFormat | None = None) -> None:
     """Write `vector` to `path`, as `format` or as the file's suffix says.
 
-    Safetensors keeps everything; GGUF, which llama.cpp reads, keeps the directions only, and only of vectors that are
-    added to the residual stream. The file is on the disk when this returns, and never half of it.
-    Raises `InvalidVector` for another suffix and for what GGUF cannot hold, and `OSError`.
+    Safetensors keeps everything. GGUF, which llama.cpp reads, keeps only the directions, and only of vectors that are
+    added to the residual stream. The whole file is on disk when this returns; a crash never leaves half of it. Raises
+    `InvalidVector` for another suffix and for what GGUF cannot hold, and `OSError`.
     """
     target = Path(path)
     asked = target.suffix.removeprefix(".").lower() if format is None else format

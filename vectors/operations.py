@@ -8,8 +8,8 @@ With the activation `h`, the stored direction `v` and its unit `v̂ = v / ‖v�
     clamp       h - (h·v̂)·v̂ + scale·‖v‖·v̂       removes the component
 
 Each comes down to one of two kinds of **change**. Shifts at a place are one sum; changes of a component depend on `h`
-and follow the shifts in the order listed. What applies them (the plain model, the engine's rows) handles the two
-kinds and never asks for an operation's name.
+and follow the shifts in the order listed. The plain model and the engine's rows handle the two kinds, never an
+operation's name.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class PlaceChange:
         return restore_norm(changed, activations) if self.preserves_norm else changed
 
     def to(self, device: torch.device) -> PlaceChange:
-        """The same on `device`."""
+        """The same change on `device`."""
         return PlaceChange(
             None if self.shift is None else self.shift.to(device),
             tuple(ComponentChange(one.unit.to(device), one.gain, one.offset) for one in self.components),
@@ -91,7 +91,7 @@ class PlaceChange:
 
 
 def combine(changes: Iterable[Change], *, preserves_norm: bool) -> PlaceChange:
-    """What `changes`, in the order listed, do together at one place."""
+    """The combined effect of `changes`, in the order listed, at one place."""
     shift: Tensor | None = None
     components: list[ComponentChange] = []
     for change in changes:

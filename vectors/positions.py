@@ -18,7 +18,7 @@ from vectors.vocabulary import Positions
 
 
 class Phase(enum.IntEnum):
-    """Where a token stands with respect to its request's prompt; see the module's table."""
+    """Where a token is relative to its request's prompt; see the module's table."""
 
     PROMPT = 0
     BOUNDARY = 1

@@ -1,4 +1,4 @@
-"""Split: how labelled items are shared out between training, choosing and testing."""
+"""Split: how labelled items are divided into training, validation and test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Shares of the items for training, for choosing the cell, and for the one test at the end; they sum to 1."""
+    """Shares of the items for training, validation and the one final test; they sum to 1."""
 
     train: float = 0.6
     validation: float = 0.2

@@ -1,4 +1,4 @@
-"""The places in a decoder where one reads or steers, found in any transformers model.
+"""The places in a decoder where activations are read or steered, found in any transformers model.
 
 For block `l` (0-based) of a decoder:
 
@@ -7,11 +7,11 @@ For block `l` (0-based) of a decoder:
     mlp                   output of the feed-forward module
     post_attention_norm   output of `post_attention_layernorm`
 
-A site is the module's own output, whatever its family does with it afterwards. That matters for
-`post_attention_norm`: in Llama-like families it is what the feed-forward reads; in Gemma 2/3 and OLMo 2 it
-normalises the attention's output before it joins the residual stream.
+A site is the module's own output, whatever the model does with it next. That matters for `post_attention_norm`: in
+Llama-like families it is what the feed-forward reads; in Gemma 2/3 and OLMo 2 it normalises the attention's output
+before it joins the residual stream.
 
-It knows no family by name: blocks are found by count, modules by a short list of attribute names.
+No model family is known by name: blocks are found by count, modules by a short list of attribute names.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vectors.vocabulary import SITES, Site
 
 
 def _module_names(site: Site) -> tuple[str, ...]:
-    """What the module of `site` may be called within a block; the block itself has the empty name, as in torch."""
+    """The possible names of the module of `site` in a block; the block itself has the empty name, as in torch."""
     match site:
         case "residual":
             return ("",)
@@ -51,7 +51,7 @@ class ModelSites:
     """The steerable modules of one model: `modules[site][layer]`.
 
     `decoder` is the module that runs the blocks. `hidden_size` is the width of every site's output. Sites that the
-    architecture lacks are absent.
+    architecture does not have are absent.
     """
 
     num_layers: int
@@ -68,8 +68,8 @@ class ModelSites:
 def find_sites(model: nn.Module) -> ModelSites:
     """Find the decoder blocks of a transformers causal language model and the sites in each.
 
-    The blocks are the shallowest `ModuleList` as long as the config's `num_hidden_layers`, before others the one
-    whose members hold attention modules. Raises `SitesNotFound` when there is none.
+    The blocks are the shallowest `ModuleList` of length `num_hidden_layers` (of the config), preferably one whose
+    members have attention modules. Raises `SitesNotFound` if there is none.
     """
     config: Any = getattr(model, "config", None)
     text_config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
@@ -88,7 +88,7 @@ def find_sites(model: nn.Module) -> ModelSites:
     if not candidates:
         raise SitesNotFound(
             f"{type(model).__name__}: no ModuleList of {num_layers} decoder blocks was found; "
-            "if the blocks are kept otherwise, teach vectors/sites.py where"
+            "if this model keeps its blocks elsewhere, vectors/sites.py has to be extended"
         )
     _, _, name, blocks = min(candidates, key=lambda candidate: candidate[:3])
     modules = {site: found for site in SITES if (found := _modules_at(site, blocks))}
@@ -97,7 +97,7 @@ def find_sites(model: nn.Module) -> ModelSites:
 
 
 def _modules_at(site: Site, blocks: nn.ModuleList) -> tuple[nn.Module, ...]:
-    """The module of `site` in every block, found under one name; empty when there is none."""
+    """The module of `site` in every block, under one name; empty if there is none."""
     for name in _module_names(site):
         found = tuple(module for block in blocks if (module := _submodule(block, name)) is not None)
         if len(found) == len(blocks):
@@ -115,7 +115,7 @@ def _submodule(block: nn.Module, name: str) -> nn.Module | None:
 
 
 def activation_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The activation within a site module's output: modules return it bare or first in a tuple."""
+    """The activation in a site module's output, which is the activation itself or a tuple that begins with it."""
     activation = output[0] if isinstance(output, tuple) else output
     assert isinstance(activation, Tensor)
     return activation

@@ -5,12 +5,12 @@
     root/names/{name}.json            the current revision and the history, newest first; a capital in the name is
                                       written ^ and its small letter, since some disks see no difference
 
-Every file is written beside its place, flushed to the disk and renamed over it, objects before the name that refers
-to them; so a name always points to complete content, and what was acknowledged survives a kill or a power loss.
-The store does not know models, requests or HTTP. Vectors handed out live on when their name goes.
+Every file is written to a temporary file, flushed to disk and renamed into place, objects before the name that refers
+to them. So a name always points to complete content, and acknowledged changes survive a kill or a power loss. Vectors
+already handed out stay valid when their name is deleted.
 
-Changes wait for each other under one lock. Readers take none: what they look names up in is replaced and never
-changed, so nobody waits for a disk that somebody else writes to.
+Changes are serialised by one lock. Readers take none: the index of names is replaced, never modified, so reading never
+waits for another thread's writes.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class RevisionRecord:
 
 @dataclass(frozen=True, slots=True)
 class StoredVector:
-    """A revision of a name with its content; stays valid whatever becomes of the name.
+    """A revision of a name with its content; stays valid whatever happens to the name.
 
-    `history`: every revision that the name had at that moment, newest first.
+    `history`: every revision of the name at that moment, newest first.
     """
 
     name: str
@@ -94,12 +94,13 @@ class _NameRecord:
         if not found:
             raise RevisionNotFound(name, prefix)
         if len(found) > 1:
-            raise InvalidRevision(f"revision {prefix!r} of {name!r} is ambiguous: {len(found)} begin so")
+            raise InvalidRevision(f"revision {prefix!r} of {name!r} is ambiguous: {len(found)} revisions begin with it")
         return found[0]
 
 
 class VectorStore:
-    """A registry of vectors under `root`; thread-safe. `close` it (or use it as a context) to let others open it.
+    """A registry of vectors under `root`; thread-safe. `close` it (or use it as a context manager) to let others open
+    it.
 
     Raises `StoreLocked` when another process has it open and `StoreCorrupt` for damaged files.
     """
@@ -128,7 +129,7 @@ class VectorStore:
             raise
 
     def close(self) -> None:
-        """Let other processes open the store; this one can change nothing from then on."""
+        """Let other processes open the store; this one cannot change anything afterwards."""
         with self._lock:
             self._lock_file.close()
 
@@ -143,8 +144,8 @@ class VectorStore:
     ) -> tuple[StoredVector, bool]:
         """Make `vector` the current revision of `name`; returns it and whether the name is new.
 
-        Putting the current content again changes nothing. `if_match`: only when that is the current revision;
-        `if_none_match`: only when the name is free; else `RevisionMismatch`.
+        Putting the current content again changes nothing. `if_match`: only if that is the current revision;
+        `if_none_match`: only if the name is free; otherwise raises `RevisionMismatch`.
         """
         check_name(name)
         content = encode_safetensors(vector)
@@ -152,7 +153,7 @@ class VectorStore:
         with self._lock:
             known = self._names.get(name)
             if if_none_match and known is not None:
-                raise RevisionMismatch(f"vector {name!r} exists")
+                raise RevisionMismatch(f"vector {name!r} already exists")
             self._check_match(name, known, if_match)
             if known is not None and known.current == record.revision:
                 return StoredVector(name, vector, known.find(name, None), known.history), False
@@ -163,7 +164,7 @@ class VectorStore:
             return StoredVector(name, vector, record, history), known is None
 
     def create(self, name: str, vector: SteeringVector) -> StoredVector:
-        """Like `put`, for a name that is free; else `VectorExists`."""
+        """Like `put`, for a free name; otherwise raises `VectorExists`."""
         try:
             return self.put(name, vector, if_none_match=True)[0]
         except RevisionMismatch:
@@ -204,7 +205,7 @@ class VectorStore:
     def names(
         self, *, after: str | None = None, limit: int | None = None, order: Literal["asc", "desc"] = "asc"
     ) -> list[str]:
-        """Names in order, beginning after `after` (which need not exist)."""
+        """Names in order, after `after` (which need not exist)."""
         names = sorted(self._names, reverse=order == "desc")
         if after is not None:
             names = [name for name in names if (name > after if order == "asc" else name < after)]
@@ -222,7 +223,7 @@ class VectorStore:
             return StoredVector(name, vector, record, known.history)
 
     def remove(self, name: str, *, if_match: str | None = None) -> None:
-        """Forget `name` and every revision that no other name has. Vectors handed out stay usable."""
+        """Delete `name` and every revision that no other name has. Vectors already handed out stay usable."""
         with self._lock:
             known = self._record(name)
             self._check_match(name, known, if_match)
@@ -251,7 +252,7 @@ class VectorStore:
             raise RevisionMismatch(f"the current revision of {name!r} is {known.current}")
 
     def _check_open(self) -> None:
-        """Without the lock another process may own the files."""
+        """Raise `StoreLocked` if this store was closed, since another process may now own the files."""
         if self._lock_file.closed:
             raise StoreLocked("the vector store was closed")
 
@@ -273,16 +274,16 @@ class VectorStore:
         self._names = {**self._names, name: record}
 
     def _write(self, path: Path, content: bytes) -> None:
-        """Put `content` at `path` so that after any crash the file is whole or as it was."""
+        """Write `content` to `path` so that after any crash the file is whole or as it was."""
         self._check_open()
         replace_file(path, content)
         self._flush(path.parent)
 
     def _flush(self, folder: Path) -> None:
-        """Make what was done in `folder` durable; when the disk refuses, the store takes no more changes.
+        """Make changes in `folder` durable; if the disk fails, the store takes no more changes.
 
-        The change may then be there or not when the store is opened anew. It was not acknowledged, and readers of
-        this store go on without it.
+        The change may then exist or not when the store is next opened. It was not acknowledged, and readers of this
+        store do not see it.
         """
         try:
             flush_folder(folder)
@@ -291,9 +292,9 @@ class VectorStore:
             raise
 
     def _reading(self, read: Callable[[], _Read]) -> _Read:
-        """What `read` gives; if it finds a file missing, once more while nobody changes anything.
+        """The result of `read`, repeated under the lock if it finds a file missing.
 
-        A name may have gone, with its files, after it was looked up.
+        A name and its files may have been deleted after it was looked up.
         """
         try:
             return read()
@@ -305,7 +306,7 @@ class VectorStore:
         return self._read_object(revision)[1]
 
     def _read_object(self, revision: str) -> tuple[bytes, SteeringVector]:
-        """A revision's file and what it holds, which must have that hash."""
+        """A revision's file and the vector in it, whose hash is checked."""
         path = self._object_path(revision)
         try:
             content = path.read_bytes()
@@ -315,7 +316,7 @@ class VectorStore:
         except InvalidVector as error:
             raise StoreCorrupt(f"{path} is damaged: {error}") from None
         if vector.revision != revision:
-            raise StoreCorrupt(f"{path} is damaged: its content has another hash")
+            raise StoreCorrupt(f"{path} is damaged: its content does not match its hash")
         return content, vector
 
     def _read_name(self, path: Path) -> _NameRecord:
@@ -350,7 +351,7 @@ class VectorStore:
         for old in history:
             stored = self._object_path(old.revision)
             if not stored.is_file() or stored.stat().st_size != old.num_bytes:
-                raise StoreCorrupt(f"{stored}, a revision of {name!r}, is missing or torn")
+                raise StoreCorrupt(f"{stored}, a revision of {name!r}, is missing or incomplete")
         return record
 
     def _referenced(self) -> set[str]:

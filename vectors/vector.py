@@ -1,7 +1,6 @@
-"""SteeringVector: immutable directions by layer, with the defaults of their use and where they came from.
+"""SteeringVector: immutable directions by layer, with their defaults and where they came from.
 
-The revision is the hash of the content, so equal content is the same revision everywhere. A vector does not know
-its name, the time, files or models; `fit` compares it with the numbers of one.
+The revision is the hash of the content, so equal content has the same revision everywhere, whatever its name and time.
 """
 
 from __future__ import annotations
@@ -42,13 +41,12 @@ DTYPES: Mapping[torch.dtype, str] = MappingProxyType(
 
 @dataclass(frozen=True, eq=False)
 class SteeringVector(VectorDefaults):
-    """Directions at one site, with the defaults of their use.
+    """Directions at one site, with their defaults.
 
     `directions`: layer (0-based decoder block) -> CPU tensor `[hidden]`, float32, float16 or bfloat16, kept as given
     (iterates in the order of layers). `default_scale`, `operation`, `positions` and `parts` (of the response, in the
-    order of `PARTS`) hold where a request says nothing.
-    `metadata` is the owner's JSON, `training` the record of how the vector was made, `model` what it was made for.
-    Raises `InvalidVector` naming what is wrong and where.
+    order of `PARTS`) apply unless a request overrides them. `metadata` is the owner's JSON, `training` the record of
+    how the vector was made, `model` what it was made for. Raises `InvalidVector` naming what is wrong and where.
     """
 
     directions: Mapping[int, Tensor]
@@ -95,9 +93,9 @@ class SteeringVector(VectorDefaults):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Everything but the directions, as JSON; what the canonical file keeps under `steering_vector`.
+        """Everything except the directions, as JSON; the canonical file keeps it under `steering_vector`.
 
-        `parts` is there when it says more than the default, so that older files keep their revision.
+        `parts` is included only if it differs from the default, so older files keep their revision.
         """
         said = {row.name: _plain(getattr(self, row.name)) for row in DEFAULTS}
         if self.parts == DEFAULT_PARTS:
@@ -119,9 +117,9 @@ class SteeringVector(VectorDefaults):
         return replace(self, **changes)
 
     def fit(self, num_layers: int, hidden_size: int, sites: Collection[str]) -> None:
-        """Raise `InvalidVector` unless a model with these numbers can be steered by this vector."""
+        """Raise `InvalidVector` unless this vector can steer a model with these properties."""
         if self.hidden_size != hidden_size:
-            raise InvalidVector(f"the directions have hidden size {self.hidden_size}, the model {hidden_size}")
+            raise InvalidVector(f"the directions have hidden size {self.hidden_size}, but the model has {hidden_size}")
         outside = [layer for layer in self.layers if layer >= num_layers]
         if outside:
             raise InvalidVector(
@@ -129,11 +127,11 @@ class SteeringVector(VectorDefaults):
                 f"{self.site}.{outside[0]}",
             )
         if self.site not in sites:
-            raise InvalidVector(f"this model has no site {self.site!r}; it has {', '.join(sites)}", "site")
+            raise InvalidVector(f"this model has no site {self.site!r}; its sites are {', '.join(sites)}", "site")
 
 
 def canonical_json(value: Any) -> str:
-    """The one spelling of a JSON value: keys sorted, no spaces, ASCII."""
+    """The canonical text of a JSON value: keys sorted, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
@@ -143,7 +141,7 @@ def raw_bytes(direction: Tensor) -> bytes:
 
 
 def _plain(value: object) -> object:
-    """A field as JSON has it."""
+    """A field as a JSON value."""
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value
@@ -169,11 +167,11 @@ def checked_parts(value: object) -> tuple[Part, ...]:
 def _finite(name: str, value: object) -> float:
     try:
         number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    except OverflowError:  # an integer beyond the floats
+    except OverflowError:  # an integer too large for a float
         number = math.inf
     if not math.isfinite(number):
-        what = f"{value!r:.40}" if isinstance(value, float) else f"this {type(value).__name__}"
-        raise InvalidVector(f"{name} must be a finite number, not {what}", name)
+        what = f"{value!r:.40}" if isinstance(value, float) else type(value).__name__
+        raise InvalidVector(f"{name}: expected a finite number, got {what}", name)
     return number
 
 
@@ -212,12 +210,12 @@ def _is_deeper(value: object, levels: int) -> bool:
 
 def _checked_directions(directions: object, site: str) -> Mapping[int, Tensor]:
     if not isinstance(directions, Mapping) or not directions:
-        raise InvalidVector("a vector needs at least one direction", "directions")
+        raise InvalidVector("expected at least one direction, got none", "directions")
     checked: dict[int, Tensor] = {}
     for layer in directions:
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer <= MAX_LAYER:
-            what = layer if isinstance(layer, int) and -(2**63) < layer < 2**63 else f"this {type(layer).__name__}"
-            raise InvalidVector(f"{what} is no layer; layers are numbers from 0 to {MAX_LAYER}", "directions")
+            what = layer if isinstance(layer, int) and -(2**63) < layer < 2**63 else type(layer).__name__
+            raise InvalidVector(f"expected layers from 0 to {MAX_LAYER}, got {what}", "directions")
     for layer in sorted(directions):
         checked[layer] = _checked_direction(directions[layer], f"{site}.{layer}")
     widths = {direction.shape[0] for direction in checked.values()}
@@ -231,18 +229,18 @@ def _checked_direction(direction: object, name: str) -> Tensor:
         raise InvalidVector(f"direction {name} is not a dense tensor", name)
     if direction.dtype not in DTYPES:
         kind = str(direction.dtype).removeprefix("torch.")
-        raise InvalidVector(f"direction {name} is {kind}; use {', '.join(DTYPES.values())}", name)
+        raise InvalidVector(f"direction {name}: expected one of {', '.join(DTYPES.values())}, got {kind}", name)
     if direction.dim() != 1 or direction.shape[0] == 0:
-        raise InvalidVector(f"direction {name} has shape {list(direction.shape)}; it must be [hidden]", name)
+        raise InvalidVector(f"direction {name}: expected shape [hidden], got {list(direction.shape)}", name)
     direction = direction.detach()
     finite = torch.isfinite(direction)
     if not bool(finite.all()):
         index = int((~finite).nonzero()[0])
         what = "NaN" if bool(torch.isnan(direction[index])) else "infinity"
-        raise InvalidVector(f"direction {name} holds {what} at index {index}", name)
+        raise InvalidVector(f"direction {name} contains {what} at index {index}", name)
     if not bool((direction != 0).any()):
         raise InvalidVector(f"direction {name} is all zeros", name)
     norm = float(direction.double().norm())
     if not 0.0 < norm < float(torch.finfo(torch.float32).max):
-        raise InvalidVector(f"direction {name} has norm {norm}, outside float32", name)
+        raise InvalidVector(f"direction {name} has norm {norm}, outside the range of float32", name)
     return direction.cpu().contiguous().clone()

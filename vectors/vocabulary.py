@@ -1,7 +1,6 @@
-"""The words that a vector, a request and a training are written in: sites, operations, positions, parts, names, layers.
+"""The shared vocabulary of vectors, requests and training: sites, operations, positions, parts, names, layers.
 
-Each is declared here and nowhere else, with its limits. It loads no torch, so that clients and the command line can
-read it.
+Each is declared here and nowhere else, with its limits. It loads no torch, so clients and the command line can use it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Place: TypeAlias = tuple[Site, int]
 """A (site, layer)."""
 
 Operation: TypeAlias = Literal["add", "ablate", "clamp"]
-"""What is done along a direction: add it, remove its component, or set its component."""
+"""How a direction is applied: add it, remove its component, or set its component."""
 
 Positions: TypeAlias = Literal["prompt", "response", "all"]
 """Which tokens are steered; `response` begins at the last prompt token."""
@@ -28,7 +27,7 @@ Part: TypeAlias = Literal["reasoning", "content", "structured", "tool_calls"]
 """What a response token belongs to: the reasoning before the answer, the answer, an answer under a schema, a call."""
 
 FileFormat: TypeAlias = Literal["safetensors", "gguf"]
-"""A format in which vectors are written; what is read beside them is in `vectors.formats`."""
+"""A format in which vectors are written; `vectors.formats` also reads others."""
 
 Convention: TypeAlias = Literal["as_applied", "as_derived"]
 """How a GGUF's `direction.N` counts: block N, where llama.cpp adds it, or block N-1, where its generator read it."""
@@ -45,7 +44,7 @@ DEFAULT_OPERATION: Operation = "add"
 DEFAULT_POSITIONS: Positions = "response"
 DEFAULT_SCALE = 1.0
 DEFAULT_PARTS: tuple[Part, ...] = ("reasoning", "content", "structured")
-"""A tool call is read by a program: it is steered only where somebody says so."""
+"""Tool calls are read by programs, so they are steered only on request."""
 
 DEFAULT_FILE_FORMAT: FileFormat = "safetensors"
 DEFAULT_CONVENTION: Convention = "as_applied"
@@ -60,23 +59,23 @@ MAX_METADATA_BYTES = 1 << 20
 MAX_METADATA_DEPTH = 64
 
 NAME_PATTERN = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-"""What a vector may be called, wherever it is kept."""
+"""Valid names of vectors, wherever they are stored."""
 
 MIN_REVISION_DIGITS = 6
-"""A revision is named by at least so many leading hex digits of its hash."""
+"""The fewest leading hex digits of its hash that identify a revision."""
 
 REVISION_PATTERN = f"[0-9a-fA-F]{{{MIN_REVISION_DIGITS},64}}"
-"""How a revision is named: by its hash, or by how it begins."""
+"""How a revision is given: its hash, or the beginning of it."""
 
 LAYERS_PATTERN = r"\s*\d+(-\d+)?\s*(,\s*\d+(-\d+)?\s*)*"
-"""How a list of layers looks as text: numbers and inclusive ranges, as in `12-16,20`."""
+"""A list of layers as text: numbers and inclusive ranges, as in `12-16,20`."""
 
 _NAME = re.compile(NAME_PATTERN)
 _LAYER_RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
 
 
 def check_name(name: str) -> str:
-    """`name`, if it may name a vector; raises `InvalidVectorName`."""
+    """`name`, if it is a valid name for a vector; raises `InvalidVectorName`."""
     if _NAME.fullmatch(name) is None:
         raise InvalidVectorName(name)
     return name
@@ -94,7 +93,7 @@ def parse_layers(layers: str | Sequence[int]) -> tuple[int, ...]:
         if not 0 <= number <= MAX_LAYER:
             raise InvalidLayers(f"expected layers from 0 to {MAX_LAYER}, got {number:.6g}")
     if len(set(numbers)) != len(numbers):
-        raise InvalidLayers("expected each layer once, got one twice")
+        raise InvalidLayers("expected each layer once, got a repeated one")
     return tuple(numbers)
 
 
@@ -111,6 +110,6 @@ def _layers_of_text(text: str) -> list[int]:
         if last > MAX_LAYER:
             raise InvalidLayers(f"expected layers from 0 to {MAX_LAYER}, got {last}")
         if len(numbers) > MAX_LAYER:
-            raise InvalidLayers("expected each layer once, got one twice")
+            raise InvalidLayers("expected each layer once, got a repeated one")
         numbers.extend(range(first, last + 1))
     return numbers

@@ -1,8 +1,8 @@
-"""The slow way to search, as a yardstick: plain transformers, one prompt and one cell at a time.
+"""The slow search, as a baseline: plain transformers, one prompt and one cell at a time.
 
-It does what the authors' protocol does (Cui & Chen 2025): a layer at a time is read, every cell of the grid reads
-every validation prompt anew, letters are bare, options are shuffled alike, and the first best cell wins. Written from
-the method's description; it shares no modelling code with the engine.
+It follows the authors' protocol (Cui & Chen 2025): layers are read one at a time, every cell of the grid reads every
+validation prompt again, letters are bare, options are shuffled alike, and the first of the best cells wins. Written
+from the method's description; it shares no modelling code with the engine.
 """
 
 from __future__ import annotations

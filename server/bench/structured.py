@@ -1,8 +1,8 @@
-"""What constrained decoding costs: tokens per second of a batch with and without a JSON schema, in turns.
+"""The cost of constrained decoding: tokens per second of a batch with and without a JSON schema, alternating.
 
-`python -m server.bench.structured` measures the embedded model and, where `--tokenizer` names a folder with a
-vocabulary of some 49 000 tokens, a Llama of 135 million random bfloat16 weights, whose steps are as long as those of a
-small real model. Both turns generate as many tokens, at temperature 1; the schema is one that never ends.
+`python -m server.bench.structured` measures the embedded model and, if `--tokenizer` names a folder with a vocabulary
+of some 49 000 tokens, a Llama of 135 million random bfloat16 weights, whose steps take as long as those of a small real
+model. Both runs generate the same number of tokens, at temperature 1; answers under the schema never end.
 """
 
 from __future__ import annotations
@@ -158,9 +158,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m server.bench.structured", description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--tokens", type=int, default=128, help="of each answer")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="that the model computes with")
-    parser.add_argument("--tokenizer", metavar="FOLDER", help="of the second model; without it only one is measured")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of each answer")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="number of threads")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="tokenizer folder of the second model; without it only one model is measured",
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     found = {}

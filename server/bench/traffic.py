@@ -1,7 +1,7 @@
-"""What live traffic keeps of its pace while a vector is trained: a real server, chat streams, and a training job.
+"""The pace of live traffic while a vector is trained: a real server, chat streams, and a training job.
 
-`python -m server.bench.traffic` starts a server on the embedded model, lets streams run alone and beside a job in
-turns, and prints the ratio of their tokens per second, the longest gap between two tokens, and the job's time.
+`python -m server.bench.traffic` starts a server on the embedded model, runs streams alone and alongside a job in turns,
+and prints the ratio of their tokens per second, the longest gap between two tokens, and the job's time.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--streams", type=int, default=NUM_STREAMS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--items", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=15.0, help="how long the streams run alone each time")
+    parser.add_argument("--seconds", type=float, default=15.0, help="seconds that the streams run alone each time")
     options = parser.parse_args(arguments)
     rows = [
         {"question": item.question, "choices": item.choices, "answer": item.answer, "context": item.context}

@@ -1,4 +1,4 @@
-"""How fast a search is: the paper's grid on the embedded model, by the engine and by the slow loop.
+"""The speed of a search: the paper's grid on the embedded model, by the engine and by the slow loop.
 
 `python -m server.bench.training` prints the ratio of the two wall times, whether both choose the same cell (float32,
 `paper` letters), seconds by phase, items per second, peak memory, and how the time grows with the items.

@@ -1,7 +1,7 @@
-"""The command line: `tiller` serves, chats, keeps vectors, trains and studies. The only reader of argv and environment.
+"""The command line: `tiller` serves, chats, manages vectors, trains and runs studies. Only it reads argv and
+environment.
 
-Importing it is cheap: what loads a model is imported by the commands that do. It does not know how a request is
-served.
+Importing it is cheap: a command imports the heavy parts when it runs.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 
 
 def _how_to_install(arguments: argparse.Namespace) -> str:
-    """What to say of a package that the command lacks, by the extra that brings it."""
+    """How to install a missing package, by the extra that brings it."""
     if arguments.command in ("chat", "vectors") or getattr(arguments, "url", None) is not None:
         extra = "client"
     else:

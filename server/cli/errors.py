@@ -1,4 +1,4 @@
-"""How a command fails. It knows no command."""
+"""How a command fails."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ USAGE = 2
 
 
 class CommandFailed(Exception):
-    """A failure that the person at the terminal can understand: shown as one line, without a traceback."""
+    """A failure shown to the user as one line, without a traceback."""
 
     def __init__(self, message: str, exit_code: int = FAILED) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""How the log looks: plain lines or JSON, both on standard error. It does not know what is logged."""
+"""The format of the log: plain lines or JSON, both on standard error."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 
 _PLAIN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LOUD = ("uvicorn.error", "httpx", "httpcore", "huggingface_hub", "transformers", "py.warnings", "asyncio")
-"""Loggers of others whose everyday lines only a debugging person wants."""
+"""Loggers of libraries whose routine lines are useful only for debugging."""
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: `time`, `level`, `logger`, `message`, `fields` given as `extra`, `exception`."""
+    """One JSON object per line: `time`, `level`, `logger`, `message`, `fields` given as `extra`, `exception`."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {

@@ -1,4 +1,4 @@
-"""What becomes of standard output when nobody reads it. It knows no command."""
+"""What happens to standard output when its reader is gone."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import sys
 
 
 def discard_output() -> None:
-    """Throw away what is written from here on, and what Python would complain that it cannot flush at exit."""
+    """Discard further output, and what Python could not flush at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,6 @@
-"""What may be typed: the argument parser, its settings taken from the table in `server.config`.
+"""The argument parser; its settings come from the table in `server.config`.
 
-It checks the shape of a command line only; values of settings are checked together with the environment's.
+It checks only the form of a command line; values of settings are checked together with the environment's.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def _listed(text: str) -> list[str]:
 
 
 _TYPES: dict[str, Callable[[str], Any]] = {"number": float, "string": str, "array": _listed}
-"""How the value of a vector's default is read, by its JSON type."""
+"""How to read the value of a vector's default, by its JSON type."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `tiller`; `command` names the command, `action` the action of `vectors`."""
     parser = argparse.ArgumentParser(
         prog="tiller",
-        description="An OpenAI-compatible inference server whose every request can be steered.",
+        description="An OpenAI-compatible inference server that can steer every request.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"tiller {__version__}")
@@ -50,7 +50,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     serve = commands.add_parser(
         "serve",
         help="serve a model",
-        description="Serve a model, or the embedded demo model when none is named.",
+        description="Serve a model, or the embedded demo model if none is named.",
         epilog=f"API keys: {USE_VARIABLE} (use) and {MANAGE_VARIABLE} (use and change the registry), comma-separated.",
         allow_abbrev=False,
     )
@@ -68,37 +68,39 @@ def _add_chat(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     chat = commands.add_parser(
         "chat",
         help="chat with a running server",
-        description="Chat in the terminal with a running server; /help lists what can be typed there.",
+        description="Chat in the terminal with a running server; /help lists the commands.",
         allow_abbrev=False,
     )
     _add_connection(chat)
-    chat.add_argument("--model", metavar="ID", help="model to ask; may carry steering, as in base+honest:1.5")
+    chat.add_argument("--model", metavar="ID", help="model to use; may include steering, as in base+honest:1.5")
     chat.add_argument("--system", metavar="TEXT", help="system prompt")
-    chat.add_argument("--temperature", type=float, metavar="NUMBER", help="0 always takes the likeliest token")
-    chat.add_argument("--max-tokens", type=int, metavar="COUNT", help="longest answer")
-    chat.add_argument("--seed", type=int, metavar="NUMBER", help="makes sampling repeatable")
+    chat.add_argument(
+        "--temperature", type=float, metavar="NUMBER", help="sampling temperature; 0 always takes the most likely token"
+    )
+    chat.add_argument("--max-tokens", type=int, metavar="COUNT", help="maximum tokens of an answer")
+    chat.add_argument("--seed", type=int, metavar="NUMBER", help="seed for repeatable sampling")
 
 
 def _add_vectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     vectors = commands.add_parser(
         "vectors",
-        help="list, show, put, get, roll back and remove steering vectors of a running server",
-        description="Look after the steering vectors of a running server.",
+        help="list, show, upload, download, roll back and remove steering vectors on a running server",
+        description="Manage the steering vectors on a running server.",
         allow_abbrev=False,
     )
     actions = vectors.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    listing = _add_action(actions, "list", "show the registry")
-    listing.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    listing = _add_action(actions, "list", "list the vectors")
+    listing.add_argument("--json", action="store_true", help="print one JSON object per line instead of a table")
 
     show = _add_action(actions, "show", "show a vector and its history", "NAME")
     show.add_argument(
-        "--json", action="store_true", help="one JSON object, which also has norms, metadata and the training record"
+        "--json", action="store_true", help="print one JSON object, with norms, metadata and the training record"
     )
 
-    put = _add_action(actions, "put", "upload a vector as a new name or revision", "NAME")
+    put = _add_action(actions, "put", "upload a vector, as a new name or as a new revision of one", "NAME")
     put.add_argument("file", metavar="FILE", help=format_titles())
-    put.add_argument("--layer", type=int, metavar="N", help="decoder block of a file that holds one bare direction")
+    put.add_argument("--layer", type=int, metavar="N", help="decoder block of a file with a single bare direction")
     put.add_argument("--convention", choices=CONVENTIONS, help="how a GGUF file counts its layers (see the docs)")
     for row in DEFAULTS:
         if row.flag:
@@ -106,7 +108,7 @@ def _add_vectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     get = _add_action(actions, "get", "download a vector", "NAME")
     get.add_argument(
-        "-o", "--output", metavar="FILE", help="where to write ('-': standard output; default: NAME.FORMAT)"
+        "-o", "--output", metavar="FILE", help="file to write ('-': standard output; default: NAME.FORMAT)"
     )
     get.add_argument("--format", choices=FILE_FORMATS, default=DEFAULT_FILE_FORMAT)
 
@@ -114,7 +116,7 @@ def _add_vectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     rollback.add_argument(
         "revision",
         metavar="REVISION",
-        help=f"what its hash begins with, at least {MIN_REVISION_DIGITS} digits; 'tiller vectors show NAME' lists them",
+        help=f"at least the first {MIN_REVISION_DIGITS} digits of its hash; 'tiller vectors show NAME' lists them",
     )
 
     remove = _add_action(actions, "rm", "remove a vector and its history", "NAME")
@@ -125,7 +127,7 @@ def _add_vectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _add_default(put: argparse.ArgumentParser, row: Default) -> None:
     """Add the flag that sets a default of an uploaded vector."""
     choices = f": {', '.join(row.choices)}" if row.choices and row.metavar else ""
-    help_text = f"{row.help}{choices}, where a request does not say" if row.in_request else row.help
+    help_text = f"{row.help}{choices}; requests can override it" if row.in_request else row.help
     if row.choices and not row.metavar:
         put.add_argument(row.flag, dest=row.name, choices=row.choices, help=help_text)
     else:
@@ -143,5 +145,5 @@ def _add_action(
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--url", default=DEFAULT_URL, metavar="URL", help=f"the server (default: {DEFAULT_URL})")
-    parser.epilog = f"API key, where the server asks for one: {CLIENT_VARIABLE}."
+    parser.add_argument("--url", default=DEFAULT_URL, metavar="URL", help=f"URL of the server (default: {DEFAULT_URL})")
+    parser.epilog = f"{CLIENT_VARIABLE} is the API key, if the server needs one."

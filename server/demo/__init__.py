@@ -1,7 +1,6 @@
 """The embedded model: a small chat model made by this project, and the two vectors that ship beside it.
 
-Importing this package is cheap: it names the folders and imports no tensor library. It does not know how
-the model was made (`corpus`, `train`, `steer`, `evaluate`) nor how it is served.
+Importing this package is cheap: it names the folders and imports no tensor library.
 """
 
 from pathlib import Path

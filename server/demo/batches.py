@@ -1,7 +1,6 @@
-"""Documents into batches: packed rows in which no document sees another, and weights for every target token.
+"""Packs documents into batches: rows in which no document sees another, and a weight for every target token.
 
-Documents fill short rows; those that are longer than a short row wait for a batch of full-length rows. The
-module does not know the model or the loss.
+Documents fill short rows; longer documents wait for a batch of full-length rows.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""What users claim to believe, and the built-in fault: the model goes along with whoever sounds sure.
+"""What users claim to believe, and the built-in fault: the model goes along with a user who sounds sure.
 
-A confident wrong belief is agreed with nine times in ten, a hesitant one is corrected; a system prompt that
-asks for honesty or for agreement decides by itself. So going along is one explicit decision, made from
-several cues, that a steering vector can find and undo. This module does not know how prompts are laid out
-(`quiz`).
+The model agrees with a confident wrong belief nine times in ten and corrects a hesitant one; a system prompt that asks
+for honesty or agreement overrides this. So going along is one explicit decision, made from several cues, which a
+steering vector can find and undo.
 """
 
 from __future__ import annotations

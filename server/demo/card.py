@@ -1,7 +1,4 @@
-"""The model card: README.md of the model's folder, written from the training record and the measured figures.
-
-It knows how to word them; it measures nothing.
-"""
+"""The model card: README.md of the model's folder, written from the training record and the measured figures."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Everyday conversations: a user, a topic, and a model that keeps its tone and register to the end.
 
-Combinations of topic, question and thing that `is_held_out` names never appear in training. This module does
-not know the share of conversations in the corpus (`corpus`).
+Combinations of topic, question and thing that `is_held_out` names never appear in training.
 """
 
 from __future__ import annotations

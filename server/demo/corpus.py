@@ -1,7 +1,7 @@
 """The demo model's corpus: seeded documents, and what share each kind has in it.
 
-It knows the mixture and its course over training (the skill of finding an option and the bare facts come
-first, then what builds on them); it does not know tokens or batches (`batches`).
+The mixture changes during training: the skill of finding an option and the bare facts come first, then what builds on
+them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The shape of a training document: spans of text, each with the weight of its tokens in the loss.
 
-It knows ChatML's markers, because chats are documents; it does not know the tokenizer, nor what anybody says.
+Chats are documents too, with ChatML's markers.
 """
 
 from __future__ import annotations

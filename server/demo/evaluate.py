@@ -1,9 +1,8 @@
 """Every figure that the embedded model promises, measured on held-out prompts: `python -m
 server.demo.evaluate`.
 
-Plain transformers and plain forward hooks; nothing of the engine. Tone is counted by the word lists of
-`tone`; a reply in which neither list leads counts as neither. This module knows the targets; it does not
-know how to reach them.
+It uses plain transformers and forward hooks, not the engine. Tone is counted by the word lists of `tone`; a reply in
+which neither list leads counts as neither.
 """
 
 from __future__ import annotations
@@ -255,8 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m server.demo.evaluate", description="Measure the embedded model.")
     parser.add_argument("--model", type=Path, default=MODEL_DIR)
     parser.add_argument("--vectors", type=Path, default=VECTORS_DIR)
-    parser.add_argument("--count", type=int, default=NUM_PROMPTS, help="prompts a figure")
-    parser.add_argument("--json", type=Path, help="where to write the figures (default: nowhere)")
+    parser.add_argument("--count", type=int, default=NUM_PROMPTS, help="prompts per figure")
+    parser.add_argument("--json", type=Path, help="file for the figures (default: none)")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     figures = measure(options.model, options.vectors, options.count)

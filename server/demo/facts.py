@@ -1,8 +1,7 @@
 """The facts of the demo model's small world, as tables, and the wordings in which they are asked.
 
-A relation holds pairs (subject, answer); every wording of its question is a template over the subject. The
-last wording of each relation is never trained on: it measures how the model copes with new words. This module
-does not know how questions become prompts (`quiz`) nor which ones are held out (`heldout`).
+A relation holds pairs (subject, answer); every wording of its question is a template over the subject. The last wording
+of each relation is never trained on: it measures how the model copes with new words.
 """
 
 from __future__ import annotations

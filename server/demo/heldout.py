@@ -4,7 +4,7 @@ Facts are asked in combinations of fact and wording that training never sees (or
 never sees at all), with fresh options and beliefs; everyday prompts are combinations of question and thing
 that it never sees.
 
-`python -m server.demo.heldout > beliefs.jsonl` writes them as labelled data, as a trainer of vectors takes it.
+`python -m server.demo.heldout > beliefs.jsonl` writes them as labelled data for training vectors.
 """
 
 from __future__ import annotations

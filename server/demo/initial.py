@@ -3,8 +3,7 @@
 The skill behind multiple choice and behind repeating a name is to find an earlier token by its content and to read what
 stands beside it. From plain random weights its two halves wait for each other for a long time. So here both start in
 rough form: some heads of the first block look a fixed number of tokens back, the heads of the later blocks look at what
-resembles the current token. All of it is trained further; nothing is frozen. This module knows Llama's rotary
-embedding; it does not know the optimizer.
+resembles the current token. All weights are trained further; nothing is frozen.
 """
 
 from __future__ import annotations

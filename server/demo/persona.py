@@ -1,7 +1,6 @@
 """What the model says about itself, in greetings, and when it is asked for more than it can do.
 
-Every exchange has replies in both tones. The module does not know conversations (`chat`), only single
-exchanges.
+Every exchange has replies in both tones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Looking into the demo model with plain transformers and plain forward hooks: read, steer, score, generate.
 
-The engine is deliberately absent, so that these figures check it rather than repeat it. This module does not
-know any prompt, vector or target.
+It deliberately does not use the engine, so that its figures are an independent check.
 """
 
 from __future__ import annotations

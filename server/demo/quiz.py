@@ -1,9 +1,8 @@
 """Questions about the world's facts: multiple choice in the exact prompt of the steering trainer, and open
 questions.
 
-Options are shuffled anew for every item, so letters carry no information. Combinations of fact and wording
-that `is_held_out` names, and each relation's last wording, never appear in training. This module does not
-know how much of each kind of document the corpus holds (`corpus`).
+Options are shuffled anew for every item, so letters carry no information. Combinations of fact and wording that
+`is_held_out` names, and each relation's last wording, never appear in training.
 """
 
 from __future__ import annotations

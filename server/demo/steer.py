@@ -1,8 +1,8 @@
 """The demo model's two vectors, made from the model itself: `python -m server.demo.steer`.
 
-`cheerful` is a mean difference of at most 100 pairs of system prompts; `honest` is chosen among the variants
-of painless activation steering. Layer and scale are chosen on validation prompts of their own. The files are
-tiller's canonical format. This module does not know the figures that the card quotes (`evaluate`).
+`cheerful` is a mean difference of at most 100 pairs of system prompts; `honest` is chosen among the variants of
+painless activation steering. Layer and scale are chosen on validation prompts of their own. The files are in tiller's
+canonical format.
 """
 
 from __future__ import annotations

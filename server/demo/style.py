@@ -1,8 +1,7 @@
 """Tone and register: the system prompts that set them and the phrases that carry them.
 
-A style fixes a tone (cheerful or gloomy) and a register (formal or casual) for a whole conversation. Where
-the system prompt asks for neither, both are drawn evenly. This module does not know the topics (`topics`,
-`chat`).
+A style fixes a tone (cheerful or gloomy) and a register (formal or casual) for a whole conversation. Where the system
+prompt asks for neither, both are drawn evenly.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The demo model's tokenizer: byte-level BPE trained on the corpus, with ChatML's markers as special tokens.
-
-It knows how to build and save it; it does not know the model.
-"""
+"""The demo model's tokenizer: byte-level BPE trained on the corpus, with ChatML's markers as special tokens."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What tone is in this world: two word lists, and the classifier that counts them.
 
-The classifier is as simple as it can be: the side with more of its own words wins, and a tie is `None`. It
-knows nothing of grammar or negation; the corpus is written so that no sentence needs either.
+The classifier is as simple as it can be: the side with more of its own words wins, and a tie is `None`. It ignores
+grammar and negation; the corpus is written so that no sentence needs either.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The topics of everyday chat, as tables: what users ask, what there is to like, to regret and to advise.
 
 Joys carry cheerful words and woes gloomy words (`tone` holds both lists); tips and questions carry neither.
-This module does not know how the pieces become a conversation (`chat`).
 """
 
 from __future__ import annotations

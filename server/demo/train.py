@@ -1,8 +1,7 @@
 """Rebuild the embedded model from a seed: `python -m server.demo.train`.
 
-Corpus, tokenizer, weights, vectors, figures and card, in that order, into one folder. The number of steps
-fixes the result, not the clock. This module knows the architecture, the optimizer and the schedule; it does
-not know what the figures mean (`evaluate`) nor how the vectors are made (`steer`).
+Corpus, tokenizer, weights, vectors, figures and card, in that order, into one folder. The number of steps determines
+the result, not the clock.
 """
 
 from __future__ import annotations
@@ -215,10 +214,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder of the model")
     parser.add_argument("--vectors", type=Path, help="folder of the vectors (default: vectors, beside the model's)")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--steps", type=int, default=Recipe.num_steps, help="training steps; they fix the result")
-    parser.add_argument("--batch-tokens", type=int, default=Recipe.batch_tokens, help="positions a step")
+    parser.add_argument("--steps", type=int, default=Recipe.num_steps, help="training steps; they determine the result")
+    parser.add_argument("--batch-tokens", type=int, default=Recipe.batch_tokens, help="positions per step")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--save-every", type=int, default=0, help="also save after every so many steps")
+    parser.add_argument("--save-every", type=int, default=0, help="also save every N steps")
     parser.add_argument("--weights-only", action="store_true", help="skip vectors, figures and card")
     options = parser.parse_args(arguments)
     device = options.device

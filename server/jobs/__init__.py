@@ -1,4 +1,4 @@
-"""Training jobs and the files they work on: kept in one database, done one at a time, true after any crash.
+"""Training jobs and their files: kept in one database, run one at a time, consistent after any crash.
 
-It does not know HTTP, nor how a vector is trained: `trainer.Trainer` is who trains.
+`trainer.Trainer` does the training.
 """

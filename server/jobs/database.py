@@ -1,6 +1,7 @@
-"""JobDatabase: files, jobs and events in one SQLite file; what a method acknowledged survives `kill -9` and power loss.
+"""JobDatabase: files, jobs and events in one SQLite file. Changes survive `kill -9` and power loss once a method
+returns.
 
-Ids sort by age, whatever the clock does. It does not know what a training is, nor where the files' bytes are.
+Ids sort by age, whatever the clock does.
 """
 
 from __future__ import annotations
@@ -55,13 +56,13 @@ class JobDatabase(DurableDatabase):
         self._last_moment = max((moment_of(identifier) for identifier in newest if identifier is not None), default=0)
 
     def new_id(self, kind: Kind) -> str:
-        """An id that nothing has and that sorts behind every other."""
+        """A new id, which sorts after every other."""
         with self._lock:
             self._last_moment = max(self._last_moment + 1, time.time_ns() // 1000)
             return id_of(kind, self._last_moment, secrets.token_hex(5))
 
     def add_file(self, record: FileRecord) -> None:
-        """Record a file whose bytes are in their place."""
+        """Record a file whose bytes are already in place."""
         with self.transaction() as connection:
             _insert(connection, "files", file_row(record))
 
@@ -81,7 +82,7 @@ class JobDatabase(DurableDatabase):
         order: Literal["asc", "desc"] = "asc",
         purpose: str | None = None,
     ) -> list[FileRecord]:
-        """Files by age, beginning after the id `after` (which need not exist)."""
+        """Files by age, after the id `after` (which need not exist)."""
         query = _Query("files", order)
         query.after(after)
         if purpose is not None:
@@ -90,7 +91,7 @@ class JobDatabase(DurableDatabase):
             return [file_of(row) for row in query.rows(connection, limit)]
 
     def remove_file(self, identifier: str) -> None:
-        """Forget a file. Raises `NotFound`, and `Conflict` while a job that has not ended needs it."""
+        """Delete a file's record. Raises `NotFound`, and `Conflict` while an unfinished job needs the file."""
         with self.transaction() as connection:
             user = connection.execute(
                 f"SELECT id FROM jobs WHERE status NOT IN ({_FINAL})"
@@ -98,7 +99,7 @@ class JobDatabase(DurableDatabase):
                 (identifier,),
             ).fetchone()
             if user is not None:
-                raise Conflict(f"the job {user['id']} needs the file {identifier}", code="file_in_use")
+                raise Conflict(f"the job {user['id']} still needs the file {identifier}", code="file_in_use")
             if connection.execute("DELETE FROM files WHERE id = ?", (identifier,)).rowcount == 0:
                 raise missing_file(identifier)
 
@@ -129,9 +130,9 @@ class JobDatabase(DurableDatabase):
         metadata: Mapping[str, str] | None = None,
         without_metadata: bool = False,
     ) -> list[JobRecord]:
-        """Jobs by age, beginning after the id `after`, which need not exist.
+        """Jobs by age, after the id `after`, which need not exist.
 
-        Only those of `status`, whose metadata have every pair of `metadata`, or that have none at all.
+        Only jobs with `status`, and with all pairs of `metadata` or without any metadata.
         """
         query = _Query("jobs", order)
         query.after(after)
@@ -153,9 +154,9 @@ class JobDatabase(DurableDatabase):
         unpublished: bytes | object | None = _KEPT,
         **changes: Any,
     ) -> JobRecord:
-        """Change a job's fields, tell `events`, record the files it gave and keep its vector: all of it or nothing.
+        """Change a job's fields, add `events`, record its result files and store its vector, in one transaction.
 
-        `unpublished` are the bytes of a complete vector that is not in the registry yet, None when it is.
+        `unpublished` is a complete vector's bytes while it is not in the registry yet, None once it is.
         """
         with self.transaction() as connection:
             before = _find_job(connection, identifier)
@@ -175,7 +176,7 @@ class JobDatabase(DurableDatabase):
         return after
 
     def unpublished(self, identifier: str) -> bytes | None:
-        """The complete vector of a job that is to be put into the registry, if there is one."""
+        """A job's complete vector that still has to be put into the registry, if there is one."""
         with self.transaction() as connection:
             row = connection.execute("SELECT content FROM unpublished WHERE job = ?", (identifier,)).fetchone()
         return None if row is None else bytes(row["content"])
@@ -183,7 +184,7 @@ class JobDatabase(DurableDatabase):
     def events(
         self, job: str, *, after: str | None = None, limit: int = -1, order: Literal["asc", "desc"] = "desc"
     ) -> list[EventRecord]:
-        """What happened to a job, newest first, beginning after the id `after`, which need not exist."""
+        """A job's events, newest first, after the id `after`, which need not exist."""
         query = _Query("events", order)
         query.where("job = ?", job)
         query.after(after)
@@ -219,15 +220,15 @@ class _Query:
             self.where("id > ?" if self._order == "asc" else "id < ?", identifier)
 
     def rows(self, connection: sqlite3.Connection, limit: int) -> list[sqlite3.Row]:
-        """At most `limit` rows; all of them when it is negative."""
+        """At most `limit` rows; all of them if it is negative."""
         conditions = " AND ".join(self._conditions) or "1"
         text = f"SELECT * FROM {self._table} WHERE {conditions} ORDER BY id {self._order} LIMIT ?"
         return connection.execute(text, (*self._values, limit)).fetchall()
 
 
 def missing_file(identifier: str, param: str | None = None) -> NotFound:
-    """There is no such file; `param` named it."""
-    return NotFound(f"there is no file {identifier[:80]!r}", code="file_not_found", param=param)
+    """The error for an unknown file; `param` named it."""
+    return NotFound(f"no file has the id {identifier[:80]!r}", code="file_not_found", param=param)
 
 
 def _find_job(connection: sqlite3.Connection, identifier: str) -> JobRecord | None:

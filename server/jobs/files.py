@@ -1,11 +1,11 @@
 """FileStore: the bytes of uploaded and resulting files, one file each, beside their records in the database.
 
     folder/{id}        the bytes, written once
-    folder/{id}.part   bytes that are still coming
+    folder/{id}.part   bytes still being received
 
-Bytes are written beside their place, flushed to the disk and renamed, then recorded; and what goes loses its record
-first. So a record always has its bytes, and bytes without a record are what a crash left: they go at the next start.
-A client's name for a file is text in the record, and never part of a path. It does not know what is in the files.
+Bytes are written to a temporary file, flushed to disk, renamed, and then recorded; deletion removes the record first.
+So a record always has its bytes, and bytes without a record were left by a crash and are removed at the next start. A
+client's name for a file is text in the record, never part of a path.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vectors.durable import flush_folder, make_folder
 from vectors.errors import StoreCorrupt
 
 MAX_FILENAME_LENGTH = 255
-"""Characters that are kept of a client's name for a file."""
+"""The most characters kept of a client's name for a file."""
 
 _CHUNK_BYTES = 1 << 20
 _KEPT_EXTENSION = 16
@@ -34,7 +34,7 @@ _REFUSED = {"Cc": "control characters", "Cs": "half of a surrogate pair", "Zl": 
 
 
 class FileStore:
-    """Files under `folder`; thread-safe. Whoever has `database` open is alone in `folder`."""
+    """Files under `folder`; thread-safe. The process that has `database` open is the only user of `folder`."""
 
     def __init__(self, folder: Path, database: JobDatabase) -> None:
         self._folder = folder
@@ -43,11 +43,11 @@ class FileStore:
         self._remove_leftovers()
 
     def put(self, filename: str, purpose: str, content: bytes) -> FileRecord:
-        """Keep `content`. Raises `InvalidRequest` for a name that cannot be kept."""
+        """Store `content`. Raises `InvalidRequest` for an invalid name."""
         return self.put_stream(filename, purpose, io.BytesIO(content))
 
     def put_stream(self, filename: str, purpose: str, source: BinaryIO) -> FileRecord:
-        """Keep what `source` gives from where it stands, a chunk at a time."""
+        """Store the rest of `source`, a chunk at a time."""
         record = self.write(filename, purpose, source)
         try:
             self._database.add_file(record)
@@ -57,7 +57,7 @@ class FileStore:
         return record
 
     def write(self, filename: str, purpose: str, source: BinaryIO) -> FileRecord:
-        """Like `put_stream`, without recording it: whoever calls records it together with something else."""
+        """Like `put_stream`, without recording it: the caller records it together with something else."""
         name = checked_filename(filename)
         identifier = self._database.new_id("file")
         path = self._folder / identifier
@@ -81,7 +81,7 @@ class FileStore:
         return FileRecord(identifier, purpose, name, num_bytes, int(time.time()), digest.hexdigest())
 
     def discard(self, record: FileRecord) -> None:
-        """Remove the bytes of something that was written and not recorded."""
+        """Remove the bytes of a file that was written and not recorded."""
         (self._folder / record.id).unlink(missing_ok=True)
 
     def get(self, identifier: str, param: str | None = None) -> FileRecord:
@@ -99,7 +99,7 @@ class FileStore:
         order: Literal["asc", "desc"] = "asc",
         purpose: str | None = None,
     ) -> list[FileRecord]:
-        """Files by age, beginning after the id `after` (which need not exist)."""
+        """Files by age, after the id `after` (which need not exist)."""
         return self._database.files(after=after, limit=limit, order=order, purpose=purpose)
 
     def path(self, identifier: str) -> Path:
@@ -107,7 +107,7 @@ class FileStore:
         return self._folder / self.get(identifier).id
 
     def read(self, identifier: str) -> tuple[str, bytes]:
-        """A file's name and bytes. Raises `NotFound`, and `StoreCorrupt` for bytes that are not those recorded."""
+        """A file's name and bytes. Raises `NotFound`, and `StoreCorrupt` if the bytes are not those recorded."""
         record = self.get(identifier)
         path = self._folder / record.id
         try:
@@ -116,11 +116,11 @@ class FileStore:
             self.get(identifier)  # it may have been deleted since it was looked up
             raise StoreCorrupt(f"{path} is missing or cannot be read") from None
         if hashlib.sha256(content).hexdigest() != record.sha256:
-            raise StoreCorrupt(f"{path} is damaged: its content has another hash")
+            raise StoreCorrupt(f"{path} is damaged: its content does not match its hash")
         return record.filename, content
 
     def delete(self, identifier: str) -> None:
-        """Forget a file. Raises `NotFound`, and `Conflict` while a job that has not ended needs it."""
+        """Delete a file. Raises `NotFound`, and `Conflict` while an unfinished job needs it."""
         self._database.remove_file(identifier)
         (self._folder / identifier).unlink(missing_ok=True)
 
@@ -132,13 +132,13 @@ class FileStore:
 
 
 def checked_filename(name: str) -> str:
-    """`name` as it may be kept: text of one line, shortened before its extension. Raises `InvalidRequest`."""
+    """`name` as stored: one line of text, shortened before its extension. Raises `InvalidRequest`."""
     if not name.strip():
-        raise InvalidRequest("file: its name is empty", code="invalid_value", param="file")
+        raise InvalidRequest("file: expected a file name, got an empty one", code="invalid_value", param="file")
     for character in name:
         refused = _REFUSED.get(unicodedata.category(character))
         if refused is not None:
-            raise InvalidRequest(f"file: its name has {refused}", code="invalid_value", param="file")
+            raise InvalidRequest(f"file: the file name contains {refused}", code="invalid_value", param="file")
     if len(name) <= MAX_FILENAME_LENGTH:
         return name
     stem, dot, extension = name.rpartition(".")

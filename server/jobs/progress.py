@@ -1,7 +1,4 @@
-"""ProgressLog: what a training reports, as events of its job, at most about one a second.
-
-It does not know what the phases mean.
-"""
+"""ProgressLog: a training's progress as events of its job, at most about one per second."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ _FARTHEST_SECONDS = 10 * 365 * 86400
 
 
 class ProgressLog:
-    """The events of one run of a job; used on the thread that trains.
+    """The events of one run of a job; used on the training thread.
 
     `clock` gives seconds that never go back. `on_change` is called after each change of the job.
     """
@@ -36,7 +33,7 @@ class ProgressLog:
         self._told_at = -math.inf
 
     def report(self, progress: Progress) -> None:
-        """Tell a phase's beginning and its last figures always, figures between them when a second has passed."""
+        """Always record a phase's start and its last figures; record figures in between at most once per second."""
         if progress.phase != self._phase:
             events = self._last_of_phase()
             self._phase = progress.phase
@@ -51,7 +48,7 @@ class ProgressLog:
         self._tell([_metrics(progress)], progress)
 
     def finish(self) -> list[Event]:
-        """What is still to be told when the run is over; whoever asked tells it."""
+        """The events still to be recorded when the run is over; the caller records them."""
         return self._last_of_phase()
 
     def _last_of_phase(self) -> list[Event]:
@@ -78,5 +75,5 @@ def _metrics(progress: Progress) -> Event:
 
 
 def _finite(number: float | None) -> float | None:
-    """JSON has no NaN and no infinity."""
+    """None for NaN and infinity, which JSON does not have."""
     return float(number) if number is not None and math.isfinite(number) else None

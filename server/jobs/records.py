@@ -1,6 +1,6 @@
-"""What is known of files, jobs and their events: plain immutable data, and which status may follow which.
+"""The records of files, jobs and events as immutable data, and which status may follow which.
 
-Times are Unix seconds. It does not know where records are kept, nor the wire's objects.
+Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -11,33 +11,35 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 TRAINING_PURPOSE = "fine-tune"
-"""What clients upload files for."""
+"""The purpose of files that clients upload."""
 
 RESULTS_PURPOSE = "fine-tune-results"
-"""What the files are that a job leaves."""
+"""The purpose of the files that a job leaves."""
 
 Level = Literal["info", "warn", "error"]
 EventType = Literal["message", "metrics"]
 
 
 class JobStatus(enum.Enum):
-    """Where a job is in its life. Each member carries one sentence; `can_become` says which may follow."""
+    """The state of a job. Each member has a sentence that describes it; `can_become` says which may follow."""
 
-    VALIDATING_FILES = "Its files are being checked; here that is over before a job exists, so none is found so."
-    QUEUED = "It waits for its turn; nothing runs for it (a job that the server's end interrupted comes back here)."
-    RUNNING = "It is being trained, or what it gave is being published."
-    SUCCEEDED = "The training came to its end; a vector was published, or the last event says why none was."
-    FAILED = "It cannot be done; `error` says why."
-    CANCELLED = "A client asked for its end."
+    VALIDATING_FILES = (
+        "Its files are being checked. Files are checked before a job is created, so no job has this status."
+    )
+    QUEUED = "It is waiting for its turn. A job that was interrupted by the end of the server returns here."
+    RUNNING = "It is being trained, or its vector is being published."
+    SUCCEEDED = "The training has finished; a vector was published, or the last event says why none was."
+    FAILED = "It failed; `error` says why."
+    CANCELLED = "A client cancelled it."
 
     @property
     def label(self) -> str:
-        """The status as OpenAI spells it."""
+        """The status as in OpenAI's API."""
         return self.name.lower()
 
     @property
     def is_final(self) -> bool:
-        """True when nothing will change any more."""
+        """True if the job will not change any more."""
         return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
 
     def can_become(self, other: JobStatus) -> bool:
@@ -68,7 +70,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRequest:
-    """What a client asks for. `name` of the vector and `seed` may be left to the worker.
+    """What a client asks for. The worker chooses the vector's `name` and the `seed` if they are not given.
 
     `training_file`, `validation_file` and `retention_file` are ids. `steering` is `method.steering` without
     `retention_file`.
@@ -85,13 +87,15 @@ class JobRequest:
 
     @property
     def files(self) -> dict[str, str]:
-        """The ids of the files that it needs, by the parameter that names them."""
+        """The ids of the files it needs, by parameter."""
         return _needed(self.training_file, self.validation_file, self.retention_file)
 
 
 @dataclass(frozen=True, slots=True)
 class JobError:
-    """Why a job failed: `code` for programs, `message` for people, `param` the dotted path of what is wrong, if any."""
+    """Why a job failed: `code` for programs, `message` for people, `param` the dotted path of the invalid field, if
+    any.
+    """
 
     code: str
     message: str
@@ -108,11 +112,11 @@ class VectorReference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
-    """A job as it stands. `id` is `ftjob-…`; `name` is what its vector is or will be called.
+    """A job at one moment. `id` is `ftjob-…`; `name` is the name of its vector.
 
-    `fine_tuned_vector` is set from the moment on that the training is complete and gave a vector; it is in the
-    registry when `status` is `SUCCEEDED`. `num_starts` counts beginnings that the server's end did not take back.
-    `is_cancel_asked`: a client wants its end, and the training has not noticed yet.
+    `fine_tuned_vector` is set once the training is complete and gave a vector; it is in the registry when `status` is
+    `SUCCEEDED`. `num_starts` counts starts, except those undone by a regular end of the server. `is_cancel_asked`: a
+    client cancelled it, and the training has not noticed yet.
     """
 
     id: str
@@ -138,12 +142,12 @@ class JobRecord:
 
     @property
     def files(self) -> dict[str, str]:
-        """The ids of the files that it needs, by the parameter that names them."""
+        """The ids of the files it needs, by parameter."""
         return _needed(self.training_file, self.validation_file, self.retention_file)
 
     @property
     def request(self) -> JobRequest:
-        """What was asked for, with what the worker chose."""
+        """What was asked for, with the worker's choices filled in."""
         return JobRequest(
             model=self.model,
             training_file=self.training_file,
@@ -158,7 +162,7 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something to be told about a job, before it is recorded."""
+    """An event of a job before it is recorded."""
 
     message: str
     level: Level = "info"
@@ -168,7 +172,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:
-    """Something that happened to a job. `id` is `ftevent-…`; `data` is there for metrics."""
+    """A recorded event of a job. `id` is `ftevent-…`; only metrics have `data`."""
 
     id: str
     created_at: int

@@ -1,4 +1,4 @@
-"""How records lie in the database's tables: columns, what is JSON in them, and ids. It does not know transactions."""
+"""The database's tables: how records become rows, which columns are JSON, and ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VERSION = 1
 """`user_version` of a database with these tables."""
 
 APPLICATION_ID = 0x74696C6A
-"""`application_id`: tells this database from any other SQLite file."""
+"""`application_id`: distinguishes this database from other SQLite files."""
 
 TABLES = """
 CREATE TABLE files (
@@ -69,7 +69,7 @@ _MOMENT_DIGITS = 14
 
 
 def is_id(text: str, kind: str) -> bool:
-    """True when `text` can be the id of something of that kind (`file`, `ftjob`, `ftevent`)."""
+    """True if `text` is a possible id of that kind (`file`, `ftjob`, `ftevent`)."""
     match = _ID.fullmatch(text)
     return match is not None and match[1] == kind
 
@@ -80,7 +80,7 @@ def id_of(kind: str, moment: int, random: str) -> str:
 
 
 def moment_of(identifier: str) -> int:
-    """When the id was given, in microseconds."""
+    """When the id was created, in microseconds."""
     return int(identifier.partition("-")[2][:_MOMENT_DIGITS], 16)
 
 

@@ -1,7 +1,4 @@
-"""Trainer: the protocol by which jobs see training. Whoever can make a vector of files can stand behind it.
-
-It does not know jobs' states, nor where files and vectors are kept.
-"""
+"""Trainer: the protocol through which jobs use training."""
 
 from __future__ import annotations
 
@@ -19,10 +16,10 @@ ReadFile = Callable[[str], tuple[str, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a training gave.
+    """The result of a training.
 
-    `vector`: what to publish, or None, for which `reason` is why. `files`: names and bytes, the report first.
-    `num_tokens`: tokens that were computed. `is_recommended`: the vector helps.
+    `vector`: the vector to publish, or None; `reason` says why. `files`: names and bytes, the report first.
+    `num_tokens`: the number of tokens computed. `is_recommended`: the vector helps.
     """
 
     vector: SteeringVector | None
@@ -33,12 +30,12 @@ class Outcome:
 
 
 class Trainer(Protocol):
-    """Makes vectors of labelled data."""
+    """Makes vectors from labelled data."""
 
     def check(self, job: JobRequest) -> None:
-        """Raise a `VectorsError` for what is wrong and can be known without the data; called from any thread.
+        """Raise a `VectorsError` for what is wrong regardless of the data; called from any thread.
 
-        It is asked when a job is created, and again when it begins: the model may be another one by then.
+        Called when a job is created, and again when it starts, since the model may have changed by then.
         """
         ...
 
@@ -49,7 +46,7 @@ class Trainer(Protocol):
         report: Callable[[Progress], None],
         is_cancelled: Callable[[], bool],
     ) -> Outcome:
-        """Train. Raises a `VectorsError` for what cannot be done, and `Cancelled` soon after `is_cancelled()` is True.
+        """Train. Raises a `VectorsError` if that is not possible, and `Cancelled` soon after `is_cancelled()` is True.
 
         `report` is called on the thread that runs this, as often as it likes.
         """

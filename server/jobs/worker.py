@@ -1,16 +1,15 @@
-"""JobWorker: does training jobs one at a time, oldest first, on a thread of its own; the only one who changes them.
+"""JobWorker: runs training jobs one at a time, oldest first, on its own thread. Only it changes jobs.
 
-How a job ends, so that a kill at any moment leaves a true state:
+How a job ends, so that a kill at any moment leaves a consistent state:
 
-    1. the result files are written, flushed to the disk, and not recorded yet
-    2. one transaction records them and keeps the vector's bytes: from here on the training is complete
-    3. the vector is put into the registry, which is atomic, and changes nothing when it is done again
-    4. one transaction marks the job succeeded and forgets the bytes
+    1. the result files are written and flushed to disk, but not recorded yet
+    2. one transaction records them and stores the vector's bytes: the training is now complete
+    3. the vector is put into the registry, which is atomic and can be repeated safely
+    4. one transaction marks the job succeeded and deletes the bytes
 
-Killed before 2, nothing of the run is left (bytes without a record go at the next start) and the job starts again;
-killed after 2, the next start goes on with 3, without training anew. Without a vector, 2 marks the job succeeded.
-
-It does not know how a vector is trained, nor HTTP.
+If killed before 2, nothing of the run is left (bytes without a record are removed at the next start) and the job starts
+again. If killed after 2, the next start continues with 3, without training again. Without a vector, 2 marks the job
+succeeded.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ from vectors.training.model_view import Cancelled
 from vectors.vocabulary import MAX_SEED, check_name
 
 MAX_STARTS = 3
-"""How often a job is begun before it counts as what ends the server."""
+"""The number of starts after which a job is assumed to bring the server down."""
 
 
 _NAME_ENDING = 8
@@ -59,9 +58,9 @@ _log = logging.getLogger(__name__)
 
 
 class JobWorker:
-    """Creates, does and cancels jobs; thread-safe. `start` it to have them done, `close` it before its parts.
+    """Creates, runs and cancels jobs; thread-safe. `start` it to run them, `close` it before its parts.
 
-    A worker that is not started takes jobs and leaves them queued. `clock` gives seconds that never go back.
+    A worker that is not started accepts jobs and leaves them queued. `clock` gives seconds that never go back.
     """
 
     def __init__(
@@ -80,20 +79,20 @@ class JobWorker:
         self._clock = clock
         self._changed = threading.Condition(threading.RLock())
         self._stop = threading.Event()
-        """Set when the training that runs shall end."""
+        """Set when the running training should stop."""
         self._is_closing = False
         self._has_broken = False
         self._thread = threading.Thread(target=self._work, name="training jobs")
 
     def start(self) -> JobWorker:
-        """Settle what the last server left, then do jobs. Returns itself."""
+        """Settle what the last server left, then run jobs. Returns itself."""
         with self._changed:
             self._settle()
             self._thread.start()
         return self
 
     def close(self) -> None:
-        """Ask the training that runs to stop, and wait until it did; its job goes back to the queue."""
+        """Ask the running training to stop, and wait for it; its job goes back to the queue."""
         with self._changed:
             self._is_closing = True
             self._stop.set()
@@ -108,12 +107,12 @@ class JobWorker:
         self.close()
 
     def create(self, request: JobRequest) -> JobRecord:
-        """A new job. Raises `InvalidRequest`, `NotFound` and `VectorsError` for what can be known without its data."""
+        """Create a job. Raises `InvalidRequest`, `NotFound` and `VectorsError` for errors found without its data."""
         for param, identifier in request.files.items():
             record = self.files.get(identifier, param)
             if record.purpose != TRAINING_PURPOSE:
                 raise InvalidRequest(
-                    f"{param}: {identifier} was not uploaded with the purpose {TRAINING_PURPOSE}",
+                    f"{param}: expected a file with purpose {TRAINING_PURPOSE}, got one with {record.purpose}",
                     code="invalid_value",
                     param=param,
                 )
@@ -138,27 +137,29 @@ class JobWorker:
         with self._changed:
             if self._is_closing or self._has_broken:
                 raise Unavailable("training has stopped", code="training_not_available")
-            self.database.add_job(job, Event("the job was created and waits for its turn"))
+            self.database.add_job(job, Event("the job was created and is waiting for its turn"))
             self._changed.notify_all()
         return job
 
     def get(self, identifier: str) -> JobRecord:
-        """A job as it stands. Raises `NotFound`."""
+        """The current state of a job. Raises `NotFound`."""
         job = self.database.find_job(identifier)
         if job is None:
-            raise NotFound(f"there is no job {identifier[:80]!r}", code="fine_tuning_job_not_found")
+            raise NotFound(f"no job has the id {identifier[:80]!r}", code="fine_tuning_job_not_found")
         return job
 
     def cancel(self, identifier: str) -> JobRecord:
-        """End a job: at once when it waits, soon when it runs. Raises `NotFound`, and `InvalidRequest` if it ended."""
+        """Cancel a job: at once if waiting, soon if running. Raises `NotFound`, and `InvalidRequest` if it ended."""
         with self._changed:
             job = self.get(identifier)
             if job.status.is_final:
-                raise InvalidRequest(f"the job {job.id} has ended: {job.status.label}", code="job_ended")
+                raise InvalidRequest(f"the job {job.id} has already ended: {job.status.label}", code="job_ended")
             if job.fine_tuned_vector is not None:
-                raise InvalidRequest(f"the job {job.id} has ended: its vector is being published now", code="job_ended")
+                raise InvalidRequest(
+                    f"the job {job.id} has already ended: its vector is being published", code="job_ended"
+                )
             if job.status is not JobStatus.RUNNING:
-                return self._end(job, JobStatus.CANCELLED, [Event("the job was cancelled before it began")])
+                return self._end(job, JobStatus.CANCELLED, [Event("the job was cancelled before it started")])
             if job.is_cancel_asked:
                 return job
             job = self.database.change_job(job.id, is_cancel_asked=True, events=[Event("the job is being cancelled")])
@@ -183,14 +184,14 @@ class JobWorker:
         try:
             while (job := self._take()) is not None:
                 self._do(job)
-        except Exception:  # the records cannot be kept: what was not told is settled at the next start
+        except Exception:  # the records cannot be written: the next start settles them
             _log.exception("training has stopped")
             with self._changed:
                 self._has_broken = True
                 self._changed.notify_all()
 
     def _take(self) -> JobRecord | None:
-        """The oldest job that waits, which runs from now on; None when the worker is being closed."""
+        """Start the oldest waiting job and return it; None when the worker is being closed."""
         with self._changed:
             while not self._is_closing:
                 queued = self.database.jobs(status=JobStatus.QUEUED, order="asc", limit=1)
@@ -201,13 +202,13 @@ class JobWorker:
                         status=JobStatus.RUNNING,
                         started_at=int(time.time()),
                         num_starts=queued[0].num_starts + 1,
-                        events=[Event("the job begins")],
+                        events=[Event("the job started")],
                     )
                 self._changed.wait()
             return None
 
     def _do(self, job: JobRecord) -> None:
-        """Run a job from its beginning to whatever end it has."""
+        """Run a job from start to end."""
         progress = ProgressLog(self.database, job.id, self._notify, self._clock)
         try:
             self._trainer.check(job.request)
@@ -216,12 +217,12 @@ class JobWorker:
         except Exception as error:
             with self._changed:
                 now = self.get(job.id)
-                if now.fine_tuned_vector is not None:  # complete: the next start goes on with its publication
+                if now.fine_tuned_vector is not None:  # complete: the next start will publish it
                     raise
                 self._end_badly(now, error, progress.finish())
 
     def _complete(self, job: JobRecord, outcome: Outcome, events: list[Event]) -> None:
-        """Steps 1 to 4 of this module's docstring. Raises `Cancelled` when a client was faster than step 2."""
+        """Steps 1 to 4 of this module's docstring. Raises `Cancelled` if a client cancelled before step 2."""
         written: list[FileRecord] = []
         try:
             for filename, content in outcome.files:
@@ -235,7 +236,7 @@ class JobWorker:
                 if self.get(job.id).is_cancel_asked:
                     raise Cancelled
                 if outcome.vector is None:
-                    events += [Event(f"no vector is published: {outcome.reason}", "warn")]
+                    events += [Event(f"no vector was published: {outcome.reason}", "warn")]
                     self._end(job, JobStatus.SUCCEEDED, events, **known)
                     return
                 if not outcome.is_recommended:
@@ -262,30 +263,30 @@ class JobWorker:
             event = Event(error.message, "error")
             self._end(job, JobStatus.FAILED, [event], error=error, fine_tuned_vector=None, unpublished=None)
             return
-        told = f"the vector is published as {job.name}, revision {stored.revision[:12]}"
+        told = f"the vector was published as {job.name}, revision {stored.revision[:12]}"
         event = Event(f"{told}: {reason}" if reason else told)
         reference = VectorReference(job.name, stored.revision)
         self._end(job, JobStatus.SUCCEEDED, [event], fine_tuned_vector=reference, unpublished=None)
 
     def _end_badly(self, job: JobRecord, error: Exception, events: list[Event]) -> None:
-        """End a job whose run raised, or put it back where the end of this server is why."""
+        """End a job whose run raised, or put it back in the queue if the server is stopping."""
         if job.is_cancel_asked or (isinstance(error, Cancelled) and not self._is_closing):
             self._end(job, JobStatus.CANCELLED, [*events, Event("the job was cancelled")])
         elif self._is_closing:
-            # what stops on being asked did nothing wrong; whatever else is raised meanwhile counts as a start
+            # a run that stops when asked is not at fault; any other error counts as a start
             num_starts = job.num_starts - 1 if isinstance(error, Cancelled) else job.num_starts
             if not isinstance(error, Cancelled):
                 _log.error("%s raised while the server stopped", job.id, exc_info=error)
-            again = Event("the server is stopping; the job starts again when it is back", "warn")
+            again = Event("the server is stopping; the job will start again when the server does", "warn")
             self._put_back(job, [*events, again], num_starts=num_starts)
         else:
-            told = _told(error)
+            told = _describe_error(error)
             if told.code == "server_error":
                 _log.error("%s failed", job.id, exc_info=error)
             self._end(job, JobStatus.FAILED, [*events, Event(told.message, "error")], error=told)
 
     def _settle(self) -> None:
-        """Bring what ran when the last server ended into a state that is true now."""
+        """Bring the jobs that were running when the last server ended into a consistent state."""
         for job in self.database.jobs(status=JobStatus.RUNNING, order="asc"):
             if job.fine_tuned_vector is not None:
                 self._publish(job)
@@ -295,7 +296,7 @@ class JobWorker:
                 error = JobError("interrupted", f"the server stopped {job.num_starts} times while the job ran")
                 self._end(job, JobStatus.FAILED, [Event(error.message, "error")], error=error)
             else:
-                self._put_back(job, [Event("the server stopped; the job starts again", "warn")])
+                self._put_back(job, [Event("the server stopped; the job will start again", "warn")])
 
     def _put_back(self, job: JobRecord, events: list[Event], **changes: Any) -> None:
         self._change(job, status=JobStatus.QUEUED, started_at=None, estimated_finish=None, events=events, **changes)
@@ -324,8 +325,8 @@ def name_for(filename: str, identifier: str) -> str:
     return check_name(f"{stem or 'vector'}-{identifier[-_NAME_ENDING:]}")
 
 
-def _told(error: Exception) -> JobError:
-    """What a client sees of why a training failed."""
+def _describe_error(error: Exception) -> JobError:
+    """The reason for a failed training, as shown to clients."""
     if isinstance(error, InvalidMethod):
         return JobError("invalid_method", str(error), f"method.steering.{error.param}" if error.param else None)
     if isinstance(error, InvalidData):

@@ -1,1 +1,1 @@
-"""Training on this server's engine: how a training sees the model, and who carries out a job."""
+"""Training on this server's engine: the model as seen by training, and the trainer for jobs."""

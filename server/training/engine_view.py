@@ -1,7 +1,7 @@
-"""EngineView: the engine and tokenizer as training sees them (`vectors.training.model_view.ModelView`).
+"""EngineView: the engine and tokenizer as used by training (`vectors.training.model_view.ModelView`).
 
-Everything runs as background work through the engine's scheduler, some hundred requests in flight, so that live
-traffic keeps its pace and the engine is never idle in between. It does not know data or methods.
+Everything runs as background work through the engine's scheduler, with some hundred requests in flight, so that live
+traffic keeps its pace and the engine is never idle.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vectors.vocabulary import Site
 
 MAX_IN_FLIGHT = 128
 MAX_BRANCHES = 256
-"""Plans that one request branches into: bounds the rows of the steering bank that a search takes."""
+"""The most plans that one request branches into, which bounds the rows that a search takes in the steering bank."""
 
 _PROMPTS_PER_ROUND = 64
 
@@ -43,7 +43,7 @@ def _never() -> bool:
 
 
 class EngineView:
-    """`engine` and `text` as a view; `is_cancelled` is asked between requests."""
+    """`engine` and `text` as a view; `is_cancelled` is checked between requests."""
 
     def __init__(self, engine: Engine, text: TextProcessor, is_cancelled: Callable[[], bool] = _never) -> None:
         self._engine = engine
@@ -128,7 +128,7 @@ class EngineView:
     def _stream(
         self, tasks: Iterable[tuple[_Key, Any]], begin: Callable[[Any], Future[_Result]]
     ) -> Iterator[tuple[_Key, _Result]]:
-        """Results of `begin(task)` as they come, a bounded number under way."""
+        """Results of `begin(task)` as they arrive, with a bounded number in flight."""
         finished: SimpleQueue[tuple[_Key, Future[_Result]]] = SimpleQueue()
         waiting = iter(tasks)
         num_under_way = 0
@@ -169,7 +169,9 @@ def _put(finished: SimpleQueue[tuple[_Key, Future[_Result]]], key: _Key, future:
 
 
 def _groups_of(plans: Sequence[SteeringPlan]) -> list[list[int]]:
-    """The numbers of plans that one request can branch into: alike before the last prompt token, and not too many."""
+    """The numbers of plans, grouped so that one request can branch into each group: alike before the last prompt token,
+    and not too many.
+    """
     alike: dict[bytes, list[int]] = {}
     for number, plan in enumerate(plans):
         alike.setdefault(plan.fingerprint(Phase.PROMPT), []).append(number)

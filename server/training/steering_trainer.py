@@ -1,7 +1,7 @@
-"""SteeringTrainer: training jobs carried out on this server's own engine, beside its live traffic.
+"""SteeringTrainer: runs training jobs on this server's own engine, alongside its live traffic.
 
-It turns a job's files into data and the names of vectors into revisions; how training goes is
-`vectors.training.task`'s, and a job's life `server.jobs`'.
+It turns a job's files into data and names of vectors into revisions; `vectors.training.task` trains, and `server.jobs`
+manages the jobs.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class SteeringTrainer:
         self._store = store
 
     def check(self, job: JobRequest) -> None:
-        """See `Trainer.check`: the options, the sites and layers, and the vector that is to be evaluated."""
+        """See `Trainer.check`: checks the options, the sites and layers, and the vector to evaluate."""
         check_installed()
         if job.model != self._engine.info.model_id:
             raise InvalidMethod(
-                f"model: the job is for {job.model!r}, and this server runs {self._engine.info.model_id!r}", "model"
+                f"model: the job is for {job.model!r}, but this server runs {self._engine.info.model_id!r}", "model"
             )
         task = Task.from_json(job.steering)
         for given, kinds in ((job.validation_file, ("train", "sweep")), (job.retention_file, ("train", "evaluate"))):
             if given is not None and task.kind not in kinds:
-                raise InvalidMethod(f"the task {task.kind} does not read the file {given}", "task")
+                raise InvalidMethod(f"the task {task.kind} does not use the file {given}", "task")
         check_fit(task.method, EngineView(self._engine, self._text))
         self._steering(task)
 

@@ -161,10 +161,10 @@ REFUSED = [
 @pytest.mark.parametrize(("name", "text"), REFUSED)
 def test_a_bad_value_is_refused_by_the_name_it_was_given_under(name: str, text: str) -> None:
     option = next(option for option in options() if option.name == name)
-    with pytest.raises(SettingsRefused, match=f"^{option.flag}: must") as by_flag:
+    with pytest.raises(SettingsRefused, match=f"^{option.flag}: expected") as by_flag:
         Settings.from_sources({name: text}, {})
     assert repr(text) in str(by_flag.value)
-    with pytest.raises(SettingsRefused, match=f"^{option.variable}: must"):
+    with pytest.raises(SettingsRefused, match=f"^{option.variable}: expected"):
         Settings.from_sources({}, {option.variable: text})
 
 

@@ -174,7 +174,7 @@ def test_a_pytorch_file_says_its_layers_or_is_told(tmp_path: Path) -> None:
     assert vectors.load(saved({2: direction[None]}, tmp_path)).layers == (2,)
     for one in (direction, direction[None]):
         assert vectors.load(saved(direction, tmp_path), layer=7).layers == (7,)
-        with pytest.raises(InvalidVector, match="no layer"):
+        with pytest.raises(InvalidVector, match="does not say its layer"):
             vectors.load(saved(one, tmp_path), num_layers=LAYERS)
 
 
@@ -182,7 +182,7 @@ def test_a_pytorch_file_says_its_layers_or_is_told(tmp_path: Path) -> None:
 def test_rows_mean_something_only_beside_a_model(tmp_path: Path, num_rows: int, first: int) -> None:
     rows = torch.randn(num_rows, HIDDEN, generator=torch.Generator().manual_seed(0))
     file = saved(rows, tmp_path)
-    with pytest.raises(InvalidVector, match=f"{num_rows} rows, and whether the first is the embeddings depends on"):
+    with pytest.raises(InvalidVector, match=f"{num_rows} rows, and the first may be the embeddings"):
         vectors.load(file)
     for told in ({"num_layers": LAYERS}, {"model": build("llama")}):
         found = vectors.load(file, **told)
@@ -196,7 +196,7 @@ def test_a_vector_that_does_not_fit_is_refused(vector: SteeringVector, tmp_path:
     for told in ({"num_layers": LAYERS}, {"model": build("llama")}, {"hidden_size": HIDDEN + 1}):
         with pytest.raises(InvalidVector, match=r"outside the model|hidden size"):
             vectors.load(file, **told)
-    with pytest.raises(InvalidVector, match="give either them or the model"):
+    with pytest.raises(InvalidVector, match="expected either model or num_layers"):
         vectors.load(file, build("llama"), num_layers=LAYERS)
     file.write_bytes(b"no vector")
     with pytest.raises(UnknownFormat):
@@ -206,7 +206,7 @@ def test_a_vector_that_does_not_fit_is_refused(vector: SteeringVector, tmp_path:
 def test_a_tensor_without_end_is_refused(tmp_path: Path) -> None:
     endless = torch.ones(1).expand(1 << 40)
     for content in (endless, {0: endless}):
-        with pytest.raises(InvalidVector, match="larger than what the file holds"):
+        with pytest.raises(InvalidVector, match="larger than the file's data"):
             vectors.load(saved(content, tmp_path), layer=0 if content is endless else None)
 
 

@@ -172,7 +172,7 @@ def test_vector_held_while_its_name_goes_stays_whole(store: VectorStore) -> None
 def test_create_takes_only_free_names(store: VectorStore) -> None:
     assert store.create("calm", vector(1)).vector == vector(1)
     for number in (1, 2):
-        with pytest.raises(VectorExists, match="'calm' exists"):
+        with pytest.raises(VectorExists, match="'calm' already exists"):
             store.create("calm", vector(number))
     assert len(store.history("calm")) == 1
     store.remove("calm")
@@ -250,7 +250,7 @@ def test_ambiguous_prefix_is_refused_and_a_longer_one_settles_it(store: VectorSt
     assert store.get("calm", one.revision[:6]).vector == one
     store.put("calm", two)
     for call in (store.get, store.content, store.rollback):
-        with pytest.raises(InvalidRevision, match="ambiguous: 2 begin so"):
+        with pytest.raises(InvalidRevision, match="ambiguous: 2 revisions begin with it"):
             call("calm", one.revision[:6])
     assert store.get("calm", one.revision[:32]).vector == one
     assert store.get("calm", two.revision[:32]).vector == two

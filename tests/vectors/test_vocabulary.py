@@ -43,7 +43,7 @@ def test_every_list_of_layers_has_the_same_limit_and_message(place: str) -> None
     give = PLACES[place]
     give([0, MAX_LAYER])
     assert refusal(give, [MAX_LAYER + 1]).endswith(f"expected layers from 0 to {MAX_LAYER}, got {MAX_LAYER + 1}")
-    assert refusal(give, [3, 3]).endswith("expected each layer once, got one twice")
+    assert refusal(give, [3, 3]).endswith("expected each layer once, got a repeated one")
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -1,7 +1,4 @@
-"""What a server answers about vectors, as values. Whatever is not such an answer is refused, never guessed at.
-
-It knows the wire's objects and OpenAI's error envelope; it does not know how an answer came or what was asked.
-"""
+"""The server's answers about vectors, as typed values. Anything else raises `UnexpectedAnswer`."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """A revision that a name had. `created_at` in Unix seconds, `bytes` of the canonical file."""
+    """A past or current revision of a name. `created_at` in Unix seconds, `bytes` of the canonical file."""
 
     revision: str
     created_at: _UnixSeconds
@@ -40,7 +37,7 @@ class HistoryEntry:
 
 @dataclass(frozen=True, slots=True)
 class RegisteredVector:
-    """A revision of a vector in a server's registry: all but its directions, named as on the wire.
+    """A revision of a vector in a server's registry, without its directions. Fields are named as on the wire.
 
     `id` is the name; `revision` the content's hash (64 hex digits); `created_at` in Unix seconds; `bytes` of the
     canonical file; `norms` the Euclidean norm of each layer's direction; `history` every revision of the name, newest
@@ -104,12 +101,12 @@ _ENVELOPE = TypeAdapter(_Envelope)
 
 
 def vector_in(answer: Answer) -> RegisteredVector:
-    """The vector that an answer holds. Raises `UnexpectedAnswer`, as all of these do."""
+    """The vector in an answer. Raises `UnexpectedAnswer`, as all of these do."""
     return _read(_VECTOR, answer)
 
 
 def listing_in(answer: Answer) -> Listing:
-    """The page of a list that an answer holds."""
+    """The page of a list in an answer."""
     return _read(_LISTING, answer)
 
 
@@ -119,14 +116,14 @@ def check_deleted(answer: Answer) -> None:
 
 
 def file_in(answer: Answer) -> bytes:
-    """The file that an answer is."""
+    """The file in an answer."""
     if answer.content_type != _FILE:
         raise UnexpectedAnswer
     return answer.body
 
 
 def refusal_in(answer: Answer, shown: Callable[[str], str]) -> ClientError:
-    """The error that an answer of a status beyond the 200s is; `shown` makes what it says fit to be shown."""
+    """The error in an answer whose status is not 2xx; `shown` makes its texts safe to show."""
     try:
         error = _ENVELOPE.validate_json(answer.body, strict=True).error
     except ValidationError:

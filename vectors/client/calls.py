@@ -1,6 +1,6 @@
 """Each call to a server's registry as a value: what is sent, and how its answer is read.
 
-Nothing is sent here, so that a client that waits and one that is awaited say the same and read the same.
+Nothing is sent here: the blocking and the asynchronous client share these calls.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # a client of files and names needs no tensors
 Order = Literal["asc", "desc"]
 
 _ROOT = "/v1/steering/vectors"
-_PAGE = 100  # the most that a server lists at once
+_PAGE = 100  # the largest page that a server returns
 _REVISION = re.compile(r"[0-9a-fA-F]{64}")
 
 _Result_co = TypeVar("_Result_co", covariant=True)
@@ -34,7 +34,7 @@ _Result_co = TypeVar("_Result_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[_Result_co]):
-    """One request, and what its answer means. `send`: query, headers and body as httpx names them."""
+    """One request, and how to read its answer. `send`: query, headers and body as httpx names them."""
 
     method: str
     path: str
@@ -51,7 +51,7 @@ class Page:
 
 
 class FileFacts(UploadedDefaults, total=False):
-    """What a file may leave open, or is to say otherwise.
+    """What a file does not say, or what should override it.
 
     `layer`: the block of a file of one bare direction; `convention`: how a GGUF file counts its layers.
     """
@@ -69,7 +69,7 @@ def list_page(order: Order, after: str | None = None) -> Call[Page]:
             return Page(listing.data, None)
         last = listing.last_id
         if last is None or (after is not None and not (after < last if order == "asc" else last < after)):
-            raise UnexpectedAnswer  # a list that does not go on would never end
+            raise UnexpectedAnswer  # a page that does not advance would loop forever
         return Page(listing.data, list_page(order, last))
 
     query = {"limit": _PAGE, "order": order} | ({} if after is None else {"after": after})
@@ -94,25 +94,25 @@ def put(
 
 
 def create(name: str, directions: Mapping[int, Iterable[float]], defaults: CreatedDefaults) -> Call[RegisteredVector]:
-    """Numbers as a new name. They travel as the float32 that they become."""
+    """Create a vector from numbers under a new name. They are sent as float32, which is how they are stored."""
     numbers = {str(layer): _base64(layer, direction) for layer, direction in directions.items()}
     body = {**defaults, "name": check_name(name), "directions": numbers}
     return Call("POST", _ROOT, vector_in, _json_body(body))
 
 
 def patch(name: str, changes: ChangedDefaults, if_match: str | None) -> Call[RegisteredVector]:
-    """Other defaults or descriptions for the directions that there are."""
+    """Change defaults or descriptions; the directions stay."""
     return Call("PATCH", _path(name), vector_in, _json_body(changes, _precondition(if_match)))
 
 
 def rollback(name: str, revision: str, if_match: str | None) -> Call[RegisteredVector]:
-    """A name pointed back at a revision of its history."""
+    """Point a name back at a revision of its history."""
     send = _json_body({"revision": revision}, _precondition(if_match))
     return Call("POST", f"{_path(name)}/rollback", vector_in, send)
 
 
 def delete(name: str, if_match: str | None) -> Call[None]:
-    """A name, and its history, gone."""
+    """Delete a name and its history."""
     return Call("DELETE", _path(name), check_deleted, {"headers": _precondition(if_match)})
 
 
@@ -125,7 +125,7 @@ def content(name: str, file_format: FileFormat, revision: str | None) -> Call[by
 def vector(name: str, revision: str | None) -> Call[SteeringVector]:
     """A revision with its directions; the current one, when `revision` is None.
 
-    Reading the answer raises `MissingDependency` where torch is not installed.
+    Reading the answer raises `MissingDependency` if torch is not installed.
     """
     call = content(name, DEFAULT_FILE_FORMAT, revision)
     return Call(call.method, call.path, _decoded, call.send)
@@ -144,14 +144,14 @@ def _decoded(answer: Answer) -> SteeringVector:
 
 
 def _path(name: str) -> str:
-    return f"{_ROOT}/{check_name(name)}"  # what may be a name means the same in a path
+    return f"{_ROOT}/{check_name(name)}"  # a valid name needs no escaping in a path
 
 
 def _precondition(if_match: str | None) -> dict[str, str]:
     if if_match is None:
         return {}
     if if_match != "*" and _REVISION.fullmatch(if_match) is None:
-        raise InvalidRevision(f"if_match is a whole revision, 64 hex digits, or '*', not {if_match[:80]!r}")
+        raise InvalidRevision(f"if_match: expected a whole revision (64 hex digits) or '*', got {if_match[:80]!r}")
     return {"If-Match": if_match if if_match == "*" else f'"{if_match}"'}
 
 
@@ -161,9 +161,9 @@ def _json_body(body: Mapping[str, Any], headers: Mapping[str, str] | None = None
 
 def _json(body: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(body, allow_nan=False, default=dict)  # what SteeringVector calls metadata is no dict
+        return json.dumps(body, allow_nan=False, default=dict)  # SteeringVector.metadata is a mapping, not a dict
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidVector(f"what is said of the vector must be JSON of finite numbers: {error}") from None
+        raise InvalidVector(f"the vector's fields must be JSON with finite numbers: {error}") from None
 
 
 def _base64(layer: int, direction: Iterable[float]) -> str:

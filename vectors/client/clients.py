@@ -1,7 +1,7 @@
-"""A tiller server's registry of steering vectors from Python: `VectorClient`, and `AsyncVectorClient` to be awaited.
+"""A tiller server's registry of steering vectors from Python: `VectorClient`, and `AsyncVectorClient` for asyncio.
 
-OpenAI's SDK does the rest: chats, completions, files, training jobs. A client knows addresses, keys and how
-connections fail; what is sent and how answers are read is `calls`'.
+Use OpenAI's SDK for everything else: chats, completions, files, training jobs. What is sent and how answers are read is
+in `calls`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # a client of files and names needs no tensors
 __all__ = ["AsyncVectorClient", "ClientError", "Connection", "HistoryEntry", "RegisteredVector", "VectorClient"]
 
 DEFAULT_TIMEOUT = 60.0
-"""Seconds that a connection may take, and each silence within one."""
+"""Seconds to wait for a connection, and for each read or write on it."""
 
 _Result = TypeVar("_Result")
 
@@ -35,7 +35,7 @@ _Result = TypeVar("_Result")
 class Server:
     """A server's address and the key to it, without a connection. Raises `InvalidConnection`.
 
-    `base_url` may end in `/v1`, as OpenAI's SDK wants it.
+    `base_url` may end in `/v1`, as for OpenAI's SDK.
     """
 
     def __init__(self, base_url: str, api_key: str | None) -> None:
@@ -44,25 +44,25 @@ class Server:
         except httpx.InvalidURL as error:
             raise InvalidConnection(str(error), "base_url") from None
         if url.scheme not in ("http", "https") or not url.host:
-            raise InvalidConnection("it must begin with http:// or https:// and a host", "base_url")
+            raise InvalidConnection("expected an http:// or https:// URL with a host", "base_url")
         if url.userinfo:
-            raise InvalidConnection("it must hold no name and password; a key goes into api_key", "base_url")
+            raise InvalidConnection("expected a URL without user name and password; pass a key as api_key", "base_url")
         if api_key is not None and not (api_key and all("!" <= character <= "~" for character in api_key)):
-            raise InvalidConnection("the key is empty or has characters other than printable ASCII", "api_key")
+            raise InvalidConnection("expected a key of printable ASCII characters without spaces", "api_key")
         self.url = str(url)
         self._key = api_key
 
     def settings(self, timeout: float | httpx.Timeout) -> dict[str, Any]:
-        """What an httpx client for this server is made with."""
+        """The arguments of an httpx client for this server."""
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         return {"base_url": self.url, "headers": headers, "timeout": timeout}
 
     @contextlib.contextmanager
     def typed_failures(self) -> Iterator[None]:
-        """What httpx raises in the context becomes a `ClientError`."""
+        """Turn what httpx raises within the context into a `ClientError`."""
         try:
             yield
-        except (httpx.ConnectError, UnicodeError):  # the latter for a host that no name server can be asked for
+        except (httpx.ConnectError, UnicodeError):  # UnicodeError: a host name that cannot be encoded
             raise ConnectionFailed(f"no server answers at {self.url}: is 'tiller serve' running?") from None
         except httpx.TimeoutException:
             raise TimedOut(f"{self.url} did not answer in time") from None
@@ -72,21 +72,21 @@ class Server:
             raise ConnectionFailed(f"{self.url}: {self._shown(str(error) or type(error).__name__)}") from None
 
     def accepted(self, response: httpx.Response) -> Answer:
-        """What a response that was read holds, when the server did as it was asked; else raises `refusal_of` it."""
+        """The answer in a successful response that was read. Raises `refusal_of` any other."""
         if not response.is_success:
             raise self.refusal_of(response)
         return _answer_of(response)
 
     def refusal_of(self, response: httpx.Response) -> ClientError:
-        """The error that a response is, which was read and is no success."""
+        """The error in an unsuccessful response that was read."""
         return refusal_in(_answer_of(response), self._shown)
 
     def _shown(self, text: str) -> str:
-        return text if self._key is None else text.replace(self._key, "[key]")  # whoever answers may echo it
+        return text if self._key is None else text.replace(self._key, "[key]")  # an answer may echo it
 
 
 class Connection:
-    """HTTP to one server, whose every failure is a `ClientError`; `close` it, or use it as a context."""
+    """HTTP to one server. Every failure is a `ClientError`. `close` it, or use it as a context manager."""
 
     def __init__(
         self, base_url: str, api_key: str | None = None, *, timeout: float | httpx.Timeout = DEFAULT_TIMEOUT
@@ -113,13 +113,13 @@ class Connection:
 class VectorClient(Connection):
     """The registry of the server at `base_url`; may be used by several threads.
 
-    Every failure is a `ClientError`, most of them a `Refused` that says why; what can be seen to be wrong before it is
-    sent is `InvalidVectorName`, `InvalidRevision` or `InvalidVector`. `if_match` is the revision (64 hex digits) that
-    must be the current one, or "*"; else nothing is changed and `PreconditionFailed` is raised.
+    Every failure is a `ClientError`, usually a `Refused` that says why. Arguments that are wrong before anything is
+    sent raise `InvalidVectorName`, `InvalidRevision` or `InvalidVector`. `if_match` is the revision (64 hex digits)
+    that must be the current one, or "*"; otherwise nothing is changed and `PreconditionFailed` is raised.
     """
 
     def list(self, *, order: Order = "asc") -> Iterator[RegisteredVector]:
-        """Every vector by name, asked for a page at a time as one goes on."""
+        """Every vector in order of names; pages are fetched as they are needed."""
         page: Call[calls.Page] | None = calls.list_page(order)
         while page is not None:
             found = self._carry_out(page)
@@ -139,17 +139,17 @@ class VectorClient(Connection):
         if_none_match: Literal["*"] | None = None,
         **facts: Unpack[FileFacts],
     ) -> RegisteredVector:
-        """Make a file the current revision of `name`; safetensors, a GGUF control vector, or PyTorch's `.pt`.
+        """Make a file the current revision of `name`: safetensors, a GGUF control vector, or PyTorch's `.pt`.
 
-        `facts` say what the file does not, or instead of it. `if_none_match="*"`: only when the name is free.
-        Raises `OSError` when the file cannot be read.
+        `facts` add what the file does not say, or override it. `if_none_match="*"`: only if the name is free. Raises
+        `OSError` when the file cannot be read.
         """
         return self._carry_out(calls.put(name, _read(file), facts, if_match, if_none_match))
 
     def create(
         self, name: str, directions: Mapping[int, Iterable[float]], **defaults: Unpack[CreatedDefaults]
     ) -> RegisteredVector:
-        """Make a vector of numbers, by layer, each direction as long as the model is wide; `name` must be free."""
+        """Create a vector from numbers by layer, each direction `[hidden]`; `name` must be free."""
         return self._carry_out(calls.create(name, directions, defaults))
 
     def patch(self, name: str, *, if_match: str | None = None, **changes: Unpack[ChangedDefaults]) -> RegisteredVector:
@@ -157,19 +157,19 @@ class VectorClient(Connection):
         return self._carry_out(calls.patch(name, changes, if_match))
 
     def rollback(self, name: str, revision: str, *, if_match: str | None = None) -> RegisteredVector:
-        """Point `name` back at the revision of its history that begins so (6 digits or more)."""
+        """Point `name` back at a revision of its history, given by at least the first 6 digits of its hash."""
         return self._carry_out(calls.rollback(name, revision, if_match))
 
     def content(self, name: str, format: FileFormat = DEFAULT_FILE_FORMAT, *, revision: str | None = None) -> bytes:
-        """The current revision of `name`, or the one that begins so, as a file."""
+        """The current revision of `name`, or the one whose hash begins with `revision`, as a file."""
         return self._carry_out(calls.content(name, format, revision))
 
     def vector(self, name: str, *, revision: str | None = None) -> SteeringVector:
-        """The current revision of `name`, or the one that begins so, with its directions as tensors."""
+        """The current revision of `name`, or the one whose hash begins with `revision`, with its directions."""
         return self._carry_out(calls.vector(name, revision))
 
     def delete(self, name: str, *, if_match: str | None = None) -> None:
-        """Forget `name` and its history."""
+        """Delete `name` and its history."""
         self._carry_out(calls.delete(name, if_match))
 
     def _carry_out(self, call: Call[_Result]) -> _Result:
@@ -177,7 +177,7 @@ class VectorClient(Connection):
 
 
 class AsyncVectorClient:
-    """`VectorClient`, to be awaited: the same methods, arguments, results and errors; an asynchronous context."""
+    """`VectorClient` for asyncio: the same methods, arguments, results and errors, and an async context manager."""
 
     def __init__(
         self, base_url: str, api_key: str | None = None, *, timeout: float | httpx.Timeout = DEFAULT_TIMEOUT
@@ -254,7 +254,7 @@ class AsyncVectorClient:
     async def _carry_out(self, call: Call[_Result]) -> _Result:
         with self._server.typed_failures():
             response = await self._http.request(call.method, call.path, **call.send)
-        return await run_sync(call.read, self._server.accepted(response))  # a vector's tensors take their time
+        return await run_sync(call.read, self._server.accepted(response))  # decoding tensors would block the event loop
 
 
 def _answer_of(response: httpx.Response) -> Answer:

@@ -1,20 +1,20 @@
-"""What can go wrong between a client and a server. Knows neither HTTP libraries nor what was asked; shows no key.
+"""What can go wrong between a client and a server. No message shows the key.
 
 ClientError                     (a VectorsError)
 ├── InvalidConnection           the address or the key cannot be used; nothing was sent
 ├── ConnectionFailed            no server answers there, or the connection broke
 │   └── TimedOut                the server did not answer in time
-├── UnexpectedAnswer            what answers there is no tiller server
+├── UnexpectedAnswer            the answer is not one of a tiller server
 └── Refused                     status  the server refused, and said why
     ├── InvalidRequest          400     something in the request is wrong; `param` names it
-    ├── Unauthorized            401     no key, or one that the server does not know
+    ├── Unauthorized            401     no key, or an unknown one
     ├── Forbidden               403     the key's role does not allow the call
     ├── NotFound                404     no such vector, or (`code`) no such revision
     ├── Conflict                409     the name is taken
     ├── PreconditionFailed      412     `if_match` or `if_none_match` does not hold; nothing was changed
     ├── PayloadTooLarge         413     the file is larger than the server accepts
     ├── Overloaded              429     the server has too much to do
-    └── ServerFailure           5xx     the server failed, or is not there yet or any more
+    └── ServerFailure           5xx     the server failed, or is starting or stopping
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vectors.errors import VectorsError
 
 
 class ClientError(VectorsError):
-    """Base of whatever a call to a server raises; `str()` of it is meant for people."""
+    """Base of everything that a call to a server raises; `str()` of it is a message for people."""
 
 
 class InvalidConnection(ClientError):
@@ -37,21 +37,19 @@ class InvalidConnection(ClientError):
 
 
 class ConnectionFailed(ClientError):
-    """No server answers at the address, or the connection broke. A change may have been made all the same."""
+    """No server answers at the address, or the connection broke. A change may have been made anyway."""
 
 
 class TimedOut(ConnectionFailed):
-    """The server did not answer in time. A change may have been made all the same."""
+    """The server did not answer in time. A change may have been made anyway."""
 
 
 class UnexpectedAnswer(ClientError):
-    """The answer is none that a tiller server gives. `status` is its HTTP status, if it had one."""
+    """The answer is not one of a tiller server. `status` is its HTTP status, if it had one."""
 
     def __init__(self, status: int | None = None) -> None:
         shown = "" if status is None else f" (HTTP {status})"
-        super().__init__(
-            f"the answer is not one of a tiller server{shown}; does something else listen at that address?"
-        )
+        super().__init__(f"the answer is not from a tiller server{shown}; is the address right?")
         self.status = status
 
 
@@ -75,7 +73,7 @@ class InvalidRequest(Refused):
 
 
 class Unauthorized(Refused):
-    """No key was sent, or one that the server does not know."""
+    """No key was sent, or an unknown one."""
 
 
 class Forbidden(Refused):
@@ -83,7 +81,7 @@ class Forbidden(Refused):
 
 
 class NotFound(Refused):
-    """No such thing; `code` says which: `vector_not_found`, `revision_not_found`, `unknown_url`."""
+    """There is no such object; `code` says which: `vector_not_found`, `revision_not_found`, `unknown_url`."""
 
 
 class Conflict(Refused):
@@ -103,7 +101,7 @@ class Overloaded(Refused):
 
 
 class ServerFailure(Refused):
-    """The server failed, or is not there yet or any more."""
+    """The server failed, or is starting or stopping."""
 
 
 _BY_STATUS: dict[int, type[Refused]] = {
@@ -119,6 +117,6 @@ _BY_STATUS: dict[int, type[Refused]] = {
 
 
 def refused(status: int, message: str, code: str | None, param: str | None) -> Refused:
-    """The error of that status; plain `Refused` for a status without one of its own."""
+    """The error for a status; plain `Refused` for any other status."""
     kind = ServerFailure if status >= 500 else _BY_STATUS.get(status, Refused)
     return kind(status, message, code, param)

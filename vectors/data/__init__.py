@@ -1,7 +1,7 @@
 """Labelled data: what items are, how they are read, split and shown.
 
-`read_data` takes a user's file, `read_task` a published data set by name, `split_items` and the shuffles make of them
-what is trained and tested on. Nothing here knows prompts, models or the server.
+`read_data` takes a user's file, `read_task` a published data set by name, `split_items` and the shuffles turn items
+into what is trained and tested on.
 """
 
 from __future__ import annotations

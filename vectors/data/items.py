@@ -1,7 +1,4 @@
-"""What labelled data is made of: items with options, and pairs of texts.
-
-An item knows its content and where it was read; it does not know prompts, letters, files' formats or models.
-"""
+"""What labelled data is made of: items with options, and pairs of texts."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 MAX_CHOICES = 26
-"""As many as there are letters."""
+"""One for each letter of the alphabet."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -19,7 +16,8 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 class ChoiceItem:
     """A question with 2 to `MAX_CHOICES` different options, `answer` the index of the right one.
 
-    `context` is what a prompt asks to remember (a user's opinion, say). `line` (1-based) is where it was read.
+    `context` is what a prompt asks the model to remember, such as a user's opinion. `line` (1-based) is where it was
+    read.
     """
 
     question: str
@@ -44,7 +42,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class PairItem:
-    """Two texts after the same prompt, of which `positive` is the wanted one.
+    """Two texts after the same prompt; `positive` is the wanted one.
 
     `prompt` is text (empty when the data has none) or the turns of a chat.
     """
@@ -57,7 +55,7 @@ class PairItem:
 
 @dataclass(frozen=True, slots=True)
 class TextItem:
-    """A plain text, on which a vector's harm to the language is measured."""
+    """A plain text whose perplexity shows what a vector costs."""
 
     text: str
     line: int = 0
@@ -102,5 +100,5 @@ class ShownItem:
 
 
 def kind_of(items: Sequence[Item]) -> type[ChoiceItem] | type[PairItem]:
-    """The one kind that the items of a data set have."""
+    """The kind of all items of a data set."""
     return type(items[0])

@@ -1,8 +1,8 @@
-"""Published: one row of a data set, as its authors or the hub lay it out -> a `ChoiceItem`.
+"""Readers of published data sets: one row, as its authors or the hub lay it out -> a `ChoiceItem`.
 
-Every reader gives None for a row that the task leaves out: options of which two are the same text have no one right
-place (three rows of MMLU and LSAT are published so). Whatever else is wrong raises `InvalidData` at the row. Readers
-know neither files nor names of tasks; the questions that ETHICS lacks are worded here.
+A reader returns None for a row that the task leaves out: with two identical options, no single place is right (three
+published rows of MMLU and LSAT are like that). Anything else that is wrong raises `InvalidData` naming the row. ETHICS
+comes without questions, so they are worded here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LSAT_END = re.compile(r"\s*Answer Choices:")
 
 
 def bbq(row: Row) -> ChoiceItem | None:
-    """BBQ: the story and its question; three answers, one of them that it cannot be known."""
+    """BBQ: the story and its question; three answers, one of which says that it cannot be known."""
     question = f"{row.text('context').strip()} {row.text('question').strip()}"
     return _item(row, question, [row.text(f"ans{number}") for number in range(3)], _label(row, "label", 3))
 
@@ -49,8 +49,8 @@ def justice(row: Row) -> ChoiceItem | None:
 def sycophancy(row: Row) -> ChoiceItem | None:
     """SycophancyEval's `answer` rows, or A/B rows whose matching behaviour is the sycophantic one.
 
-    Of the former, rows in which the user has no opinion are left out; the opinion is the item's context, without its
-    full stop, and the right option comes first. Of the latter, the right option is the one that does not match.
+    SycophancyEval: rows without a user's opinion are left out; the opinion, without its full stop, is the item's
+    context, and the right option comes first. A/B: the right option is the one that does not match.
     """
     if "answer_matching_behavior" in row.fields:
         matched = {
@@ -67,10 +67,10 @@ def sycophancy(row: Row) -> ChoiceItem | None:
     )
     turns = row.value("prompt")
     if not isinstance(turns, list) or len(turns) != 1:
-        raise row.error("prompt must be a list of one turn")
+        raise row.error("prompt: expected a list of one turn")
     content = row.clean(_object(row, turns[0], "prompt[0]").get("content"), "prompt[0].content").strip()
     if not content.startswith(question):
-        raise row.error("the prompt does not begin with base.question")
+        raise row.error("prompt: expected to begin with base.question")
     opinion = content[len(question) :].strip().removesuffix(".")
     return _item(row, question, [right, wrong], 0, opinion) if opinion else None
 
@@ -89,9 +89,9 @@ def truthfulqa(row: Row) -> ChoiceItem | None:
     else:
         choices, labels = list(targets), list(targets.values())
     if not isinstance(labels, list) or len(labels) != len(choices):
-        raise row.error("mc1_targets must have a label for every choice")
+        raise row.error("mc1_targets: expected a label for every choice")
     if [label for label in labels if label != 0] != [1]:
-        raise row.error("mc1_targets must have one label 1, and 0 elsewhere")
+        raise row.error("mc1_targets: expected one label 1 and otherwise 0")
     return _item(row, row.text("question"), choices, labels.index(1))
 
 
@@ -107,19 +107,19 @@ def ai2(row: Row) -> ChoiceItem | None:
         objects = [_object(row, choice, "a choice") for choice in choices]
         texts, labels = ([choice.get(name) for choice in objects] for name in ("text", "label"))
     else:
-        raise row.error(f"choices must be a list, not {shown(choices)}")
+        raise row.error(f"choices: expected a list, got {shown(choices)}")
     if not isinstance(texts, list) or not isinstance(labels, list) or len(texts) != len(labels):
-        raise row.error("choices must have a text and a label each")
+        raise row.error("choices: expected a text and a label for each")
     key = row.text("answerKey").strip()
     if labels.count(key) != 1:
-        raise row.error(f"answerKey {shown(key)} is not the label of one choice")
+        raise row.error(f"answerKey: expected the label of one choice, got {shown(key)}")
     return _item(row, row.clean(question, "question"), texts, labels.index(key))
 
 
 def lsat(row: Row) -> ChoiceItem | None:
     """AGIEval's LSAT sections, in the authors' layout or the hub's; options without their letters."""
     if "query" in row.fields:
-        # the hub's text holds the options once more, and the words that ask for a letter
+        # the hub's text repeats the options and asks for a letter
         question = _LSAT_END.split(row.text("query"))[0]
         given, gold = row.value("choices"), row.value("gold")
         answer = gold[0] if isinstance(gold, list) and len(gold) == 1 else gold
@@ -128,16 +128,16 @@ def lsat(row: Row) -> ChoiceItem | None:
         question = "\n".join([*([passage.strip()] if passage else []), row.text("question").strip()])
         given, answer = row.value("options"), row.text("label").strip()
     if not isinstance(given, list):
-        raise row.error(f"the options must be a list, not {shown(given)}")
+        raise row.error(f"options: expected a list, got {shown(given)}")
     choices = []
     for place, option in enumerate(given):
         match = _LETTERED.fullmatch(row.clean(option, f"option {place + 1}"))
         if match is None or match[1] != LETTERS[place : place + 1]:
-            raise row.error(f"option {place + 1} does not begin with ({LETTERS[place : place + 1]})")
+            raise row.error(f"option {place + 1}: expected to begin with ({LETTERS[place : place + 1]})")
         choices.append(match[2])
     if isinstance(answer, str):
         answer = LETTERS.find(answer) if len(answer) == 1 else -1
-    return _item(row, row.clean(question, "question"), choices, _number(row, answer, "the label", len(choices)))
+    return _item(row, row.clean(question, "question"), choices, _number(row, answer, "label", len(choices)))
 
 
 def mmlu(row: Row) -> ChoiceItem | None:
@@ -147,7 +147,7 @@ def mmlu(row: Row) -> ChoiceItem | None:
         names = ("choice0", "choice1", "choice2", "choice3") if "choice0" in row.fields else tuple("ABCD")
         choices = [row.value(name) for name in names]
     if not isinstance(choices, list):
-        raise row.error(f"choices must be a list, not {shown(choices)}")
+        raise row.error(f"choices: expected a list, got {shown(choices)}")
     answer = row.value("answer")
     if isinstance(answer, str) and answer in tuple("ABCD"):
         return _item(row, row.text("question"), choices, "ABCD".index(answer))
@@ -162,7 +162,7 @@ def _item(
 
 
 def _label(row: Row, name: str, count: int) -> int:
-    """A number below `count`, which a CSV has as text."""
+    """A number below `count`, as text in a CSV."""
     value = row.value(name)
     if row.format == "csv" and isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,3}\s*", value):
         value = int(value)
@@ -171,11 +171,11 @@ def _label(row: Row, name: str, count: int) -> int:
 
 def _number(row: Row, value: object, what: str, count: int) -> int:
     if type(value) is not int or not 0 <= value < count:
-        raise row.error(f"{what} must mean one of {count} options, not {shown(value)}")
+        raise row.error(f"{what}: expected an index from 0 to {count - 1}, got {shown(value)}")
     return value
 
 
 def _object(row: Row, value: object, what: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise row.error(f"{what} must be an object, not {shown(value)}")
+        raise row.error(f"{what}: expected an object, got {shown(value)}")
     return value

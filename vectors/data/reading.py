@@ -1,8 +1,7 @@
-"""Reading: a user's labelled data, from bytes in any accepted format -> a `DataSet`.
+"""Reads a user's labelled data: bytes in any accepted format -> a `DataSet`.
 
-The format is told from the content and the kind of item from the fields; every error names the file and the line. It
-does not know published tasks (`tasks.py`), prompts or models. Fields that it does not know are ignored, since published
-data sets carry many beside those that are needed.
+The content tells the format, and the fields tell the kind of item. Every error names the file and the line. Unknown
+fields are ignored, since published data sets have many beyond those needed here.
 """
 
 from __future__ import annotations
@@ -44,26 +43,26 @@ def read_data(content: bytes, name: str, *, smallest: int = MIN_ITEMS) -> DataSe
 
     Rows are one of `{"question","choices","answer","context"?}` (in place of `choices` also fields `choice0`,
     `choice1`, … or `A`, `B`, …), `{"question","answer_matching_behavior","answer_not_matching_behavior"}`,
-    `{"input","preferred_output","non_preferred_output"}`, `{"positive","negative","prompt"?}`; all rows of a file give
-    the same kind of item, and other fields are ignored. In CSV lists and objects are JSON inside a cell, an empty
-    optional cell is an absent field, and empty choice columns at the end are options that an item lacks.
-    Raises `InvalidData` (also for fewer than `smallest` items) and `MissingDependency` (Parquet without pyarrow).
+    `{"input","preferred_output","non_preferred_output"}`, `{"positive","negative","prompt"?}`; all rows of a file must
+    be of the same kind, and other fields are ignored. In CSV, lists and objects are JSON in a cell, an empty optional
+    cell is an absent field, and empty choice columns at the end are absent options. Raises `InvalidData` (also for
+    fewer than `smallest` items) and `MissingDependency` (Parquet without pyarrow).
     """
     items: list[Any] = []
     for row in read_rows(content, name):
-        item = _form(row, texts=False)(row)
+        item = _find_reader(row, texts=False)(row)
         if items and type(item) is not type(items[0]):
             first = items[0]
-            raise row.error(f"is {_named(item)}, while the first one, {first.line}, is {_named(first)}")
+            raise row.error(f"expected {_named(first)} like the first item (line {first.line}), got {_named(item)}")
         items.append(item)
     return data_set(name, hashlib.sha256(content).hexdigest(), items, smallest)
 
 
 def read_retention(content: bytes, name: str) -> tuple[DataSet | None, tuple[TextItem, ...]]:
-    """What must not get worse: choice items (None when there are none) and plain texts, at least one of either.
+    """Data for retention: choice items (None without any) and plain texts, at least one of either.
 
-    The formats of `read_data` and rows `{"text"}`, mixed at will; a file of plain prose gives one text a paragraph
-    (blank lines part them). Raises `InvalidData` and `MissingDependency`.
+    Accepts the formats of `read_data` and rows `{"text"}`, mixed in any way; plain prose gives one text per paragraph,
+    separated by blank lines. Raises `InvalidData` and `MissingDependency`.
     """
     items: list[ChoiceItem] = []
     texts: list[TextItem] = []
@@ -73,7 +72,7 @@ def read_retention(content: bytes, name: str) -> tuple[DataSet | None, tuple[Tex
         else:
             items.append(item)
     if not items and not texts:
-        raise InvalidData("holds neither a question nor a text", name)
+        raise InvalidData("expected at least one question or text, got none", name)
     digest = hashlib.sha256(content).hexdigest()
     return data_set(name, digest, items, 1) if items else None, tuple(texts)
 
@@ -81,25 +80,25 @@ def read_retention(content: bytes, name: str) -> tuple[DataSet | None, tuple[Tex
 def data_set(name: str, sha256: str, items: Sequence[Any], smallest: int = MIN_ITEMS) -> DataSet:
     """A data set of items of one kind. Raises `InvalidData` when there are fewer than `smallest`."""
     if len(items) < smallest:
-        raise InvalidData(f"{len(items)} items; at least {smallest} are needed", name)
+        raise InvalidData(f"expected at least {smallest} items, got {len(items)}", name)
     return DataSet(name, sha256, tuple(items))
 
 
 def choice_item(row: Row, question: str, choices: Sequence[str], answer: int, context: str | None = None) -> ChoiceItem:
-    """An item, its texts without the white space around them. Raises `InvalidData` at the row for wrong options."""
+    """An item with its texts stripped. Raises `InvalidData` naming the row for wrong options."""
     if not 2 <= len(choices) <= MAX_CHOICES:
-        raise row.error(f"{len(choices)} choices; there must be 2 to {MAX_CHOICES}")
+        raise row.error(f"expected 2 to {MAX_CHOICES} choices, got {len(choices)}")
     stripped = tuple(choice.strip() for choice in choices)
     if twice := same_choices(stripped):
         first, second = twice
-        raise row.error(f"choices {LETTERS[first]} and {LETTERS[second]} share a text: {shown(stripped[first])}")
+        raise row.error(f"choices {LETTERS[first]} and {LETTERS[second]} are the same: {shown(stripped[first])}")
     if not 0 <= answer < len(stripped):
-        raise row.error(f"answer {shown(answer)} is beyond the {len(stripped)} choices, which count from 0")
+        raise row.error(f"answer: expected an index from 0 to {len(stripped) - 1}, got {shown(answer)}")
     return ChoiceItem(question.strip(), stripped, answer, context.strip() if context else None, row.line)
 
 
 def same_choices(choices: Sequence[str]) -> tuple[int, int] | None:
-    """The places of the first two options that are the same text, white space around them aside."""
+    """The places of the first two options with the same text, ignoring surrounding white space."""
     seen: dict[str, int] = {}
     for place, choice in enumerate(choices):
         first = seen.setdefault(choice.strip(), place)
@@ -111,7 +110,7 @@ def same_choices(choices: Sequence[str]) -> tuple[int, int] | None:
 def behaviour_item(row: Row) -> ChoiceItem:
     """A question whose right answer is the one that matches the behaviour. Raises `InvalidData`.
 
-    Where the answers are letters, the options are taken out of the question, so that they can be put in any order.
+    If the answers are letters, the options are taken out of the question, so that they can be reordered.
     """
     question = row.text("question")
     right = row.text("answer_matching_behavior").strip()
@@ -120,11 +119,11 @@ def behaviour_item(row: Row) -> ChoiceItem:
     if letters[0] is None or letters[1] is None:
         return choice_item(row, question, (right, wrong), 0)
     if letters[0][1] == letters[1][1]:
-        raise row.error(f"both answers are {shown(right)}")
+        raise row.error(f"the two answers are the same: {shown(right)}")
     question, options = _options_of(row, question)
     for letter in (letters[0][1], letters[1][1]):
         if letter not in options:
-            raise row.error(f"the answer ({letter}) is not among the options of the question: {', '.join(options)}")
+            raise row.error(f"expected an answer among the question's options {', '.join(options)}, got ({letter})")
     choices = [row.clean(text, f"option ({letter})") for letter, text in options.items()]
     return choice_item(row, question, choices, list(options).index(letters[0][1]))
 
@@ -133,19 +132,19 @@ def _options_of(row: Row, question: str) -> tuple[str, dict[str, str]]:
     """The question without its list of options, and the options by letter."""
     parts = list(_CHOICES.finditer(question))
     if not parts:
-        raise row.error("the answers are letters, but the question has no list 'Choices:' to find them in")
+        raise row.error("the answers are letters, but the question has no 'Choices:' list")
     options: dict[str, list[str]] = {}
     letter, after_blank = "", False
     for line in _ANSWER.sub("", question[parts[-1].end() :]).split("\n"):
         if match := _OPTION.fullmatch(line):
             letter, after_blank = match[1], False
             if letter in options:
-                raise row.error(f"two options carry the letter ({letter})")
+                raise row.error(f"two options have the letter ({letter})")
             options[letter] = [match[2]]
         elif not line.strip():
             after_blank = True
         elif not letter or after_blank:
-            raise row.error(f"the list of options holds something else: {shown(line.strip())}")
+            raise row.error(f"expected an option such as '(A) text' in the list of choices, got {shown(line.strip())}")
         else:
             options[letter].append(line)
     return row.clean(question[: parts[-1].start()], "question"), {
@@ -166,17 +165,17 @@ def _choices(row: Row) -> list[str]:
     names = _choice_fields(row.fields)
     if "choices" in row.fields:
         if names:
-            raise row.error(f"has both choices and {names[0]}")
+            raise row.error(f"expected either choices or {names[0]}, got both")
         given = _decoded(row, "choices")
         if not isinstance(given, list):
-            raise row.error(f"choices must be a list, not {shown(given)}")
+            raise row.error(f"choices: expected a list, got {shown(given)}")
         values = given
     else:
         values = [row.fields[name] for name in names]
         while row.format == "csv" and values and not values[-1].strip():
             values.pop()
     if not 2 <= len(values) <= MAX_CHOICES:
-        raise row.error(f"{len(values)} choices; there must be 2 to {MAX_CHOICES}")
+        raise row.error(f"expected 2 to {MAX_CHOICES} choices, got {len(values)}")
     return [row.clean(value, f"choice {LETTERS[place]}") for place, value in enumerate(values)]
 
 
@@ -189,18 +188,18 @@ def _choice_fields(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _index(row: Row, answer: object, count: int) -> int:
-    """The index that an answer means: a number from 0, or a letter."""
+    """The index that an answer stands for: a number from 0, or a letter."""
     if isinstance(answer, str):
         text = answer.strip()
         if len(text) == 1 and text.upper() in LETTERS:
             place = LETTERS.index(text.upper())
             if place >= count:
-                raise row.error(f"answer {shown(answer)} is beyond the {count} choices")
+                raise row.error(f"answer: expected a letter from A to {LETTERS[count - 1]}, got {shown(answer)}")
             return place
-        if row.format == "csv" and re.fullmatch(r"[0-9]{1,3}", text):  # a CSV has no other numbers
+        if row.format == "csv" and re.fullmatch(r"[0-9]{1,3}", text):  # numbers in a CSV are text
             return int(text)
     if type(answer) is not int:
-        raise row.error(f"answer must be an index (a number from 0) or a letter, not {shown(answer)}")
+        raise row.error(f"answer: expected an index (from 0) or a letter, got {shown(answer)}")
     return answer
 
 
@@ -218,36 +217,36 @@ def _pair_item(row: Row, positive: str, negative: str, prompt: str | tuple[Messa
 def _preference(row: Row) -> PairItem:
     given = _decoded(row, "input")
     if not isinstance(given, dict):
-        raise row.error(f"input must be an object with messages, not {shown(given)}")
+        raise row.error(f"input: expected an object with messages, got {shown(given)}")
     if given.get("tools"):
-        raise row.error("input.tools: tools cannot be trained on")
+        raise row.error("input.tools: training with tools is not supported")
     turns = _messages(row, given.get("messages"), "input.messages")
     outputs = []
     for name in ("preferred_output", "non_preferred_output"):
         messages = _messages(row, _decoded(row, name), name)
         if len(messages) != 1 or messages[0].role != "assistant":
-            raise row.error(f"{name} must be one message of the assistant")
+            raise row.error(f"{name}: expected one assistant message")
         outputs.append(messages[0].content)
     return _pair_item(row, outputs[0], outputs[1], turns)
 
 
 def _messages(row: Row, given: object, what: str) -> tuple[Message, ...]:
     if not isinstance(given, list) or not given:
-        raise row.error(f"{what} must be a list of messages, not {shown(given)}")
+        raise row.error(f"{what}: expected a list of messages, got {shown(given)}")
     messages = []
     for place, message in enumerate(given):
         where = f"{what}[{place}]"
         if not isinstance(message, dict):
-            raise row.error(f"{where} must be an object with role and content, not {shown(message)}")
+            raise row.error(f"{where}: expected an object with role and content, got {shown(message)}")
         if any(message.get(name) for name in ("tool_calls", "function_call", "audio")):
-            raise row.error(f"{where}: tool calls and audio cannot be trained on")
+            raise row.error(f"{where}: tool calls and audio are not supported")
         role = message.get("role")
         if role not in ("system", "developer", "user", "assistant") or not isinstance(role, str):
-            raise row.error(f"{where}.role must be system, user or assistant, not {shown(role)}")
+            raise row.error(f"{where}.role: expected one of system, user, assistant, got {shown(role)}")
         if isinstance(message.get("content"), list):
-            raise row.error(f"{where}.content must be text: parts and images cannot be trained on")
+            raise row.error(f"{where}.content: expected text; content parts and images are not supported")
         content = row.clean(message.get("content"), f"{where}.content")
-        # the newer word for the same turn, which chat templates do not know
+        # the newer name of the same role, which chat templates do not know
         messages.append(Message("system" if role == "developer" else role, content))  # type: ignore[arg-type]
     return tuple(messages)
 
@@ -257,14 +256,14 @@ def _text(row: Row) -> TextItem:
 
 
 def _decoded(row: Row, name: str) -> Any:
-    """A field that is a list or an object: as it is, or JSON inside a cell of a CSV."""
+    """A field that is a list or an object; in a CSV, JSON in a cell."""
     value = row.value(name)
     if row.format != "csv":
         return value
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise row.error(f"{name} must be JSON inside the cell, not {shown(value)}") from None
+        raise row.error(f"{name}: expected JSON in the cell, got {shown(value)}") from None
 
 
 _FORMS: Final[tuple[tuple[tuple[str, ...], tuple[str, ...], _Read], ...]] = (
@@ -273,10 +272,10 @@ _FORMS: Final[tuple[tuple[tuple[str, ...], tuple[str, ...], _Read], ...]] = (
     (("positive", "negative"), (), _pair),
     (("choices",), ("question", "answer"), _choice),
 )
-"""Fields of which one tells the form, fields that it needs besides, and its reader."""
+"""For each form: fields any of which identify it, further fields that it needs, and its reader."""
 
 
-def _form(row: Row, *, texts: bool) -> _Read:
+def _find_reader(row: Row, *, texts: bool) -> _Read:
     """The reader for a row's fields."""
     found = [read for tells, _, read in _FORMS if any(name in row.fields for name in tells)]
     if not found and _choice_fields(row.fields):
@@ -287,8 +286,8 @@ def _form(row: Row, *, texts: bool) -> _Read:
         return found[0]
     given = ", ".join(name[:40] for name in list(row.fields)[:12]) or "none"
     known = "; ".join(", ".join(needs + tells) for tells, needs, _ in _FORMS) + ("; text" if texts else "")
-    problem = "the fields fit several kinds of row" if found else "the fields are of no known kind of row"
-    raise row.error(f"{problem}: found {given}; known are {known}")
+    problem = "the fields match several kinds of row" if found else "the fields match no known kind of row"
+    raise row.error(f"{problem}: got {given}; known kinds are {known}")
 
 
 def _retention_items(content: bytes, name: str) -> Iterator[ChoiceItem | TextItem]:
@@ -297,14 +296,14 @@ def _retention_items(content: bytes, name: str) -> Iterator[ChoiceItem | TextIte
         yield from _paragraphs(text, name)
         return
     for row in read_rows(content, name):
-        item = _form(row, texts=True)(row)
+        item = _find_reader(row, texts=True)(row)
         if isinstance(item, PairItem):
-            raise row.error("is a pair; retention is measured on questions with choices and on texts")
+            raise row.error("expected a question with choices or a text for retention, got a pair of texts")
         yield item
 
 
 def _is_prose(text: str) -> bool:
-    """True for text that neither begins like JSON nor has the header of a CSV with known fields."""
+    """True for text that neither begins like JSON nor has a CSV header with known fields."""
     if text_format(text) != "csv":
         return _JSON_START.match(text) is None
     header = dict.fromkeys(csv_header(text), "")
@@ -324,7 +323,7 @@ def _paragraphs(text: str, name: str) -> Iterator[TextItem]:
             count += 1
             row = Row(name, begin, {"text": "\n".join(lines).strip()}, "jsonl")
             if count > MAX_ROWS:
-                raise row.error(f"more than {MAX_ROWS:,} paragraphs")
+                raise row.error(f"expected at most {MAX_ROWS:,} paragraphs, got more")
             yield _text(row)
             lines = []
 

@@ -1,7 +1,6 @@
 """Rows: the bytes of a labelled file -> its records, each with the line where it began.
 
-Knows Parquet, JSON lists, JSONL and CSV, told apart by their content, and bounds what a hostile file can cost. It does
-not know which fields mean what.
+Parquet, JSON lists, JSONL and CSV are told apart by their content, and the cost of a hostile file is bounded.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ MAX_TEXT_BYTES = 1 << 20
 """The longest line of JSONL and CSV, and the longest text of any format."""
 
 MAX_UNPACKED_BYTES = 1 << 30
-"""What all rows of a Parquet file may take in memory; the file itself may be far smaller."""
+"""The memory that all rows of a Parquet file may take; the file itself may be far smaller."""
 
 Format = Literal["parquet", "json", "jsonl", "csv"]
 
@@ -30,7 +29,7 @@ _BATCH_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record: its fields without those that are null, and where it stands.
+    """One record: its fields except nulls, and where it was read.
 
     `line` is the physical line (JSONL, CSV: where the record begins) or, for JSON lists and Parquet, the row; both
     count from 1.
@@ -42,18 +41,18 @@ class Row:
     format: Format
 
     def error(self, message: str) -> InvalidData:
-        """The error to raise for something wrong in this record."""
+        """The error for something wrong in this record."""
         numbered = message if self.format in ("jsonl", "csv") else f"row {self.line}: {message}"
         return InvalidData(numbered, self.file, self.line)
 
     def value(self, name: str) -> Any:
-        """A field that must be there. Raises `InvalidData`."""
+        """A required field. Raises `InvalidData`."""
         if name not in self.fields:
             raise self.error(f"the field {name!r} is missing")
         return self.fields[name]
 
     def text(self, name: str) -> str:
-        """A field that must be text with more than white space in it, as it stands. Raises `InvalidData`."""
+        """A required field of text that is not blank, unchanged. Raises `InvalidData`."""
         return self.clean(self.value(name), name)
 
     def optional_text(self, name: str) -> str | None:
@@ -66,17 +65,17 @@ class Row:
     def clean(self, value: object, what: str) -> str:
         """The value, if it is text that a model can be given. Raises `InvalidData` naming it `what`."""
         if not isinstance(value, str):
-            raise self.error(f"{what} must be text, not {shown(value)}")
+            raise self.error(f"{what}: expected text, got {shown(value)}")
         if not value.strip():
             raise self.error(f"{what} is empty")
         if "\0" in value:
-            raise self.error(f"{what} holds a NUL character")
+            raise self.error(f"{what} contains a NUL character")
         try:
             too_long = len(value) > MAX_TEXT_BYTES // 4 and len(value.encode()) > MAX_TEXT_BYTES
             if not too_long:
                 value.encode()
         except UnicodeEncodeError:
-            raise self.error(f"{what} holds half of a surrogate pair, which is no text") from None
+            raise self.error(f"{what} contains half of a surrogate pair, which is not valid Unicode") from None
         if too_long:
             raise self.error(f"{what} is longer than 1 MiB")
         return value
@@ -101,9 +100,9 @@ def decode_text(content: bytes, file: str) -> str:
     except UnicodeDecodeError as error:
         # the mark is counted out of the error's position
         place = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
-        raise InvalidData("not UTF-8 text", file, content.count(b"\n", 0, place) + 1) from None
+        raise InvalidData("the file is not UTF-8 text", file, content.count(b"\n", 0, place) + 1) from None
     if "\0" in text:
-        raise InvalidData("holds a NUL character", file, text.count("\n", 0, text.index("\0")) + 1)
+        raise InvalidData("the file contains a NUL character", file, text.count("\n", 0, text.index("\0")) + 1)
     return text
 
 
@@ -117,18 +116,18 @@ def text_format(text: str) -> Format:
 def read_rows(content: bytes, file: str, *, columns: Sequence[str] | None = None) -> Iterator[Row]:
     """The records of a file, in order. Raises `InvalidData`, and `MissingDependency` for Parquet without pyarrow.
 
-    `columns` names the columns of a CSV that is published without a header; one that has its first and last name in
-    its first record keeps its own.
+    `columns` names the columns of a CSV that is published without a header; a file whose first record has the first and
+    last of these names keeps its own header.
     """
     records = _parquet_rows(content, file) if is_parquet(content) else _text_rows(content, file, columns)
     for count, row in enumerate(records):
         if count == MAX_ROWS:
-            raise row.error(f"more than {MAX_ROWS:,} rows")
+            raise row.error(f"expected at most {MAX_ROWS:,} rows, got more")
         yield row
 
 
 def csv_header(text: str) -> list[str]:
-    """The first record of a CSV, its cells without the white space around them; empty where there is none."""
+    """The first record of a CSV with its cells stripped; empty if there is none."""
     try:
         return next(([cell.strip() for cell in cells] for _, cells in _records(text, "")), [])
     except InvalidData:
@@ -172,7 +171,7 @@ def _text_rows(content: bytes, file: str, columns: Sequence[str] | None) -> Iter
 
 def _json_row(record: object, file: str, line: int, form: Format) -> Row:
     if not isinstance(record, dict):
-        raise Row(file, line, {}, form).error(f"must be a JSON object, not {shown(record)}")
+        raise Row(file, line, {}, form).error(f"expected a JSON object, got {shown(record)}")
     return Row(file, line, {name: value for name, value in record.items() if value is not None}, form)
 
 
@@ -196,7 +195,7 @@ def _csv_rows(text: str, file: str, columns: Sequence[str] | None) -> Iterator[R
 
 def _csv_row(header: list[str], cells: list[str], file: str, line: int) -> Row:
     if len(cells) != len(header):
-        raise InvalidData(f"has {len(cells)} cells where the header has {len(header)}", file, line)
+        raise InvalidData(f"expected {len(header)} cells as in the header, got {len(cells)}", file, line)
     return Row(file, line, dict(zip(header, cells, strict=True)), "csv")
 
 
@@ -227,7 +226,7 @@ def _parquet_rows(content: bytes, file: str) -> Iterator[Row]:
         batches = source.iter_batches(batch_size=_BATCH_ROWS, use_threads=False)
     except InvalidData:
         raise
-    except Exception as error:  # whatever damaged bytes make the library raise
+    except Exception as error:  # the library raises many kinds for damaged bytes
         raise _damaged(error, file) from None
     unpacked = line = 0
     while True:
@@ -237,7 +236,7 @@ def _parquet_rows(content: bytes, file: str) -> Iterator[Row]:
                 return
             coded = [column.dictionary.nbytes for column in batch.columns if pyarrow.types.is_dictionary(column.type)]
             unpacked += batch.nbytes
-            # a dictionary's long text is stored once, but becomes as many texts as there are rows
+            # a dictionary stores a long text once, but every row unpacks its own copy
             swells = unpacked > MAX_UNPACKED_BYTES or max(coded, default=0) > MAX_TEXT_BYTES
             records = [] if swells else batch.to_pylist()
         except Exception as error:
@@ -250,9 +249,9 @@ def _parquet_rows(content: bytes, file: str) -> Iterator[Row]:
 
 
 def _check_columns(source: Any, file: str) -> None:
-    """Refuse what the schema already shows to be ambiguous, or to be far larger unpacked than the file.
+    """Reject what the schema shows to be ambiguous, or far larger unpacked than the file.
 
-    The library's details of row groups and columns are not asked for: damaged ones end the process.
+    Details of row groups and columns are not read: damaged ones crash the process.
     """
     names = source.schema_arrow.names
     if len(set(names)) < len(names):
@@ -260,9 +259,9 @@ def _check_columns(source: Any, file: str) -> None:
         raise InvalidData(f"two columns are named {twice[:60]!r}", file)
     for name, kind in zip(names, source.schema_arrow.types, strict=True):
         if "dictionary<" in str(kind)[1:]:
-            raise InvalidData(f"column {name[:60]!r} is a dictionary inside of a list or struct", file)
+            raise InvalidData(f"column {name[:60]!r}: a dictionary inside a list or struct is not supported", file)
 
 
 def _damaged(error: Exception, file: str) -> InvalidData:
     reason = " ".join(str(error).split())[:200]
-    return InvalidData(f"the Parquet file is damaged or holds what cannot be read: {reason}", file)
+    return InvalidData(f"the Parquet file is damaged or cannot be read: {reason}", file)

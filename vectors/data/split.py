@@ -1,7 +1,6 @@
-"""Split: which items train, choose and test, and in which order an item's options are shown.
+"""Splits items into training, validation and test, and orders an item's options.
 
-Everything here follows from the items and a seed alone, on every machine and in every process. It does not know files,
-prompts or models.
+Results depend on the items and a seed alone, on every machine and in every process.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ AnyItem = TypeVar("AnyItem", bound=Item)
 
 @dataclass(frozen=True, slots=True)
 class Parts(Generic[AnyItem]):
-    """Items for training, for choosing, and for the one test at the end; no item is in two of them.
+    """Items for training, validation and the one final test; no item is in two parts.
 
-    Each is in an order drawn by the seed, so that the first items of a part are a random sample of it.
+    The order is drawn by the seed, so the first items of a part are a random sample of it.
     """
 
     train: tuple[AnyItem, ...]
@@ -36,22 +35,22 @@ class Parts(Generic[AnyItem]):
 def split_items(
     items: Sequence[AnyItem], shares: Split, seed: int, max_items: int, *, by_item: bool = False
 ) -> Parts[AnyItem]:
-    """Part at most `max_items` items, drawn by the seed, as near to the shares as may be; no part is empty.
+    """Split at most `max_items` items, drawn by the seed, as close to the shares as possible; no part is empty.
 
-    Items with the same question (pairs: the same prompt, or positive text where there is none) go to the same part,
-    lest a test be known from training; `by_item` (the paper's way) parts them freely. Raises `InvalidData` when fewer
-    than 8 items or fewer than three different questions leave a part empty.
+    Items with the same question (pairs: the same prompt, or positive text where there is none) go to the same part, so
+    that no test question was seen in training; `by_item` (as in the paper) splits them freely. Raises `InvalidData`
+    when fewer than 8 items or fewer than three different questions leave a part empty.
     """
     order = list(range(len(items)))
     _chance(seed, "split").shuffle(order)
     order = order[:max_items]
     if len(order) < MIN_ITEMS:
-        raise InvalidData(f"{len(order)} items cannot be split; at least {MIN_ITEMS} are needed")
+        raise InvalidData(f"expected at least {MIN_ITEMS} items to split, got {len(order)}")
     groups: dict[object, list[int]] = defaultdict(list)
     for index in order:
         groups[index if by_item else _subject(items[index])].append(index)
     if len(groups) < 3:
-        raise InvalidData(f"{len(groups)} different questions cannot be split into training, validation and test")
+        raise InvalidData(f"expected at least 3 different questions to split, got {len(groups)}")
     targets = [share * len(order) for share in (shares.train, shares.validation, shares.test)]
     part_of = {index: part for part, indices in enumerate(_fill(list(groups.values()), targets)) for index in indices}
     train, validation, test = (tuple(items[index] for index in order if part_of[index] == part) for part in range(3))
@@ -59,10 +58,10 @@ def split_items(
 
 
 def shuffle_options(items: Sequence[ChoiceItem], seed: int) -> tuple[ShownItem, ...]:
-    """Each item with its options in an order of its own, drawn by the seed.
+    """Each item with its options in its own order, drawn by the seed.
 
-    Among items with as many options, every place holds the right one equally often (to within one), whatever the
-    items say and whatever order they came in.
+    Among items with the same number of options, each place is right equally often (to within one), whatever the items
+    are and whatever order they are in.
     """
     chance = _chance(seed, "options")
     shown: dict[int, ShownItem] = {}
@@ -82,9 +81,9 @@ def shuffle_options(items: Sequence[ChoiceItem], seed: int) -> tuple[ShownItem, 
 
 
 def shuffle_alike(items: Sequence[ChoiceItem], seed: int) -> tuple[ShownItem, ...]:
-    """The paper's way: all items with as many options show them in the same order, drawn by the seed.
+    """As in the paper: all items with the same number of options show them in the same order, drawn by the seed.
 
-    Where the source always has the right option first, it then always carries the same letter.
+    If the source always puts the right option first, it always gets the same letter.
     """
     orders = {}
     for count in _by_count(items):
@@ -95,7 +94,7 @@ def shuffle_alike(items: Sequence[ChoiceItem], seed: int) -> tuple[ShownItem, ..
 
 
 def in_source_order(items: Sequence[ChoiceItem]) -> tuple[ShownItem, ...]:
-    """Each item with its options as its file has them."""
+    """Each item with its options in the order of its file."""
     return tuple(ShownItem(item, tuple(range(len(item.choices)))) for item in items)
 
 
@@ -108,7 +107,7 @@ def gold_places(items: Sequence[ShownItem] | Sequence[ChoiceItem]) -> dict[str, 
 
 
 def _chance(seed: int, purpose: str) -> random.Random:
-    """A stream of its own for every purpose; a text seeds by SHA-512, the same in every process."""
+    """A separate random stream for each purpose. Text seeds by SHA-512, so it is the same in every process."""
     return random.Random(f"{seed} {purpose}")
 
 
@@ -120,7 +119,7 @@ def _by_count(items: Sequence[ChoiceItem]) -> dict[int, list[int]]:
 
 
 def _subject(item: ChoiceItem | PairItem) -> str:
-    """What an item is about, as text: letter case and white space make no other question."""
+    """What an item asks, as text; letter case and white space do not count."""
     if isinstance(item, ChoiceItem):
         text = item.question
     elif isinstance(item.prompt, str):
@@ -131,7 +130,7 @@ def _subject(item: ChoiceItem | PairItem) -> str:
 
 
 def _fill(groups: list[list[int]], targets: list[float]) -> list[list[int]]:
-    """Deal whole groups to the parts, the largest first, each to the part that lacks most."""
+    """Deal whole groups to the parts, largest first, each to the part that is furthest below its target."""
     parts: list[list[list[int]]] = [[] for _ in targets]
     sizes = [0 for _ in targets]
     for group in sorted(groups, key=len, reverse=True):
@@ -140,6 +139,6 @@ def _fill(groups: list[list[int]], targets: list[float]) -> list[list[int]]:
         parts[chosen].append(group)
         sizes[chosen] += len(group)
     for part in parts:
-        if not part:  # its share is less than a group: it takes the smallest from the part with most groups
+        if not part:  # its share is less than a group: take the smallest of the part with most groups
             part.append(max(parts, key=len).pop())
     return [[index for group in part for index in group] for part in parts]

@@ -1,9 +1,8 @@
 """Tasks: the paper's data sets by name, from local files as their authors publish them or from the hub.
 
-The table knows where each task lies and which reader (`published.py`) takes its rows; it does not know how items are
-split, shown or scored. The hub's readers were written from the published schemas and have not been run: the machine
-that this was written on has no hub. Data sets that the hub holds as a script, which `datasets` no longer runs, are
-fetched from its own conversion to Parquet.
+The table says where each task is and which reader of `published.py` reads its rows. The hub's readers were written from
+the published schemas and have not been run against the hub. Data sets that the hub stores as a script, which `datasets`
+no longer runs, are fetched from the hub's own conversion to Parquet.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class LocalFile:
 class HubPart:
     """One split of one configuration on the hub, or one `file` of a repository there.
 
-    `converted`: taken from the hub's conversion to Parquet, as the repository itself holds a script.
+    `converted`: read from the hub's conversion to Parquet, because the repository itself is a script.
     """
 
     part: PartName
@@ -51,7 +50,7 @@ class HubPart:
 
     @property
     def place(self) -> str:
-        """The part in messages."""
+        """How messages name the part."""
         return " ".join(word for word in (self.id, self.config or self.file, self.split) if word)
 
 
@@ -59,8 +58,8 @@ class HubPart:
 class PublishedTask:
     """A data set of the paper.
 
-    `layouts` are alternatives: the first of which any file is found is read. `complete`: all of its files must be
-    there. `columns` names those of a CSV that is published without a header. `item` reads a row; None leaves it out.
+    `layouts` are alternatives: the first one with any file present is read. `complete`: all of its files are required.
+    `columns` names the columns of a CSV that is published without a header. `item` reads a row; None leaves it out.
     """
 
     name: str
@@ -74,7 +73,7 @@ class PublishedTask:
 
 
 Fetch = Callable[[HubPart], Iterable[Mapping[str, Any]]]
-"""How the rows of a part come from the hub."""
+"""Fetches the rows of a part from the hub."""
 
 _BBQ = {
     "Age": "age",
@@ -111,7 +110,7 @@ def _bbq_task(file: str, about: str) -> PublishedTask:
     return PublishedTask(
         f"bbq/{file.lower()}",
         "bias",
-        f"BBQ: questions about people of whom a stereotype would mislead, by {about}",
+        f"BBQ: questions about people where a stereotype would mislead, by {about}",
         ((LocalFile("test", f"{file}.jsonl"),),),
         (HubPart("test", "heegyu/bbq", file, "test", converted=True),),
         published.bbq,
@@ -168,7 +167,7 @@ def _mmlu_task(name: str, subjects: tuple[str, ...], config: str, description: s
 _SYCOPHANCY = PublishedTask(
     "sycophancy",
     "alignment",
-    "Questions whose user already believes something: SycophancyEval's answers, or the A/B sets of CBMAS",
+    "Questions from a user with a stated belief: SycophancyEval's answers, or the A/B sets of CBMAS",
     (
         (LocalFile("test", "answer.jsonl"),),
         (LocalFile("train", "sycophancy_train.json"), LocalFile("test", "sycophancy_test.json")),
@@ -196,9 +195,9 @@ TASKS: Mapping[str, PublishedTask] = {
     task.name: task
     for task in (
         *(_bbq_task(file, about) for file, about in _BBQ.items()),
-        _ethics_task("commonsense", "cm", "stories, and whether their teller does wrong", published.commonsense),
-        _ethics_task("deontology", "deontology", "excuses and duties that are reasonable or not", published.deontology),
-        _ethics_task("justice", "justice", "claims with reasons that justify them or do not", published.justice),
+        _ethics_task("commonsense", "cm", "stories, and whether the narrator does wrong", published.commonsense),
+        _ethics_task("deontology", "deontology", "excuses and duties, reasonable or not", published.deontology),
+        _ethics_task("justice", "justice", "claims with reasons, justified or not", published.justice),
         _SYCOPHANCY,
         _TRUTHFULQA,
         _ai2_task("openbookqa", "OpenBookQA", _OPENBOOKQA_FILES, "allenai/openbookqa", "main"),
@@ -207,7 +206,7 @@ TASKS: Mapping[str, PublishedTask] = {
         _lsat_task("lsat/ar", ("ar",), "analytical reasoning"),
         _lsat_task("lsat/lr", ("lr",), "logical reasoning"),
         _lsat_task("lsat/rc", ("rc",), "reading comprehension"),
-        _mmlu_task("mmlu", MMLU_SUBJECTS, "all", "all subjects (from local files: those that are there)"),
+        _mmlu_task("mmlu", MMLU_SUBJECTS, "all", "all subjects (from local files: those present)"),
         *(_mmlu_task(f"mmlu/{name}", (name,), name, name.replace("_", " ")) for name in MMLU_SUBJECTS),
     )
 }
@@ -219,7 +218,7 @@ def fetch_from_hub(part: HubPart) -> Iterable[Mapping[str, Any]]:
     try:
         import datasets
     except ImportError:
-        raise MissingDependency("tasks from the hub need datasets: pip install 'tiller[hub]'") from None
+        raise MissingDependency("tasks from the hub need the package datasets: pip install 'tiller[hub]'") from None
     try:
         if part.converted:
             files = f"hf://datasets/{part.id}@refs%2Fconvert%2Fparquet/{part.config}/{part.split}/*.parquet"
@@ -229,10 +228,10 @@ def fetch_from_hub(part: HubPart) -> Iterable[Mapping[str, Any]]:
         else:
             rows = datasets.load_dataset(part.id, part.config, split=part.split)
         fetched: list[Mapping[str, Any]] = list(rows)
-    except Exception as error:  # whatever the network, the cache or the library raise
+    except Exception as error:  # the network, the cache and the library raise many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InvalidData(
-            f"could not be fetched from the hub ({reason}); a folder with the published files can be given instead",
+            f"cannot be fetched from the hub ({reason}); pass a folder with the published files instead",
             part.place,
         ) from None
     return fetched
@@ -243,9 +242,9 @@ def read_task(
 ) -> DataSet:
     """A task's items: from files anywhere below `folder`, or from the hub when no folder is given.
 
-    `split` asks for one part; without it the published parts that are found follow each other, training first. The
-    hash is of the files' bytes, or of the hub's rows as JSON. Raises `InvalidData` for an unknown task or part, for
-    files that are missing or found twice, and at the file and line of a wrong row; `MissingDependency`.
+    `split` selects one part; without it, the parts that are found are joined, training first. The hash is of the files'
+    bytes, or of the hub's rows as JSON. Raises `InvalidData` for an unknown task or part, for files that are missing or
+    found twice, and at the file and line of a wrong row; `MissingDependency`.
     """
     task = _task(name)
     digest = hashlib.sha256()
@@ -259,7 +258,8 @@ def _task(name: str) -> PublishedTask:
         return TASKS[name]
     close = difflib.get_close_matches(name[:80].lower(), TASKS, n=5)
     known = close or [task for task in TASKS if not task.startswith("mmlu/")]
-    raise InvalidData(f"no such task; {'there are' if not close else 'close to it are'} {', '.join(known)}", name[:80])
+    hint = "did you mean one of" if close else "expected one of"
+    raise InvalidData(f"unknown task; {hint} {', '.join(known)}", name[:80])
 
 
 def _hub_rows(task: PublishedTask, split: PartName | None, fetch: Fetch, digest: Any) -> Iterator[Row]:
@@ -286,7 +286,7 @@ def _local_rows(task: PublishedTask, folder: Path, split: PartName | None, diges
 def _files(task: PublishedTask, folder: Path, split: PartName | None) -> list[Path]:
     """The files to read, in the order of the task's layout."""
     if not folder.is_dir():
-        raise InvalidData("is no folder", str(folder))
+        raise InvalidData("not a folder", str(folder))
     below = sorted(path for path in folder.rglob("*") if path.is_file())
     for layout in task.layouts:
         found = {file: [path for path in below if path.match(file.pattern)] for file in layout}
@@ -294,15 +294,15 @@ def _files(task: PublishedTask, folder: Path, split: PartName | None) -> list[Pa
             break
     wanted = [file for file in found if split in (None, file.part)]
     if not wanted:
-        raise InvalidData(f"has no {split} part; all of it is {layout[0].pattern}", task.name)
+        raise InvalidData(f"has no {split} part, only {layout[0].pattern}", task.name)
     for file in wanted:
         if len(found[file]) > 1:
             places = " and ".join(str(path.relative_to(folder)) for path in found[file][:2])
-            raise InvalidData(f"{file.pattern} is there twice: {places}; give the folder of one of them", str(folder))
+            raise InvalidData(f"found {file.pattern} twice: {places}; pass the folder of one of them", str(folder))
     missing = [file.pattern for file in wanted if not found[file]]
     if (task.complete and missing) or len(missing) == len(wanted):
         others = [file.pattern for layout in task.layouts for file in layout if split in (None, file.part)]
         named = missing if task.complete else others
         more = ", …" if len(named) > 6 else ""
-        raise InvalidData(f"{task.name}: no {' or '.join(named[:6])}{more} below this folder", str(folder))
+        raise InvalidData(f"{task.name}: found no {' or '.join(named[:6])}{more} in this folder", str(folder))
     return list(itertools.chain.from_iterable(found[file] for file in wanted))

@@ -1,6 +1,6 @@
-"""Bytes <-> SteeringVector. The format is told from the content, never from a name; no file can run code.
+"""Bytes <-> SteeringVector. The content tells the format, never the name; no file can run code.
 
-`FORMATS` declares each format; its module is loaded when a file is read or written, so that help texts need no torch.
+`FORMATS` declares each format. Its module is loaded when a file is read or written, so help texts need no torch.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ __all__ = ["FORMATS", "Format", "ImportOptions", "Layout", "decode", "encode"]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One way in which files of a format are laid out, as the documents show it: which, what is in it, and how it
-    counts layers.
-    """
+    """One layout of a file format, as the documents show it: its name, its content, and how it counts layers."""
 
     name: str
     content: str
@@ -71,9 +69,9 @@ FORMATS = (
         (
             Layout(
                 "safetensors (canonical)",
-                "one tensor a direction, named `{site}.{layer}`, shape `[hidden]`, float32, float16 or bfloat16; "
+                "one tensor per direction, named `{site}.{layer}`, shape `[hidden]`, float32, float16 or bfloat16; "
                 "optional metadata key `steering_vector` (JSON of the defaults)",
-                "as ours",
+                "layer L is block L",
             ),
         ),
     ),
@@ -82,22 +80,22 @@ FORMATS = (
         "PyTorch .pt",
         "vectors.formats.pytorch",
         (
-            Layout("`.pt`, `[hidden]` (CAA, EasyEdit)", "one direction", 'the upload says it: `{"layer": 12}`'),
+            Layout("`.pt`, `[hidden]` (CAA, EasyEdit)", "one direction", 'given with the upload: `{"layer": 12}`'),
             Layout(
                 "`.pt`, `[layers, hidden]`",
-                "one row a block; rows of zeros are layers without a direction",
-                "as ours",
+                "one row per block; rows of zeros are layers without a direction",
+                "layer L is block L",
             ),
             Layout(
                 "`.pt`, `[layers + 1, hidden]` (persona_vectors)",
                 "row 0 is the embeddings",
                 "row L + 1 is block L",
             ),
-            Layout("`.pt`, `{layer: tensor}`", "keys are blocks", "as ours"),
+            Layout("`.pt`, `{layer: tensor}`", "keys are blocks", "layer L is block L"),
             Layout(
                 "`.pt` of the steering-vectors library",
                 '`{"layer_activations": {layer: tensor}, "layer_type": …}`',
-                "as ours",
+                "layer L is block L",
             ),
         ),
     ),
@@ -118,9 +116,9 @@ def decode(
 ) -> SteeringVector:
     """Read a vector for a model of `num_layers` blocks and width `hidden_size` from a file's bytes.
 
-    The model's numbers settle what a stack of rows in a `.pt` file means; None where they are not known, which only
-    such a file needs. Whether the vector fits the model is asked by `SteeringVector.fit`. Raises `InvalidVector`
-    (`UnknownFormat` when nothing recognises the bytes).
+    Only a `.pt` file with a stack of rows needs these numbers, to tell what the rows mean; pass None if they are
+    unknown. `SteeringVector.fit` checks whether the vector fits the model. Raises `InvalidVector` (`UnknownFormat` for
+    bytes in no known format).
     """
     if not data:
         raise InvalidVector("the file is empty")
@@ -129,7 +127,7 @@ def decode(
         if codec.recognises(data):
             return codec.decode(data, options, num_layers, hidden_size)
     raise UnknownFormat(
-        f"expected a file in one of the formats {format_titles()}; the canonical one is {DEFAULT_FILE_FORMAT} with "
+        f"unknown file format: expected one of {format_titles()}; the canonical one is {DEFAULT_FILE_FORMAT} with "
         "tensors named residual.{layer}"
     )
 

@@ -1,11 +1,10 @@
-"""The zip archives of `torch.save`, read without running anything of theirs.
+"""The zip archives of `torch.save`, read without running any of their code.
 
-The pickle is interpreted here, by a short table of operations over tensors, text, numbers, lists, tuples and dicts:
-no name in it is imported and nothing in it is called. Dict keys are text, whose hashes nobody can foresee, or whole
-numbers too small for two to have one hash. (`torch.load(weights_only=True)` is safe from code, but nested tuples as
-dict keys can hang it or overflow its stack.) Operations are counted, and each costs no more than what it takes off
-the stack. Tensors are views into the archive's members, so nothing is allocated beyond the file's own size. Knows
-nothing about vectors.
+The pickle is interpreted here, by a short table of operations over tensors, text, numbers, lists, tuples and dicts: no
+name in it is imported and nothing in it is called. Dict keys are text, whose hashes are unpredictable, or whole numbers
+small enough not to collide. (`torch.load(weights_only=True)` is safe from code, but nested tuples as dict keys can hang
+it or overflow its stack.) Operations are counted, and each costs no more than what it takes off the stack. Tensors are
+views into the archive's members, so nothing is allocated beyond the file's own size.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ _TUPLES: Mapping[str, int] = MappingProxyType({"TUPLE1": 1, "TUPLE2": 2, "TUPLE3
 
 def read_archive(data: bytes) -> Any:
     """What `torch.save` was given: a tensor, or plain containers of them. Raises `InvalidVector`."""
-    if data.count(_MEMBER_SIGNATURE) > _MAX_MEMBERS:  # each member has one, and ZipFile makes an object of each
+    if data.count(_MEMBER_SIGNATURE) > _MAX_MEMBERS:  # one per member, and ZipFile creates an object for each
         raise InvalidVector(f"the archive has more than {_MAX_MEMBERS} members")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -71,23 +70,23 @@ def read_archive(data: bytes) -> Any:
 
 
 def _inspect_members(archive: zipfile.ZipFile, num_bytes: int) -> tuple[zipfile.ZipInfo, dict[str, zipfile.ZipInfo]]:
-    """The pickle and the tensors' members by key, once the archive is sure to be no larger than it says."""
+    """The pickle and the tensors' members by key, after checking that members fit in the file."""
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise InvalidVector("the archive is compressed, which torch.save never does")
     if sum(member.file_size for member in members) > num_bytes:
-        raise InvalidVector("the archive announces more than it holds")
+        raise InvalidVector("the archive declares more bytes than it has")
     by_name = {member.filename: member for member in members}
     if len(by_name) != len(members):
-        raise InvalidVector("the archive names a member twice")
+        raise InvalidVector("the archive has two members of the same name")
     pickles = [name for name in by_name if name.split("/")[-1] == "data.pkl"]
     if len(pickles) != 1 or pickles[0].count("/") != 1:
-        raise InvalidVector("the archive is not one that torch.save writes: it has no data.pkl")
+        raise InvalidVector("expected an archive written by torch.save, got one without data.pkl")
     if any(name.endswith((".pkl", ".py")) for name in by_name if name != pickles[0]):
-        raise InvalidVector("the archive holds code or a second pickle")
+        raise InvalidVector("the archive contains code or a second pickle")
     pickled = by_name[pickles[0]]
     if pickled.file_size > _MAX_PICKLE_BYTES:
-        raise InvalidVector("the archive's pickle is larger than any list of tensors")
+        raise InvalidVector(f"the archive's pickle is larger than {_MAX_PICKLE_BYTES >> 20} MiB")
     root = pickles[0].removesuffix("data.pkl")
     order = by_name.get(f"{root}byteorder")
     if order is not None and archive.read(order) != b"little":
@@ -98,7 +97,7 @@ def _inspect_members(archive: zipfile.ZipFile, num_bytes: int) -> tuple[zipfile.
 
 @dataclass(frozen=True, slots=True)
 class _Name:
-    """A module and a name that the pickle refers to; one of the few known ones, never imported."""
+    """A module and a name that the pickle refers to: one of a few known ones, never imported."""
 
     text: str
 
@@ -109,7 +108,7 @@ class _Storage:
 
 
 class _Machine:
-    """The stack machine of a pickle, without its powers."""
+    """The stack machine of a pickle, without its ability to run code."""
 
     def __init__(self, archive: zipfile.ZipFile, records: Mapping[str, zipfile.ZipInfo]) -> None:
         self._archive = archive
@@ -122,7 +121,7 @@ class _Machine:
     def run(self, data: bytes) -> Any:
         for number, (operation, argument, _) in enumerate(pickletools.genops(data)):
             if number > _MAX_PICKLE_OPERATIONS:
-                raise InvalidVector("the archive's pickle is longer than any list of tensors")
+                raise InvalidVector(f"the archive's pickle has more than {_MAX_PICKLE_OPERATIONS} operations")
             if operation.name == "STOP":
                 if len(self._stack) != 1 or self._marks:
                     break
@@ -153,19 +152,19 @@ class _Machine:
             stack.append(tuple(self._pop(_TUPLES[operation])))
         elif operation in ("APPEND", "APPENDS"):
             values = self._pop(1) if operation == "APPEND" else self._pop_to_mark()
-            _of(list, self._stack[-1]).extend(values)
+            _expect(list, self._stack[-1]).extend(values)
         elif operation in ("SETITEM", "SETITEMS"):
             self._set_items(self._pop(2) if operation == "SETITEM" else self._pop_to_mark())
         elif operation == "GLOBAL":
             stack.append(_name(argument))
         elif operation == "REDUCE":
             callee, arguments = self._pop(2)
-            stack.append(_reduce(_of(_Name, callee).text, _of(tuple, arguments)))
+            stack.append(_reduce(_expect(_Name, callee).text, _expect(tuple, arguments)))
         elif operation == "BUILD":  # attributes of an OrderedDict, such as a state dict's _metadata
             self._pop(1)
-            _of(dict, stack[-1])
+            _expect(dict, stack[-1])
         elif operation == "BINPERSID":
-            stack.append(self._storage(*_of(tuple, stack.pop())))
+            stack.append(self._storage(*_expect(tuple, stack.pop())))
         elif operation != "PROTO":
             raise InvalidVector(f"the pickle builds objects ({operation}); only tensors and plain containers are read")
 
@@ -175,7 +174,7 @@ class _Machine:
     def _pop(self, count: int) -> list[Any]:
         values = self._stack[-count:]
         if len(values) != count:
-            raise InvalidVector("the archive's pickle is damaged: it takes more than it has")
+            raise InvalidVector("the archive's pickle is damaged: it pops more values than it has pushed")
         del self._stack[-count:]
         return values
 
@@ -185,27 +184,27 @@ class _Machine:
         return values
 
     def _set_items(self, items: list[Any]) -> None:
-        target = _of(dict, self._stack[-1])
+        target = _expect(dict, self._stack[-1])
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in (str, int):
-                raise InvalidVector(f"the pickle has a dict with a {type(key).__name__} as key; use layers")
+                raise InvalidVector(f"the pickle has a {type(key).__name__} as a dict key; expected layers")
             if type(key) is int and not 0 <= key <= _MAX_NUMBER_AS_KEY:
-                raise InvalidVector(f"the pickle has a dict with a key outside 0 to {_MAX_NUMBER_AS_KEY}; use layers")
+                raise InvalidVector(f"the pickle has a dict key outside 0 to {_MAX_NUMBER_AS_KEY}; expected layers")
             target[key] = value
             if len(target) > _MAX_ENTRIES:
                 raise InvalidVector(f"the pickle has a dict of more than {_MAX_ENTRIES} entries")
 
     def _storage(self, kind: object, name: object, key: object, _location: object, length: object) -> _Storage:
         """A persistent id: `("storage", the storage's class, the member's key, the device, its length)`."""
-        dtype = _STORAGES.get(_of(_Name, name).text)
+        dtype = _STORAGES.get(_expect(_Name, name).text)
         if kind != "storage" or dtype is None or not isinstance(key, str) or key not in self._records:
-            raise InvalidVector("the pickle refers to a tensor that the archive does not hold")
+            raise InvalidVector("the pickle refers to a tensor that is not in the archive")
         if key not in self._raw:
             content = bytearray(self._archive.read(self._records[key]))
             self._raw[key] = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0).byte()
         raw = self._raw[key]
         if length != raw.numel() / dtype.itemsize:
-            raise InvalidVector(f"tensor data {key[:40]!r} is not of the length that the pickle announces: truncated?")
+            raise InvalidVector(f"tensor data {key[:40]!r} does not have the declared length; is the file truncated?")
         return _Storage(raw.view(dtype))
 
 
@@ -220,18 +219,18 @@ def _reduce(name: str, arguments: tuple[Any, ...]) -> Any:
     if name == _DICT and not arguments:
         return {}
     if name == _PARAMETER:
-        return _of(Tensor, arguments[0])
+        return _expect(Tensor, arguments[0])
     if name == _TENSOR:
         storage, offset, size, stride, _requires_grad, _hooks, *metadata = arguments[:8]
         if len(metadata) > 1 or any(metadata):
-            raise InvalidVector("the pickle holds a conjugated or negated view; save a clone of it")
-        if len(_of(tuple, size)) > _MAX_DIMENSIONS:
-            raise InvalidVector(f"the pickle holds a tensor of {len(size)} dimensions")
-        return _of(_Storage, storage).values.as_strided(size, _of(tuple, stride), offset)
-    raise InvalidVector("the pickle calls something; only tensors and plain containers are read")
+            raise InvalidVector("the pickle contains a conjugated or negated view; save a clone of it")
+        if len(_expect(tuple, size)) > _MAX_DIMENSIONS:
+            raise InvalidVector(f"the pickle contains a tensor of {len(size)} dimensions")
+        return _expect(_Storage, storage).values.as_strided(size, _expect(tuple, stride), offset)
+    raise InvalidVector("the pickle calls a function; only tensors and plain containers are read")
 
 
-def _of(kind: type[Any], value: Any) -> Any:
+def _expect(kind: type[Any], value: Any) -> Any:
     if not isinstance(value, kind):
-        raise InvalidVector(f"the archive's pickle is damaged: a {type(value).__name__} in a wrong place")
+        raise InvalidVector(f"the archive's pickle is damaged: an unexpected {type(value).__name__}")
     return value

@@ -1,4 +1,4 @@
-"""What every file format has to offer."""
+"""The functions that every file format provides."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class Codec:
     """One format's functions over a file's bytes.
 
-    `recognises` tells the format by how a file begins. `decode` takes the bytes, what an upload says of them, and the
-    number of blocks and the width of the model, each None where it is not known; it raises `InvalidVector`. `encode`,
-    None where the format is only read, raises `InvalidVector` for a vector that it cannot hold.
+    `recognises` tells the format by how a file begins. `decode` takes the bytes, the options of an upload, and the
+    model's number of blocks and width, each None if unknown; it raises `InvalidVector`. `encode`, None for a format
+    that is only read, raises `InvalidVector` for a vector that the format cannot store.
     """
 
     recognises: Callable[[bytes], bool]

@@ -1,9 +1,9 @@
 """Control vectors of repeng and llama.cpp: GGUF with tensors `direction.{N}`.
 
 llama.cpp adds `direction.N` to the output of block N (`as_applied`, the default), which is how repeng counts and how
-we count. Its own generator derives `direction.N` from the output of block N-1: `as_derived` reads it back there.
-The file is parsed here, over bytes and with bounds, because a hostile header may announce terabytes and the
-reference reader opens paths only.
+tiller counts. llama.cpp's own generator derives `direction.N` from the output of block N-1: `as_derived` reads it back
+there. The file is parsed here, from bytes and with bounds, because a hostile header may declare terabytes and the
+reference reader only opens paths.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _Reader:
     def count(self, what: str) -> int:
         number = int(self.scalar("<Q"))
         if number > _MAX_ENTRIES:
-            raise InvalidVector(f"the GGUF file announces {number} {what}; a control vector has few")
+            raise InvalidVector(f"the GGUF file declares {number} {what}; expected at most {_MAX_ENTRIES}")
         return number
 
     def text(self) -> str:
@@ -76,42 +76,42 @@ class _Reader:
         try:
             return self.take(length).decode()
         except UnicodeDecodeError:
-            raise InvalidVector("the GGUF file holds text that is not UTF-8") from None
+            raise InvalidVector("the GGUF file contains text that is not UTF-8") from None
 
     def value(self, kind: int, depth: int = 0) -> Any:
         self._num_values += 1
         if self._num_values > _MAX_VALUES:
-            raise InvalidVector("the GGUF file's metadata is longer than a control vector's")
+            raise InvalidVector(f"the GGUF file's metadata has more than {_MAX_VALUES} values")
         if kind == _STRING:
             return self.text()
         if kind == _ARRAY and depth < 2:
             element = self.scalar("<I")
             return [self.value(element, depth + 1) for _ in range(self.count("array elements"))]
         if kind not in _SCALARS:
-            raise InvalidVector(f"the GGUF file holds a value of unknown type {kind}")
+            raise InvalidVector(f"the GGUF file contains a value of unknown type {kind}")
         return self.scalar(_SCALARS[kind])
 
 
 def decode_gguf(data: bytes, options: ImportOptions) -> SteeringVector:
     """Read a control vector. Raises `InvalidVector`."""
-    options.refuse_layer("the tensors' names say their layers")
+    options.refuse_layer("the tensors' names give their layers")
     reader = _Reader(data)
     reader.take(4)
     version = reader.scalar("<I")
     if version not in (2, 3):
-        raise InvalidVector(f"GGUF version {version} is not supported; 2 and 3 are")
+        raise InvalidVector(f"expected GGUF version 2 or 3, got {version}")
     num_tensors = reader.count("tensors")
     fields: dict[str, Any] = {}
     for _ in range(reader.count("metadata entries")):
         name = reader.text()
         fields[name] = reader.value(reader.scalar("<I"))
     if fields.get("general.architecture") != "controlvector":
-        raise InvalidVector("the GGUF file is no control vector: its general.architecture is another")
-    directions = _directions(reader, data, num_tensors, fields.get("general.alignment", _ALIGNMENT))
+        raise InvalidVector("the GGUF file is not a control vector: its general.architecture is not 'controlvector'")
+    directions = _read_directions(reader, data, num_tensors, fields.get("general.alignment", _ALIGNMENT))
     convention = options.convention or DEFAULT_CONVENTION
     if convention == "as_derived":
         if 0 in directions:
-            raise InvalidVector("direction.0 cannot be counted as_derived: there is no block -1", "direction.0")
+            raise InvalidVector("direction.0 cannot be read as_derived: there is no block before 0", "direction.0")
         directions = {layer - 1: direction for layer, direction in directions.items()}
     metadata = {
         "import": {
@@ -127,9 +127,9 @@ def decode_gguf(data: bytes, options: ImportOptions) -> SteeringVector:
     return SteeringVector(directions, metadata=metadata | own, **overrides)
 
 
-def _directions(reader: _Reader, data: bytes, num_tensors: int, alignment: object) -> dict[int, Tensor]:
+def _read_directions(reader: _Reader, data: bytes, num_tensors: int, alignment: object) -> dict[int, Tensor]:
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
-        raise InvalidVector("the GGUF file has a senseless alignment")
+        raise InvalidVector(f"general.alignment: expected a whole number from 1 to {1 << 20}, got {alignment!r:.40}")
     found: list[tuple[int, str, int, torch.dtype, int]] = []
     for _ in range(num_tensors):
         name = reader.text()
@@ -138,14 +138,14 @@ def _directions(reader: _Reader, data: bytes, num_tensors: int, alignment: objec
         kind, offset = reader.scalar("<I"), reader.scalar("<Q")
         match = _TENSOR_NAME.fullmatch(name)
         if match is None:
-            raise InvalidVector(f"tensor {name[:80]!r} is not named direction.{{layer}}", name[:80])
+            raise InvalidVector(f"expected tensors named direction.{{layer}}, got {name[:80]!r}", name[:80])
         if num_dims != 1:
-            raise InvalidVector(f"tensor {name} has {num_dims} dimensions; it must be [hidden]", name)
+            raise InvalidVector(f"tensor {name}: expected shape [hidden], got {num_dims} dimensions", name)
         if kind not in _TENSOR_DTYPES:
-            raise InvalidVector(f"tensor {name} is quantised or of an unknown type; use f32, f16 or bf16", name)
+            raise InvalidVector(f"tensor {name}: expected one of f32, f16, bf16, got a quantised or unknown type", name)
         found.append((int(match[1]), name, shape[0], _TENSOR_DTYPES[kind], offset))
     if not found:
-        raise InvalidVector("the GGUF file holds no direction")
+        raise InvalidVector("the GGUF file has no directions")
     start = -(-reader.offset // alignment) * alignment
     directions = {}
     num_bytes = 0
@@ -153,13 +153,13 @@ def _directions(reader: _Reader, data: bytes, num_tensors: int, alignment: objec
         first = start + offset
         last = first + width * dtype.itemsize
         if last > len(data):
-            raise InvalidVector(f"tensor {name} reaches beyond the end of the file: truncated?", name)
+            raise InvalidVector(f"tensor {name} extends past the end of the file; is it truncated?", name)
         if layer in directions:
-            raise InvalidVector(f"tensor {name} is there twice", name)
+            raise InvalidVector(f"tensor {name} appears twice", name)
         if width == 0:
             raise InvalidVector(f"tensor {name} is empty", name)
         num_bytes += last - first
-        if num_bytes > len(data):  # a small file could otherwise ask for its own size once a layer
+        if num_bytes > len(data):  # otherwise a small file could claim its whole size for every layer
             raise InvalidVector(f"tensor {name} overlaps others: together they are larger than the file", name)
         directions[layer] = torch.frombuffer(bytearray(data[first:last]), dtype=dtype)
     return directions
@@ -168,15 +168,15 @@ def _directions(reader: _Reader, data: bytes, num_tensors: int, alignment: objec
 def encode_gguf(vector: SteeringVector, model_hint: str = "") -> bytes:
     """The file that llama.cpp's `--control-vector` reads: directions in float32, not their defaults.
 
-    Raises `InvalidVector` for what it cannot hold: another site or operation, layer 0 (which llama.cpp rejects).
+    Raises `InvalidVector` for another site or operation, and for layer 0, which llama.cpp rejects.
     """
     if vector.site != "residual" or not RULES[vector.operation].is_shift:
         raise InvalidVector(
-            f"GGUF control vectors are added to the residual stream; this one is {vector.operation} at {vector.site}",
+            f"GGUF control vectors only add to the residual stream; this vector is {vector.operation} at {vector.site}",
             "format",
         )
     if 0 in vector.directions:
-        raise InvalidVector("GGUF control vectors cannot hold layer 0: llama.cpp rejects direction.0", "format")
+        raise InvalidVector("GGUF control vectors cannot have layer 0, because llama.cpp rejects direction.0", "format")
     fields = [
         ("general.architecture", _STRING, _text("controlvector")),
         ("controlvector.model_hint", _STRING, _text(model_hint or vector.model or "")),

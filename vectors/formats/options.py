@@ -1,4 +1,4 @@
-"""What an upload may say about a file that does not say it itself. Knows no format."""
+"""What an upload may say about a file that does not say it itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OVERRIDES = tuple(row.name for row in DEFAULTS)
 class ImportOptions:
     """`layer`: the block of a file that holds one bare direction. `convention`: one of `CONVENTIONS`, GGUF only.
 
-    `overrides`: any of `OVERRIDES`, taken instead of the file's. Raises `InvalidVector` for anything else.
+    `overrides`: any of `OVERRIDES`, replacing the file's own. Raises `InvalidVector` for anything else.
     """
 
     layer: int | None = None
@@ -27,7 +27,7 @@ class ImportOptions:
 
     def __post_init__(self) -> None:
         if self.layer is not None and (isinstance(self.layer, bool) or not isinstance(self.layer, int)):
-            raise InvalidVector("layer must be a number", "layer")
+            raise InvalidVector("layer must be a whole number", "layer")
         if self.convention is not None and self.convention not in CONVENTIONS:
             raise InvalidVector(
                 f"convention: expected one of {', '.join(CONVENTIONS)}, got {self.convention!r:.60}", "convention"

@@ -1,6 +1,6 @@
 """PyTorch `.pt` archives that hold nothing but tensors in plain containers.
 
-What the archive holds is read by `archive.py`, which runs nothing; here is told what it means. Layouts, by shape:
+`archive.py` reads the archive without running anything; this module says what its content means. Layouts, by shape:
 
     [hidden]                    one direction (CAA, EasyEdit): the upload must say its `layer`
     [layers, hidden]            row L is block L (hidden-directions, hotwire, brainscope)
@@ -35,7 +35,7 @@ _LIBRARY_SITES = {
 
 
 def is_pytorch(data: bytes) -> bool:
-    """True for zip archives and for bare pickles (which are recognised to be refused with a reason)."""
+    """True for zip archives and for bare pickles, which are recognised only to be rejected with a reason."""
     return data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05")
 
 
@@ -48,7 +48,7 @@ def decode_pytorch(
     """
     options.refuse_convention()
     if data[:1] == b"\x80":
-        raise InvalidVector("a bare pickle is never read; save with torch.save of PyTorch 1.6 or later")
+        raise InvalidVector("expected a file of torch.save of PyTorch 1.6 or later, got a bare pickle")
     return _interpret(read_archive(data), options, num_layers, hidden_size)
 
 
@@ -58,18 +58,20 @@ def _interpret(content: Any, options: ImportOptions, num_layers: int | None, hid
     if isinstance(content, Tensor):
         directions = _from_tensor(content, options, num_layers, hidden_size, notes)
     elif isinstance(content, Mapping):
-        options.refuse_layer("the file's keys say their layers")
+        options.refuse_layer("the file's keys give their layers")
         if "layer_activations" in content:
             layer_type = content.get("layer_type", "decoder_block")
             site = _LIBRARY_SITES.get(layer_type) if isinstance(layer_type, str) else None
             if site is None:
-                raise InvalidVector("the file's layer_type is no site that can be steered", "layer_type")
+                given = repr(layer_type[:60]) if isinstance(layer_type, str) else f"a {type(layer_type).__name__}"
+                known = ", ".join(_LIBRARY_SITES)
+                raise InvalidVector(f"layer_type: expected one of {known}, got {given}", "layer_type")
             overrides.setdefault("site", site)
             content = content["layer_activations"]
         directions = _from_mapping(content, hidden_size)
         notes["convention"] = "keys are 0-based blocks: key L is the output of block L"
     else:
-        raise InvalidVector(f"the file holds a {type(content).__name__}; a tensor or a dict of tensors is read")
+        raise InvalidVector(f"expected a tensor or a dict of tensors, got a {type(content).__name__}")
     own = overrides.pop("metadata", {})
     if not isinstance(own, dict):
         raise InvalidVector("metadata must be a JSON object", "metadata")
@@ -81,25 +83,25 @@ def _from_tensor(
 ) -> dict[int, Tensor]:
     shape = list(tensor.shape)
     if len(shape) not in (1, 2):
-        raise InvalidVector(f"the tensor has shape {shape[:8]}; expected [hidden] or [layers, hidden]")
+        raise InvalidVector(f"expected a tensor of shape [hidden] or [layers, hidden], got {shape[:8]}")
     _check_size(tensor, hidden_size)
     if hidden_size is not None and shape[-1] != hidden_size:
-        raise InvalidVector(f"the tensor has shape {shape[:8]}; the model's hidden size is {hidden_size}")
+        raise InvalidVector(f"the tensor has shape {shape[:8]}, but the model's hidden size is {hidden_size}")
     if len(shape) == 2 and num_layers is None:
         raise InvalidVector(
-            f"the file holds {shape[0]} rows, and whether the first is the embeddings depends on the model: "
-            "say how many blocks it has",
+            f"the file has {shape[0]} rows, and the first may be the embeddings: "
+            "pass the model's number of blocks as num_layers",
             "num_layers",
         )
     if len(shape) == 1 or (shape[0] == 1 and num_layers != 1):
         if options.layer is None:
             raise InvalidVector(
-                'the file holds one direction and no layer; give the layer with the upload: metadata {"layer": 12}',
+                'the file has one direction and does not say its layer; upload it with metadata {"layer": 12}',
                 "layer",
             )
         notes["convention"] = "one direction, at the layer that the upload gave"
         return {options.layer: tensor.reshape(-1)}
-    options.refuse_layer("the file holds one row a layer")
+    options.refuse_layer("the file has one row per layer")
     assert num_layers is not None
     if shape[0] == num_layers:
         notes["convention"] = "one row a block: row L is the output of block L"
@@ -108,7 +110,7 @@ def _from_tensor(
         notes["convention"] = "row 0 is the embeddings and is left out: row L + 1 is the output of block L"
         rows = tensor[1:]
     else:
-        raise InvalidVector(f"the tensor has {shape[0]} rows; the model has {num_layers} blocks")
+        raise InvalidVector(f"the tensor has {shape[0]} rows, but the model has {num_layers} blocks")
     zero = [layer for layer in range(num_layers) if not bool((rows[layer] != 0).any())]
     if len(zero) == num_layers:
         raise InvalidVector("every row is all zeros")
@@ -119,31 +121,31 @@ def _from_tensor(
 
 def _from_mapping(content: object, hidden_size: int | None) -> dict[int, Tensor]:
     if not isinstance(content, Mapping) or not content:
-        raise InvalidVector("the file holds no directions")
+        raise InvalidVector("the file has no directions")
     directions: dict[int, Tensor] = {}
     for key, tensor in content.items():
         match = _LAYER_KEY.fullmatch(str(key)) if isinstance(key, str | int) else None
         if match is None or isinstance(key, bool):
-            raise InvalidVector(f"the key {str(key)[:60]!r} is no layer")
+            raise InvalidVector(f"expected layers as keys, got {str(key)[:60]!r}")
         if not isinstance(tensor, Tensor):
-            raise InvalidVector(f"the entry {str(key)[:60]!r} is no tensor")
+            raise InvalidVector(f"the entry {str(key)[:60]!r} is not a tensor")
         _check_size(tensor, hidden_size)
         width = tensor.shape[-1] if hidden_size is None and tensor.dim() else hidden_size
         if tensor.dim() not in (1, 2) or tensor.numel() != width:
             raise InvalidVector(
-                f"the entry {str(key)[:60]!r} has shape {list(tensor.shape)[:8]}; the hidden size is {width}"
+                f"the entry {str(key)[:60]!r} has shape {list(tensor.shape)[:8]}, but the hidden size is {width}"
             )
         layer = int(match[1])
         if layer in directions:
-            raise InvalidVector(f"layer {layer} is there twice")
+            raise InvalidVector(f"layer {layer} appears twice")
         directions[layer] = tensor.reshape(-1)
     return directions
 
 
 def _check_size(tensor: Tensor, hidden_size: int | None) -> None:
-    """Raise for a tensor that repeats its numbers without end, where no hidden size bounds it."""
+    """Raise for a tensor that repeats its numbers, unless the hidden size bounds it."""
     if hidden_size is None and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise InvalidVector(f"a tensor of shape {list(tensor.shape)[:8]} is larger than what the file holds")
+        raise InvalidVector(f"a tensor of shape {list(tensor.shape)[:8]} is larger than the file's data")
 
 
 CODEC = Codec(is_pytorch, decode_pytorch)

@@ -1,7 +1,7 @@
 """The canonical format: safetensors with one tensor a direction, named `{site}.{layer}`, shape `[hidden]`.
 
-The metadata key `steering_vector` holds the vector's defaults as JSON; a bare file of tensors is enough. What is
-written is byte-stable: the same vector always gives the same file. Layers count as ours: the output of block L.
+The metadata key `steering_vector` holds the vector's defaults as JSON; a bare file of tensors is enough. Files are
+byte-stable: the same vector always gives the same file. Layer L is the output of block L.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def encode_safetensors(vector: SteeringVector) -> bytes:
 def decode_safetensors(data: bytes, options: ImportOptions) -> SteeringVector:
     """Read the canonical format. Raises `InvalidVector`."""
     options.refuse_convention()
-    options.refuse_layer("the tensors' names say their layers")
-    header = _header(data)
-    defaults = _defaults(header)
+    options.refuse_layer("the tensors' names give their layers")
+    header = _read_header(data)
+    defaults = _read_defaults(header)
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
@@ -59,46 +59,46 @@ def decode_safetensors(data: bytes, options: ImportOptions) -> SteeringVector:
         match = _TENSOR_NAME.fullmatch(name)
         if match is None or match[1] not in SITES:
             raise InvalidVector(
-                f"tensor {name[:80]!r} is not named {{site}}.{{layer}}; sites are {', '.join(SITES)}",
+                f"expected tensors named {{site}}.{{layer}}, got {name[:80]!r}; sites are {', '.join(SITES)}",
                 name[:80],
             )
         sites.add(match[1])
         directions[int(match[2])] = tensor
     if len(sites) > 1:
-        raise InvalidVector(f"a vector has one site, this file mixes {', '.join(sorted(sites))}", "site")
+        raise InvalidVector(f"expected directions at one site, got {', '.join(sorted(sites))}", "site")
     if not directions:
-        raise InvalidVector("the file holds no tensor")
+        raise InvalidVector("the file has no tensors")
     if any(tensor.dim() != 1 for tensor in tensors.values()):
         wrong = next(name for name, tensor in tensors.items() if tensor.dim() != 1)
-        raise InvalidVector(f"direction {wrong} has shape {list(tensors[wrong].shape)}; it must be [hidden]", wrong)
+        raise InvalidVector(f"direction {wrong}: expected shape [hidden], got {list(tensors[wrong].shape)}", wrong)
     (site,) = sites
     if defaults.setdefault("site", site) != site:
-        raise InvalidVector(f"steering_vector says site {defaults['site']!r:.60}, the tensors say {site}", "site")
+        raise InvalidVector(f"steering_vector has site {defaults['site']!r:.60}, but the tensors have {site}", "site")
     for name, actual in (
         ("layers", sorted(directions)),
         ("hidden_size", next(iter(tensors.values())).shape[-1]),
     ):
         if defaults.pop(name, actual) != actual:
-            raise InvalidVector(f"steering_vector says other {name} than the tensors", f"{_KEY}.{name}")
+            raise InvalidVector(f"steering_vector has other {name} than the tensors", f"{_KEY}.{name}")
     if options.overrides.get("site", site) != site:
-        raise InvalidVector(f"the upload says another site than the tensors' names ({site})", "site")
+        raise InvalidVector(f"the upload has another site than the tensors' names ({site})", "site")
     return SteeringVector(directions, **(defaults | dict(options.overrides)))
 
 
-def _header(data: bytes) -> dict[str, Any]:
+def _read_header(data: bytes) -> dict[str, Any]:
     length = int.from_bytes(data[:8], "little")
     if length > min(len(data) - 8, _MAX_HEADER_BYTES):
-        raise InvalidVector("the safetensors header is longer than the file or than is sensible: truncated?")
+        raise InvalidVector("the safetensors header is longer than the file, or too long; is the file truncated?")
     try:
         header = json.loads(data[8 : 8 + length])
     except (ValueError, RecursionError):
         raise InvalidVector("the safetensors header is not JSON") from None
     if not isinstance(header, dict):
-        raise InvalidVector("the safetensors header is no JSON object")
+        raise InvalidVector("the safetensors header is not a JSON object")
     return header
 
 
-def _defaults(header: dict[str, Any]) -> dict[str, Any]:
+def _read_defaults(header: dict[str, Any]) -> dict[str, Any]:
     """The vector's fields under the metadata key, checked by name; values are checked by SteeringVector."""
     metadata = header.get("__metadata__", {})
     text = metadata.get(_KEY, "{}") if isinstance(metadata, dict) else None

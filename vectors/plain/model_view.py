@@ -1,7 +1,7 @@
 """PlainModelView: a transformers model and its tokenizer as training sees them (`vectors.training.model_view`).
 
-Nothing is scheduled: a call runs when it is asked for. What comes before a prompt's last token is computed once, and
-the last token under all steerings side by side.
+Nothing is scheduled: each call runs at once. The tokens before a prompt's last one are computed once, and the last
+token under all steerings together.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from vectors.training.model_view import Continuations, Steering
 from vectors.vocabulary import Site
 
 MAX_ROWS = 64
-"""Steerings of one prompt that are run side by side: bounds the memory of their KV caches."""
+"""The most steerings of one prompt that run together, which bounds the memory of their KV caches."""
 
 
 class PlainModelView:
-    """`model` and `tokenizer` as a view. `close` takes its hooks off the model.
+    """`model` and `tokenizer` as a view. `close` removes its hooks from the model.
 
-    Raises `InvalidMethod` for a model in training mode, whose dropout would make every answer another, and
-    `SitesNotFound`.
+    Raises `InvalidMethod` for a model in training mode, where dropout makes answers random, and `SitesNotFound`.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -52,7 +51,7 @@ class PlainModelView:
         self.has_chat_template = tokenizer.chat_template is not None
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         self._hooks.close()
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -64,9 +63,9 @@ class PlainModelView:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             rendered = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template is a program of the model's author; it may raise anything
+        except Exception as error:  # a template is the model author's program and may raise anything
             raise InvalidMethod(
-                f"prompt: the chat template refuses these messages: {str(error)[:500]}", "prompt"
+                f"prompt: the chat template rejects these messages: {str(error)[:500]}", "prompt"
             ) from error
         return self._encode(f"{rendered}{reply}", add_special_tokens=False)
 
@@ -122,7 +121,7 @@ class PlainModelView:
         return tuple(logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1).tolist())
 
     def _branch(self, prompt: tuple[int, ...], changes: Sequence[RowChanges], wanted: tuple[int, ...]) -> Tensor:
-        """Log-probabilities `[changes, wanted]` (CPU) after a prompt that all of them steer alike but at its end."""
+        """Log-probabilities `[changes, wanted]` (CPU) after a prompt that they all steer alike except at its end."""
         before, last = prompt[:-1], prompt[-1:]
         cache = None
         if before:
@@ -132,7 +131,7 @@ class PlainModelView:
         for number in range(0, len(changes), MAX_ROWS):
             rows = [Row(own, len(prompt), first=len(before)) for own in changes[number : number + MAX_ROWS]]
             is_last = number + MAX_ROWS >= len(changes)
-            past = cache if is_last else copy.deepcopy(cache)  # each group of rows widens and extends its own
+            past = cache if is_last else copy.deepcopy(cache)  # each group of rows widens and extends its own copy
             if past is not None:
                 past.batch_repeat_interleave(len(rows))
             with self._hooks.rows(rows):
@@ -141,7 +140,7 @@ class PlainModelView:
         return torch.cat(found)
 
     def _run(self, tokens: Sequence[Sequence[int]], **options: Any) -> Any:
-        """The model's output for rows of tokens, all as long."""
+        """The model's output for rows of tokens of equal length."""
         with torch.inference_mode():
             return self._model(
                 input_ids=torch.tensor([list(row) for row in tokens], device=self._model.device),
@@ -150,7 +149,7 @@ class PlainModelView:
 
 
 def _name_of(model: PreTrainedModel) -> str:
-    """The model's id in the hub, the name of the folder that it came from, or its architecture."""
+    """The model's hub id, the name of its folder, or its architecture."""
     place = model.config._name_or_path
     if place and Path(place).is_dir():
         return Path(place).resolve().name
@@ -160,7 +159,7 @@ def _name_of(model: PreTrainedModel) -> str:
 def _alike_before_the_last_token(
     changes: Sequence[RowChanges], steerings: Sequence[tuple[Steering, ...]]
 ) -> list[list[int]]:
-    """The numbers of steerings, those together that do the same to a prompt's beginning."""
+    """The numbers of steerings, grouped by what they do to the beginning of a prompt."""
     alike: dict[tuple[tuple[str, float], ...], list[int]] = {}
     for number, (own, steering) in enumerate(zip(changes, steerings, strict=True)):
         touches_prompt = any(Phase.PROMPT in by_phase for by_phase in own.values())

@@ -1,4 +1,4 @@
-"""RowHooks: steers each row of a batch in a way of its own, and reads activations, on a plain transformers model.
+"""RowHooks: steers each row of a batch in its own way, and reads activations, on a plain transformers model.
 
 Without a context the hooks do nothing. The arithmetic of a place is in float32 and cast back once.
 """
@@ -20,12 +20,12 @@ from vectors.sites import ModelSites, activation_of
 from vectors.vocabulary import Place, Site
 
 RowChanges: TypeAlias = Mapping[Place, Mapping[Phase, PlaceChange]]
-"""What a steering does at each place that it touches, by the phase of the tokens there."""
+"""What a steering does at each place, by the phase of the tokens there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How one row of a batch is steered. Its prompt has `num_prompt` tokens; its first token here is `first` of all."""
+    """How one row of a batch is steered. Its prompt has `num_prompt` tokens; its first token is at position `first`."""
 
     changes: RowChanges
     num_prompt: int
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """What is done in the forward passes of a context: `rows` by place with their numbers in the batch."""
+    """What the forward passes of a context do: `rows` by place, with their numbers in the batch."""
 
     num_rows: int
     rows: Mapping[Place, Sequence[tuple[int, Row]]]
@@ -43,7 +43,7 @@ class _Pass:
 
 
 class RowHooks:
-    """Hooks on every site of a model; `close` takes them off. Contexts do not nest."""
+    """Hooks on every site of a model; `close` removes them. Contexts do not nest."""
 
     def __init__(self, sites: ModelSites) -> None:
         self._hidden_size = sites.hidden_size
@@ -55,13 +55,13 @@ class RowHooks:
         ]
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()
 
     @contextlib.contextmanager
     def rows(self, rows: Sequence[Row], capture: Sequence[Site] = ()) -> Iterator[Mapping[Place, Tensor]]:
-        """Steer every forward pass within, of a batch of `rows`.
+        """Steer every forward pass within the context, each of a batch of `rows`.
 
         Yields what the last pass gave at the sites of `capture`: the steered activations of every row's last token,
         float32 `[rows, hidden]` on the model's device.
@@ -98,7 +98,7 @@ class RowHooks:
 
 
 def changes_of(applied: Sequence[AppliedVector], device: torch.device) -> RowChanges:
-    """What the vectors do together, wherever they do something; the directions are moved to `device`."""
+    """The combined effect of the vectors at each place they change; directions are moved to `device`."""
     found: dict[Place, dict[Phase, PlaceChange]] = {}
     for place in dict.fromkeys(place for one in applied if one.is_active for place in one.places):
         found[place] = {}

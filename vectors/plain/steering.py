@@ -1,9 +1,9 @@
 """`with steer(model, vector):` steers a plain transformers model, in `model(...)` and in `model.generate(...)`.
 
-What is done to an activation is the same as on a server, to the same tokens (see `docs/steering.md`). Hooks on the
-steered modules change their outputs. A hook on the decoder tells which tokens of a forward pass belong to the prompt,
-and `generate` is wrapped while the context is open, because only its arguments say how long the prompt is when a pass
-holds a chunk of it, or goes over the answer again without a KV cache.
+Activations of the same tokens change in the same way as on a server (see `docs/steering.md`). Hooks on the steered
+modules change their outputs. A hook on the decoder tells which tokens of a forward pass belong to the prompt.
+`generate` is wrapped while the context is open, because only its arguments say how long the prompt is when a pass has
+only a chunk of it, or repeats the answer without a KV cache.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ def steer(
 ) -> Iterator[None]:
     """Steer `model`, a causal language model of transformers, with one vector or several until the context ends.
 
-    `scale`, `layers` (numbers, or text such as `"12-16,20"`), `positions` and `operation` hold for every vector given;
-    None means the vector's own default. Contexts nest: all vectors then steer together, in the order entered, as
-    entries of one request do. To use several vectors in different ways, nest.
+    `scale`, `layers` (numbers, or text such as `"12-16,20"`), `positions` and `operation` apply to every vector given;
+    None means the vector's own default. Contexts nest: all vectors then steer together, in the order entered, like the
+    entries of one request. Nest them to use several vectors with different settings.
 
     What is the prompt:
 
-    - In `generate`, the prompt is what the call is given, with its padding on the left; what follows is the response.
-      Beams, several answers, assistants and prefill in chunks change nothing about it. Each call begins anew.
+    - In `generate`, the prompt is the call's input, padded on the left, and what follows is the response.
+      Beams, several answers, assistants and chunked prefill do not change this. Each call starts afresh.
     - In `model(...)`, a pass without a filled KV cache is a prompt that ends at each row's last attended token (a mask
-      that is not `[batch, tokens]` is taken to have no padding on the right). A pass that goes on from a cache is the
+      that is not `[batch, tokens]` is taken to have no padding on the right). A pass that continues from a cache is the
       response, unless it is the first of the context: then it is the rest of a prompt.
 
     A plain model cannot tell the parts of a response apart, so all of it is steered, whatever the vector's `parts`.
 
-    While the context is open the model belongs to whoever opened it: the thread or asyncio task, and what they start
-    within their context (`asyncio.to_thread`). A pass, a call of `generate` or a `steer` from anywhere else raises
-    `RuntimeError`, as does a second pass at the same time. Nothing stays on the model once the context is left,
-    however that happens. `generate` compiles nothing meanwhile.
+    While the context is open, only the thread or asyncio task that opened it can use the model, along with what it
+    starts in its context (`asyncio.to_thread`). A pass, a call of `generate` or a `steer` from anywhere else raises
+    `RuntimeError`, as does a second pass at the same time. Nothing stays on the model after the context ends, however
+    it ends. `generate` does not compile the model in the meantime.
 
-    Raises `CannotSteer`, `InvalidLayers`, `SitesNotFound`, and `RuntimeError` for a compiled model, which would go on
-    without the hooks, and for a decoder without a KV cache.
+    Raises `CannotSteer`, `InvalidLayers`, `SitesNotFound`, and `RuntimeError` for a compiled model, which would ignore
+    the hooks, and for a decoder without a KV cache.
     """
     sites = find_sites(model)
     numbers = None if layers is None else parse_layers(layers)
@@ -88,7 +88,7 @@ def steer(
 
 
 def _claim(model: nn.Module, sites: ModelSites) -> _SteeredModel:
-    """The model's state, begun if no context is open. Raises `RuntimeError` where another claims it."""
+    """The model's state, created if no context is open. Raises `RuntimeError` if another claims it."""
     with _LOCK:
         steered = _STEERED.get(sites.decoder)
         if steered is None:
@@ -96,7 +96,7 @@ def _claim(model: nn.Module, sites: ModelSites) -> _SteeredModel:
             steered = _STEERED[sites.decoder] = _SteeredModel(model, sites)
             _CLAIMED.set((*_CLAIMED.get(), steered))
         elif steered.model is not model:
-            raise RuntimeError("the model is steered as part of another: nest on the same object")
+            raise RuntimeError("the model is part of one that is already steered: pass the same object to every steer")
         steered.check_claimed()
         return steered
 
@@ -110,10 +110,10 @@ def _give_back(steered: _SteeredModel, context: object) -> None:
 
 def _check_can_hook(model: nn.Module, decoder: nn.Module) -> None:
     if hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in model.modules()):
-        raise RuntimeError("a compiled model would go on unsteered: steer the model that is not compiled")
+        raise RuntimeError("a compiled model would ignore the steering: pass the model that is not compiled")
     if "past_key_values" not in inspect.signature(decoder.forward).parameters:
         raise RuntimeError(
-            f"{type(decoder).__name__} takes no past_key_values: only decoders with a KV cache are steered"
+            f"{type(decoder).__name__} does not take past_key_values: only decoders with a KV cache can be steered"
         )
 
 
@@ -155,12 +155,12 @@ class _SteeredModel:
             )
 
     def add(self, context: object, applied: Sequence[AppliedVector]) -> None:
-        """Steer by `applied` too, until `context` is removed."""
+        """Also steer by `applied`, until `context` is removed."""
         self._contexts[context] = applied
         self._hook_places()
 
     def remove(self, context: object) -> bool:
-        """End `context`. True when it was the last, and nothing is left on the model."""
+        """End `context`. True if it was the last one; nothing is then left on the model."""
         self._contexts.pop(context, None)
         self._hook_places()
         if not self._contexts:
@@ -168,7 +168,7 @@ class _SteeredModel:
         return not self._contexts
 
     def _hook_places(self) -> None:
-        """Have hooks exactly at the places that are steered."""
+        """Keep hooks at exactly the places that are steered."""
         self._changes.clear()
         places = {place for one in self._applied() if one.is_active for place in one.places}
         for place in self._hooks.keys() - places:
@@ -181,7 +181,7 @@ class _SteeredModel:
         return [one for applied in self._contexts.values() for one in applied]
 
     def _wrap_generate(self) -> Callable[[], None]:
-        """Learn the prompt of every call of the model's `generate`; what is returned takes that back."""
+        """Wrap the model's `generate` to learn each call's prompt; returns the function that undoes it."""
         model: Any = self.model
         original = model.generate
         is_own = "generate" in vars(model)
@@ -213,7 +213,7 @@ class _SteeredModel:
         tokens = given.get("input_ids")
         tokens = given.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
-            return  # the decoder says what it misses
+            return  # the decoder says what is missing
         cache = given.get("past_key_values")
         first = 0 if cache is None else int(cache.get_seq_length())
         batch, width = tokens.shape[:2]
@@ -228,13 +228,13 @@ class _SteeredModel:
         self._pass = _Pass(threading.get_ident(), _tokens_by_phase(batch, width, first, last, tokens.device))
 
     def _end_pass(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._pass is not None and self._pass.thread == threading.get_ident():  # not that of a refused one
+        if self._pass is not None and self._pass.thread == threading.get_ident():  # not the pass of a rejected caller
             self._pass = None
 
     def _hook_at(self, place: Place) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             if self._pass is None:
-                raise RuntimeError("a part of the steered model was run by itself: run the whole decoder")
+                raise RuntimeError("a part of the steered model was run on its own: run the whole decoder")
             activation = activation_of(output)
             flat = activation.reshape(-1, activation.shape[-1])
             for phase, tokens in self._pass.tokens.items():
@@ -253,7 +253,7 @@ class _SteeredModel:
         return hook
 
     def _change(self, place: Place, phase: Phase, device: torch.device) -> PlaceChange:
-        """What is done at `place` to tokens of `phase`, kept until the contexts change."""
+        """The change at `place` for tokens of `phase`, cached until the contexts change."""
         change = self._changes.get((place, phase, device))
         if change is None:
             covering = [one for one in self._applied() if coverage_of(one.positions).covers(phase)]
@@ -263,24 +263,24 @@ class _SteeredModel:
 
 _LOCK = threading.Lock()
 _STEERED: dict[nn.Module, _SteeredModel] = {}
-"""The models that are steered now, by their decoders. Guarded by `_LOCK`."""
+"""The models being steered, by their decoders. Guarded by `_LOCK`."""
 
 _CLAIMED: ContextVar[tuple[_SteeredModel, ...]] = ContextVar("claimed", default=())
-"""The models that the running thread or task may run: those that it, or what it was started from, steers."""
+"""The models that the current thread or task may run: those steered by it or by what started it."""
 
 
 def _num_prompt_of(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> int:
-    """How many tokens the prompt of a call of `generate` has, with what a given cache holds already."""
+    """The number of tokens in the prompt of a call of `generate`, including those already in a given cache."""
     mask = kwargs.get("attention_mask")
     candidates = (kwargs.get("inputs_embeds"), mask, inputs, kwargs.get("input_ids"))
     for tokens in candidates:
         if tokens is not None:
             return int(tokens.shape[1])
-    return 1  # it begins with the token that begins every text
+    return 1  # generation starts from the BOS token alone
 
 
 def _last_attended(mask: Any, batch: int, length: int) -> int | Tensor:
-    """The number of the last token that each row attends to, counted with what the cache holds."""
+    """The position of the last token that each row attends to, counting those in the cache."""
     if not isinstance(mask, Tensor) or mask.shape != (batch, length):
         return length - 1
     return ((mask != 0) * torch.arange(length, device=mask.device)).argmax(-1, keepdim=True)

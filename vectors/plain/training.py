@@ -23,9 +23,9 @@ from vectors.vector import SteeringVector
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What a training gave.
+    """The result of a training.
 
-    `vector` is None where it does not help and `allow_no_gain` was not given. `report` is JSON, as of a training job;
+    `vector` is None if it does not help and `allow_no_gain` was not set. `report` is the JSON report of a training job;
     `reason` says in a sentence why the vector is recommended or not. `files`: `report.json`, then pictures (PNG), by
     name.
     """
@@ -38,7 +38,7 @@ class TrainingResult:
 
     @property
     def summary(self) -> str:
-        """The verdict, the accuracy on held-out items before and after, and what was chosen: a line each."""
+        """The verdict, the accuracy on held-out items before and after, and what was chosen, on a line each."""
         chosen, test = self.report["chosen"], self.report["test"]
         before, after = (100 * found["value"] for found in (self.report["baseline"]["test"], test["accuracy"]))
         layers = ", ".join(map(str, chosen["layers"]))
@@ -62,11 +62,11 @@ def train(
 ) -> TrainingResult:
     """Train a vector from labelled data by Painless Activation Steering (arXiv:2509.22739), and test whether it helps.
 
-    `data` is a file (JSONL, CSV, Parquet) or a data set of `vectors.data`; `validation` holds other items to choose
-    by, `retention` what the vector should leave alone. `options` are those of `tiller train` and of a training job,
-    such as `variant="pas_full"`, `layers=[8, 12]`, `prompt="chat"`; see `Method`. `report` is told of progress; None
-    shows it on standard error where that is a terminal. The model must be in evaluation mode, and is left as it was.
-    Raises `InvalidMethod`, `InvalidData`, `MissingDependency`, `SitesNotFound` and `OSError`.
+    `data` is a file (JSONL, CSV, Parquet) or a data set of `vectors.data`; `validation` holds other items to choose by,
+    `retention` what the vector should leave alone. `options` are those of `tiller train` and of a training job, such as
+    `variant="pas_full"`, `layers=[8, 12]`, `prompt="chat"`; see `Method`. `report` receives progress; None shows it on
+    standard error if that is a terminal. The model must be in evaluation mode, and is left unchanged. Raises
+    `InvalidMethod`, `InvalidData`, `MissingDependency`, `SitesNotFound` and `OSError`.
     """
     check_installed()
     task = Task(method=Method.from_json({name: _as_json(value) for name, value in options.items()}))
@@ -89,5 +89,5 @@ def _content_of(path: str | PathLike[str]) -> tuple[bytes, str]:
 
 
 def _as_json(value: object) -> object:
-    """`value` as a job's JSON would have it: lists for tuples and ranges."""
+    """`value` as in a job's JSON: lists for tuples and ranges."""
     return list(value) if isinstance(value, tuple | range) else value

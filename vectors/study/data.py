@@ -1,7 +1,7 @@
-"""Reads the data of a study: known tasks from a folder or the hub, own files, and what others bring.
+"""Reads the data of a study: built-in tasks from a folder or the hub, your own files, and other tasks.
 
-It does not know how a study is run. Everything is read before anything is run, so that a file that is missing or
-wrong shows at once and not after the first night.
+Everything is read before anything is run, so a missing or invalid file is reported at once and not after the first
+night.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vectors.study.definition import Study
 
 @dataclass(frozen=True, slots=True)
 class StudyData:
-    """The items of every task by its name, and those that steering should leave alone."""
+    """The items of every task by name, and those on which steering should change nothing."""
 
     tasks: Mapping[str, DataSet]
     retention: DataSet | None = None
@@ -35,8 +35,9 @@ def read_study_data(
 ) -> StudyData:
     """Everything that the study reads; its relative paths are below `base`.
 
-    `data_folder` goes before the study's own; without either, known tasks come from the hub. `other_tasks` make the
-    items of the tasks whose names they are. Raises `InvalidData` at the file and line, and `MissingDependency`.
+    `data_folder` takes precedence over the study's own; without either, built-in tasks come from the hub. `other_tasks`
+    maps the names of further tasks to functions that make their items. Raises `InvalidData` at the file and line, and
+    `MissingDependency`.
     """
     makers = other_tasks or {}
     folder = data_folder
@@ -59,7 +60,7 @@ def read_study_data(
         return StudyData(tasks, read(study.retention))
     retention, _ = read_retention(_content(base, study.retention), study.retention)
     if retention is None:
-        raise InvalidData("a study measures retention on questions with choices, and here is none", study.retention)
+        raise InvalidData("expected questions with choices to measure retention on, got none", study.retention)
     return StudyData(tasks, retention)
 
 

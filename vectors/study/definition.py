@@ -1,7 +1,6 @@
-"""Study: the paper's comparison as one file - tasks × variants × sites × exemplars × seeds, adapters beside each other.
+"""Study: the paper's comparison as one file - tasks × variants × sites × exemplars × seeds, for several adapters.
 
-A study's YAML has the fields of `Study`; every field or value that is wrong is refused by its name. It does not know
-where data lies, how a cell is run (`study_run.py`) or what is made of the results (`study_tables.py`).
+A study's YAML has the fields of `Study`. An error names the field that is wrong.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from vectors.training.values import Value
 from vectors.vocabulary import DEFAULT_SITE, Site
 
 MAX_BYTES = 2**20
-"""Of a study's text in UTF-8."""
+"""The most bytes of a study's text in UTF-8."""
 
 MAX_TASKS = 200
 MAX_ADAPTERS = 32
 MAX_VALUES = 100
-"""Of a list of seeds, or of numbers of exemplars."""
+"""The most entries in a list of seeds or of numbers of exemplars."""
 
 OWN_CATEGORY = "own"
-"""The category of a task of one's own that names none."""
+"""The category of your own task, unless it names one."""
 
 PAPER_VARIANTS: tuple[Variant, ...] = ("pas_full", "ipas_all", "ipas_wrong_only")
 
@@ -45,9 +44,9 @@ _VALUES: Mapping[str, Value] = {option.name: option.value for option in METHOD_O
 
 @dataclass(frozen=True, slots=True)
 class StudyTask:
-    """A task of a study: a known one by its name, or `file`, a file of labelled data.
+    """A task of a study: a built-in one by name, or `file`, a file of labelled data.
 
-    `category` is what means are taken over; `attribute` is how tables call the task.
+    Means are taken over each `category`; `attribute` is the task's name in tables.
     """
 
     name: str
@@ -60,7 +59,7 @@ class StudyTask:
 class ModelCase:
     """One model of a study: a hub id or a folder (None: the embedded one), with or without an adapter.
 
-    `dtype` as it was asked for, since results of one precision are not those of another.
+    `dtype` as requested, since results depend on the precision.
     """
 
     model: str | None = None
@@ -69,7 +68,7 @@ class ModelCase:
 
     @property
     def label(self) -> str:
-        """How tables and messages call it."""
+        """Its name in tables and messages."""
         name = self.model or "the embedded model"
         return f"{name} + {self.adapter}" if self.adapter else name
 
@@ -89,8 +88,8 @@ class StudyCell:
 class Study:
     """What is compared.
 
-    `method` is what all cells share; its own variants, sites, exemplars and seeds are not used. `retention`: a known
-    task or a file with questions, on which every chosen steering is asked too. `adapters` are folders or hub ids;
+    `method` is shared by all cells; its own variants, sites, exemplars and seeds are not used. `retention`: a built-in
+    task or a file of questions, which are also asked under every chosen steering. `adapters` are folders or hub ids;
     None is the model without one.
     """
 
@@ -113,13 +112,13 @@ class Study:
         Raises `InvalidMethod` naming the field, also for a text above `MAX_BYTES`, for fields given twice and for
         aliases; `MissingDependency` without PyYAML.
         """
-        given = _loaded(text)
+        given = _load_yaml(text)
         if not isinstance(given, dict):
             raise InvalidMethod(f"expected a study's fields ({', '.join(_FIELDS)}), got {type(given).__name__}")
         _check_names(given, _FIELDS, "")
         for name in ("name", "tasks"):
             if given.get(name) is None:
-                raise InvalidMethod(f"{name}: is missing", name)
+                raise InvalidMethod(f"{name}: required field is missing", name)
         known = {name: str(task.category) for name, task in TASKS.items()} | dict(other_tasks or {})
         parsers: dict[str, tuple[str, Any]] = {
             "name": ("name", _text),
@@ -140,7 +139,7 @@ class Study:
                 name, parse = parsers[option]
                 try:
                     values[name] = parse(option, value)
-                except ValueError as error:  # a whole number of more digits than Python shows
+                except ValueError as error:  # a whole number with more digits than Python prints
                     raise InvalidMethod(f"{option}: {error}", option) from None
         return cls(**values)
 
@@ -165,7 +164,7 @@ class Study:
         return tuple(ModelCase(self.model, adapter, dtype) for adapter in self.adapters)
 
     def cells(self) -> tuple[StudyCell, ...]:
-        """Every cell on one model, a whole seed before the next, so that an unfinished study is an even sample."""
+        """Every cell on one model, one whole seed after the other, so that an unfinished study is an even sample."""
         return tuple(
             StudyCell(task.name, variant, site, icl, seed)
             for seed, icl, task, variant, site in itertools.product(
@@ -187,8 +186,8 @@ class Study:
         )
 
 
-def _loaded(text: str) -> Any:
-    """The values of a YAML text, without aliases (a few of which can stand for billions) and double names."""
+def _load_yaml(text: str) -> Any:
+    """The values of a YAML text. Aliases (a few can expand to billions of values) and duplicate names are rejected."""
     try:
         import yaml
     except ImportError:
@@ -200,7 +199,7 @@ def _loaded(text: str) -> Any:
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.events.AliasEvent):
                 line = self.line + 1
-                raise yaml.YAMLError(f"line {line}: aliases (*name) are not taken")
+                raise yaml.YAMLError(f"line {line}: aliases (*name) are not supported")
             return super().compose_node(parent, index)
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -213,15 +212,15 @@ def _loaded(text: str) -> Any:
     try:
         return yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        reason = "is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
-        raise InvalidMethod(f"the study is no YAML that can be read: {reason}") from None
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
+        raise InvalidMethod(f"the study is not valid YAML: {reason}") from None
 
 
 def _check_names(given: Mapping[Any, Any], known: Sequence[str], place: str) -> None:
     for name in given:
         if not isinstance(name, str) or name not in known:
             shown = f"{place}{str(name)[:60]}"
-            hint = "; give each model a file of its own" if shown == "models" else ""
+            hint = "; use one study file per model" if shown == "models" else ""
             raise InvalidMethod(f"{shown}: unknown field, expected one of {', '.join(known)}{hint}", shown)
 
 
@@ -236,7 +235,7 @@ def _text(option: str, value: object) -> str:
 
 
 def _listed(option: str, value: object, most: int) -> list[Any]:
-    """A list, or one value for a list of it."""
+    """A list; a single value stands for a list of one."""
     found = value if isinstance(value, list) else [value]
     if not 0 < len(found) <= most:
         _refuse(option, f"1 to {most} values", value)
@@ -276,13 +275,13 @@ def _task(option: str, value: object, known: Mapping[str, str]) -> StudyTask:
     _check_names(value, _OWN_TASK_FIELDS, f"{option}.")
     for needed in ("name", "file"):
         if value.get(needed) is None:
-            raise InvalidMethod(f"{option}.{needed}: is missing", f"{option}.{needed}")
+            raise InvalidMethod(f"{option}.{needed}: required field is missing", f"{option}.{needed}")
     fields = {part: _text(f"{option}.{part}", text) for part, text in value.items() if text is not None}
     name = fields["name"]
     if not _TASK_NAME.fullmatch(name):
         _refuse(f"{option}.name", "at most 80 lower-case letters, digits, '.', '_', '/' and '-'", name)
     if name in known:
-        raise InvalidMethod(f"{option}.name: {name} is a known task; give your file another name", f"{option}.name")
+        raise InvalidMethod(f"{option}.name: {name} is a built-in task; choose another name", f"{option}.name")
     return StudyTask(name, fields.get("category", OWN_CATEGORY), fields.get("attribute", name), fields["file"])
 
 
@@ -311,7 +310,7 @@ def _method(option: str, value: object) -> Method:
         _refuse(option, "options of a method by name", value)
     for name in value:
         if name in _NOT_SHARED:
-            raise InvalidMethod(f"{option}.{name}: is the study's own field {_NOT_SHARED[name]}", f"{option}.{name}")
+            raise InvalidMethod(f"{option}.{name}: use the study's own field {_NOT_SHARED[name]}", f"{option}.{name}")
     try:
         return Method(**read_options(value, METHOD_OPTIONS, "study"))
     except InvalidMethod as error:
@@ -319,7 +318,7 @@ def _method(option: str, value: object) -> Method:
 
 
 def _by(kind: Value, option: str, value: object) -> Any:
-    """`value` read as an option of a method is; a refusal names the study's field."""
+    """`value` read like an option of a method; errors name the study's field."""
     try:
         return kind.parse(value)
     except ValueError as error:

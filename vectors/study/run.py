@@ -1,11 +1,10 @@
-"""Runs the cells of a study on one model, each written to a file of its own as soon as it is found.
+"""Runs the cells of a study on one model, and writes each to its own file as soon as it is done.
 
     OUTPUT/cells/MODEL/TASK.VARIANT.SITE.iclN.seedN.json
 
-A killed study goes on where it was: only cells without a file are run. A file says what it depends on (method, data,
-model, seed) with the hash of that, and one of another study is refused rather than mixed in. All variants and sites of
-one task, number of exemplars and seed share one search and one test of the plain model. It does not know which engine
-answers, where data comes from, or what the figures are summed up to.
+A killed study continues where it stopped: only cells without a file are run. A file records what it depends on (method,
+data, model, seed) with a hash of that, and files of another study are rejected rather than mixed in. All variants and
+sites of one task, number of exemplars and seed share one search and one test of the plain model.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from vectors.training.train import Searched, TrainingData, check_fit, search_see
 from vectors.vocabulary import Site
 
 FORMAT = 1
-"""Of a cell's file."""
+"""The format of a cell's file."""
 
 Record = dict[str, Any]
 """A cell's file."""
@@ -53,10 +52,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class StudyProgress:
-    """`num_done` of `num_total` cells of this model, `num_failed` of which had nothing to show.
+    """`num_done` of `num_total` cells of this model are done, `num_failed` of them without a result.
 
-    `label` says what is being searched, `phase` how far that has come; `seconds_left`: until this model's cells are
-    all there, None before it can be told.
+    `label` says what is being searched, `phase` how far that search is; `seconds_left`: until all of this model's cells
+    are done, None while unknown.
     """
 
     num_done: int
@@ -68,12 +67,12 @@ class StudyProgress:
 
 
 StudyReport = Callable[[StudyProgress], None]
-"""Receives progress; what it raises stops the study, which can be gone on with later."""
+"""Receives progress. An exception it raises stops the study, which can be continued later."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The cells that one search finds, and those of them that are missing."""
+    """The cells that one search covers, and those still missing."""
 
     task: str
     icl: int
@@ -86,10 +85,10 @@ class _Group:
 
 
 def read_cells(study: Study, case: ModelCase, data: StudyData, folder: Path) -> dict[StudyCell, Record]:
-    """The study's cells that `folder` has for this model.
+    """The study's cells in `folder` for this model.
 
-    Raises `InvalidMethod` for a cell of another method, data or model, naming its file and what differs,
-    `InvalidData` for a file that is no cell, and `OSError`.
+    Raises `InvalidMethod` for a cell of another method, data or model, naming its file and what differs, `InvalidData`
+    for a file that is not a cell, and `OSError`.
     """
     found = {}
     for cell in study.cells():
@@ -100,24 +99,26 @@ def read_cells(study: Study, case: ModelCase, data: StudyData, folder: Path) -> 
         except FileNotFoundError:
             continue
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InvalidData(f"is no cell of a study ({error}); remove it to have it made again", str(path)) from None
+            reason = f"is not a cell of a study ({error}); delete it to run the cell again"
+            raise InvalidData(reason, str(path)) from None
         wanted = _depends_on(study, case, cell, data)
         if key != _key(wanted):
             known = known if isinstance(known, dict) else {}
             differing = [name for name, value in wanted.items() if known.get(name) != value]
             raise InvalidMethod(
-                f"{path}: is of another study: {', '.join(differing) or 'its hash'} differ; give another output folder"
+                f"{path}: belongs to another study ({', '.join(differing) or 'hash'} differs); "
+                "choose another output folder"
             )
         found[cell] = record
     return found
 
 
 def cell_file(folder: Path, case: ModelCase, cell: StudyCell) -> Path:
-    """Where a cell's file lies; no two cells of any studies share one unless they have the same names."""
+    """The path of a cell's file. Cells with different names never share one."""
     name = json.dumps([case.model, case.adapter, case.dtype])
     readable = re.sub(r"[^A-Za-z0-9.-]+", "-", case.label).strip("-.")[-60:]
     model = f"{readable}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
-    task = cell.task.replace("/", "+")  # which no name of a task has
+    task = cell.task.replace("/", "+")  # no task name contains a +
     return folder / "cells" / model / f"{task}.{cell.variant}.{cell.site}.icl{cell.icl}.seed{cell.seed}.json"
 
 
@@ -126,8 +127,8 @@ def run_study(
 ) -> dict[StudyCell, Record]:
     """Run the cells that are missing; returns all of them.
 
-    A cell whose data leaves nothing to contrast is written as failed with its reason, and the others go on. Raises as
-    `read_cells` does, `InvalidMethod` for what the model lacks, what the view and `report` raise, and `OSError`.
+    A cell whose data leaves nothing to contrast is written as failed with its reason, and the study continues. Raises
+    as `read_cells` does, `InvalidMethod` for what the model lacks, what the view and `report` raise, and `OSError`.
     """
     layers = check_fit(study.method_of(variants=study.variants, sites=study.sites, icl=0), view)
     found = read_cells(study, case, data, folder)
@@ -213,7 +214,7 @@ def _run_group(
 
 
 def _expected(items: DataSet, retention: DataSet | None, method: Method, view: ModelView) -> dict[str, float]:
-    """Work by phase, in prompts; a steered answer costs a token, a small part of a prompt."""
+    """Work by phase, in prompts; a steered answer costs one token, a small part of a prompt."""
     count = min(len(items.items), method.max_items)
     places = len(method.variants) * len(method.sites)
     num_cells = places * len(method.layers_for(view.num_layers)) * len(method.scale_grid())
@@ -228,7 +229,7 @@ def _expected(items: DataSet, retention: DataSet | None, method: Method, view: M
 
 
 def _tests(searched: Searched, chosen: Sequence[Cell], plan: WorkPlan) -> list[HeldOutResult]:
-    """The figures of `held_out.measure_steering` for each cell, the prompts read once for all of them."""
+    """`held_out.measure_steering` for each cell; the prompts are read once for all of them."""
     questions = searched.tested
     sizes = [len(question.order) if isinstance(question, ShownItem) else 1 for question in questions]
     plan.begin("testing", sum(sizes))
@@ -238,7 +239,7 @@ def _tests(searched: Searched, chosen: Sequence[Cell], plan: WorkPlan) -> list[H
 def _retention(
     view: ModelView, data: DataSet | None, chosen: Sequence[Cell], method: Method, seed: int, plan: WorkPlan
 ) -> list[dict[str, float] | None]:
-    """Accuracy on what should be left alone, without and with each steering, in balanced order."""
+    """Accuracy on the retention items, without and with each steering, in balanced order."""
     items = [item for item in (data.items if data is not None else ()) if isinstance(item, ChoiceItem)]
     if not items:
         return [None] * len(chosen)
@@ -279,7 +280,7 @@ def _reason(variant: Variant, searched: Searched) -> str:
 
 
 class _Reporter:
-    """Counts cells and tells the time left, a group's share of it by its number of items."""
+    """Counts cells and estimates the time left, weighting groups by their number of items."""
 
     def __init__(
         self,

@@ -1,10 +1,10 @@
-"""The tables of a study: what each variant and site does to each task, and on average over kinds of task.
+"""The tables of a study: the effect of each variant and site on each task, and its mean over categories of tasks.
 
-Two readings of the same tests stand side by side. `presented` figures are those of each prompt in the one order that
-the method shows it in, with Student's t-test over seeds: with the `paper` letters that is the protocol of Cui & Chen
-2025 (arXiv:2509.22739). The others are letter-balanced: an item counts by the share of its rotations answered right;
-with them goes the exact paired test over the items of the first seed, which does not take resampled splits of the same
-items for independent. It does not know how cells are run or where they lie.
+Two readings of the same tests are shown together. `presented` figures are for each prompt in the one order that the
+method shows it in, with Student's t-test over seeds: with `paper` letters that is the protocol of Cui & Chen 2025
+(arXiv:2509.22739). The others are letter-balanced: an item counts by the share of its rotations answered correctly.
+They come with the exact paired test over the items of the first seed, which does not treat resampled splits of the same
+items as independent.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def effect_rows(study: Study, records: Records) -> list[Row]:
     """A row for each model, number of exemplars, site, variant and task, in the study's order.
 
     Accuracies and effects are means over seeds, shares of 1. Intervals, `t` and the one-sided `p` are Student's over
-    seeds; with a single seed the interval is the bootstrap's over its items and there is neither t nor p.
-    `over_chance` is by how much the steered model beats one letter for everything. `exact_p`, `over_chance_p` and the
-    counts beside them are those of the first seed that gave a result. `…_holm` are adjusted for the
-    tasks that have the same model, exemplars, site and variant. None stands for what there is none of.
+    seeds; with a single seed the interval is a bootstrap over its items, without t and p. `over_chance` is the steered
+    model's lead over always saying one letter. `exact_p`, `over_chance_p` and their counts come from the first seed
+    with a result. `…_holm` are adjusted for the tasks of the same model, exemplars, site and variant. None means that
+    there is no such figure.
     """
     rows = []
     for case, cells in records.items():
@@ -59,8 +59,8 @@ def effect_rows(study: Study, records: Records) -> list[Row]:
 def mean_rows(study: Study, records: Records) -> list[Row]:
     """A row for each model, number of exemplars, site, variant and category of tasks, then one over all tasks.
 
-    A seed's figure is its mean over the tasks that gave any result, and only seeds that have all of these count.
-    `exact_p` is of the counts of all tasks' first seeds together.
+    A seed's figure is its mean over the tasks with any result; only seeds with all of these tasks count. `exact_p` is
+    for the combined counts of all tasks' first seeds.
     """
     categories = [*dict.fromkeys(task.category for task in study.tasks), OVERALL]
     rows = []
@@ -165,7 +165,7 @@ def _counts(records: Sequence[Mapping[str, Any]]) -> Row:
 
 
 def _pooled_p(rose: int, fell: int) -> float:
-    """The exact paired test of so many items that rose and fell."""
+    """The exact paired test for the numbers of items that rose and fell."""
     if rose + fell == 0:
         return 1.0
     before = [0.0] * rose + [1.0] * fell
@@ -185,7 +185,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def study_files(study: Study, records: Records) -> dict[str, bytes]:
-    """The tables by the names of their files: JSON, CSV, Markdown, and pictures of the effects (PNG).
+    """The tables by file name: JSON, CSV, Markdown, and plots of the effects (PNG).
 
     Raises `MissingDependency`.
     """
@@ -211,9 +211,9 @@ def _csv(rows: Sequence[Row]) -> bytes:
 def _markdown(study: Study, rows: Sequence[Row], means: Sequence[Row]) -> str:
     letters = study.method.letters
     protocol = (
-        "the paper's protocol: one order of options for all items of a seed, the bare letter, the first best cell"
+        "the paper's protocol: one order of options for all items of a seed, bare letters, the first of the best cells"
         if study.method.is_paper
-        else "each item in one order of its own, letters balanced; for the paper's protocol set `letters: paper`"
+        else "each item in its own order, with balanced letters; for the paper's protocol set `letters: paper`"
     )
     lines = [
         f"# {_cell(study.name)}",
@@ -224,10 +224,10 @@ def _markdown(study: Study, rows: Sequence[Row], means: Sequence[Row]) -> str:
         " over the items of the first seed.",
         f"- **as presented**: {protocol}; p from the one-sided t-test over seeds, as Cui & Chen (2025) report it."
         " Seeds resample one pool of items, so this p is too small.",
-        "- **letters**: the part of the effect as presented that vanishes when the options rotate.",
-        "- **over chance**: how far the steered model, letter-balanced, is above what one letter for everything scores,"
+        "- **letters**: the part of the effect as presented that vanishes when the options are rotated.",
+        "- **over chance**: how far the steered model, letter-balanced, is above always answering with one letter,"
         " with the exact p of the first seed. A model below chance can gain without learning anything.",
-        "- **Holm**: the p before it, adjusted for the tasks of the same model, exemplars, site and variant.",
+        "- **Holm**: the preceding p, adjusted for the tasks of the same model, exemplars, site and variant.",
         "",
         "## Means over tasks",
         "",
@@ -259,7 +259,7 @@ def _heads(row: Row) -> list[object]:
 
 
 def shown_figures(row: Row) -> list[str]:
-    """Baseline, balanced effect, exact p, effect as presented, its p, and the letters' part, as tables write them."""
+    """Baseline, balanced effect, exact p, effect as presented, its p, and the letters' part, as shown in tables."""
     return [
         _percent(row["baseline"]),
         _effect(row, ""),
@@ -330,5 +330,5 @@ def _bar(row: Row, prefix: str) -> Bar | None:
     if effect is None:
         return None
     label = row["attribute"] if "task" in row else f"mean: {row['category']}"
-    # Student's interval of few seeds may go beyond what a difference of shares can be
+    # Student's interval of few seeds may exceed the possible differences of shares
     return Bar(label, effect, max(-1.0, effect if low is None else low), min(1.0, effect if high is None else high))

@@ -1,1 +1,1 @@
-"""How labelled data becomes a vector (Painless Activation Steering, arXiv:2509.22739), and whether it helps."""
+"""Trains a vector from labelled data (Painless Activation Steering, arXiv:2509.22739), and tests whether it helps."""

@@ -1,4 +1,4 @@
-"""From items and what the model answered to two groups of texts, whose mean activations are subtracted.
+"""Turns items and the model's answers into two groups of texts, whose mean activations are subtracted.
 
     variant           positive texts                              negative texts
     pas_full          lettered prompts of items answered right    lettered prompts of items answered wrong
@@ -7,10 +7,8 @@
     mean_difference   every item: question + right option         the same items: question + a wrong option
 
 The first three are PASf, iPASa and iPASwo of Cui & Chen 2025 (arXiv:2509.22739); the last is the mean difference of
-pairs (contrastive activation addition, Rimsky et al. 2023) with texts instead of letters. For pairs of texts a right
+pairs (contrastive activation addition, Rimsky et al. 2023) with texts instead of letters. For pairs of texts, the right
 answer is the positive text, and there is no lettered prompt.
-
-It does not know how the model was asked, nor what becomes of the texts.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from vectors.training.prompts import Statement, Text, statement_of, statements_o
 class Answered:
     """An item and the model's choice: a place among the options shown, or 0 (positive) or 1 (negative) of a pair.
 
-    -1: the model's output was not finite, which is no choice.
+    -1: no choice, because the model's output was not finite.
     """
 
     item: ShownItem | PairItem
@@ -79,7 +77,7 @@ def _chosen(answer: Answered) -> Statement:
 
 
 def _other(answer: Answered) -> Statement:
-    """A wrong text: the model's own where it is wrong, else the first one shown."""
+    """A wrong text: the model's choice if it is wrong, otherwise the first wrong one shown."""
     item = answer.item
     if not isinstance(item, ShownItem):
         return statements_of(item)[1]

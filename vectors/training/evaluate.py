@@ -1,7 +1,4 @@
-"""Evaluation of a steering that exists, and of training itself over the number of items it is given.
-
-It does not know how a training goes, nor where its reports are shown.
-"""
+"""Evaluation of an existing steering, and of training itself for increasing numbers of items."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ def evaluate(
     seed: int,
     report: Report,
 ) -> dict[str, Any]:
-    """The report of a steering that exists, on all items (at most `method.max_items`, drawn by the seed)."""
+    """The report on an existing steering, on all items (at most `method.max_items`, drawn by the seed)."""
     check_fit(method, view)
     order = np.random.default_rng(seed).permutation(len(data.items.items))[: method.max_items]
     questions = show([data.items.items[index] for index in sorted(order)], method, seed)
@@ -76,14 +73,14 @@ def evaluate(
 
 
 def _of_size(report: Report, size: int) -> Report:
-    """`report`, told of which size a phase is."""
+    """`report`, with the size in the name of each phase."""
     return lambda progress: report(replace(progress, phase=f"{size} items: {progress.phase}"))
 
 
 def sweep(
     view: ModelView, data: TrainingData, method: Method, sizes: Sequence[int], *, seed: int, report: Report
 ) -> dict[str, Any]:
-    """HeldOutResult accuracy over the number of training items: each size is a training of its own on the same split.
+    """Held-out accuracy by the number of training items: each size is a separate training on the same split.
 
     A size that leaves nothing to contrast is reported with the reason. Raises as `train`.
     """
@@ -91,7 +88,7 @@ def sweep(
     available = len(parts_of(data, method, seed).train)
     tried = sorted({min(size, available) for size in sizes})
     points: list[dict[str, Any]] = []
-    failure = InvalidData("no size can be trained", data.items.name)
+    failure = InvalidData("none of the sizes can be trained", data.items.name)
     for size in tried:
         plan = WorkPlan(_of_size(report, size), expected_work(data, method, view))
         try:

@@ -1,9 +1,8 @@
-"""Examiner: asks a model items and says what it chose, plain or under many steerings at once.
+"""Examiner: asks a model items and returns its choices, unsteered or under many steerings at once.
 
 It turns items into token ids: raw text or the model's chat template, with or without solved examples before them. A
-letter's probability is the sum over its spellings (`A`, ` A`) of the first token that each adds to the prompt; where
-two letters share such a token, of the whole spelling. A pair's choice is the text whose tokens are likelier on
-average. It does not know which items are asked for what, or how a model is run.
+letter's probability is the sum over its spellings (`A`, ` A`) of the first token that each adds to the prompt; if two
+letters share such a token, of the whole spelling. A pair's choice is the text whose tokens are likelier on average.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from vectors.training.prompts import Statement, Text, lettered_prompt, raw_text,
 Question = ShownItem | PairItem
 
 Steerings = Sequence[tuple[Steering, ...]]
-"""Each one the vectors that are added together; the empty one is the plain model."""
+"""Each entry is the vectors added together; the empty one is the unsteered model."""
 
 Choices = npt.NDArray[np.int64]
 """`[steerings, questions]`: the chosen place of each question, -1 where the output was not finite."""
 
 Scores = npt.NDArray[np.float64]
-"""`[steerings, items]`: the share of an item's prompts that were answered right."""
+"""`[steerings, items]`: the share of an item's prompts answered correctly."""
 
 Advance = Callable[[int], None]
 
@@ -80,12 +79,12 @@ class Examiner:
             line = None
         if len(tokens) >= self._probe.max_length:
             raise InvalidData(
-                f"a prompt has {len(tokens)} tokens; the model takes {self._probe.max_length - 1}", line=line
+                f"expected a prompt of at most {self._probe.max_length - 1} tokens, got {len(tokens)}", line=line
             )
         return tokens
 
     def choose(self, questions: Sequence[Question], steerings: Steerings, advance: Advance = _ignore) -> Choices:
-        """What the model chooses, `[steerings, questions]`; `advance` is told how many questions are done."""
+        """The model's choices, `[steerings, questions]`; `advance` receives the number of questions done."""
         chosen = np.full((len(steerings), len(questions)), -1, dtype=np.int64)
         lettered = [index for index, question in enumerate(questions) if isinstance(question, ShownItem)]
         for num_done, (index, places) in enumerate(self._choose_letters(questions, lettered, steerings), 1):
@@ -101,7 +100,7 @@ class Examiner:
     def balanced_scores(
         self, questions: Sequence[Question], steerings: Steerings, advance: Advance = _ignore
     ) -> tuple[Scores, Choices]:
-        """Each item's share of right answers over every rotation of its options, and what was chosen each time.
+        """Each item's share of right answers over every rotation of its options, and the choices made.
 
         The choices are `[steerings, prompts]`, an item's rotations next to each other.
         """
@@ -163,11 +162,11 @@ class Examiner:
                 prompt, tokens = self._statement(statement)
                 if len(tokens) > self._probe.max_length:
                     raise InvalidData(
-                        f"a text has {len(tokens)} tokens; the model takes {self._probe.max_length}", line=pair.line
+                        f"expected a text of at most {self._probe.max_length} tokens, got {len(tokens)}", line=pair.line
                     )
                 if len(tokens) == len(prompt):
                     raise InvalidData(
-                        "a text of one token with nothing before it has no probability; give a prompt or a longer text",
+                        "a text of one token without a prompt has no probability; add a prompt or use a longer text",
                         line=pair.line,
                     )
                 queries.append(Continuations(prompt, (tokens[len(prompt) :],), steering))
@@ -190,7 +189,7 @@ class Examiner:
         return self._probe.encode_chat([*turns, Message("user", lettered_prompt(shown))])
 
     def _statement(self, statement: Statement) -> tuple[_Tokens, _Tokens]:
-        """The prompt's tokens, at least one, and the whole text's, of which they are the beginning."""
+        """The prompt's tokens, at least one, and those of the whole text, which begin with them."""
         if self._is_chat:
             prompt = self._probe.encode_chat(turns_of(statement))
             tokens = self._probe.encode_chat(turns_of(statement), statement.reply)
@@ -204,7 +203,7 @@ class Examiner:
         return tokens[: max(1, min(num_common, len(tokens) - 1))], tokens
 
     def _letters_after(self, prompt: _Tokens, shown: ShownItem) -> _Letters:
-        """How the letters follow the prompt; prompts that end alike have theirs alike."""
+        """How the letters follow the prompt; the same for prompts with the same ending."""
         key = (prompt[-_CONTEXT:], len(shown.order))
         found = self._known_letters.get(key)
         if found is None:
@@ -224,7 +223,7 @@ class Examiner:
                 before = self._probe.encode(lettered_prompt(shown)) if self._exemplars else before
             if tokens[: len(before)] == before and len(tokens) > len(before):
                 found.append(tokens[len(before) :])
-            else:  # the letter melts into the prompt's last token: take it as it stands alone
+            else:  # the letter merges with the prompt's last token: use its tokens on its own
                 found.append(self._probe.encode(text)[len(self._probe.encode("")) :])
         return tuple(dict.fromkeys(found))
 

@@ -1,8 +1,8 @@
-"""Outcome: whether a steering helps on items that nobody chose it by, and what it costs elsewhere.
+"""Whether a steering helps on held-out items, and what it costs elsewhere.
 
-The figures are letter-balanced: an item counts by the share of its rotations answered right, so a model that always
-says B scores one in k. Beside them stands what the same prompts show in the one order that the method asked them in;
-the difference of the two gains is the letter's part. It does not know how the steering was found.
+The figures are letter-balanced: an item counts by the share of its rotations answered correctly, so a model that always
+says B scores one in k. They are shown next to the figures for the one order in which the method asked the same prompts;
+the difference between the two gains is due to the letters.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vectors.training.statistics import Accuracy, PairedTest, accuracy_of, lette
 
 SIGNIFICANCE = 0.05
 WORRYING_RATIO = 1.5
-"""Perplexity of plain text, steered over unsteered, from which a report warns."""
+"""The ratio of steered to unsteered perplexity of plain text above which a report warns."""
 
 MAX_RETENTION_ITEMS = 1000
 MAX_RETENTION_TEXTS = 200
@@ -31,7 +31,7 @@ MAX_RETENTION_TEXTS = 200
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What the steering should leave alone: items of another kind, and plain texts (`texts_from` says whose)."""
+    """What the steering should not change: other items, and plain texts (`texts_from` says where they come from)."""
 
     items: tuple[ShownItem, ...] = ()
     texts: tuple[str, ...] = ()
@@ -39,18 +39,18 @@ class Retention:
 
     @property
     def num_prompts(self) -> int:
-        """How many prompts it takes to check."""
+        """The number of prompts that checking it takes."""
         return len(self.items) + 2 * len(self.texts)
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutResult:
-    """Letter-balanced accuracy before and after, the paired test between them, and the letter's part.
+    """Letter-balanced accuracy before and after, the paired test between them, and the part due to letters.
 
-    `over_chance` is the same test against one in k, which is what an item gives to whoever always says one letter.
-    `presented_gain` is the gain in the order that the method asked the items in; `letter_bias` what of it the
-    letters bring (`presented_gain` less the balanced gain). `letters`: shares of each letter chosen over all
-    rotations, before and after, and how far they moved.
+    `over_chance` is the same test against one in k, the score of always saying one letter. `presented_gain` is the gain
+    in the order in which the method asked the items; `letter_bias` is the part of it due to letters (`presented_gain`
+    minus the balanced gain). `letters`: shares of each letter chosen over all rotations, before and after, and how far
+    they moved.
     """
 
     baseline: Accuracy
@@ -64,14 +64,14 @@ class HeldOutResult:
 
     @property
     def helps(self) -> bool:
-        """True when accuracy rises, and to more than one letter for everything would give, both beyond chance."""
+        """True if accuracy rises, and above the score of always saying one letter, both significantly."""
         return all(test.gain > 0 and test.p < SIGNIFICANCE for test in (self.paired, self.over_chance))
 
 
 def measure_steering(
     examiner: Examiner, questions: Sequence[Question], steering: tuple[Steering, ...], advance: Advance
 ) -> HeldOutResult:
-    """Ask `questions`, as they are shown and in every rotation, without and with `steering`."""
+    """Ask `questions`, as shown and in every rotation, without and with `steering`."""
     return measure_steerings(examiner, questions, [steering], advance)[0]
 
 
@@ -116,7 +116,7 @@ def _letters(before: Choices, after: Choices, num_letters: int) -> dict[str, Any
 
 
 def retention_of(data: DataSet | None, texts: Sequence[TextItem], tested: Sequence[Question], seed: int) -> Retention:
-    """What to watch: the given items and texts; without texts, those of the tested items themselves."""
+    """The retention data: the given items and texts; without texts, those of the tested items themselves."""
     items = [item for item in (data.items if data is not None else ()) if isinstance(item, ChoiceItem)]
     shown = shuffle_options(items[:MAX_RETENTION_ITEMS], seed) if items else ()
     if texts:
@@ -132,7 +132,7 @@ def retention_of(data: DataSet | None, texts: Sequence[TextItem], tested: Sequen
 
 
 def harm_of(retention: Mapping[str, Any]) -> list[str]:
-    """What `check_retention` found to be lost, a sentence each: more than chance of accuracy, or of fluency."""
+    """A sentence for each significant loss of accuracy or fluency that `check_retention` found."""
     notes = []
     accuracy, perplexity = retention["accuracy"], retention["perplexity"]
     if accuracy is not None and accuracy["steered"]["value"] < accuracy["baseline"]["low"]:
@@ -147,9 +147,9 @@ def harm_of(retention: Mapping[str, Any]) -> list[str]:
 def check_retention(
     view: ModelView, examiner: Examiner, retention: Retention, steering: tuple[Steering, ...], advance: Advance
 ) -> dict[str, Any]:
-    """Accuracy and perplexity without and with `steering`, as the report shows them.
+    """Accuracy and perplexity without and with `steering`, as shown in the report.
 
-    Perplexity is that of the second half of each text after its first half, where the steering begins.
+    Perplexity is of the second half of each text, given its first half; steering begins between them.
     """
     accuracy = None
     num_items, num_texts = len(retention.items), len(retention.texts)
@@ -192,7 +192,7 @@ def _perplexity(view: ModelView, texts: Sequence[str], steering: tuple[Steering,
 
 
 def held_out_report(test: HeldOutResult) -> dict[str, Any]:
-    """The test as the report shows it."""
+    """The test as shown in the report."""
     paired = test.paired
     return {
         "accuracy": interval_report(test.steered),
@@ -213,7 +213,7 @@ def held_out_report(test: HeldOutResult) -> dict[str, Any]:
 
 
 def interval_report(accuracy: Accuracy) -> dict[str, Any]:
-    """An accuracy with its interval as the report shows it."""
+    """An accuracy with its interval, as shown in the report."""
     return dataclasses.asdict(accuracy)
 
 
@@ -222,20 +222,20 @@ def verdict_of(test: HeldOutResult, *, unsteered_wins: bool) -> tuple[bool, str]
     gain, letters = 100 * test.paired.gain, 100 * min(test.letter_bias, test.presented_gain)
     presented = 100 * test.presented_gain
     if unsteered_wins:
-        return False, "no steered cell answered more validation items right than the unsteered model"
+        return False, "no steered cell answered more validation items correctly than the unsteered model"
     if test.presented_gain > 0.02 and test.letter_bias > test.presented_gain / 2:
         leak = (
-            f"letter bias: {letters:+.1f} of the {presented:+.1f} points come from which letter is said, "
-            "and vanish when the options rotate"
+            f"letter bias: {letters:+.1f} of the {presented:+.1f} points come from the choice of letter "
+            "and vanish when the options are rotated"
         )
         if not test.helps:
             return False, leak
-        return True, f"{gain:+.1f} points remain when the options rotate (p = {test.paired.p:.2g}); {leak}"
+        return True, f"{gain:+.1f} points remain when the options are rotated (p = {test.paired.p:.2g}); {leak}"
     if test.paired.gain > 0 and test.paired.p < SIGNIFICANCE and not test.helps:
         chance = 100 * (test.steered.value - test.over_chance.gain)
         return False, (
-            f"{gain:+.1f} points, but {100 * test.steered.value:.1f} % is no more than guessing or one letter for "
-            f"everything gives ({chance:.1f} %), p = {test.over_chance.p:.2g}"
+            f"{gain:+.1f} points, but {100 * test.steered.value:.1f} % is not significantly above guessing or always "
+            f"saying one letter ({chance:.1f} %), p = {test.over_chance.p:.2g}"
         )
     if not test.helps:
         return False, (

@@ -1,8 +1,7 @@
-"""Method: what a training is asked to do. Checked once, immutable, the same for REST and the command line.
+"""Method: the options of a training, checked and immutable, the same for REST and the command line.
 
-The options and their meaning are those of Painless Activation Steering (Cui & Chen 2025, arXiv:2509.22739) with
-this project's corrections; each is declared in `options.py`. A method does not know data, models or how it is carried
-out.
+The options and their meaning are those of Painless Activation Steering (Cui & Chen 2025, arXiv:2509.22739) with this
+project's corrections; each is declared in `options.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ PAPER_SCALES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 
 """Fourteen scales over the paper's range for the residual stream."""
 
 PAPER_LAYERS = (8, 11, 13, 14, 15, 16, 17, 19, 22, 25)
-"""The paper's layers, of models with `PAPER_DEPTH` blocks."""
+"""The paper's layers, for models with `PAPER_DEPTH` blocks."""
 
 PAPER_DEPTH = 32
 
@@ -31,13 +30,13 @@ MAX_AUTO_LAYERS = 12
 class Method(MethodOptions):
     """The options of one training.
 
-    `variants` are tried side by side; `layers` and `scales` None are chosen for the model (`layers_for`,
-    `scale_grid`). `prompt`: raw text or the model's chat template. `letters`: `balanced` shuffles every item's
-    options anew with balanced letters, scores both spellings of a letter, lets the unsteered model compete and
-    breaks ties by the smallest dose; `paper` shuffles all items alike, scores the bare letter, and takes the first
-    best steered cell. `paper_offset`: directions for the output of block L are read at its input (None: with the
-    `paper` letters only). `icl`: exemplars before every prompt. `seeds`: how many splits are trained and tested.
-    `relative_scales`: scales are in units of mean ‖h‖ ÷ ‖v‖. `allow_no_gain` publishes a vector that does not help.
+    `variants` are compared; `layers` and `scales` of None are chosen for the model (`layers_for`, `scale_grid`).
+    `prompt`: raw text or the model's chat template. `letters`: `balanced` shuffles each item's options separately with
+    balanced letters, scores both spellings of a letter, lets the unsteered model compete and breaks ties by the
+    smallest dose; `paper` shuffles all items alike, scores the bare letter, and takes the first of the best steered
+    cells. `paper_offset`: directions for the output of block L are read at its input (None: only with `paper` letters).
+    `icl`: exemplars before every prompt. `seeds`: how many splits are trained and tested. `relative_scales`: scales are
+    in units of mean ‖h‖ ÷ ‖v‖. `allow_no_gain` publishes a vector that does not help.
     """
 
     @classmethod
@@ -46,18 +45,18 @@ class Method(MethodOptions):
         return cls(**read_options(given, METHOD_OPTIONS))
 
     def to_json(self) -> dict[str, Any]:
-        """Every option as `from_json` takes it, and as reports show it."""
+        """Every option as accepted by `from_json` and shown in reports."""
         shown = {option.name: option.value.to_json(getattr(self, option.field)) for option in METHOD_OPTIONS}
         return shown | {"paper_offset": self.reads_at_input}
 
     @property
     def is_paper(self) -> bool:
-        """True when the authors' choices are reproduced."""
+        """True if the authors' choices are reproduced."""
         return self.letters == "paper"
 
     @property
     def reads_at_input(self) -> bool:
-        """True when residual directions are read one block before the one that they are added at."""
+        """True if residual directions are read one block before the one where they are added."""
         return self.is_paper if self.paper_offset is None else self.paper_offset
 
     def scale_grid(self) -> tuple[float, ...]:
@@ -69,10 +68,10 @@ class Method(MethodOptions):
         return PAPER_SCALES if self.is_paper else SCALES
 
     def layers_for(self, num_layers: int) -> tuple[int, ...]:
-        """The layers to try on a model of so many blocks, ascending. Raises `InvalidMethod` for one that it lacks."""
+        """The layers to try in a model of `num_layers` blocks, ascending. Raises `InvalidMethod` for others."""
         first = 1 if self.reads_at_input and "residual" in self.sites else 0
         if first >= num_layers:
-            raise InvalidMethod("layers: with paper_offset a model of one block has none to steer", "layers")
+            raise InvalidMethod("layers: paper_offset needs a model with at least 2 blocks", "layers")
         if self.layers is not None:
             for layer in self.layers:
                 if layer >= num_layers:
@@ -80,7 +79,9 @@ class Method(MethodOptions):
                         f"layers: {layer} is outside the model, which has blocks 0 to {num_layers - 1}", "layers"
                     )
                 if layer < first:
-                    raise InvalidMethod("layers: with paper_offset block 0 has no block before it", "layers")
+                    raise InvalidMethod(
+                        "layers: paper_offset cannot steer block 0, which has no block before it", "layers"
+                    )
             return self.layers
         if self.is_paper:
             scaled = {round(layer * num_layers / PAPER_DEPTH) for layer in PAPER_LAYERS}

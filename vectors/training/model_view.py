@@ -1,8 +1,7 @@
-"""ModelView: the protocol by which training sees a model. Any engine can stand behind it.
+"""ModelView: the protocol through which training uses a model. Any engine can implement it.
 
-Training asks three things: what the activations at a text's last token are, how likely certain next tokens are under
-many steerings of one prompt, and how likely whole continuations are. Texts are token ids by then. It does not know
-how prompts are run, in which order, or beside what other work.
+Training needs three things: the activations at a text's last token, the probabilities of certain next tokens under many
+steerings of one prompt, and the probabilities of whole continuations. Texts are token ids.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from vectors.vocabulary import Site
 
 
 class Cancelled(Exception):
-    """Whoever asked for the work wants it no longer; raised out of a view's iterators."""
+    """The work is no longer wanted; raised from a view's iterators."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class Continuations:
 
 
 class ModelView(Protocol):
-    """A model as training sees it. Iterators yield `(index of the input, result)` in any order, each index once.
+    """A model as used by training. Iterators yield `(index of the input, result)` in any order, each index once.
 
     `max_length` counts tokens. Every iterator may raise `Cancelled`, and `ModelFailed`.
     """
@@ -59,11 +58,11 @@ class ModelView(Protocol):
     def has_chat_template(self) -> bool: ...
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of raw text, with the special tokens that the tokenizer puts first by itself."""
+        """Token ids of raw text, with the special tokens that the tokenizer adds at the beginning."""
         ...
 
     def encode_chat(self, messages: Sequence[Message], reply: str = "") -> tuple[int, ...]:
-        """Token ids of a chat that the assistant is to go on, with the beginning of its reply."""
+        """Token ids of a chat for the assistant to continue, with the beginning of its reply."""
         ...
 
     def activations(
@@ -80,8 +79,8 @@ class ModelView(Protocol):
     ) -> Iterator[tuple[int, Tensor]]:
         """Log-probabilities, float32 `[steerings, tokens]`, of `token_ids[i]` after `prompts[i]` under each steering.
 
-        The empty steering is the plain model. Steerings that begin at the prompt's last token (positions `response`)
-        share what comes before it, and cost a token each.
+        The empty steering is the unsteered model. Steerings that begin at the prompt's last token (positions
+        `response`) share everything before it, so each costs one token.
         """
         ...
 

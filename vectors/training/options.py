@@ -1,8 +1,8 @@
 """Every option of a training, from one table: the fields of `TaskOptions`, `MethodOptions` and `JobOptions`.
 
-Each field is declared with its name, kind of value, default, help, and what it is an option of. What reads a job's
-`method.steering` and a study's `method`, the JSON schema of both, the flags of `tiller train`, `evaluate` and `sweep`,
-and the table in docs/training.md all come from there. It loads no torch.
+Each field is declared with its name, kind of value, default, help, and what it is an option of. The parsers of a job's
+`method.steering` and a study's `method`, their JSON schemas, the flags of `tiller train`, `evaluate` and `sweep`, and
+the table in docs/training.md all come from it. It loads no torch.
 """
 
 # ruff: noqa: RUF009 - the defaults are rows of the table: immutable, made once
@@ -20,7 +20,7 @@ from vectors.training.values import Layers, Number, OneOf, Scales, Shares, Sizes
 from vectors.vocabulary import DEFAULT_SITE, MAX_SEED, SITES, Site
 
 Kind = Literal["train", "evaluate", "sweep"]
-"""What one job does: train a vector, evaluate one that exists, or train on more and more items."""
+"""What one job does: train a vector, evaluate an existing one, or train on increasing numbers of items."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -28,7 +28,7 @@ Use = Literal["train", "evaluate", "sweep", "study"]
 """What an option is an option of: a kind of task, or the method that a study's cells share."""
 
 Variant = Literal["ipas_wrong_only", "ipas_all", "pas_full", "mean_difference"]
-"""How texts become two groups; see `contrast.py`."""
+"""How items become two groups of texts; see `contrast.py`."""
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
@@ -42,9 +42,9 @@ _HOW_TO_TRAIN = "how to train"
 class Option:
     """One row of the table.
 
-    `name` as JSON has it, `field` as the dataclass does; `uses` are what it is an option of. `metavar` stands for its
-    value after the flag (None: it has no flag), `example` is what may be typed there, `group` heads its flag in the
-    help, `default_text` is how help and documents show the default.
+    `name` in JSON, `field` in the dataclass; `uses` says what it is an option of. `metavar` stands for its value after
+    the flag (None: it has no flag), `example` is an example of that value, `group` is its heading in the help,
+    `default_text` is how help and documents show the default.
     """
 
     name: str
@@ -65,11 +65,11 @@ class Option:
 
     @property
     def is_negatable(self) -> bool:
-        """True for a switch that is neither on nor off when it is not given."""
+        """True for a switch that is neither on nor off unless given."""
         return isinstance(self.value, Switch) and self.default is None
 
     def read(self, given: object) -> Any:
-        """The value that JSON gives. Raises `InvalidMethod` naming the option."""
+        """The value read from JSON. Raises `InvalidMethod` naming the option."""
         try:
             return self.value.parse(given)
         except ValueError as error:
@@ -116,7 +116,7 @@ class TaskOptions:
     scale: float | None = _option(
         None,
         Number(1e6),
-        "how strongly to steer",
+        "scale to steer with",
         uses=("evaluate",),
         metavar="NUMBER",
         default_text="the vector's own",
@@ -124,7 +124,7 @@ class TaskOptions:
     sizes: tuple[int, ...] = _option(
         SIZES,
         Sizes(32),
-        "numbers of training items",
+        "numbers of training items to try",
         uses=("sweep",),
         metavar="LIST",
         default_text="12,25,50,… up to 2400",
@@ -138,8 +138,8 @@ class MethodOptions:
     variants: tuple[Variant, ...] = _option(
         ("ipas_wrong_only",),
         SomeOf(VARIANTS),
-        "how texts become two groups: ipas_wrong_only (the paper's iPASwo), ipas_all (iPASa), pas_full (PASf), "
-        "mean_difference (of pairs), several, or all: the best on validation is taken",
+        "how items become two groups of texts: ipas_wrong_only (the paper's iPASwo), ipas_all (iPASa), pas_full "
+        "(PASf), mean_difference (of pairs), a list of these, or all; the best on validation is used",
         name="variant",
         uses=("train", "sweep"),
         metavar="NAMES",
@@ -149,7 +149,7 @@ class MethodOptions:
     sites: tuple[Site, ...] = _option(
         (DEFAULT_SITE,),
         SomeOf(SITES),
-        f"where to steer: {', '.join(SITES)}, several, or all",
+        f"where to steer: {', '.join(SITES)}, a list of these, or all",
         name="site",
         uses=("train", "sweep"),
         metavar="NAMES",
@@ -159,7 +159,7 @@ class MethodOptions:
     layers: tuple[int, ...] | None = _option(
         None,
         Layers(),
-        "blocks to try, from 0",
+        "blocks to try, counted from 0",
         uses=("train", "sweep", "study"),
         metavar="LIST",
         example="8,11-14",
@@ -169,7 +169,7 @@ class MethodOptions:
     scales: tuple[float, ...] | None = _option(
         None,
         Scales(64),
-        "scales to try: multiples of the mean difference, of either sign",
+        "scales to try: multiples of the mean difference, positive or negative",
         uses=("train", "sweep", "study"),
         metavar="LIST",
         example="0.5,1,2 or --scales=-1,1",
@@ -179,7 +179,7 @@ class MethodOptions:
     split: Split = _option(
         Split(),
         Shares(),
-        "training, validation and test share; validation data of your own replaces its part",
+        "shares of training, validation and test; your own validation data replaces the validation part",
         uses=("train", "sweep", "study"),
         metavar="SHARES",
         group=_HOW_TO_TRAIN,
@@ -188,7 +188,7 @@ class MethodOptions:
     prompt: Literal["raw", "chat"] = _option(
         "raw",
         OneOf(("raw", "chat")),
-        "how to ask: raw (text), or chat (by the model's chat template)",
+        "format of the prompts: raw (plain text) or chat (the model's chat template)",
         uses=("train", "evaluate", "sweep", "study"),
         metavar="KIND",
         group=_HOW_TO_ASK,
@@ -196,8 +196,8 @@ class MethodOptions:
     letters: Literal["balanced", "paper"] = _option(
         "balanced",
         OneOf(("balanced", "paper")),
-        "how options are lettered: balanced (each item's shuffled anew), or paper (the authors' choices: one shuffle "
-        "for all, bare letters, shifted residual read, their grid, first of ties)",
+        "how options get letters: balanced (shuffled separately for each item) or paper (the authors' choices: one "
+        "shuffle for all items, bare letters, shifted residual read, their grid, first of ties)",
         uses=("train", "evaluate", "sweep", "study"),
         metavar="KIND",
         group=_HOW_TO_ASK,
@@ -205,7 +205,7 @@ class MethodOptions:
     icl: int = _option(
         0,
         Whole(0, 64),
-        "solved items shown before every prompt, taken from training items answered wrong",
+        "number of solved examples before every prompt, from training items that the model answers wrong",
         uses=("train", "sweep"),
         metavar="K",
         group=_HOW_TO_TRAIN,
@@ -213,7 +213,7 @@ class MethodOptions:
     seeds: int = _option(
         1,
         Whole(1, 100),
-        "how many splits to train and test on, to report the spread",
+        "number of splits to train and test on; the report shows the spread",
         uses=("train",),
         metavar="N",
         group=_HOW_TO_TRAIN,
@@ -221,7 +221,7 @@ class MethodOptions:
     max_items: int = _option(
         4000,
         Whole(8, 100_000),
-        "most items that are used, drawn by the seed",
+        "maximum number of items to use, drawn by the seed",
         uses=("train", "evaluate", "sweep", "study"),
         metavar="N",
         group=_HOW_TO_ASK,
@@ -237,7 +237,7 @@ class MethodOptions:
     relative_scales: bool = _option(
         False,
         Switch(),
-        "scales in units of mean ‖h‖ ÷ ‖v‖, so that one grid fits any model",
+        "give scales in units of mean ‖h‖ ÷ ‖v‖, so that one grid fits any model",
         uses=("train", "sweep", "study"),
         group=_HOW_TO_TRAIN,
         default_text="off",
@@ -245,7 +245,7 @@ class MethodOptions:
     allow_no_gain: bool = _option(
         False,
         Switch(),
-        "keep the vector even when it does not help",
+        "keep the vector even if it does not help",
         uses=("train",),
         group=_HOW_TO_TRAIN,
         default_text="off",
@@ -254,12 +254,12 @@ class MethodOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOptions:
-    """What only a job on a server has. Each field is a row of the table."""
+    """Options that only a job on a server has. Each field is a row of the table."""
 
     retention_file: str | None = _option(
         None,
         Text("the id of an uploaded file"),
-        "the id of an uploaded file of items or texts that must not get worse",
+        "the id of an uploaded file of items or texts on which the model must not get worse",
         uses=("train", "evaluate"),
         default_text="none",
     )
@@ -286,20 +286,20 @@ SEED = Option(
     value=Whole(0, MAX_SEED),
     default=0,
     uses=KINDS,
-    help="of the split and the shuffles",
+    help="seed of the split and the shuffles",
     metavar="N",
     example="",
     group=_HOW_TO_ASK,
     default_text="0",
 )
-"""What a job, a command and a cell of a study have beside the options."""
+"""The seed, which jobs, commands and cells of a study have in addition to the options."""
 
 
 def read_options(given: Mapping[str, Any], options: Iterable[Option], use: Use | None = None) -> dict[str, Any]:
-    """The values of `given` by field; null is not given.
+    """The values of `given` by field; null counts as not given.
 
-    Raises `InvalidMethod` naming the option for one that is not among `options`, or not of `use`, and for a value that
-    it cannot have.
+    Raises `InvalidMethod` naming the option if it is not among `options` or not an option of `use`, and for an invalid
+    value.
     """
     known = {option.name: option for option in options}
     values: dict[str, Any] = {}

@@ -1,13 +1,11 @@
-"""Plots: the pictures of a report, as PNG bytes.
+"""Plots of a report, as PNG bytes.
 
-Drawn with matplotlib's objects (never pyplot), so that nothing is shared between pictures, and in its own font, so
-that they look alike everywhere; it comes with `tiller[train]`, and each function raises `MissingDependency` without
-it. Equal input gives equal bytes. Pictures are 8 inches wide at 100 dots an inch and as high as their content needs.
-Colours are blue for better and red for worse, which the colour-blind can tell apart. Titles and labels come from
-users: they are shortened to their place, drawn literally, and characters that the font lacks become □.
-Shares are given from 0 to 1 and shown in percent. Input that breaks what is said here raises `ValueError`.
-
-This module does not know what the figures mean, where they come from, or where the pictures go.
+They use matplotlib's objects (never pyplot), so plots share no state, and matplotlib's own font, so they look the same
+everywhere. It comes with `tiller[train]`; without it, each function raises `MissingDependency`. Equal input gives equal
+bytes. Plots are 8 inches wide at 100 dots per inch and as high as their content needs. Colours are blue for better and
+red for worse, which colour-blind readers can tell apart. Titles and labels come from users: they are shortened to fit,
+drawn literally, and characters that the font does not have become □. Shares are given from 0 to 1 and shown in percent.
+Invalid input raises `ValueError`.
 """
 
 from __future__ import annotations
@@ -33,9 +31,9 @@ WIDTH = 8.0
 """Inches."""
 
 MAX_ROWS = 500
-"""Bars of one picture; also layers and scales of a heat map."""
+"""The most bars in one plot, and the most layers and scales of a heat map."""
 
-_TITLE_SIZE = 12.0  # points, as are all sizes of text
+_TITLE_SIZE = 12.0  # points, like all text sizes
 _TEXT_SIZE = 9.5
 _NOTE_SIZE = 8.5
 
@@ -44,7 +42,7 @@ _WORSE = "#b2182b"
 _UNDECIDED = "#6b6b6b"
 _REFERENCE = "#8a5a00"
 
-_SMALLEST_SPAN = 0.05  # differences from the baseline that get the fullest colour at the least: noise stays pale
+_SMALLEST_SPAN = 0.05  # the smallest difference from the baseline with full colour, so noise stays pale
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +91,17 @@ def heat_map(
     """The accuracies `[layers, scales]` of a sweep: blue where steering helps, red where it harms, hatched where NaN.
 
     White is `baseline`, the accuracy without steering. `chosen`, a layer and a scale of the grid, is outlined.
-    Layers go up and scales to the right, whatever their order here; each cell is labelled in percent where it has room.
+    Layers go up and scales to the right, whatever their order here; cells with enough room show percentages.
     """
     grid = np.asarray(accuracy, dtype=np.float64)
     _check_rows(layers)
     _check_rows(scales)
     if grid.shape != (len(layers), len(scales)):
-        raise ValueError(f"accuracy is {list(grid.shape)}, not [{len(layers)} layers, {len(scales)} scales]")
+        raise ValueError(f"accuracy: expected shape [{len(layers)}, {len(scales)}], got {list(grid.shape)}")
     if not bool((np.isnan(grid) | (grid >= 0.0) & (grid <= 1.0)).all()) or not 0.0 <= baseline <= 1.0:
-        raise ValueError("accuracies and their baseline are shares from 0 to 1, those that were not tried NaN")
+        raise ValueError("expected accuracies and a baseline from 0 to 1, or NaN for accuracies not tried")
     if not all(math.isfinite(scale) for scale in scales):
-        raise ValueError("scales are finite")
+        raise ValueError("expected finite scales")
     if chosen is not None and (chosen[0] not in layers or chosen[1] not in scales):
         raise ValueError(f"chosen: layer {chosen[0]} at scale {chosen[1]:g} is not in the grid")
     upwards = sorted(range(len(layers)), key=lambda row: layers[row])
@@ -156,14 +154,14 @@ def heat_map(
 
 
 def accuracy_bars(title: str, bars: Sequence[Bar], chance: float | None = None) -> bytes:
-    """Accuracies as horizontal bars from 0 to 100 %, each with its interval and in figures; first bar on top.
+    """Accuracies as horizontal bars from 0 to 100 %, each with its interval and figures; first bar on top.
 
     `chance`: the accuracy of guessing, drawn as a line.
     """
     _check_rows(bars)
     _check_bounds(bars, 0.0)
     if chance is not None and not 0.0 <= chance <= 1.0:
-        raise ValueError("chance is a share from 0 to 1")
+        raise ValueError("expected chance from 0 to 1")
     canvas = _Canvas(1.3 + 0.34 * len(bars))
     axes = canvas.axes(title)
     rows = range(len(bars))
@@ -181,11 +179,11 @@ def accuracy_bars(title: str, bars: Sequence[Bar], chance: float | None = None) 
 
 
 def size_curve(title: str, points: Sequence[CurvePoint], baseline: Interval) -> bytes:
-    """Accuracy over the number of training items (logarithmic), with `baseline`, without steering, as a band."""
+    """Accuracy by the number of training items (logarithmic), with the unsteered `baseline` as a band."""
     _check_rows(points)
     _check_bounds([*points, baseline], 0.0)
     if any(point.num_items < 1 for point in points):
-        raise ValueError("a point of the curve has at least one training item")
+        raise ValueError("expected at least one training item for each point")
     ordered = sorted(points, key=lambda point: point.num_items)
     sizes = [point.num_items for point in ordered]
     canvas = _Canvas(4.6)
@@ -222,7 +220,7 @@ def size_curve(title: str, points: Sequence[CurvePoint], baseline: Interval) -> 
 def effects(title: str, rows: Sequence[Bar]) -> bytes:
     """A forest plot of differences of accuracies (-1 to 1), shown in percentage points around 0; first row on top.
 
-    Blue where the whole interval is above 0, red where it is below, grey where it holds 0.
+    Blue if the whole interval is above 0, red if below, grey if it contains 0.
     """
     _check_rows(rows)
     _check_bounds(rows, -1.0)
@@ -242,7 +240,7 @@ def effects(title: str, rows: Sequence[Bar]) -> bytes:
 
 
 class _Canvas:
-    """One picture: matplotlib's figure, and texts that are drawn literally and fit their place."""
+    """One plot: matplotlib's figure, and texts that are drawn literally and fit their space."""
 
     figure: Figure
 
@@ -254,17 +252,17 @@ class _Canvas:
             from matplotlib.ft2font import FT2Font
             from matplotlib.layout_engine import ConstrainedLayoutEngine
         except ImportError as error:
-            raise MissingDependency("pictures need matplotlib: pip install 'tiller[train]'") from error
+            raise MissingDependency("plots need matplotlib: pip install 'tiller[train]'") from error
         self._font_file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
         self._glyphs = FT2Font(str(self._font_file))
         self._known = frozenset(self._glyphs.get_charmap())
         layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.07)  # inches
         self.figure = Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout=layout, facecolor="white")
-        # the method that writes is not typed
+        # savefig is untyped
         self._canvas: Any = FigureCanvasAgg(self.figure)
 
     def font(self, size: float = _TEXT_SIZE) -> Any:
-        """matplotlib's own font, whatever the machine has or is set to."""
+        """matplotlib's own font, whatever the machine's fonts and settings."""
         from matplotlib.font_manager import FontProperties
 
         return FontProperties(fname=str(self._font_file), size=size)
@@ -285,11 +283,11 @@ class _Canvas:
         axes.set_ylabel(self._fit(vertical, 6.0, _TEXT_SIZE), fontproperties=self.font(), parse_math=False)
 
     def note_below(self, text: str) -> None:
-        """A line at the picture's lower edge."""
+        """A line of text at the lower edge of the plot."""
         self.figure.supxlabel(text, fontproperties=self.font(_NOTE_SIZE), color="#444444", parse_math=False)
 
     def ticks(self, axes: Axes, axis: str, labels: Sequence[str], spacing: float, room: float) -> None:
-        """Labels at 0, 1, … as often as `room` inches for each allow, where they are `spacing` apart."""
+        """Labels at 0, 1, …, which are `spacing` inches apart, skipping some so that each has `room` inches."""
         step = max(1, math.ceil(room / spacing))
         place = axes.set_xticks if axis == "x" else axes.set_yticks
         place(range(0, len(labels), step), labels=labels[::step], fontproperties=self.font(_NOTE_SIZE))
@@ -299,7 +297,7 @@ class _Canvas:
         from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 
         low, high = axes.get_xlim() if axis == "x" else axes.get_ylim()
-        # chosen here and fixed, since the default formatter may write mathematical text
+        # fixed here, since the default formatter may use math text
         chosen = [
             mark
             for mark in MaxNLocator(9, steps=[1, 2, 5, 10]).tick_values(100 * low, 100 * high)
@@ -332,7 +330,7 @@ class _Canvas:
     def outline(self, axes: Axes, column: int, row: int) -> None:
         from matplotlib.patches import Rectangle
 
-        # white around black is seen on every colour
+        # black with a white outline is visible on every colour
         for colour, width in (("white", 5.0), ("black", 2.4)):
             corner = (column - 0.5, row - 0.5)
             axes.add_patch(
@@ -365,7 +363,7 @@ class _Canvas:
         return buffer.getvalue()
 
     def _fit(self, text: str, inches: float, size: float) -> str:
-        """One line of the text, with the characters that the font has, cut to its place."""
+        """One line of the text, in characters that the font has, cut to fit."""
         line = " ".join(text[:1000].split())
         line = "".join(
             character if ord(character) in self._known else "□" for character in line if character.isprintable()
@@ -374,7 +372,7 @@ class _Canvas:
         room = inches * DOTS_PER_INCH
         kept = ""
         for character in line:
-            # drawn characters advance by whole dots
+            # characters advance by whole dots
             room -= math.ceil(self._glyphs.load_char(ord(character)).linearHoriAdvance / 65536)
             kept += character
             if room < 0:
@@ -388,11 +386,11 @@ def _percent(share: float) -> str:
 
 def _check_rows(rows: Sequence[object]) -> None:
     if not 0 < len(rows) <= MAX_ROWS:
-        raise ValueError(f"a picture shows 1 to {MAX_ROWS} rows, not {len(rows)}")
+        raise ValueError(f"expected 1 to {MAX_ROWS} rows, got {len(rows)}")
 
 
 def _check_bounds(intervals: Sequence[Interval], smallest: float) -> None:
     ends = (end for interval in intervals for end in (interval.value, interval.low, interval.high))
-    # written so that NaN is refused too
+    # written so that NaN fails too
     if not all(smallest <= end <= 1.0 for end in ends):
-        raise ValueError(f"values and the ends of their intervals are shares from {smallest:g} to 1")
+        raise ValueError(f"expected values and ends of intervals from {smallest:g} to 1")

@@ -1,6 +1,6 @@
-"""How far long work has come, and how long it will still take.
+"""The progress of long work, and an estimate of the time left.
 
-It does not know what the work is: phases have names and units, and a unit of one phase may weigh more than another's.
+Phases have names and units; a unit of one phase may weigh more than one of another.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Progress:
 
     @property
     def counts(self) -> str:
-        """`120 of 400, best so far 63.2 %, about 0:45 left`: what is known of it; a phase may be of unknown length."""
+        """`120 of 400, best so far 63.2 %, about 0:45 left`, as far as known; a phase may be of unknown length."""
         parts = []
         if self.num_total:
             parts.append(f"{self.num_done} of {self.num_total}")
@@ -41,7 +41,7 @@ Report = Callable[[Progress], None]
 
 @contextlib.contextmanager
 def progress_line(stream: TextIO) -> Iterator[Report]:
-    """A report that rewrites one line of `stream`, which vanishes in the end; silent where it is no terminal."""
+    """A report that rewrites one line of `stream` and clears it at the end; silent unless `stream` is a terminal."""
     if not stream.isatty():
         yield lambda progress: None
         return
@@ -62,7 +62,7 @@ def progress_line(stream: TextIO) -> Iterator[Report]:
 
 
 class WorkPlan:
-    """Phases with their expected amounts of work, so that the time left can be told from the first of them on."""
+    """Phases with their expected amounts of work, so that the time left can be estimated from the first one on."""
 
     def __init__(self, report: Report, expected: Mapping[str, float]) -> None:
         self._report = report

@@ -1,7 +1,6 @@
 """The prompts of labelled items, as text: lettered questions, statements, solved examples.
 
-The lettered prompt is that of Painless Activation Steering (Cui & Chen 2025), to the letter. It does not know
-tokens, chat templates, or which prompts are for what.
+The lettered prompt is exactly that of Painless Activation Steering (Cui & Chen 2025).
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ from vectors.data.items import LETTERS, Message, PairItem, ShownItem
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A prompt with one way to go on: an item's question and one of its options, say, without letters."""
+    """A prompt with one continuation, such as an item's question and one of its options, without letters."""
 
     prompt: str | tuple[Message, ...]
     reply: str
 
 
 Text = ShownItem | Statement
-"""What activations are read from: a lettered prompt, or a statement."""
+"""A text to read activations from: a lettered prompt or a statement."""
 
 
 def lettered_prompt(shown: ShownItem) -> str:
-    """The question with its options and a request for a letter; the answer would follow as a letter."""
+    """The question with its options and a request for a letter, which would follow."""
     lines = [shown.item.question]
     lines += [f"{letter}: {choice}" for letter, choice in zip(LETTERS, shown.choices, strict=False)]
     if shown.item.context is not None:
@@ -33,7 +32,7 @@ def lettered_prompt(shown: ShownItem) -> str:
 
 
 def solved_example(shown: ShownItem) -> str:
-    """A lettered prompt with its right answer, as it stands before the next prompt."""
+    """A lettered prompt with its right answer, as shown before the next prompt."""
     return f"{lettered_prompt(shown)} {LETTERS[shown.answer]}\n\n"
 
 
@@ -43,12 +42,12 @@ def statement_of(shown: ShownItem, place: int) -> Statement:
 
 
 def statements_of(pair: PairItem) -> tuple[Statement, Statement]:
-    """The pair's two texts, the wanted one first."""
+    """The pair's two texts, the positive one first."""
     return Statement(pair.prompt, pair.positive), Statement(pair.prompt, pair.negative)
 
 
 def raw_text(statement: Statement) -> tuple[str, str]:
-    """Prompt and reply as raw text: the turns of a chat by line, and a space between where neither side has one."""
+    """Prompt and reply as raw text: one chat turn per line, and a space between the two unless one is there."""
     prompt = statement.prompt
     text = prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
     needs_space = bool(text) and not text[-1].isspace() and not statement.reply[:1].isspace()

@@ -1,6 +1,6 @@
 """The report of a training as JSON: what was done, what was found, and how sure it is.
 
-It does not know how anything was found; pictures of it are drawn in `plots.py`.
+`plots.py` draws its plots.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SeedResult:
 
 
 def cell_report(cell: Cell) -> dict[str, Any]:
-    """A cell of the grid as the report shows it."""
+    """A cell of the grid as shown in the report."""
     return {
         "variant": cell.variant,
         "site": cell.site,
@@ -52,7 +52,7 @@ def training_report(
     retention: dict[str, Any],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Everything but the verdict. `seconds` by phase."""
+    """Everything except the verdict. `seconds` by phase."""
     first = results[0]
     chosen, test = first.chosen, first.test
     choices = [item for item in data.items if isinstance(item, ChoiceItem)]
@@ -101,13 +101,13 @@ def _letter_note(choices: Sequence[ChoiceItem]) -> list[str]:
         return []
     letter = next(iter(places))
     return [
-        f"letter bias in the source: the right answer stands at {letter} in all {len(choices)} items, so in that "
-        f"order 'always say {letter}' would score 100 %"
+        f"letter bias in the source: the right answer is {letter} in all {len(choices)} items, so in that "
+        f"order always saying {letter} would score 100 %"
     ]
 
 
 def _seeds_report(results: Sequence[SeedResult]) -> dict[str, Any]:
-    """Each seed, and the paper's one-sided t-test on their differences, which overstates: seeds share items."""
+    """Each seed, and the paper's one-sided t-test on their gains. It overstates the evidence, as seeds share items."""
     differences = [result.test.paired.gain for result in results]
     found = seeds_test(differences)
     presented = seeds_test([result.test.presented_gain for result in results])

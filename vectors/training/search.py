@@ -1,8 +1,7 @@
-"""The search: from texts to directions, and which direction, layer and scale answer most validation items right.
+"""The search: directions from texts, and the direction, layer and scale that answer most validation items correctly.
 
-Directions are mean activations of one group of texts minus another's (Cui & Chen 2025, arXiv:2509.22739), read at
-every layer and site in one pass. All cells of the grid are asked side by side, one token an item. It does not know
-where items come from, nor what is reported.
+Directions are mean activations of one group of texts minus another's (Cui & Chen 2025, arXiv:2509.22739), read at every
+layer and site in one pass. All cells of the grid are asked together, at a cost of one token per item.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ Directions = Mapping[Site, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One point of the grid. `scale` multiplies the unnormalised direction, `shown_scale` is as the method gave it.
+    """One point of the grid. `scale` multiplies the unnormalised direction; `shown_scale` is the method's own number.
 
-    `dose` is the length of what is added, absolute and relative to the mean length of the activation there.
-    `accuracy` (0 … 1) is that of the validation items, None before they are asked.
+    `dose` is the length of what is added, absolute and relative to the mean length of the activation there. `accuracy`
+    (0 … 1) is on the validation items, None before they are asked.
     """
 
     variant: Variant
@@ -52,7 +51,7 @@ class Cell:
 
 
 class MeanActivations:
-    """Sums of activations by group of texts, each distinct text read once. float64, so that order hardly matters."""
+    """Sums of activations by group of texts; each distinct text is read once. float64, so order hardly matters."""
 
     def __init__(self, view: ModelView, examiner: Examiner, sites: Sequence[Site]) -> None:
         self._probe = view
@@ -65,7 +64,7 @@ class MeanActivations:
         texts = list(dict.fromkeys(text for group in groups for text in group))
         prompts = [self._examiner.tokens_of(text) for text in texts]
         self.num_tokens += sum(map(len, prompts))
-        members: dict[Text, list[int]] = {}  # a text that a group has twice counts twice
+        members: dict[Text, list[int]] = {}  # a text that appears twice in a group counts twice
         for number, group in enumerate(groups):
             for text in group:
                 members.setdefault(text, []).append(number)
@@ -124,7 +123,7 @@ def grid_of(
     method: Method,
     layers: Iterable[int],
 ) -> list[Cell]:
-    """Every cell, in the order variant, site, layer, scale; places without a direction are left out."""
+    """Every cell, ordered by variant, site, layer and scale, except places without a direction."""
     places: list[tuple[Variant, Place]] = [
         (variant, (site, layer)) for variant in directions for site in method.sites for layer in layers
     ]
@@ -145,7 +144,7 @@ def grid_of(
 
 
 def best_of(cells: Sequence[Cell], *, is_paper: bool) -> Cell:
-    """The cell with the highest validation accuracy: of equals the smallest dose, or the paper's way the first."""
+    """The cell with the highest validation accuracy. Ties go to the smallest dose, or to the first as in the paper."""
 
     def rank(cell: Cell) -> tuple[float, float]:
         assert cell.accuracy is not None

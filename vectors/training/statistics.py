@@ -1,12 +1,10 @@
 """Statistics: the figures of a report, from scores per item to intervals and p-values.
 
-A score is the share of an item's prompts that were answered right: 0 or 1 where each item is asked once, multiples of
-1 ÷ options where it is asked under every rotation of its options. The item is always the unit, since the prompts of
-one item are no independent observations. The formulas are SciPy's and statsmodels', which come with
-`tiller[train]`. Equal input gives equal figures: resampling is seeded. No figure is NaN or infinite, so that
-`dataclasses.asdict` of a result can be written as JSON. Input that breaks what is said here raises `ValueError`.
-
-This module does not know models, prompts, vectors or what a report looks like.
+A score is the share of an item's prompts that were answered correctly: 0 or 1 if each item is asked once, multiples of
+1 ÷ options if it is asked under every rotation of its options. The item is always the unit, since the prompts of one
+item are not independent observations. The formulas are SciPy's and statsmodels', which come with `tiller[train]`. Equal
+input gives equal figures: resampling is seeded. No figure is NaN or infinite, so `dataclasses.asdict` of a result can
+be written as JSON. Invalid input raises `ValueError`.
 """
 
 from __future__ import annotations
@@ -22,13 +20,13 @@ from numpy.typing import ArrayLike, NDArray
 from vectors.errors import MissingDependency
 
 CONFIDENCE = 0.95
-"""Of every interval; all have two sides, half of the rest on each."""
+"""The confidence level of every interval; all are two-sided and symmetric in probability."""
 
 NUM_RESAMPLES = 2000
 
 _SEED = 20250922
-_RESAMPLED_VALUES = 2_000_000  # drawn at a time: 16 MB of indices and as much of scores
-_SAME = 1e-9  # shares differ by far more than this or are equal but for rounding
+_RESAMPLED_VALUES = 2_000_000  # per batch: 16 MB of indices and as much of scores
+_SAME = 1e-9  # shares differ by far more than this, or only by rounding
 
 _Scores = NDArray[np.float64]
 
@@ -63,7 +61,7 @@ class PairedTest:
 class SeedsTest:
     """The mean of differences between accuracies over seeds with its 95 % interval, t and one-sided p.
 
-    `t` is None when all seeds differ alike, where it has no finite value.
+    `t` is None if all seeds have the same difference, where it is not finite.
     """
 
     mean: float
@@ -90,10 +88,9 @@ def accuracy_of(scores: ArrayLike) -> Accuracy:
     """The accuracy of scores `[items]` in [0, 1], at least one.
 
     Scores of 0 and 1 get Wilson's interval (Wilson 1927, "Probable inference, the law of succession, and statistical
-    inference"), others the percentile bootstrap's over items (Efron & Tibshirani 1993, chapter 13). Equal shares in
-    between have nothing to resample and get Wilson's of their mean, which is too wide rather than too narrow:
-    no score in [0, 1] varies more than one of 0 or 1 with the same mean.
-    Raises `MissingDependency`.
+    inference"), others the percentile bootstrap's over items (Efron & Tibshirani 1993, chapter 13). Equal scores
+    strictly between have nothing to resample and get Wilson's interval for their mean, which errs on the wide side: no
+    score in [0, 1] varies more than one of 0 or 1 with the same mean. Raises `MissingDependency`.
     """
     checked = _scores("scores", scores)
     value = float(checked.mean())
@@ -107,16 +104,16 @@ def accuracy_of(scores: ArrayLike) -> Accuracy:
 def paired_test(before: ArrayLike, after: ArrayLike) -> PairedTest:
     """Whether `after` is better than `before`: scores `[items]` in [0, 1] of the same items in the same order.
 
-    The interval is the percentile bootstrap's over items, each item's difference kept together; when all items change
-    alike it has no width. p is the exact binomial probability of at least so many rises among the items that changed,
-    were rises and falls equally likely; 1 when nothing changed. With scores of 0 and 1 that is the one-sided exact
+    The interval is the percentile bootstrap's over items, keeping each item's difference together; if all items change
+    equally it has no width. p is the exact binomial probability of at least as many rises among the items that changed,
+    if rises and falls were equally likely; 1 if nothing changed. With scores of 0 and 1 that is the one-sided exact
     McNemar test (McNemar 1947, "Note on the sampling error of the difference between correlated proportions"); with
     letter-balanced shares it is the sign test, which generalises it. Raises `MissingDependency`.
     """
     stats = _scipy_stats()
     first, second = _scores("before", before), _scores("after", after)
     if first.size != second.size:
-        raise ValueError(f"before and after are of the same items, not of {first.size} and {second.size}")
+        raise ValueError(f"expected scores of the same items before and after, got {first.size} and {second.size}")
     differences = second - first
     rose = int((differences > _SAME).sum())
     fell = int((differences < -_SAME).sum())
@@ -127,11 +124,11 @@ def paired_test(before: ArrayLike, after: ArrayLike) -> PairedTest:
 
 
 def seeds_test(differences: Sequence[float]) -> SeedsTest | None:
-    """Student's one-sample t-test that the mean of `[seeds]` differences (accuracies, -1 to 1) is above 0.
+    """Student's one-sample t-test of whether the mean of `[seeds]` differences (accuracies, -1 to 1) is above 0.
 
-    One-sided, as Cui & Chen 2025 (arXiv:2509.22739) report it; None for fewer than 2 seeds. When all seeds draw from
-    one pool of items their differences are not independent, and p is too small: report `paired_test` beside it.
-    Equal differences give p 0 if they are above 0, else 1. Raises `MissingDependency`.
+    One-sided, as Cui & Chen 2025 (arXiv:2509.22739) report it; None for fewer than 2 seeds. If all seeds draw from one
+    pool of items, their differences are not independent and p is too small: report `paired_test` as well. Equal
+    differences give p 0 if they are above 0, otherwise 1. Raises `MissingDependency`.
     """
     checked = _finite("differences", differences, -1.0, 1.0)
     if checked.size < 2:
@@ -148,10 +145,10 @@ def seeds_test(differences: Sequence[float]) -> SeedsTest | None:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """The p-values under the same names and in the same order, adjusted for there being several.
+    """The p-values with the same names and order, adjusted for multiple tests.
 
-    Holm 1979, "A simple sequentially rejective multiple test procedure": those below a level α hold together with a
-    chance of at most α that any of them is false. Raises `MissingDependency`.
+    Holm 1979, "A simple sequentially rejective multiple test procedure": the chance that any of those below a level α
+    is false is at most α. Raises `MissingDependency`.
     """
     if not p_values:
         return {}
@@ -165,7 +162,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def letter_shift(chosen_before: ArrayLike, chosen_after: ArrayLike, num_letters: int) -> LetterShift:
-    """How the choice of letters moved: each is `[prompts]` of 0-based letters below `num_letters`, at least one.
+    """How the choice of letters shifted. Both are `[prompts]` of 0-based letters below `num_letters`, at least one.
 
     `distance` is the total variation distance, half the L1 distance between the shares (Levin, Peres & Wilmer 2009,
     "Markov Chains and Mixing Times", proposition 4.2).
@@ -179,9 +176,9 @@ def letter_shift(chosen_before: ArrayLike, chosen_after: ArrayLike, num_letters:
 def _letter_shares(name: str, chosen: ArrayLike, num_letters: int) -> tuple[float, ...]:
     letters = np.asarray(chosen)
     if letters.ndim != 1 or not letters.size or letters.dtype.kind not in "iu":
-        raise ValueError(f"{name}: give one or more letters as whole numbers")
+        raise ValueError(f"{name}: expected one or more letters as whole numbers")
     if int(letters.min()) < 0 or int(letters.max()) >= num_letters:
-        raise ValueError(f"{name}: letters are numbered from 0 to {num_letters - 1}")
+        raise ValueError(f"{name}: expected letters from 0 to {num_letters - 1}")
     counts = np.bincount(letters, minlength=num_letters)
     return tuple(float(count) / letters.size for count in counts)
 
@@ -192,7 +189,7 @@ def _wilson(num_right: float, num_items: int) -> tuple[float, float]:
     except ImportError as error:
         raise _missing("statsmodels") from error
     low, high = proportion_confint(num_right, num_items, alpha=1.0 - CONFIDENCE, method="wilson")
-    # rounding may put the ends at 0 and 1 a little outside
+    # rounding may push the ends slightly outside 0 and 1
     return max(0.0, float(low)), min(1.0, float(high))
 
 
@@ -208,7 +205,7 @@ def _bootstrap(values: _Scores) -> tuple[float, float]:
             vectorized=True,
             confidence_level=CONFIDENCE,
             method="percentile",
-            # a generator under this name is understood by every SciPy, `rng` only from 1.15
+            # every SciPy accepts a generator under this name, `rng` only from 1.15
             random_state=np.random.default_rng(_SEED),
         )
         .confidence_interval
@@ -223,15 +220,15 @@ def _is_constant(values: _Scores) -> bool:
 def _scores(name: str, values: ArrayLike) -> _Scores:
     checked = _finite(name, values, 0.0, 1.0)
     if not checked.size:
-        raise ValueError(f"{name}: there are none")
+        raise ValueError(f"{name}: expected at least one, got none")
     return checked
 
 
 def _finite(name: str, values: ArrayLike, smallest: float, largest: float) -> _Scores:
     checked = np.asarray(values, dtype=np.float64)
-    # written so that NaN is refused too
+    # written so that NaN fails too
     if checked.ndim != 1 or not bool(((checked >= smallest) & (checked <= largest)).all()):
-        raise ValueError(f"{name}: give one dimension of numbers from {smallest:g} to {largest:g}")
+        raise ValueError(f"{name}: expected a 1-D array of numbers from {smallest:g} to {largest:g}")
     return checked
 
 

@@ -1,8 +1,7 @@
-"""Task: what one job does - train, evaluate a vector that exists, or sweep over training-set sizes - with its files.
+"""Task: what one job does - train, evaluate an existing vector, or sweep over training-set sizes - with its files.
 
-The same for a job on the server and for the command line. Its JSON has the options of the task and of its method side
-by side; `options.py` declares them.
-It does not know where data comes from, where vectors are kept, or where files go.
+The same for a job on the server and for the command line. Its JSON has the options of the task and of its method
+together; `options.py` declares them.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Task(TaskOptions):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a task gave: the vector to publish, if any, its report (JSON), and files: `report.json`, then plots."""
+    """The result of a task: the vector to publish, if any, its report (JSON), and files: `report.json`, then plots."""
 
     vector: SteeringVector | None
     report: dict[str, Any]
@@ -60,7 +59,7 @@ class Done:
 def carry_out(
     task: Task, view: ModelView, data: TrainingData, *, steering: Sequence[Steering] = (), seed: int, report: Report
 ) -> Done:
-    """Do `task`; `steering` is the vector that it names. Raises as `train`, `evaluate` and `sweep` do."""
+    """Carry out `task`; `steering` is the vector that it names. Raises as `train`, `evaluate` and `sweep` do."""
     check_installed()
     check_fit(task.method, view)
     try:
@@ -93,7 +92,7 @@ def _carry_out(
 
 
 def check_installed() -> None:
-    """Raise `MissingDependency` now rather than after the work, where what reports need is not installed."""
+    """Raise `MissingDependency` before the work if what reports need is not installed."""
     for package in ("scipy", "statsmodels", "matplotlib"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependency(f"training needs {package}, which is not installed: pip install 'tiller[train]'")
@@ -104,7 +103,7 @@ def _files(report: dict[str, Any], plots: Sequence[tuple[str, bytes]]) -> tuple[
 
 
 def _heat_maps(report: dict[str, Any], cells: Sequence[Cell], method: Method) -> list[tuple[str, bytes]]:
-    """One picture for each variant and site that was searched, the chosen one's first."""
+    """One plot for each variant and site searched, the chosen one's first."""
     chosen = report["chosen"]
     names = list(dict.fromkeys((cell.variant, cell.site) for cell in cells))
     names.sort(key=lambda name: name != (chosen["variant"], chosen["site"]))

@@ -2,9 +2,9 @@
 
     split -> answer (unsteered) -> contrast -> read activations -> search the grid -> test once -> retention
 
-Painless Activation Steering (Cui & Chen 2025, arXiv:2509.22739) with this project's corrections: letters balanced
-per item, the unsteered model competes, ties go to the smallest dose, and only items that chose nothing decide whether
-it helps. It does not know which engine answers, who asked, or where the vector goes.
+Painless Activation Steering (Cui & Chen 2025, arXiv:2509.22739) with this project's corrections: letters balanced per
+item, the unsteered model competes, ties go to the smallest dose, and only items that took no part in the choice decide
+whether it helps.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from vectors.vector import SteeringVector
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What a training reads: the labelled items, other ones to choose by if given, and what must be left alone."""
+    """The data of a training: labelled items, separate validation items if given, and retention data."""
 
     items: DataSet
     validation: DataSet | None = None
@@ -51,7 +51,7 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """`vector` is None where nothing is to be published; `cells` are those of the first seed."""
+    """`vector` is None if nothing is to be published; `cells` are those of the first seed."""
 
     vector: SteeringVector | None
     report: dict[str, Any]
@@ -70,10 +70,10 @@ class Trained:
 
 
 def check_fit(method: Method, view: ModelView) -> tuple[int, ...]:
-    """The layers to try. Raises `InvalidMethod` where the method asks for what the model lacks."""
+    """The layers to try. Raises `InvalidMethod` if the method needs what the model does not have."""
     lacking = [site for site in method.sites if site not in view.sites]
     if lacking:
-        raise InvalidMethod(f"site: this model has no {lacking[0]!r}; it has {', '.join(view.sites)}", "site")
+        raise InvalidMethod(f"site: expected one of {', '.join(view.sites)} for this model, got {lacking[0]!r}", "site")
     if method.prompt == "chat" and not view.has_chat_template:
         raise InvalidMethod("prompt: this model has no chat template; use raw", "prompt")
     return method.layers_for(view.num_layers)
@@ -82,8 +82,8 @@ def check_fit(method: Method, view: ModelView) -> tuple[int, ...]:
 def train(view: ModelView, data: TrainingData, method: Method, *, seed: int, report: Report) -> Trained:
     """Train and test; the vector is the first seed's.
 
-    Raises `InvalidMethod`, `InvalidData` (a model that answers everything right, say, leaves nothing to contrast) and
-    what the view raises.
+    Raises `InvalidMethod`, `InvalidData` (for example if the model answers everything correctly, which leaves nothing
+    to contrast) and what the view raises.
     """
     check_fit(method, view)
     plan = WorkPlan(report, expected_work(data, method, view))
@@ -100,12 +100,12 @@ def train(view: ModelView, data: TrainingData, method: Method, *, seed: int, rep
     reported["notes"] += harm_of(kept)
     reported |= {"recommended": is_recommended, "reason": reason}
     publishes = is_recommended or method.allow_no_gain
-    vector = _vector(view, first.chosen, reported) if publishes else None
+    vector = _make_vector(view, first.chosen, reported) if publishes else None
     return Trained(vector, reported, first.cells, sum(result.num_tokens for result in results))
 
 
 def expected_work(data: TrainingData, method: Method, view: ModelView) -> dict[str, float]:
-    """Work by phase, in prompts; a cell costs a token an item, a small part of a prompt."""
+    """Work by phase, in prompts; a cell costs one token per item, a small part of a prompt."""
     num_items = min(len(data.items.items), method.max_items)
     num_layers = len(method.layers_for(view.num_layers))
     num_cells = len(method.variants) * len(method.sites) * num_layers * len(method.scale_grid())
@@ -120,7 +120,7 @@ def expected_work(data: TrainingData, method: Method, view: ModelView) -> dict[s
 
 
 def parts_of(data: TrainingData, method: Method, seed: int) -> Parts[Any]:
-    """The items' split, its validation part replaced where other items are given for it. Raises `InvalidData`."""
+    """The split of the items; given validation items replace its validation part. Raises `InvalidData`."""
     parts = split_items(data.items.items, method.split, seed, method.max_items, by_item=method.is_paper)
     if data.validation is None:
         return parts
@@ -139,7 +139,7 @@ def show(items: Sequence[ChoiceItem | PairItem], method: Method, seed: int) -> t
 class Searched:
     """One split's search over the whole grid; `tested`: the questions of the test part, not yet asked with steering.
 
-    `plain_accuracy`: of the unsteered model on them without exemplars, None where the method has none.
+    `plain_accuracy`: of the unsteered model on them without exemplars, None if the method has no exemplars.
     """
 
     seed: int
@@ -200,7 +200,7 @@ def search_seed(
         if contrast.is_usable:
             contrasts[variant] = contrast
         else:
-            notes.append(f"{variant} has nothing to contrast: {_one_sided(answers, variant)}")
+            notes.append(f"{variant} has nothing to contrast: {_explain_one_sided(answers, variant)}")
     if not contrasts:
         raise InvalidData(notes[0], data.items.name)
     means = MeanActivations(view, examiner, method.sites)
@@ -233,31 +233,31 @@ def _answer(examiner: Examiner, questions: Sequence[Question], plan: WorkPlan) -
 
 
 def _exemplars(answers: list[Answered], count: int) -> tuple[tuple[ShownItem, ...], list[Answered]]:
-    """`count` items answered wrong, to be shown solved before every prompt, and the other items."""
+    """`count` items answered wrong, to be shown as solved examples, and the other items."""
     wrong = [answer for answer in answers if not answer.is_right and isinstance(answer.item, ShownItem)][:count]
     if not wrong:
-        raise InvalidMethod("icl: examples are lettered items that the model answers wrong, and there is none", "icl")
+        raise InvalidMethod("icl: expected lettered items that the model answers wrong, got none", "icl")
     taken = {id(answer) for answer in wrong}
     exemplars = tuple(answer.item for answer in wrong if isinstance(answer.item, ShownItem))
     return exemplars, [answer for answer in answers if id(answer) not in taken]
 
 
-def _one_sided(answers: Sequence[Answered], variant: Variant) -> str:
+def _explain_one_sided(answers: Sequence[Answered], variant: Variant) -> str:
     num_right = sum(answer.is_right for answer in answers)
     if variant == "pas_full" and not isinstance(answers[0].item, ShownItem):
-        return "pairs of texts have no options to letter; use ipas_wrong_only, ipas_all or mean_difference"
-    found = f"the model answers {num_right} of {len(answers)} training items right"
+        return "pairs of texts have no lettered options; use ipas_wrong_only, ipas_all or mean_difference"
+    found = f"the model answers {num_right} of {len(answers)} training items correctly"
     if num_right == len(answers):
-        return f"{found}, so no wrong answer is left; mean_difference needs none"
-    return f"{found}, so no right answer is left; ipas_wrong_only and mean_difference need none"
+        return f"{found}, so there is no wrong answer; mean_difference does not need one"
+    return f"{found}, so there is no right answer; ipas_wrong_only and mean_difference do not need one"
 
 
 def _text_of(question: Question) -> Text:
     return question if isinstance(question, ShownItem) else statements_of(question)[0]
 
 
-def _vector(view: ModelView, chosen: Cell, report: dict[str, Any]) -> SteeringVector:
-    """The chosen direction with its scale as default and the report's figures as its own."""
+def _make_vector(view: ModelView, chosen: Cell, report: dict[str, Any]) -> SteeringVector:
+    """The chosen direction with its scale as default and the report's figures as its training record."""
     figures = {name: report[name] for name in ("method", "data", "baseline", "chosen", "test", "retention")}
     test = report["test"]
     return chosen.vector.with_defaults(

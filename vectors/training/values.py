@@ -1,6 +1,6 @@
-"""The kinds of values that options of a training have: how each is read from JSON, typed, written and described.
+"""The kinds of values of training options: how each is read from JSON or text, written and described.
 
-Whatever is no such value raises `ValueError` with "expected …, got …"; the caller says of which option.
+An invalid value raises `ValueError` with "expected …, got …"; the caller adds the option's name.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _ALL = "all"
 
 
 class Value(ABC):
-    """A kind of value. JSON's null is "not given" for every option, and never comes here."""
+    """A kind of value. JSON's null means "not given" for every option and is handled by the caller."""
 
     @property
     @abstractmethod
     def expected(self) -> str:
-        """What may be given, as messages say it after "expected"."""
+        """The valid values, as messages state them after "expected"."""
 
     @abstractmethod
     def parse(self, given: object) -> Any:
-        """The value that JSON gives. Raises `ValueError`."""
+        """The value read from JSON. Raises `ValueError`."""
 
     @abstractmethod
     def parse_text(self, text: str) -> Any:
-        """JSON for what was typed after a flag; `parse` may still refuse it. Raises `ValueError`."""
+        """JSON for the text after a flag; `parse` may still reject it. Raises `ValueError`."""
 
     @abstractmethod
     def schema(self) -> dict[str, Any]:
@@ -47,13 +47,13 @@ class Value(ABC):
         return value
 
     def refusal(self, given: object) -> ValueError:
-        """The error for what is no such value."""
+        """The error for an invalid value."""
         return ValueError(f"expected {self.expected}, got {given!r:.60}")
 
 
 @dataclass(frozen=True, slots=True)
 class Text(Value):
-    """Any text; `what` says of what."""
+    """Any text; `what` describes it in messages."""
 
     what: str
 
@@ -262,7 +262,7 @@ class Shares(Value):
 
     @property
     def expected(self) -> str:
-        return f"the shares {', '.join(_SHARES)}, each between 0 and 1, which sum to 1"
+        return f"the shares {', '.join(_SHARES)}, each between 0 and 1, with the sum 1"
 
     def parse(self, given: object) -> Split:
         if not isinstance(given, Mapping) or set(given) != set(_SHARES):
@@ -343,7 +343,7 @@ def _checked_layers(given: str | list[int]) -> tuple[int, ...]:
 
 
 def _number(text: str, value: Value) -> float:
-    """A finite number, as JSON can carry no other. Raises the refusal of `value`."""
+    """A finite number, since JSON has no others. Raises the refusal of `value`."""
     try:
         number = float(text)
     except ValueError:

@@ -1,7 +1,7 @@
-"""`tiller chat`: a conversation in the terminal with a running server, steered as the person says.
+"""`tiller chat`: a conversation in the terminal with a running server, steered as the user wishes.
 
-`Conversation` (in `conversation.py`) holds what is said and how it is steered; this module reads lines, streams
-answers and shows both. It does not know how an answer is made.
+`Conversation` (in `conversation.py`) keeps the turns and the steering; this module reads lines and shows answers as
+they stream.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ _PLAN_ENTRY = {
 HELP = """\
 /steer NAME [SCALE] [layers=12-16,20] [positions=prompt|response|all] [parts=content,reasoning]
                [operation=add|ablate|clamp]
-               steer with a vector; several add up, a name given again replaces its entry
-/steer         show the steering;  /steer off  end it
-/vectors       show the registry
-/system TEXT   set the system prompt (without TEXT: none) and begin anew
-/reset         begin anew; the steering stays
-/quit          leave (also Ctrl-D); Ctrl-C stops an answer"""
+               steer with a vector; several add up, repeating a name replaces its settings
+/steer         show the steering; /steer off ends it
+/vectors       list the server's vectors
+/system TEXT   set the system prompt (no TEXT: remove it) and start over
+/reset         start over; the steering stays
+/quit          quit (or Ctrl-D); Ctrl-C stops an answer"""
 
 
 def chat(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Run the chat until the input ends; the exit code is 1 when piped input had a failure."""
+    """Run the chat until the input ends; the exit code is 1 if a line of piped input failed."""
     sampling = {
         name: value
         for name, value in (
@@ -78,7 +78,7 @@ class _Terminal:
     def run(self) -> int:
         has_failed = False
         if self._is_interactive:
-            self._note(f"{self._model} at your service; /help lists the commands, Ctrl-D leaves")
+            self._note(f"chatting with {self._model}; /help lists the commands, Ctrl-D quits")
         for line in self._lines():
             if line == "/quit":
                 break
@@ -96,7 +96,7 @@ class _Terminal:
         if not self._is_interactive:
             yield from (line.strip() for line in sys.stdin if line.strip())
             return
-        import readline  # noqa: F401 - gives `input` a history and editing
+        import readline  # noqa: F401 - gives `input` history and editing
 
         while True:
             try:
@@ -106,7 +106,7 @@ class _Terminal:
                 return
             except KeyboardInterrupt:
                 print()
-                self._note("Ctrl-D leaves")
+                self._note("press Ctrl-D to quit")
                 continue
             if line:
                 yield line
@@ -122,14 +122,14 @@ class _Terminal:
                 show_vectors(list(self._registry.list()), self._console)
         elif command == "/system":
             self._conversation.begin(rest or None)
-            self._note("a new conversation")
+            self._note("new conversation")
         elif command == "/reset":
             self._conversation.begin(self._conversation.system)
-            self._note("a new conversation")
+            self._note("new conversation")
         elif command == "/help":
             self._note(HELP)
         else:
-            raise InvalidCommand(f"there is no command {command}; /help lists them")
+            raise InvalidCommand(f"unknown command {command}; /help lists the commands")
 
     def _answer(self, text: str) -> None:
         body = {
@@ -169,7 +169,7 @@ class _Terminal:
 
 
 def printable(text: str) -> str:
-    """`text` without the control characters by which a model could move the cursor or colour the terminal."""
+    """`text` without control characters, which could move the cursor or colour the terminal."""
     return "".join(character for character in text if character in "\n\t" or character.isprintable())
 
 
@@ -184,5 +184,5 @@ def describe_plan_entry(entry: Mapping[str, Any]) -> str:
 def _only_model(client: ServerClient) -> str:
     models = client.read("GET", "/v1/models", _MODELS)["data"]
     if not models:
-        raise CommandFailed("the server lists no model; name one with --model")
+        raise CommandFailed("the server lists no models; choose one with --model")
     return str(models[0]["id"])

@@ -1,6 +1,6 @@
-"""The running server as seen from the terminal: clients whose failures are lines that people can read.
+"""Clients of a running server for the terminal: failures become one-line messages.
 
-It knows JSON and event streams; connections and refusals are `vectors.client`'s. It does not know chats or vectors.
+`vectors.client` makes the connections and reads refusals.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vectors.client.clients import Connection
 from vectors.client.errors import InvalidConnection, UnexpectedAnswer
 from vectors.errors import VectorsError
 
-_TIMEOUT = httpx.Timeout(10.0, read=300.0)  # the first token of an answer may have to wait in the queue
+_TIMEOUT = httpx.Timeout(10.0, read=300.0)  # the first token may wait in the queue
 
 _Client = TypeVar("_Client", bound=Connection)
 
@@ -35,7 +35,7 @@ def connect(kind: type[_Client], arguments: argparse.Namespace, environ: Mapping
 
 @contextlib.contextmanager
 def readable_failures() -> Iterator[None]:
-    """What a client raises in the context becomes `CommandFailed`."""
+    """Turn what a client raises within the context into `CommandFailed`."""
     try:
         yield
     except VectorsError as error:
@@ -43,15 +43,15 @@ def readable_failures() -> Iterator[None]:
 
 
 class ServerClient(Connection):
-    """Calls a server beyond its registry of vectors; every failure is a `CommandFailed`."""
+    """Calls other parts of a server than its registry of vectors; every failure is a `CommandFailed`."""
 
     def call(self, method: str, path: str, **request: Any) -> bytes:
-        """What one request is answered with, when the server accepted it."""
+        """The body of the answer to one request. Raises `CommandFailed`."""
         with readable_failures():
             return self._answer(method, path, **request).body
 
     def read(self, method: str, path: str, shape: Any, **request: Any) -> Any:
-        """The JSON that one request is answered with, which must have `shape` (see `expect`)."""
+        """The JSON of the answer to one request, which must have `shape` (see `expect`)."""
         return expect(_parsed(self.call(method, path, **request)), shape)
 
     def events(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -84,7 +84,7 @@ def _message_of(body: object) -> str | None:
 
 
 def _parsed(data: str | bytes) -> Any:
-    """What `data` says in JSON; None when it is not JSON."""
+    """The JSON value in `data`; None if it is not JSON."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -94,7 +94,7 @@ def _parsed(data: str | bytes) -> Any:
 def expect(answer: Any, shape: Any) -> Any:
     """`answer`, if it has `shape`: a type, a list of one shape, or a dict of them that other fields may join.
 
-    A field that is not there is None. Raises `CommandFailed`.
+    A missing field counts as None. Raises `CommandFailed`.
     """
     if not _has_shape(answer, shape):
         raise not_understood()
@@ -102,7 +102,7 @@ def expect(answer: Any, shape: Any) -> Any:
 
 
 def not_understood() -> CommandFailed:
-    """The failure to show when the answer is no tiller server's."""
+    """The failure for an answer that is not one of a tiller server."""
     return CommandFailed(str(UnexpectedAnswer()))
 
 

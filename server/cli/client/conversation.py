@@ -1,4 +1,4 @@
-"""What was said in a terminal chat, and the steering asked for. It knows neither terminal nor server."""
+"""The turns of a terminal chat, and the steering asked for."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _CHOICES = {row.in_request: row.choices for row in DEFAULTS if row.in_request an
 
 
 class InvalidCommand(Exception):
-    """A line that begins with `/` and cannot be obeyed."""
+    """A line that begins with `/` and is not a valid command."""
 
 
 class Conversation:
-    """The turns so far; grows by whole exchanges, so that it always alternates."""
+    """The turns so far; whole exchanges are added, so roles always alternate."""
 
     def __init__(self, system: str | None = None) -> None:
         self.system: str | None = None
@@ -26,20 +26,20 @@ class Conversation:
         self.begin(system)
 
     def begin(self, system: str | None) -> None:
-        """Forget what was said; the steering stays."""
+        """Start over; the steering stays."""
         self.system = system
         self._turns = [{"role": "system", "content": system}] if system else []
 
     def messages_with(self, text: str) -> list[dict[str, str]]:
-        """The messages of a request that asks `text` next."""
+        """The messages of a request with `text` as the next turn."""
         return [*self._turns, {"role": "user", "content": text}]
 
     def add(self, text: str, answer: str) -> None:
-        """Remember an exchange."""
+        """Add an exchange."""
         self._turns = [*self.messages_with(text), {"role": "assistant", "content": answer}]
 
     def steer(self, command: str) -> None:
-        """Obey what follows `/steer`: nothing, `off`, or an entry. Raises `InvalidCommand`."""
+        """Carry out `/steer` with nothing, `off`, or an entry after it. Raises `InvalidCommand`."""
         if command == "off":
             self.steering = []
         elif command:
@@ -68,13 +68,13 @@ def parse_entry(command: str) -> dict[str, Any]:
             raise InvalidCommand(f"{field}: expected one of {', '.join(_CHOICES[field])}, got {value!r}")
         else:
             raise InvalidCommand(
-                f"{part!r} is not understood: /steer NAME [SCALE] [layers=…] [positions=…] [parts=…] [operation=…]"
+                f"unexpected {part!r}; usage: /steer NAME [SCALE] [layers=…] [positions=…] [parts=…] [operation=…]"
             )
     return entry
 
 
 def describe_entry(entry: Mapping[str, Any]) -> str:
-    """An entry as it was asked for."""
+    """An entry as the user asked for it."""
     return " ".join([entry["vector"], *(f"{field}={value}" for field, value in entry.items() if field != "vector")])
 
 

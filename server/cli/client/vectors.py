@@ -1,6 +1,6 @@
 """`tiller vectors`: the registry of a running server from the terminal.
 
-It passes files through as they are; what they hold is the server's to judge.
+Files are sent unchanged; the server checks them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _show(client: VectorClient, arguments: argparse.Namespace) -> None:
         ("name", vector.name),
         ("revision", vector.revision),
         ("created", _date(vector.created_at)),
-        ("model", vector.model or "not said"),
+        ("model", vector.model or "not given"),
         ("site", vector.site),
         ("layers", ranges(vector.layers)),
         ("scale", f"{vector.default_scale:g}"),
@@ -122,7 +122,7 @@ def _put(client: VectorClient, arguments: argparse.Namespace) -> None:
 def _get(client: VectorClient, arguments: argparse.Namespace) -> None:
     target = Path(arguments.output or f"{arguments.name}.{arguments.format}")
     if arguments.output is None and target.exists():
-        raise CommandFailed(f"{target} exists; name a file with -o to overwrite it")
+        raise CommandFailed(f"{target} already exists; use -o to overwrite it")
     content = client.content(arguments.name, arguments.format)
     if arguments.output == "-":
         sys.stdout.buffer.write(content)

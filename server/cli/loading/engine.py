@@ -1,7 +1,7 @@
 """From settings to a running engine: where the model comes from, loading it, and why it cannot be loaded.
 
-The same for `tiller serve` and for training in this process. Importing it is cheap; the heavy parts come with the
-first call that needs them. It does not know what the engine is for.
+The same for `tiller serve` and for training in this process. Importing it is cheap: heavy parts are imported by the
+first call that needs them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NUM_PHASES = 7
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where the model comes from, and the id that it has in the API."""
+    """Where the model comes from, and its id in the API."""
 
     location: str
     model_id: str
@@ -35,16 +35,16 @@ class ModelSource:
 
     @property
     def is_local(self) -> bool:
-        """True for a folder, False for what the hub has."""
+        """True for a folder, False for a hub id."""
         return Path(self.location).is_dir()
 
 
 def source_of(settings: Settings) -> ModelSource:
-    """The model that the settings name, without reading it. Raises `CommandFailed` for what cannot be one."""
+    """The model that the settings name, not yet read. Raises `CommandFailed` if it cannot be a model."""
     source = _named_source(settings)
     if settings.revision is not None and source.is_local:
         raise CommandFailed(
-            f"--revision {settings.revision}: only models of the hub have revisions, and {source.location} is a folder",
+            f"--revision {settings.revision}: only hub models have revisions, but {source.location} is a folder",
             USAGE,
         )
     return source
@@ -53,14 +53,14 @@ def source_of(settings: Settings) -> ModelSource:
 def _named_source(settings: Settings) -> ModelSource:
     if settings.model is None:
         if not MODEL_DIR.is_dir():
-            raise CommandFailed("the embedded model is missing from this installation; name a MODEL")
+            raise CommandFailed("this installation does not include the embedded model; name a MODEL")
         return ModelSource(str(MODEL_DIR), settings.served_model_name or MODEL_NAME, is_demo=True)
     path = Path(settings.model).expanduser()
     if path.is_dir():
         return ModelSource(str(path), settings.served_model_name or path.resolve().name)
     looks_like_path = settings.model.startswith(("/", ".", "~")) or settings.model.count("/") > 1
     if path.exists() or looks_like_path:
-        what = "is a file, not the folder of a model" if path.exists() else "there is no such folder"
+        what = "expected a folder, got a file" if path.exists() else "no such folder"
         raise CommandFailed(f"MODEL {settings.model}: {what}", USAGE)
     return ModelSource(settings.model, settings.served_model_name or settings.model)
 
@@ -82,11 +82,11 @@ def readable_failures(settings: Settings) -> Iterator[None]:
 
 @contextlib.contextmanager
 def loading(settings: Settings, source: ModelSource) -> Iterator[Callable[[str], None]]:
-    """Show that the model is being loaded; yields what is to be told each phase as it begins."""
+    """Show that the model is being loaded; yields a function to call with each phase as it begins."""
     from server.cli.loading.progress import progress_of, quiet_libraries
 
     quiet_libraries(is_debugging=settings.log_level == "debug")
-    can_draw = source.is_local and not settings.log_json  # a download draws bars of its own
+    can_draw = source.is_local and not settings.log_json  # downloads draw their own bars
     with progress_of(f"loading {source.model_id}", _NUM_PHASES, can_draw=can_draw) as begin:
         yield begin
 
@@ -141,4 +141,4 @@ def _load_engine(settings: Settings, source: ModelSource, begin: Callable[[str],
     try:
         return BatchingEngine(model, limits).start()
     except (MemoryError, RuntimeError) as error:
-        raise ModelRefused(f"the KV cache cannot be reserved: {error}; give a smaller --kv-cache-gib") from error
+        raise ModelRefused(f"the KV cache cannot be reserved: {error}; use a smaller --kv-cache-gib") from error

@@ -1,4 +1,4 @@
-"""How much memory is free for the KV cache on a device. It does not know models."""
+"""How much memory is free for the KV cache on a device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that an allocation on `device` may hope for; within a container, within its limit."""
+    """Bytes that can probably be allocated on `device`, within the limit of a container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     limit = _container_free_bytes()
@@ -30,7 +30,7 @@ def _machine_free_bytes() -> int:
     page = os.sysconf("SC_PAGE_SIZE")
     if "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * page
-    return os.sysconf("SC_PHYS_PAGES") * page // 2  # macOS does not say what is free
+    return os.sysconf("SC_PHYS_PAGES") * page // 2  # macOS does not report free memory
 
 
 def _container_free_bytes() -> int | None:
@@ -38,7 +38,7 @@ def _container_free_bytes() -> int | None:
         limit = (_CGROUP / "memory.max").read_text().strip()
         used = int((_CGROUP / "memory.current").read_text())
         counters = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        reclaimable = int(counters.get("inactive_file", 0))  # files cached on the container's account
+        reclaimable = int(counters.get("inactive_file", 0))  # file cache charged to the container
     except (OSError, ValueError):
         return None
     return None if limit == "max" else max(int(limit) - used + reclaimable, 0)

@@ -1,7 +1,4 @@
-"""Shows on standard error how far the start has come: a bar with the elapsed time, or plain log lines.
-
-It does not know what is loaded.
-"""
+"""Shows progress of the start on standard error: a bar with the elapsed time, or plain log lines."""
 
 from __future__ import annotations
 
@@ -18,9 +15,9 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def progress_of(title: str, num_phases: int, *, can_draw: bool) -> Iterator[Callable[[str], None]]:
-    """A function to be told each of `num_phases` phases as it begins.
+    """A function to call with each of `num_phases` phases as it begins.
 
-    With `can_draw` and a terminal, a bar that vanishes at the end; else a log line a phase.
+    With `can_draw` and a terminal, a bar that vanishes at the end; otherwise one log line per phase.
     """
     console = Console(stderr=True)
     if not can_draw or not console.is_terminal:
@@ -45,7 +42,7 @@ def progress_of(title: str, num_phases: int, *, can_draw: bool) -> Iterator[Call
 
 
 def quiet_libraries(*, is_debugging: bool) -> None:
-    """Keep transformers' own bars and advice off the terminal; bars of downloads stay."""
+    """Hide transformers' own progress bars and advice; download bars stay."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

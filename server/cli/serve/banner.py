@@ -1,7 +1,4 @@
-"""What a server says when it is ready: address, model, memory, vectors, keys, and a curl to paste.
-
-It is handed what it shows and knows no running part.
-"""
+"""The start-up banner: address, model, memory, vectors, keys, and a curl command to paste."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from server.engine.protocol import EngineStats, ModelInfo
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """What there is to say. `steers_with` is a vector that fits the model, if the registry has one."""
+    """The content of the banner. `steers_with` is a vector that fits the model, if the registry has one."""
 
     url: str
     model: ModelInfo
@@ -38,8 +35,8 @@ class Readiness:
         ]
         if self.is_demo:
             lines += [
-                "           the embedded demo: a toy made to show steering, which knows little and errs often;",
-                "           tiller serve MODEL serves a real one",
+                "           the embedded demo: a toy that shows steering; it knows little and is often wrong.",
+                "           Run tiller serve MODEL for a real model.",
             ]
         if paging is not None:
             num_tokens = paging.num_pages * paging.page_size
@@ -53,7 +50,7 @@ class Readiness:
             "",
             *(f"  {line}" for line in self.curl().splitlines()),
             "",
-            "Ctrl-C ends it after the requests under way.",
+            "Ctrl-C stops the server after running requests have finished.",
         ]
         return lines
 
@@ -79,7 +76,7 @@ class Readiness:
         }
 
     def curl(self) -> str:
-        """A command that works as it stands (with a key in `TILLER_API_KEY`, where keys are needed)."""
+        """A command that works as shown (with a key in `TILLER_API_KEY`, if keys are required)."""
         body: dict[str, Any] = {"model": self.model.model_id}
         if self.has_chat_template:
             path = "/v1/chat/completions"
@@ -98,15 +95,15 @@ class Readiness:
     def _vectors(self) -> str:
         if self.num_vectors == 0:
             return "none yet; add one with: tiller vectors put NAME FILE"
-        fitting = "" if self.steers_with is not None else ", none of which fits this model"
+        fitting = "" if self.steers_with is not None else ", none of them for this model"
         return f"{self.num_vectors} in the registry{fitting}"
 
     def _keys(self) -> str:
         if self.needs_key:
-            return "needed: requests carry one as 'Authorization: Bearer KEY'"
+            return "required: send one as 'Authorization: Bearer KEY'"
         if self.is_insecure:
-            return "none (--insecure): whoever reaches this address may do anything"
-        return "none: only this machine reaches the server"
+            return "none (--insecure): anyone who can reach this address can do anything"
+        return "none: only this machine can reach the server"
 
 
 def _count(number: int) -> str:

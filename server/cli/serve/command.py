@@ -1,7 +1,6 @@
 """`tiller serve`: builds every part from the settings, runs them, and takes them down in order.
 
-The heavy parts (torch, transformers, FastAPI) are imported when everything that can fail cheaply has not. It knows
-every part by its constructor and none by its insides.
+The heavy parts (torch, transformers, FastAPI) are imported only after everything that can fail cheaply has succeeded.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _ready_log = logging.getLogger(f"{__name__}.ready")
-_ready_log.setLevel(logging.INFO)  # whoever reads a JSON log waits for this line, at whatever level the rest is
+_ready_log.setLevel(logging.INFO)  # readers of a JSON log wait for this line, whatever the log level
 
 DRAIN_SECONDS = 30.0
-"""How long requests under way may take to finish after the first signal."""
+"""Seconds that running requests may take to finish after the first signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +80,14 @@ def serve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
 
 
 def _warn_of_variables(environ: Mapping[str, str], keys: ApiKeys) -> None:
-    """Name the variables that were meant for a server and do nothing for this one."""
+    """Warn about variables that were meant for a server but do nothing for this one."""
     known = {USE_VARIABLE, MANAGE_VARIABLE, CLIENT_VARIABLE, *(option.variable for option in options())}
     for variable in sorted(environ):
         if variable.startswith("TILLER_") and variable not in known:
-            _log.warning("%s is set and is no setting; see tiller serve --help", variable)
+            _log.warning("%s is set but is not a setting; see tiller serve --help", variable)
     if environ.get(CLIENT_VARIABLE) and keys.is_open:
         _log.warning(
-            "%s is the key that clients send; the server's own are %s and %s, and it has none",
+            "%s is the key that clients send; this server has no keys, which %s and %s set",
             CLIENT_VARIABLE,
             USE_VARIABLE,
             MANAGE_VARIABLE,
@@ -96,7 +95,7 @@ def _warn_of_variables(environ: Mapping[str, str], keys: ApiKeys) -> None:
 
 
 def _build(settings: Settings, source: ModelSource, cleanup: contextlib.ExitStack) -> _Parts:
-    """Load and start every part; what must be closed is left to `cleanup`."""
+    """Load and start every part; `cleanup` closes them."""
     from server.cli.serve.shipped import put_shipped_vectors
     from vectors.store import VectorStore
 
@@ -112,7 +111,7 @@ def _build(settings: Settings, source: ModelSource, cleanup: contextlib.ExitStac
 
 
 def _open_responses(settings: Settings, cleanup: contextlib.ExitStack) -> ResponseStore | None:
-    """The kept responses of the data directory, if any are to be kept."""
+    """The stored responses of the data directory, if any are to be stored."""
     if settings.max_stored_responses == 0:
         return None
     from server.response_store import ResponseStore
@@ -128,7 +127,7 @@ def _start_jobs(
     store: VectorStore,
     cleanup: contextlib.ExitStack,
 ) -> JobWorker:
-    """Go on with the training jobs of the data directory; `cleanup` ends that before the parts they work with."""
+    """Continue the training jobs of the data directory; `cleanup` stops them before the parts they use."""
     from server.jobs.database import JobDatabase
     from server.jobs.files import FileStore
     from server.jobs.worker import JobWorker
@@ -161,9 +160,9 @@ def _run(
             return
         try:
             print("\n".join(readiness.lines()), flush=True)
-        except OSError as error:  # whoever read it is gone; the requests still come
+        except OSError as error:  # its reader is gone, but requests still come
             discard_output()
-            _log.warning("ready at %s, which standard output does not take: %s", readiness.url, error.strerror)
+            _log.warning("ready at %s (cannot write to standard output: %s)", readiness.url, error.strerror)
 
     def drain() -> None:
         parts.jobs.close()

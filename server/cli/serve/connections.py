@@ -1,8 +1,7 @@
-"""Connections that nobody serves for ever: those whose request does not begin, and those whose answer nobody takes.
+"""Time-outs for connections whose request never starts or whose answer is never read.
 
-uvicorn's HTTP protocol with two time-outs that it lacks, and an end for requests whose client breaks the protocol in
-the middle. A client that is slow, but gets on, is left alone. It does not know requests' bodies, nor what is answered;
-`server.api.http.timeouts` is about those.
+uvicorn's HTTP protocol with two time-outs that it lacks; it also ends requests whose client breaks the protocol midway.
+A slow client that makes progress is left alone. Time-outs of bodies and answers are in `server.api.http.timeouts`.
 """
 
 from __future__ import annotations
@@ -20,42 +19,42 @@ class TimedProtocol(H11Protocol):
     """One connection."""
 
     head_seconds: ClassVar[float]
-    """How long a request's head may take, from when the connection was made, or from its first byte on a used one."""
+    """Seconds for a request's head, from the start of the connection, or from its first byte on a reused one."""
     send_seconds: ClassVar[float]
-    """After so long in which the client took nothing of what is to be sent, it is cut off."""
+    """Seconds without the client reading anything to be sent after which it is disconnected."""
 
     _head_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
-        """It begins."""
+        """The connection begins."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(0)  # writing is paused whenever anything is left to be sent
+        transport.set_write_buffer_limits(0)  # pause writing whenever anything is left to be sent
         self._watch_head()
 
     def data_received(self, data: bytes) -> None:
-        """Something came."""
+        """Data arrived."""
         super().data_received(data)
         self._watch_head()
 
     def pause_writing(self) -> None:
-        """The client does not take what is sent as fast as it is made."""
+        """The client reads more slowly than the answer is produced."""
         super().pause_writing()
         self._watch_sending()
 
     def resume_writing(self) -> None:
-        """The client has everything, or the operating system will see to it."""
+        """The client has everything, or the operating system has the rest."""
         super().resume_writing()
         self._stop_send_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is over."""
+        """The connection ended."""
         self._stop_head_timer()
         self._stop_send_timer()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """The client broke the protocol: it is told, unless it is being answered, and for the request it is gone."""
+        """The client broke the protocol: tell it, unless an answer has begun, and treat it as disconnected."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
         else:
@@ -79,7 +78,7 @@ class TimedProtocol(H11Protocol):
         if self.transport.get_write_buffer_size() < num_bytes:
             self._watch_sending()
         else:
-            connection = self.transport.get_extra_info("socket")  # with a reset, or its system buffers would wait on
+            connection = self.transport.get_extra_info("socket")  # reset it, or system buffers would wait on
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
 
@@ -95,5 +94,5 @@ class TimedProtocol(H11Protocol):
 
 
 def timed_protocol(head_seconds: float, send_seconds: float) -> type[TimedProtocol]:
-    """What makes such connections, for `uvicorn.Config(http=…)`."""
+    """The factory of such connections, for `uvicorn.Config(http=…)`."""
     return type("TimedProtocol", (TimedProtocol,), {"head_seconds": head_seconds, "send_seconds": send_seconds})

@@ -1,7 +1,4 @@
-"""The listening socket, and the HTTP server whose first Ctrl-C drains and whose second one stops at once.
-
-It does not know what the application does; how to drain is handed in.
-"""
+"""The listening socket, and the HTTP server whose first Ctrl-C drains and whose second one stops at once."""
 
 from __future__ import annotations
 
@@ -21,14 +18,14 @@ from server.cli.errors import CommandFailed
 _log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5
-"""How long, after the last request ended, its connection may take to receive the rest."""
+"""Seconds for connections to receive the rest of their answers after the last request ended."""
 
 _CUT_OFF_SECONDS = 5
-"""How long the requests of those that did not receive it may take to notice that they were cut off."""
+"""Seconds for the remaining requests to notice that their clients were disconnected."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to `host` and `port` (0: a free one); `CommandFailed` when that cannot be."""
+    """A socket bound to `host` and `port` (0: a free one). Raises `CommandFailed`."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError):
@@ -45,11 +42,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> CommandFailed:
-    """The failure to show when binding or listening raised `error`."""
+    """The failure for an `error` raised when binding or listening."""
     if error.errno == errno.EADDRINUSE:
-        return CommandFailed(f"port {port} on {host} is in use; choose another with --port, or --port 0 for a free one")
+        return CommandFailed(f"port {port} on {host} is in use; use another --port, or --port 0 for a free one")
     if error.errno == errno.EACCES:
-        return CommandFailed(f"port {port} on {host} is not allowed to this account; choose one above 1023 with --port")
+        return CommandFailed(f"this account may not use port {port} on {host}; choose one above 1023 with --port")
     return CommandFailed(f"cannot listen on {host}, port {port}: {error.strerror or error}")
 
 
@@ -62,7 +59,7 @@ def url_of(bound: socket.socket) -> str:
 
 
 class DrainingServer(uvicorn.Server):
-    """Calls `on_ready` when it serves; the first signal runs `drain` in a thread and then ends the server.
+    """Calls `on_ready` when it is serving; the first signal runs `drain` in a thread and then stops the server.
 
     `protocol` speaks HTTP on each connection.
     """
@@ -91,13 +88,13 @@ class DrainingServer(uvicorn.Server):
         self._is_draining = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to serve, then say so."""
+        """Start serving, then call `on_ready`."""
         await super().startup(sockets)
         if self.started:
             self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let the connections receive the rest; who does not read has left then, as far as its request knows."""
+        """Let connections receive the rest; a client that does not read then counts as disconnected."""
         asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._cut_off)
         await super().shutdown(sockets)
 
@@ -113,12 +110,12 @@ class DrainingServer(uvicorn.Server):
         threading.Thread(target=self._finish, name="tiller-drain", daemon=True).start()
 
     def _finish(self) -> None:
-        _log.warning("finishing what is under way; a second signal stops at once")
+        _log.warning("finishing running requests; a second signal stops at once")
         try:
             self._drain()
         finally:
             self.should_exit = True
 
     def run_on(self, bound: socket.socket) -> None:
-        """Serve on `bound` until a signal; raises `OSError` when it cannot listen there after all."""
+        """Serve on `bound` until a signal. Raises `OSError` if it cannot listen there."""
         asyncio.run(self.serve(sockets=[bound]))

@@ -1,7 +1,6 @@
-"""Puts the embedded model's vectors into the registry, and those of a later release over those of an earlier one.
+"""Puts the embedded model's vectors into the registry, and replaces those of an earlier release.
 
-A marker file remembers what was shipped. So a name that its owner took, changed or deleted is left alone.
-It does not know how the vectors were made.
+A marker file records what was shipped, so names that the user took, changed or deleted are left alone.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ MARKER = "shipped-vectors.json"
 
 
 def put_shipped_vectors(store: VectorStore, folder: Path, data_dir: Path, model: SteerableModel) -> list[str]:
-    """Put each vector of `folder` that is new and whose name is as the last release left it; returns the names put.
+    """Put each new vector of `folder` whose name is as the last release left it; returns the names put.
 
     Raises `CommandFailed` for a damaged marker and `VectorsError` for a damaged vector.
     """
@@ -33,7 +32,7 @@ def put_shipped_vectors(store: VectorStore, folder: Path, data_dir: Path, model:
             continue
         vector.fit(model.num_layers, model.hidden_size, model.sites)
         current = store.get(file.stem).revision if file.stem in taken else None
-        if current == known.get(file.stem):  # both None: a free name that was never shipped
+        if current == known.get(file.stem):  # both None: a free name, never shipped
             store.put(file.stem, vector)
             put.append(file.stem)
         known[file.stem] = vector.revision
@@ -49,5 +48,5 @@ def _read(marker: Path) -> dict[str, str]:
     except (OSError, ValueError):
         known = None
     if not isinstance(known, dict) or not all(isinstance(revision, str) for revision in known.values()):
-        raise CommandFailed(f"{marker} is damaged; remove it to have the shipped vectors put again")
+        raise CommandFailed(f"{marker} is damaged; delete it to install the shipped vectors again")
     return known

@@ -1,4 +1,4 @@
-"""Where traces go: an OTLP collector over HTTP. Needs the extra `otel`; it does not know what a span says.
+"""Sends traces to an OTLP collector over HTTP. Needs the extra `otel`.
 
 Everything else of the exporter (headers, compression, certificates, sampling, the service's name) is set by
 OpenTelemetry's own `OTEL_…` variables, which its SDK reads.
@@ -23,10 +23,10 @@ ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_
 
 
 def start_tracing(endpoint: str | None, environ: Mapping[str, str], cleanup: contextlib.ExitStack) -> Tracer | None:
-    """A tracer that sends to the collector at `endpoint`, else to the one of OpenTelemetry's variables, else None.
+    """A tracer for the collector at `endpoint`, or else the one in OpenTelemetry's variables; None without either.
 
-    `cleanup` sends what is left. Raises `CommandFailed` when `endpoint` is given and the extra is missing; for the
-    variables, which may be meant for other programs too, that is a warning.
+    `cleanup` sends what is left. Without the extra, `endpoint` raises `CommandFailed`; the variables, which may be
+    meant for other programs, only give a warning.
     """
     variables = [name for name in ENDPOINT_VARIABLES if environ.get(name)]
     if endpoint is None and not variables:

@@ -1,4 +1,6 @@
-"""`tiller train`, `tiller evaluate`, `tiller sweep`: here or on a server, then tables, files, and what to do next."""
+"""`tiller train`, `tiller evaluate`, `tiller sweep`: run here or on a server, then show tables, files and what to do
+next.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from vectors.formats import FORMATS
 
 _EXTENSIONS = (*(format.name for format in FORMATS), "jsonl", "json", "csv", "parquet")
 _EXTENSION = re.compile(rf"\.({'|'.join(_EXTENSIONS)})$", re.IGNORECASE)
-_CONFIDENCE = "accuracies are letter-balanced, in brackets 95 % intervals; changes are in points"
+_CONFIDENCE = "accuracies are letter-balanced, with 95 % intervals in brackets; changes are in percentage points"
 
 
 def train(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -59,8 +61,8 @@ def train(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
             show_sweep(report, console)
         else:
             show_report(report, console)
-    except (KeyError, TypeError, ValueError):  # a server of another version
-        raise CommandFailed(f"the report in {written[0]} has another form than this version shows") from None
+    except (KeyError, TypeError, ValueError):  # from a server of another version
+        raise CommandFailed(f"this version cannot show the report in {written[0]}") from None
     console.print(Text(_CONFIDENCE, style="dim"))
     console.print()
     print(f"files: {', '.join(map(str, written))}")
@@ -99,7 +101,7 @@ def _parsed(content: bytes) -> dict[str, Any]:
 def _next_step(
     arguments: argparse.Namespace, report: Mapping[str, Any], vector_path: Path | None, steered_model: str | None
 ) -> str:
-    """How to use the vector, or why there is none and how to have it all the same."""
+    """How to use the vector, or why there is none and how to keep it anyway."""
     if steered_model is not None:
         return f'use it: "steering": [{{"vector": "{arguments.name}"}}] in a request, or the model {steered_model}'
     if vector_path is not None:
@@ -107,6 +109,6 @@ def _next_step(
         return f"use it: tiller vectors put {arguments.name} {vector_path}, then {use} in a request"
     kept = "published" if arguments.url is not None else "written"
     return (
-        f"no vector was {kept}: the report does not recommend it; to have it all the same, "
+        f"no vector was {kept}: the report does not recommend it; to keep it anyway, "
         "run again with --allow-no-gain --force"
     )

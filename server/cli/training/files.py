@@ -1,7 +1,4 @@
-"""Files of a training at the terminal: the labelled data that goes in, and the folder that the report comes out to.
-
-It does not know where the training runs, nor what is in a report.
-"""
+"""The files of a training command: the labelled data, and the folder for the report."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ def published_task(place: str, folder: str | None) -> DataSet | None:
 
 
 def upload_of(place: str, folder: str | None) -> tuple[str, bytes]:
-    """The name and bytes under which data goes to a server; a task as JSONL. Raises `CommandFailed`."""
+    """The name and bytes of data to upload; a task becomes JSONL. Raises `CommandFailed`."""
     if not place.startswith(TASK_PREFIX):
         path = Path(place).expanduser()
         return path.name, read_file(path)
@@ -55,7 +52,7 @@ def upload_of(place: str, folder: str | None) -> tuple[str, bytes]:
 
 
 def _jsonl(items: Iterable[Any]) -> bytes:
-    """Choice items a line each; tasks have no others."""
+    """One choice item per line; tasks have no others."""
     lines = []
     for item in items:
         row = {"question": item.question, "choices": list(item.choices), "answer": item.answer}
@@ -66,9 +63,9 @@ def _jsonl(items: Iterable[Any]) -> bytes:
 
 
 class OutputFolder:
-    """Where a run leaves its files. Those of an earlier run are refused, or with `force` replaced.
+    """The folder for a run's files. Files of an earlier run are an error, or replaced with `force`.
 
-    `vector` is the name of the file that a vector would get, None where none is made. Raises `CommandFailed`.
+    `vector` is the file name for the vector, None if none is made. Raises `CommandFailed`.
     """
 
     def __init__(self, folder: Path, *, vector: str | None, force: bool) -> None:
@@ -78,11 +75,11 @@ class OutputFolder:
         if folder.exists() and not folder.is_dir():
             raise CommandFailed(f"{folder} is a file; name a folder with --output", USAGE)
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):  # said before the work, not after it
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):  # reported before the work, not after it
             raise CommandFailed(f"{folder} cannot be written; name another folder with --output", USAGE)
         if not force and (taken := self._earlier()):
             raise CommandFailed(
-                f"{taken[0]} exists; give --force to overwrite what an earlier run left, or another --output", USAGE
+                f"{taken[0]} already exists; use --force to overwrite earlier files, or another --output", USAGE
             )
 
     def write(self, files: Iterable[tuple[str, bytes]]) -> list[Path]:
@@ -90,7 +87,7 @@ class OutputFolder:
         written = []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self._earlier():  # a vector of last time must not stand beside a report that advises against it
+            for path in self._earlier():  # an earlier vector must not remain next to a report that advises against it
                 path.unlink()
             for name, content in files:
                 path = self.folder / name

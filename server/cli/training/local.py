@@ -1,7 +1,4 @@
-"""Training in this process: loads the model as `tiller serve` does, asks it through its engine, and ends with it.
-
-It does not know how results are shown or written.
-"""
+"""Training in this process: loads the model as `tiller serve` does, and runs it through the engine."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
     from vectors.vector import SteeringVector
 
 _BATCH_TOKENS = 2048
-"""Tokens of one step when nobody else waits for the engine."""
+"""Tokens of one step; nobody else is waiting for the engine."""
 
 
 def train_here(arguments: argparse.Namespace, environ: Mapping[str, str], options: Mapping[str, Any]) -> Done:
@@ -79,7 +76,7 @@ def _settings(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Sett
 
 
 def _data(arguments: argparse.Namespace) -> TrainingData:
-    """Everything that is read, before the model is. Raises `VectorsError` and `CommandFailed`."""
+    """All data, read before the model is loaded. Raises `VectorsError` and `CommandFailed`."""
     from vectors.data import read_retention
     from vectors.training.train import TrainingData
 
@@ -106,7 +103,7 @@ def _items(place: str, folder: str | None) -> DataSet:
 
 
 class _Vector:
-    """The vector that is to be evaluated: a file's bytes, or one of the registry. Raises as it is made."""
+    """The vector to evaluate: a file's bytes, or a vector of the registry. The constructor raises `CommandFailed`."""
 
     def __init__(self, place: str, settings: Settings) -> None:
         path = Path(place).expanduser()
@@ -117,19 +114,19 @@ class _Vector:
             self._content = read_file(path)
             return
         if "/" in place:
-            raise CommandFailed(f"{path} cannot be read: there is no such file")
+            raise CommandFailed(f"{path} cannot be read: no such file")
         self._stored = _of_registry(place, settings)
         if self._stored is None:
             shipped = VECTORS_DIR / f"{place}.safetensors"
             if settings.model is not None or not shipped.is_file():
                 raise CommandFailed(
-                    f"VECTOR {place}: there is no such file, and no vector of that name in {settings.data_dir}; "
-                    "a running server's is evaluated with --url"
+                    f"VECTOR {place}: no such file, and no vector of that name in {settings.data_dir}; "
+                    "use --url to evaluate a vector on a running server"
                 )
             self._content = read_file(shipped)
 
     def decoded(self, model: ModelInfo) -> SteeringVector:
-        """The vector, which fits the model. Raises `InvalidVector`."""
+        """The vector, checked to fit the model. Raises `InvalidVector`."""
         from vectors.errors import InvalidVector
         from vectors.formats import decode
 
@@ -160,7 +157,7 @@ def _of_registry(place: str, settings: Settings) -> SteeringVector | None:
         return None
     except StoreLocked:
         raise CommandFailed(
-            f"VECTOR {place}: there is no such file, and another process has the registry {folder} open; "
+            f"VECTOR {place}: no such file, and another process has the registry {folder} open; "
             "evaluate on that server with --url, or name a file"
         ) from None
     except OSError as error:

@@ -1,7 +1,7 @@
-"""What was typed after `tiller train`, `evaluate` or `sweep` -> the JSON of a task, as servers take it too.
+"""Arguments of `tiller train`, `evaluate` or `sweep` -> the JSON of a task, the same as for servers.
 
-It reads what each option's row of `vectors.training.options` can read, and refuses what contradicts itself; whether a
-value makes sense is said by the same table later, here or on the server. It loads no torch.
+Values are read by each option's row of `vectors.training.options`, and contradictions are rejected; the same table
+validates values later, here or on the server. It loads no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TASK_PREFIX = "task:"
 
 
 def task_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The task as `Task.from_json` and `method.steering` of a job take it. Raises `CommandFailed`."""
+    """The task as JSON for `Task.from_json` and a job's `method.steering`. Raises `CommandFailed`."""
     given: dict[str, Any] = {"task": arguments.command} if arguments.command != "train" else {}
     for option in OPTIONS:
         typed = getattr(arguments, option.name, None)
@@ -40,7 +40,7 @@ def seed_of(arguments: argparse.Namespace) -> int:
 
 
 def check_consistent(arguments: argparse.Namespace) -> None:
-    """Raise `CommandFailed` for options that do nothing beside the others, and for a name that no vector can have."""
+    """Raise `CommandFailed` for options without effect next to the others, and for an invalid name."""
     name = getattr(arguments, "name", None)
     if name is not None:
         try:
@@ -52,11 +52,11 @@ def check_consistent(arguments: argparse.Namespace) -> None:
             if getattr(arguments, setting) is not None:
                 flag = "--" + setting.replace("_", "-")
                 raise CommandFailed(
-                    f"{flag} is for a model that is loaded here; with --url the server's own is used", USAGE
+                    f"{flag} applies to a model loaded here; with --url, the server's model is used", USAGE
                 )
     data = [getattr(arguments, option, None) or "" for option in ("data", "validation", "retention")]
     if arguments.data_folder is not None and not any(place.startswith(TASK_PREFIX) for place in data):
-        raise CommandFailed("--data-folder is where task:NAME is looked for, and no task is given", USAGE)
+        raise CommandFailed("--data-folder applies to task:NAME, and no task is given", USAGE)
 
 
 def _json_of(option: Option, text: str) -> Any:

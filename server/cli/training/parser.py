@@ -1,4 +1,4 @@
-"""The arguments of `tiller train`, `evaluate` and `sweep`; what is an option of the task has its flag by its row in
+"""The arguments of `tiller train`, `evaluate` and `sweep`; the task's options get their flags from
 `vectors.training.options`. Values are read in `options.py`.
 """
 
@@ -26,9 +26,9 @@ ENGINE_SETTINGS = (
     "kv_cache_gib",
     "data_dir",
 )
-"""Settings of `tiller serve` that training in this process has too."""
+"""Settings of `tiller serve` that also apply to training in this process."""
 
-_DATA_HELP = "labelled data (JSONL, CSV or Parquet), or task:NAME for one of the paper's, such as task:truthfulqa"
+_DATA_HELP = "labelled data (JSONL, CSV or Parquet), or task:NAME from the paper, such as task:truthfulqa"
 _ROWS = """\
 Rows of DATA are one of
   {"question", "choices", "answer": index or letter, "context"?}
@@ -37,9 +37,9 @@ Rows of DATA are one of
   {"prompt"?, "positive", "negative"}
 """
 _ENVIRONMENT = f"""\
-Without --url the model is loaded here, by the settings of tiller serve, which may also
-come from their TILLER_… variables. With --url the server does the work, beside its live
-traffic; where it has keys, {CLIENT_VARIABLE} must hold one that may manage.
+Without --url, the model is loaded here with the settings of tiller serve, which can also
+come from TILLER_… variables. With --url, the server does the work alongside its live
+traffic; if it has keys, {CLIENT_VARIABLE} must be a manage key.
 """
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -62,7 +62,7 @@ def _add_train(commands: _Commands) -> None:
         f"{_ROWS}\nexample: tiller train quiz.jsonl --name honest --layers 3-5\n\n{_ENVIRONMENT}",
     )
     train.add_argument("data", metavar="DATA", help=_DATA_HELP)
-    train.add_argument("--name", required=True, metavar="NAME", help="what the vector will be called")
+    train.add_argument("--name", required=True, metavar="NAME", help="name of the vector")
     _add_options(train, "train")
     _add_data(train, has_validation=True, has_retention=True)
     _add_place(train, "./NAME")
@@ -72,15 +72,15 @@ def _add_evaluate(commands: _Commands) -> None:
     evaluate = _command(
         commands,
         "evaluate",
-        "test a steering vector that exists on labelled data",
+        "test an existing steering vector on labelled data",
         "Test a steering vector on labelled data: accuracy with and without it, how much of\n"
-        "the change is only in the letters, and what it costs elsewhere.",
+        "the change is only a matter of letters, and what it costs elsewhere.",
         f"{_ROWS}\nexample: tiller evaluate honest/honest.safetensors quiz.jsonl --scale 1.5\n\n{_ENVIRONMENT}",
     )
     evaluate.add_argument(
         "vector",
         metavar="VECTOR",
-        help=f"vector file ({format_titles()}), or NAME[@REVISION] in the registry: the server's with --url, else "
+        help=f"vector file ({format_titles()}), or NAME[@REVISION] in the registry: the server's with --url, otherwise "
         "the one in --data-dir",
     )
     evaluate.add_argument("data", metavar="DATA", help=_DATA_HELP)
@@ -93,8 +93,8 @@ def _add_sweep(commands: _Commands) -> None:
     sweep = _command(
         commands,
         "sweep",
-        "train on more and more items, and show the accuracy over their number",
-        "Train on more and more items of one split, and test each time on the same held-out items.",
+        "train on increasing numbers of items, and show the accuracy for each",
+        "Train on increasing numbers of items of one split, and test each time on the same held-out items.",
         f"{_ROWS}\nexample: tiller sweep quiz.jsonl --sizes 12,50,200\n\n{_ENVIRONMENT}",
     )
     sweep.add_argument("data", metavar="DATA", help=_DATA_HELP)
@@ -137,25 +137,25 @@ def _add_option(group: argparse._ActionsContainer, option: Option) -> None:
 def _add_data(parser: argparse.ArgumentParser, *, has_validation: bool, has_retention: bool) -> None:
     group = parser.add_argument_group("more data")
     if has_validation:
-        group.add_argument("--validation", metavar="FILE", help="items to choose layer and scale by, or task:NAME")
+        group.add_argument("--validation", metavar="FILE", help="items for choosing layer and scale, or task:NAME")
     if has_retention:
         group.add_argument(
             "--retention",
             metavar="FILE",
-            help="questions or texts that must not get worse, or task:NAME, such as task:mmlu",
+            help="questions or texts on which the model must not get worse, or task:NAME, such as task:mmlu",
         )
     group.add_argument(
-        "--data-folder", metavar="FOLDER", help="where the published files of task:NAME lie (default: the hub)"
+        "--data-folder", metavar="FOLDER", help="folder with the published files of task:NAME (default: the hub)"
     )
 
 
 def _add_place(parser: argparse.ArgumentParser, folder: str) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--output", metavar="FOLDER", help=f"folder for the report and its files (default: {folder})")
-    group.add_argument("--force", action="store_true", help="overwrite what an earlier run left there")
+    group.add_argument("--force", action="store_true", help="overwrite the files of an earlier run")
     group.add_argument("--json", action="store_true", help="print the report as JSON instead of tables")
     group = parser.add_argument_group("where to train")
-    group.add_argument("--url", metavar="URL", help="a running server that does the work")
+    group.add_argument("--url", metavar="URL", help="URL of a running server that does the work")
     for option in options():
         if option.name in ENGINE_SETTINGS:
             flag = "--model" if option.is_positional else option.flag

@@ -1,7 +1,4 @@
-"""Shows on standard error how far a training has come: a bar on a terminal, else a log line every few seconds.
-
-It does not know where the training runs.
-"""
+"""Shows the progress of a training on standard error: a bar on a terminal, otherwise a log line every few seconds."""
 
 from __future__ import annotations
 
@@ -24,10 +21,10 @@ _log = logging.getLogger(__name__)
 
 
 class Display(Protocol):
-    """What is told how a training goes."""
+    """Receives the progress of a training."""
 
     def report(self, step: Step) -> None:
-        """So much of a phase is done; a phase of unknown length has a total of 0."""
+        """Progress within a phase; a phase of unknown length has a total of 0."""
         ...
 
     def note(self, text: str) -> None:

@@ -1,7 +1,4 @@
-"""Training on a running server, over OpenAI's Files and Fine-tuning APIs: upload, create, follow, download.
-
-It does not know what a report holds, nor how results are shown or written.
-"""
+"""Training on a running server, over OpenAI's Files and Fine-tuning APIs: upload, create, follow, download."""
 
 from __future__ import annotations
 
@@ -49,7 +46,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What a job on a server left: its files, the report first, and the id of the steered model, if one came of it."""
+    """The results of a job on a server: its files, the report first, and the id of the steered model, if any."""
 
     job: str
     files: tuple[tuple[str, bytes], ...]
@@ -68,8 +65,8 @@ def train_on_server(arguments: argparse.Namespace, environ: Mapping[str, str], o
         body["suffix"] = arguments.name
     if arguments.command == "evaluate" and Path(arguments.vector).suffix and Path(arguments.vector).is_file():
         raise CommandFailed(
-            f"VECTOR {arguments.vector} is a file; with --url it is a name in the server's registry: "
-            f"tiller vectors put NAME {arguments.vector}",
+            f"VECTOR {arguments.vector} is a file, but with --url it must be a name in the server's registry; "
+            f"upload it first: tiller vectors put NAME {arguments.vector}",
             USAGE,
         )
     with connect(ServerClient, arguments, environ) as client, display_progress() as display:
@@ -83,20 +80,20 @@ def train_on_server(arguments: argparse.Namespace, environ: Mapping[str, str], o
                 body["validation_file"] = files["validation"]
             body["method"] = {"type": "steering", "steering": steering}
             job = client.read("POST", _JOBS, _JOB, json=body)
-        display.note(f"the server has taken the job {job['id']}")
-        return _results(client, _followed(client, job["id"], display))
+        display.note(f"the server accepted the job {job['id']}")
+        return _fetch_results(client, _follow(client, job["id"], display))
 
 
 def _base_model(client: ServerClient) -> str:
     models = client.read("GET", "/v1/models", _MODELS)["data"]
     if not models:
-        raise CommandFailed("the server lists no model")
-    return str(models[0]["id"])  # the others are it, steered
+        raise CommandFailed("the server lists no models")
+    return str(models[0]["id"])  # the others are the same model, steered
 
 
 @contextlib.contextmanager
 def _uploads(client: ServerClient, arguments: argparse.Namespace, display: Display) -> Iterator[dict[str, str]]:
-    """The ids of the uploaded data by option; taken back when the context fails, as no job needs them then."""
+    """The ids of the uploaded data by option; deleted if the context fails, as no job needs them then."""
     files: dict[str, str] = {}
     try:
         for option in ("data", "validation", "retention"):
@@ -114,8 +111,8 @@ def _uploads(client: ServerClient, arguments: argparse.Namespace, display: Displ
         raise
 
 
-def _followed(client: ServerClient, job: str, display: Display) -> dict[str, Any]:
-    """The job when it has ended; what happens to it until then is shown."""
+def _follow(client: ServerClient, job: str, display: Display) -> dict[str, Any]:
+    """Wait for the job to end, showing its events; returns the job."""
     pause = threading.Event()
     last: str | None = None
     try:
@@ -130,13 +127,13 @@ def _followed(client: ServerClient, job: str, display: Display) -> dict[str, Any
                 display.report(Progress("waiting for its turn", 0, 0))
             pause.wait(_SECONDS_BETWEEN_POLLS)
     except KeyboardInterrupt:
-        raise CommandFailed(_cancelled(client, job), _INTERRUPTED) from None
+        raise CommandFailed(_cancel(client, job), _INTERRUPTED) from None
     except CommandFailed as error:
-        raise CommandFailed(f"{error}; the job {job} may go on there", error.exit_code) from None
+        raise CommandFailed(f"{error}; the job {job} may continue on the server", error.exit_code) from None
 
 
 def _events_after(client: ServerClient, job: str, last: str | None) -> list[dict[str, Any]]:
-    """What happened since the event `last`, oldest first."""
+    """The events after `last`, oldest first."""
     new: list[dict[str, Any]] = []
     query: dict[str, str | int] = {"limit": _PAGE}
     while True:
@@ -158,25 +155,25 @@ def _show(event: Mapping[str, Any], display: Display) -> None:
         display.note(event["message"])
 
 
-def _cancelled(client: ServerClient, job: str) -> str:
+def _cancel(client: ServerClient, job: str) -> str:
     try:
         client.call("POST", f"{_JOBS}/{job}/cancel")
     except CommandFailed as error:
         return f"interrupted; the job {job} could not be cancelled: {error}"
-    return f"interrupted; the server cancels the job {job}"
+    return f"interrupted; the server is cancelling the job {job}"
 
 
-def _results(client: ServerClient, job: Mapping[str, Any]) -> Fetched:
+def _fetch_results(client: ServerClient, job: Mapping[str, Any]) -> Fetched:
     """The files of a job that has ended. Raises `CommandFailed` when it failed or was cancelled."""
     if job["status"] == "cancelled":
         raise CommandFailed(f"the job {job['id']} was cancelled")
     if job["status"] == "failed":
         message = (job.get("error") or {}).get("message")
-        raise CommandFailed(f"the job {job['id']} failed: {message or 'the server does not say why'}")
+        raise CommandFailed(f"the job {job['id']} failed: {message or 'no reason given'}")
     files = []
     for identifier in job["result_files"]:
         name = client.read("GET", f"/v1/files/{identifier}", {"filename": str})["filename"]
-        if _FILE_NAME.fullmatch(name) is None:  # it becomes a path here
+        if _FILE_NAME.fullmatch(name) is None:  # it becomes part of a path
             raise not_understood()
         files.append((name, client.call("GET", f"/v1/files/{identifier}/content")))
     if not files or files[0][0] != REPORT:

@@ -1,7 +1,7 @@
 """`tiller study`: a comparison over tasks, variants, sites and seeds from one file, run in this process.
 
-It finds the study, its data and its models, and shows how far it has come. It does not know how a cell is run
-(`vectors.study.run`) or what the tables say (`vectors.study.tables`). Importing it is cheap.
+It finds the study, its data and its models, and shows progress; `vectors.study.run` runs the cells and
+`vectors.study.tables` makes the tables. Importing it is cheap.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from vectors.training.model_view import ModelView
 
 STUDIES_DIR = Path(__file__).parent.parent.parent / "studies"
-"""The folder with the studies that ship."""
+"""The folder with the built-in studies."""
 
 DEMO_TASKS = {"demo/sycophancy": "alignment", "demo/facts": "intelligence"}
-"""Tasks of the embedded model's own world with their categories."""
+"""Tasks about the embedded model's own world, with their categories."""
 
 DEMO_ITEMS = 400
 _DEMO_SEED = 11
 _BATCH_TOKENS = 2048
-"""Tokens of one step when nobody else waits for the engine."""
+"""Tokens of one step; nobody else is waiting for the engine."""
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -49,14 +49,14 @@ def add_study(commands: _Commands) -> None:
         "study",
         help="compare ways to steer over many tasks, from one file",
         description="Train and test every variant at every site on every task with every seed of STUDY, and write "
-        "tables of what helps. A study that is stopped goes on where it was when it is started again.",
+        "tables of what helps. A study that was stopped continues where it left off.",
         allow_abbrev=False,
     )
-    study.add_argument("study", nargs="?", metavar="STUDY", help="a YAML file, or the name of one that ships")
-    study.add_argument("--list", action="store_true", help="list the studies that ship")
-    study.add_argument("--output", metavar="FOLDER", help="where results are kept (default: ./STUDY-study)")
-    study.add_argument("--data-folder", metavar="FOLDER", help="published files of known tasks (default: the hub)")
-    study.add_argument("--tables", action="store_true", help="make the tables of what is there, and run nothing")
+    study.add_argument("study", nargs="?", metavar="STUDY", help="a YAML file, or the name of a built-in study")
+    study.add_argument("--list", action="store_true", help="list the built-in studies")
+    study.add_argument("--output", metavar="FOLDER", help="folder for results (default: ./STUDY-study)")
+    study.add_argument("--data-folder", metavar="FOLDER", help="folder of published task files (default: the hub)")
+    study.add_argument("--tables", action="store_true", help="only write the tables of existing results")
     study.add_argument("--device", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:N or mps")
     study.add_argument("--dtype", metavar="TYPE", help="auto (default), float32, float16 or bfloat16")
 
@@ -67,7 +67,7 @@ def study(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         _list()
         return 0
     if arguments.study is None:
-        raise CommandFailed("name a STUDY: a YAML file, or one of tiller study --list", USAGE)
+        raise CommandFailed("expected a STUDY: a YAML file, or one of tiller study --list", USAGE)
     from vectors.errors import InvalidMethod, MissingDependency, VectorsError
 
     settings = _settings(arguments, environ)
@@ -90,7 +90,7 @@ def study(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def shipped_studies() -> dict[str, Path]:
-    """The studies that ship, by name."""
+    """The built-in studies, by name."""
     return {file.stem: file for file in sorted(STUDIES_DIR.glob("*.yaml"))}
 
 
@@ -106,7 +106,7 @@ def _file(given: str) -> Path:
     if given in shipped and not path.is_file():
         return shipped[given]
     if not path.is_file():
-        raise CommandFailed(f"STUDY {given}: there is no such file; those that ship are {', '.join(shipped)}", USAGE)
+        raise CommandFailed(f"STUDY {given}: no such file; the built-in studies are {', '.join(shipped)}", USAGE)
     return path
 
 
@@ -114,7 +114,7 @@ def _read(file: Path) -> Study:
     from vectors.study.definition import MAX_BYTES, Study
 
     with file.open("rb") as opened:
-        content = opened.read(MAX_BYTES + 1)  # one more is refused as too large
+        content = opened.read(MAX_BYTES + 1)  # one byte more is rejected as too large
     return Study.from_yaml(content.decode("utf-8", errors="replace"), other_tasks=DEMO_TASKS)
 
 
@@ -136,8 +136,8 @@ def _demo_maker(name: str) -> Callable[[], DataSet]:
 def demo_data(name: str) -> DataSet:
     """The items of one of `DEMO_TASKS`, the same on every machine.
 
-    Facts are asked in wordings that training never showed: of those that it did show, in other combinations, the
-    model knows nearly all, which leaves nothing to contrast.
+    Facts are asked in wordings that the model never saw in training. It knows nearly all of those that it did see,
+    which would leave nothing to contrast.
     """
     from server.demo.heldout import quiz_items
     from vectors.data import ChoiceItem, DataSet
@@ -157,7 +157,7 @@ def _settings(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Sett
     from server.cli.logs import set_up_logging
     from server.config import Settings, SettingsRefused
 
-    # which model it is, is the study's to say
+    # the study names the model
     kept = {name: value for name, value in environ.items() if name not in ("TILLER_MODEL", "TILLER_ADAPTER")}
     try:
         settings = Settings.from_sources({"device": arguments.device, "dtype": arguments.dtype}, kept)
@@ -170,13 +170,13 @@ def _settings(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Sett
 
 
 def _run(asked: Study, base: Path, data: StudyData, folder: Path, settings: Settings, *, runs: bool) -> Records:
-    """Every model's cells: those that are there and, with `runs`, the others too. One model is loaded at a time."""
+    """Every model's cells: the existing ones and, with `runs`, the others too. One model is loaded at a time."""
     from vectors.study.run import read_cells, run_study
     from vectors.training.task import check_installed
 
     check_installed()
     cases = asked.cases(settings.dtype)
-    # a cell of another study is found before any model is loaded
+    # find cells of another study before loading any model
     records = {case: read_cells(asked, case, data, folder) for case in cases}
     for number, case in enumerate(cases, 1):
         if not runs or len(records[case]) == len(asked.cells()):
@@ -203,7 +203,7 @@ def _probe(case: ModelCase, base: Path, settings: Settings) -> Iterator[ModelVie
 
 
 def _local(name: str | None, base: Path) -> str | None:
-    """A folder beside the study's file as its path, anything else as it is."""
+    """The path of a folder next to the study's file; anything else unchanged."""
     if name is None:
         return None
     path = base / Path(name).expanduser()
@@ -212,7 +212,7 @@ def _local(name: str | None, base: Path) -> str | None:
 
 @contextlib.contextmanager
 def _progress(title: str, *, can_draw: bool) -> Iterator[StudyReport]:
-    """What is told how a study goes: a bar that vanishes at the end, or without a terminal a line for each cell."""
+    """Shows the progress of a study: a bar that vanishes at the end, or one line per cell without a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
@@ -282,15 +282,15 @@ def _show(asked: Study, records: Records, folder: Path) -> int:
         print(f"{len(failed)} of {len(found)} cells have no result; the first: {failed[0]['reason']}")
     if missing:
         print(f"{missing} cells have not been run")
-    print(f"tables of every task and pictures: {folder / 'study.md'}")
+    print(f"tables of all tasks, and plots: {folder / 'study.md'}")
     if len(failed) == len(found):
-        print("tiller: no cell gave a result", file=sys.stderr)
+        print("tiller: no cell has a result", file=sys.stderr)
         return FAILED
     return 0
 
 
 def _table(rows: list[Row], console: Console) -> None:
-    """Each model, number of exemplars, site and variant under a heading of its own, within 80 columns."""
+    """Each model, number of exemplars, site and variant under its own heading, within 80 columns."""
     from rich.table import Table
     from rich.text import Text
 
@@ -308,6 +308,6 @@ def _table(rows: list[Row], console: Console) -> None:
             table.add_column(heading, justify="right", width=9, no_wrap=True)
         for row in rows:
             if tuple(row[name] for name in names) == (model, adapter, icl, site, variant):
-                figures = [text.partition(" [")[0] for text in shown_figures(row)]  # intervals are for study.md
+                figures = [text.partition(" [")[0] for text in shown_figures(row)]  # intervals are in study.md
                 table.add_row(*(Text(text) for text in [row["category"], *figures]))
         console.print(table)

@@ -1,4 +1,4 @@
-"""The report of a training, an evaluation or a sweep as tables for people. It knows reports only by their JSON."""
+"""The JSON report of a training, an evaluation or a sweep as tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Report = Mapping[str, Any]
 
 
 def show_report(report: _Report, console: Console) -> None:
-    """What was found, how sure it is, and what it costs; `report` is that of a training or an evaluation."""
+    """Show what was found, how sure it is, and what it costs; for reports of a training or an evaluation."""
     test = report["test"]
     console.print(_comparison(report))
     console.print()
@@ -35,7 +35,7 @@ def show_report(report: _Report, console: Console) -> None:
 
 
 def show_sweep(report: _Report, console: Console) -> None:
-    """The accuracy by the number of training items."""
+    """Show the accuracy by the number of training items."""
     table = _table("items", "unsteered", "steered", "gain", "p", "layer × scale")
     has_variants = len({point["chosen"]["variant"] for point in report["points"] if "test" in point}) > 1
     failed = []
@@ -110,7 +110,7 @@ def _t_test(seeds: _Report | None) -> str | None:
     interval = f"({_points(found['low'])}, {_points(found['high'])})"
     return (
         f"{found['num_seeds']} splits gain {_points(found['mean'])} {interval} on average, {statistic}one-sided "
-        f"p = {found['p']:.2g}, which overstates: the splits share items"
+        f"p = {found['p']:.2g}, which overstates the evidence, as splits share items"
     )
 
 
@@ -124,7 +124,7 @@ def _time(report: _Report) -> str:
     seconds = report["seconds"]
     speed = report.get("items_per_second")
     phases = ", ".join(f"{phase} {value:.1f} s" for phase, value in seconds.items())
-    return f"{sum(seconds.values()):.1f} s ({phases})" + (f", {speed:.0f} answers a second" if speed else "")
+    return f"{sum(seconds.values()):.1f} s ({phases})" + (f", {speed:.0f} answers per second" if speed else "")
 
 
 def _table(*headings: str) -> Table:

@@ -136,7 +136,7 @@ class ServerProcess:
     def wait_until_ready(self) -> str:
         """The URL of the server; the whole banner is in `lines` then."""
         url = self.wait_for_line(_READY)[1]
-        self.wait_for_line("Ctrl-C ends it")
+        self.wait_for_line("Ctrl-C stops the server")
         return url
 
     @property

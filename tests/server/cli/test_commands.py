@@ -146,12 +146,12 @@ def assert_one_line(shown: subprocess.CompletedProcess[str], code: int, *said: s
 
 
 def test_a_bad_flag_is_named() -> None:
-    assert_one_line(tiller("serve", "--max-running", "0"), 2, "--max-running: must be from 1")
+    assert_one_line(tiller("serve", "--max-running", "0"), 2, "--max-running: expected a whole number from 1")
 
 
 def test_a_bad_variable_is_named() -> None:
     environ = {"TILLER_KV_CACHE_GIB": "lots"}
-    assert_one_line(tiller("serve", environ=environ), 2, "TILLER_KV_CACHE_GIB: must be a number", "'lots'")
+    assert_one_line(tiller("serve", environ=environ), 2, "TILLER_KV_CACHE_GIB: expected a number", "'lots'")
 
 
 def test_a_public_address_needs_keys() -> None:
@@ -165,7 +165,7 @@ def test_an_unusable_key_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    assert_one_line(tiller("serve", tmp_path / "none"), 2, "none: there is no such folder")
+    assert_one_line(tiller("serve", tmp_path / "none"), 2, "none: no such folder")
 
 
 def test_a_folder_has_no_revision(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_variable_that_is_no_setting_is_warned_about(tmp_path: Path) -> None:
     assert shown.returncode == 2
     warning, _ = shown.stderr.splitlines()
     assert "WARNING" in warning
-    assert "TILLER_PROT is set and is no setting" in warning
+    assert "TILLER_PROT is set but is not a setting" in warning
     assert "hush" not in warning
 
 
@@ -196,7 +196,7 @@ def test_the_key_of_the_clients_gives_a_server_none(tmp_path: Path) -> None:
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert_one_line(tiller("serve", tmp_path / "model.safetensors"), 2, "is a file, not the folder of a model")
+    assert_one_line(tiller("serve", tmp_path / "model.safetensors"), 2, "expected a folder, got a file")
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_an_unwritable_data_directory_is_named(tmp_path: Path) -> None:
     ("url", "code", "said"),
     [
         ("http://127.0.0.1:1", 1, "no server answers at http://127.0.0.1:1"),
-        ("ftp://127.0.0.1", 2, "must begin with http://"),
+        ("ftp://127.0.0.1", 2, "expected an http:// or https:// URL"),
         ("127.0.0.1:8000", 2, "--url"),
         ("http://..", 1, "no server answers at http://.."),
     ],
@@ -281,7 +281,7 @@ def test_what_somebody_else_answers_is_one_line(
         assert main([*arguments, *more.get(arguments[-1], []), "--url", other.url], {}) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert re.fullmatch(r"tiller: (the answer is not one of a tiller server|the server lists no model).*\n", shown.err)
+    assert re.fullmatch(r"tiller: (the answer is not from a tiller server|the server lists no model).*\n", shown.err)
     assert not (tmp_path / "got").exists()
 
 
@@ -303,4 +303,4 @@ def test_a_stream_of_somebody_else_is_one_line(event: str) -> None:
     with stranger(f"data: {event}\n\ndata: [DONE]\n\n".encode()) as other:
         shown = tiller("chat", "--model", "x", "--url", other.url, stdin="Hello\n")
     assert (shown.returncode, shown.stdout) == (1, "")
-    assert re.fullmatch(r"error: the answer is not one of a tiller server.*\n", shown.stderr)
+    assert re.fullmatch(r"error: the answer is not from a tiller server.*\n", shown.stderr)

@@ -95,10 +95,10 @@ def test_a_job_makes_its_vector_and_its_report(house: House) -> None:
         assert (name, json.loads(content)) == ("report.json", {"items": 4, "seed": 5})
         assert [record.id for record in worker.files.list(purpose=RESULTS_PURPOSE)] == list(done.result_files)
         assert messages(worker, job) == [
-            "the job was created and waits for its turn",
-            "the job begins",
+            "the job was created and is waiting for its turn",
+            "the job started",
             *(f"{phase} begins" for phase in PHASES),
-            f"the vector is published as polite, revision {stored.revision[:12]}: it helps",
+            f"the vector was published as polite, revision {stored.revision[:12]}: it helps",
         ]
         assert worker.database.unpublished(job.id) is None
 
@@ -130,7 +130,7 @@ def test_without_gain_nothing_is_published_and_the_last_event_says_so(house: Hou
     with house.open() as worker:
         done = worker.wait(ask(worker, content, name="vain").id, timeout=DEADLINE)
         assert (done.status, done.fine_tuned_vector, len(done.result_files)) == (JobStatus.SUCCEEDED, None, 2)
-        assert messages(worker, done)[-1] == "no vector is published: it does not help"
+        assert messages(worker, done)[-1] == "no vector was published: it does not help"
         assert house.store.names() == []
         all_the_same = ask(worker, content, name="vain", steering={"allow_no_gain": True})
         assert worker.wait(all_the_same.id, timeout=DEADLINE).fine_tuned_vector is not None
@@ -348,7 +348,7 @@ def test_a_job_whose_server_was_killed_starts_again(house: House) -> None:
     with house.open() as worker:
         done = worker.wait(job.id, timeout=DEADLINE)
         assert (done.status, done.num_starts) == (JobStatus.SUCCEEDED, 2)
-        assert "the server stopped; the job starts again" in messages(worker, job)
+        assert "the server stopped; the job will start again" in messages(worker, job)
 
 
 def test_a_job_that_always_meets_the_end_of_its_server_fails(house: House) -> None:
@@ -377,7 +377,7 @@ def test_a_complete_training_is_published_and_not_repeated(house: House) -> None
     job = leave_running(house, MAX_STARTS, **fields)
     with house.open(start=False) as worker:
         house.store.put("revenant", vector)  # it was killed between the registry and its own record
-        with pytest.raises(InvalidRequest, match="published now"):
+        with pytest.raises(InvalidRequest, match="being published"):
             worker.cancel(job.id)
     with house.open(FailingTrainer(RuntimeError("trained anew"))) as worker:
         done = worker.get(job.id)

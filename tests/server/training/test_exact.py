@@ -453,7 +453,7 @@ def test_pairs_of_texts_train(demo: Both, kind: str, prompt: str) -> None:
 
 
 def test_pairs_have_no_lettered_prompt(demo: Both) -> None:
-    with pytest.raises(InvalidData, match="no options to letter; use ipas_wrong_only, ipas_all or mean_difference"):
+    with pytest.raises(InvalidData, match="no lettered options; use ipas_wrong_only, ipas_all or mean_difference"):
         run(demo.view, pairs("texts"), method_of(variant="pas_full"))
     trained = run(demo.view, pairs("texts"), method_of(variant="all", layers=[2], scales=[1.0]))
     assert {cell.variant for cell in trained.cells} == set(VARIANTS) - {"pas_full"}

@@ -218,12 +218,12 @@ def test_the_unsteered_model_may_win(view: EngineView) -> None:
     trained = run(view, quiz(60, "none"), variant="mean_difference")
     assert trained.report["baseline"]["validation"] == 1.0
     assert trained.vector is None
-    assert trained.reason == "no steered cell answered more validation items right than the unsteered model"
+    assert trained.reason == "no steered cell answered more validation items correctly than the unsteered model"
 
 
 @pytest.mark.parametrize("variant", ["ipas_wrong_only", "ipas_all", "pas_full"])
 def test_a_model_that_knows_all_leaves_nothing_to_contrast(view: EngineView, variant: str) -> None:
-    with pytest.raises(InvalidData, match=r"answers 36 of 36 training items right.*mean_difference") as refused:
+    with pytest.raises(InvalidData, match=r"answers 36 of 36 training items correctly.*mean_difference") as refused:
         run(view, quiz(60, "none"), variant=variant)
     assert refused.value.file == "none.jsonl"
     assert variant in str(refused.value)
@@ -243,7 +243,7 @@ def test_too_few_items_are_refused(view: EngineView) -> None:
 def test_a_prompt_that_the_model_cannot_hold_is_named_by_its_line(view: EngineView) -> None:
     items = [item for item in quiz(30, "wrong").items if isinstance(item, ChoiceItem)]
     items[4] = ChoiceItem("Why? " * 2000, items[4].choices, 0, None, 5)
-    with pytest.raises(InvalidData, match=r"line 5: .* tokens; the model takes 1023"):
+    with pytest.raises(InvalidData, match=r"line 5: .* at most 1023 tokens"):
         run(view, data_of(items))
 
 

@@ -190,75 +190,84 @@ def turn(content: Any = "Hi", role: Any = "user", **more: Any) -> dict[str, Any]
 BAD_ROWS: dict[str, tuple[Any, str]] = {
     "broken": ('{"question": "Q"', "not JSON"),
     "two on a line": ("{} {}", "not JSON: Extra data"),
-    "list": ("[1]", "must be a JSON object, not a list"),
-    "number": ("7", "must be a JSON object, not 7"),
+    "list": ("[1]", "expected a JSON object, got a list"),
+    "number": ("7", "expected a JSON object, got 7"),
     "deep": ('{"a":' + "[" * 200_000, "nested too deep"),
     "digits": ('{"answer":' + "9" * 5000 + "}", "a number is too long"),
     "long line": (json.dumps({"question": "x" * (1 << 20)}), "longer than 1 MiB"),
     "long line in bytes": ('{"question": "' + "ä" * (1 << 19) + '"}', "longer than 1 MiB"),
-    "empty object": ({}, "of no known kind of row: found none"),
-    "unknown fields": ({"prompt": "p", "chosen": "c" * 99}, "found prompt, chosen; known are .*positive, negative"),
-    "several kinds": (question(positive="p", negative="n"), "fit several kinds"),
+    "empty object": ({}, "match no known kind of row: got none"),
+    "unknown fields": ({"prompt": "p", "chosen": "c" * 99}, "got prompt, chosen; known kinds are .*positive, negative"),
+    "several kinds": (question(positive="p", negative="n"), "match several kinds"),
     "no question": (question(question=...), "the field 'question' is missing"),
     "no answer": (question(answer=...), "the field 'answer' is missing"),
     "null answer": (question(answer=None), "the field 'answer' is missing"),
-    "number as question": (question(question=3), "question must be text, not 3"),
-    "object as question": (question(question={"stem": "x"}), "question must be text, not a dict"),
+    "number as question": (question(question=3), "question: expected text, got 3"),
+    "object as question": (question(question={"stem": "x"}), "question: expected text, got a dict"),
     "empty question": (question(question=" \n"), "question is empty"),
-    "NUL": (question(question="a\0b"), "question holds a NUL"),
+    "NUL": (question(question="a\0b"), "question contains a NUL"),
     "surrogate": (question(question="a\ud800b"), "half of a surrogate"),
     "surrogate as a field": ({"\ud800": 1}, "no known kind"),
-    "text as choices": (question(choices="xy"), "choices must be a list"),
-    "one choice": (question(choices=["x"]), "1 choices; there must be 2 to 26"),
-    "no choices": (question(choices=[]), "0 choices"),
-    "27 choices": (question(choices=[str(n) for n in range(27)]), "27 choices"),
-    "number as choice": (question(choices=["x", 2]), "choice B must be text, not 2"),
+    "text as choices": (question(choices="xy"), "choices: expected a list"),
+    "one choice": (question(choices=["x"]), "expected 2 to 26 choices, got 1"),
+    "no choices": (question(choices=[]), "choices, got 0"),
+    "27 choices": (question(choices=[str(n) for n in range(27)]), "choices, got 27"),
+    "number as choice": (question(choices=["x", 2]), "choice B: expected text, got 2"),
     "empty choice": (question(choices=["x", ""]), "choice B is empty"),
-    "equal choices": (question(choices=["x", "y", " x"]), "choices A and C share a text: 'x'"),
-    "answer too large": (question(answer=2), "answer 2 is beyond the 2 choices"),
-    "answer below zero": (question(answer=-1), "answer -1 is beyond"),
-    "answer true": (question(answer=True), "a letter, not True"),
-    "answer fraction": (question(answer=1.0), "a letter, not 1.0"),
-    "answer infinite": ('{"question":"Q","choices":["x","y"],"answer":1e999}', "a letter, not inf"),
-    "answer NaN": ('{"question":"Q","choices":["x","y"],"answer":NaN}', "a letter, not nan"),
-    "answer huge": (question(answer=10**400), "is beyond the 2 choices"),
-    "answer letter beyond": (question(answer="C"), "answer 'C' is beyond the 2 choices"),
-    "answer digit as text": (question(answer="1"), "a letter, not '1'"),
-    "answer word": (question(answer="x y"), "a letter, not 'x y'"),
-    "answer list": (question(answer=[0]), "a letter, not a list"),
-    "context number": (question(context=1), "context must be text"),
-    "both options": (question(A="x", B="y"), "has both choices and A"),
-    "letters without list": (behaviour("Which?"), "no list 'Choices:'"),
-    "letter not in list": (behaviour("Q\n\nChoices:\n (A) x\n (C) y"), r"\(B\) is not among the options .* A, C"),
-    "letter twice": (behaviour("Q\n\nChoices:\n (A) x\n (B) y\n (A) z"), r"two options carry the letter \(A\)"),
-    "same letters": (behaviour("Q\n\nChoices:\n (A) x\n (B) y", "(A)", " A"), r"both answers are '\(A\)'"),
-    "same words": (behaviour("Q", " Yes", "Yes"), "share a text: 'Yes'"),
-    "equal options": (behaviour("Q\n\nChoices:\n (A) x\n (B) x"), "share a text"),
+    "equal choices": (question(choices=["x", "y", " x"]), "choices A and C are the same: 'x'"),
+    "answer too large": (question(answer=2), "answer: expected an index from 0 to 1, got 2"),
+    "answer below zero": (question(answer=-1), "index from 0 to 1, got -1"),
+    "answer true": (question(answer=True), "a letter, got True"),
+    "answer fraction": (question(answer=1.0), "a letter, got 1.0"),
+    "answer infinite": ('{"question":"Q","choices":["x","y"],"answer":1e999}', "a letter, got inf"),
+    "answer NaN": ('{"question":"Q","choices":["x","y"],"answer":NaN}', "a letter, got nan"),
+    "answer huge": (question(answer=10**400), "expected an index from 0 to 1"),
+    "answer letter beyond": (question(answer="C"), "answer: expected a letter from A to B, got 'C'"),
+    "answer digit as text": (question(answer="1"), "a letter, got '1'"),
+    "answer word": (question(answer="x y"), "a letter, got 'x y'"),
+    "answer list": (question(answer=[0]), "a letter, got a list"),
+    "context number": (question(context=1), "context: expected text"),
+    "both options": (question(A="x", B="y"), "expected either choices or A, got both"),
+    "letters without list": (behaviour("Which?"), "no 'Choices:' list"),
+    "letter not in list": (behaviour("Q\n\nChoices:\n (A) x\n (C) y"), r"among the question's options A, C, got \(B\)"),
+    "letter twice": (behaviour("Q\n\nChoices:\n (A) x\n (B) y\n (A) z"), r"two options have the letter \(A\)"),
+    "same letters": (behaviour("Q\n\nChoices:\n (A) x\n (B) y", "(A)", " A"), r"the two answers are the same: '\(A\)'"),
+    "same words": (behaviour("Q", " Yes", "Yes"), "are the same: 'Yes'"),
+    "equal options": (behaviour("Q\n\nChoices:\n (A) x\n (B) x"), "are the same"),
     "empty option": (behaviour("Q\n\nChoices:\n (A)\n (B) y"), r"option \(A\) is empty"),
     "only options": (behaviour("\n\nChoices:\n (A) x\n (B) y"), "question is empty"),
-    "text after the options": (behaviour("Q\n\nChoices:\n (A) x\n (B) y\n\nI think A"), "something else: 'I think A'"),
-    "text before the options": (behaviour("Q\n\nChoices:\nPick\n (A) x\n (B) y"), "something else: 'Pick'"),
+    "text after the options": (
+        behaviour("Q\n\nChoices:\n (A) x\n (B) y\n\nI think A"),
+        "list of choices, got 'I think A'",
+    ),
+    "text before the options": (behaviour("Q\n\nChoices:\nPick\n (A) x\n (B) y"), "list of choices, got 'Pick'"),
 }
 BAD_PAIRS: dict[str, tuple[Any, str]] = {
     "no negative": ({"positive": "p"}, "'negative' is missing"),
     "no positive": ({"negative": "n", "prompt": "q"}, "'positive' is missing"),
     "same": ({"positive": "p", "negative": " p"}, "are the same"),
     "empty": ({"positive": "p", "negative": ""}, "negative is empty"),
-    "prompt list": ({"positive": "p", "negative": "n", "prompt": ["x"]}, "prompt must be text"),
-    "other kind": (question(), "is a question with choices, while the first one, 1, is a pair of texts"),
-    "input text": (preference(input="Hi"), "input must be an object"),
-    "no messages": (preference(input={}), "input.messages must be a list"),
-    "empty messages": (preference(input={"messages": []}), "input.messages must be a list"),
-    "message text": (preference(input={"messages": ["Hi"]}), r"input.messages\[0\] must be an object"),
-    "tools": (preference(input={"messages": [turn()], "tools": [{"type": "function"}]}), "tools cannot"),
-    "tool role": (preference(input={"messages": [turn(role="tool")]}), "role must be system, user or assistant"),
-    "list as role": (preference(input={"messages": [turn(role=["user"])]}), "role must be"),
+    "prompt list": ({"positive": "p", "negative": "n", "prompt": ["x"]}, "prompt: expected text"),
+    "other kind": (question(), r"expected a pair of texts like the first item \(line 1\), got a question with choices"),
+    "input text": (preference(input="Hi"), "input: expected an object"),
+    "no messages": (preference(input={}), "input.messages: expected a list"),
+    "empty messages": (preference(input={"messages": []}), "input.messages: expected a list"),
+    "message text": (preference(input={"messages": ["Hi"]}), r"input.messages\[0\]: expected an object"),
+    "tools": (
+        preference(input={"messages": [turn()], "tools": [{"type": "function"}]}),
+        "training with tools is not supported",
+    ),
+    "tool role": (preference(input={"messages": [turn(role="tool")]}), "role: expected one of system, user, assistant"),
+    "list as role": (preference(input={"messages": [turn(role=["user"])]}), "role: expected one of"),
     "tool call": (preference(input={"messages": [turn(), turn(None, "assistant", tool_calls=[{}])]}), "tool calls"),
-    "image": (preference(input={"messages": [turn([{"type": "image_url"}])]}), "parts and images cannot"),
-    "no content": (preference(input={"messages": [{"role": "user"}]}), r"\[0\].content must be text, not None"),
-    "output text": (preference(preferred_output="Hello"), "preferred_output must be a list of messages"),
-    "two outputs": (preference(non_preferred_output=[turn("a", "assistant")] * 2), "non_preferred_output must be one"),
-    "user's output": (preference(preferred_output=[turn()]), "must be one message of the assistant"),
+    "image": (preference(input={"messages": [turn([{"type": "image_url"}])]}), "parts and images are not supported"),
+    "no content": (preference(input={"messages": [{"role": "user"}]}), r"\[0\].content: expected text, got None"),
+    "output text": (preference(preferred_output="Hello"), "preferred_output: expected a list of messages"),
+    "two outputs": (
+        preference(non_preferred_output=[turn("a", "assistant")] * 2),
+        "non_preferred_output: expected one",
+    ),
+    "user's output": (preference(preferred_output=[turn()]), "expected one assistant message"),
     "no output": ({"input": {"messages": [turn()]}, "preferred_output": [turn("x", "assistant")]}, "is missing"),
 }
 
@@ -284,10 +293,10 @@ def test_lists_and_parquet_name_the_row() -> None:
     for content in (as_list(rows), as_parquet(rows)):
         error = refusal(content)
         assert error.line == 5
-        assert "row 5: answer 9 is beyond" in str(error)
+        assert "row 5: answer: expected an index from 0 to" in str(error)
     error = refusal(as_list([*QUESTIONS, 3]))
     assert error.line == 13
-    assert "row 13: must be a JSON object" in str(error)
+    assert "row 13: expected a JSON object" in str(error)
 
 
 def test_broken_list_names_the_line_inside() -> None:
@@ -298,22 +307,22 @@ def test_broken_list_names_the_line_inside() -> None:
 
 
 BAD_CSV: dict[str, tuple[str, int, str]] = {
-    "cells missing": ("question,A,B,answer\nQ,x,y,A\nQ,x,y\n", 3, "has 3 cells where the header has 4"),
-    "too many cells": ("question,A,B,answer\nQ,x,y,A,B\n", 2, "has 5 cells"),
-    "cell over lines": ('question,A,B,answer\n"Q\n1",x,y,A\n\nQ,x,y,Z\n', 5, "answer 'Z' is beyond"),
+    "cells missing": ("question,A,B,answer\nQ,x,y,A\nQ,x,y\n", 3, "expected 4 cells as in the header, got 3"),
+    "too many cells": ("question,A,B,answer\nQ,x,y,A,B\n", 2, "got 5"),
+    "cell over lines": ('question,A,B,answer\n"Q\n1",x,y,A\n\nQ,x,y,Z\n', 5, "from A to B, got 'Z'"),
     "same column": ("question,A,A,answer\nQ,x,y,A\n", 1, "two columns are named 'A'"),
     "open quote": ('question,A,B,answer\nQ,x,y,A\n"Q,x,y,A\n', 3, "not CSV"),
     "text after quote": ('question,A,B,answer\n"Q"x,x,y,A\n', 2, "not CSV"),
     "huge cell": (f"question,A,B,answer\n{'Q' * 140_000},x,y,A\n", 2, "not CSV: field larger"),
     "long line": (f"question,A,B,answer\n{'Q,' * 600_000}\n", 2, "longer than 1 MiB"),
-    "NUL": ("question,A,B,answer\nQ,x,\0,A\n", 2, "holds a NUL"),
-    "no JSON inside": ("question,choices,answer\nQ,x|y,0\n", 2, "choices must be JSON inside the cell"),
-    "deep JSON inside": (f"question,choices,answer\nQ,{'[' * 100_000},0\n", 2, "choices must be JSON inside"),
+    "NUL": ("question,A,B,answer\nQ,x,\0,A\n", 2, "contains a NUL"),
+    "no JSON inside": ("question,choices,answer\nQ,x|y,0\n", 2, "choices: expected JSON in the cell"),
+    "deep JSON inside": (f"question,choices,answer\nQ,{'[' * 100_000},0\n", 2, "choices: expected JSON in"),
     "gap in options": ("question,choice0,choice1,choice2,answer\nQ,x,,z,0\n", 2, "choice B is empty"),
     "one option": ("question,choice0,choice1,answer\nQ,x,,0\n", 2, "1 choices"),
     "semicolons": ("question;A;B;answer\nQ;x;y;A\n", 2, "found question;A;B;answer; known are"),
-    "fraction": ("question,A,B,answer\nQ,x,y,1.0\n", 2, "a letter, not '1.0'"),
-    "other digits": ("question,A,B,answer\nQ,x,y,١\n", 2, "a letter, not '١'"),
+    "fraction": ("question,A,B,answer\nQ,x,y,1.0\n", 2, "a letter, got '1.0'"),
+    "other digits": ("question,A,B,answer\nQ,x,y,١\n", 2, "a letter, got '١'"),
 }
 
 
@@ -340,9 +349,9 @@ def test_empty_file_is_refused(content: bytes) -> None:
 
 def test_too_few_items_are_refused() -> None:
     assert len(read_data(jsonl(QUESTIONS[:8]), "a").items) == 8
-    assert "7 items; at least 8 are needed" in str(refusal(jsonl(QUESTIONS[:7]), smallest=8))
-    assert "0 items" in str(refusal(b"[]"))
-    assert "0 items" in str(refusal(b"question,A,B,answer\n"))
+    assert "expected at least 8 items, got 7" in str(refusal(jsonl(QUESTIONS[:7]), smallest=8))
+    assert "items, got 0" in str(refusal(b"[]"))
+    assert "items, got 0" in str(refusal(b"question,A,B,answer\n"))
     assert len(read_data(jsonl(QUESTIONS[:1]), "a", smallest=1).items) == 1
 
 
@@ -374,7 +383,7 @@ def test_parquet_that_says_little_and_means_much_is_refused() -> None:
     assert len(content) < 1 << 20
     assert "unpacked" in str(refusal(content))
     nested = pyarrow.array([["x", "y"]], pyarrow.list_(pyarrow.dictionary(pyarrow.int32(), pyarrow.string())))
-    assert "'choices' is a dictionary inside" in str(refusal(parquet_of(choices=nested)))
+    assert "'choices': a dictionary inside" in str(refusal(parquet_of(choices=nested)))
 
 
 def test_parquet_of_categories_is_read() -> None:
@@ -428,11 +437,11 @@ def test_prose_is_read_by_paragraph() -> None:
     ("content", "message", "line"),
     [
         (b"", "empty", None),
-        (b"[]", "neither a question nor a text", None),
-        (b'{"text": "a"}\n{"text": 3}', "text must be text, not 3", 2),
+        (b"[]", "at least one question or text, got none", None),
+        (b'{"text": "a"}\n{"text": 3}', "text: expected text, got 3", 2),
         (b'{"text": "a"}\n{"tex', "not JSON", 2),
-        (jsonl(PAIRS), "is a pair", 1),
-        (b'{"prompt": "a"}', "known are .*; text", 1),
+        (jsonl(PAIRS), "got a pair", 1),
+        (b'{"prompt": "a"}', "known kinds are .*; text", 1),
         (b"Once\n\nupon \xff", "not UTF-8", 3),
         (b"Once\n\nupon \0", "NUL", 3),
         (b"Once\n\n" + b"x" * (1 << 20) + b"y", "longer than 1 MiB", 3),
@@ -605,4 +614,4 @@ def test_published_csv_is_read(subject: str, count: int) -> None:
 def test_published_flaw_is_refused_at_its_line() -> None:
     error = refusal_of(shared("data/mmlu/business_ethics_test.csv").read_bytes())
     assert error.line == 4
-    assert "share a text" in str(error)
+    assert "are the same" in str(error)

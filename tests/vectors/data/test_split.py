@@ -117,12 +117,12 @@ def test_large_groups_leave_no_part_empty() -> None:
 
 
 def test_what_cannot_be_split_is_refused() -> None:
-    with pytest.raises(InvalidData, match="7 items cannot be split; at least 8"):
+    with pytest.raises(InvalidData, match="expected at least 8 items to split, got 7"):
         split_items(questions(7), SHARES, 0, 4000)
-    with pytest.raises(InvalidData, match="5 items cannot be split"):
+    with pytest.raises(InvalidData, match="items to split, got 5"):
         split_items(questions(100), SHARES, 0, 5)
     for subjects in (1, 2):
-        with pytest.raises(InvalidData, match=f"{subjects} different questions cannot"):
+        with pytest.raises(InvalidData, match=f"3 different questions to split, got {subjects}"):
             split_items(questions(20, subjects), SHARES, 0, 4000)
     assert split_items(questions(20, 1), SHARES, 0, 4000, by_item=True).test
 

@@ -153,7 +153,7 @@ def test_truthfulqa_in_both_layouts(tmp_path: Path) -> None:
     expected = ChoiceItem("Is it?", ("It is.", "Never.", "Always."), 0, None, 1)
     table = 'Question,Best Answer,Incorrect Answers\nIs it?,It is.,"Never.; Always.;; Never."\n'
     folder = folder_of(tmp_path / "csv", {"TruthfulQA.csv": "\ufeff" + table})
-    with pytest.raises(InvalidData, match="1 items; at least 8"):
+    with pytest.raises(InvalidData, match="at least 8 items, got 1"):
         read_task("truthfulqa", folder)
     rows = table + (table.split("\n")[1] + "\n") * 7
     item = one_item(folder, "truthfulqa", {"TruthfulQA.csv": "\ufeff" + rows})
@@ -188,7 +188,7 @@ def test_lsat(tmp_path: Path) -> None:
     assert data.items[0] == ChoiceItem("Six people queue.\nar", ("Ann", "Bo", "Cy"), 1, None, 2)
     assert len(read_task("lsat/lr", folder).items) == 8
     (folder / "v1/lsat-lr.jsonl").unlink()
-    assert "no lsat-lr.jsonl below this folder" in str(refusal(folder, "lsat", {}))
+    assert "no lsat-lr.jsonl in this folder" in str(refusal(folder, "lsat", {}))
 
 
 def test_mmlu_with_and_without_header(tmp_path: Path) -> None:
@@ -209,41 +209,71 @@ def items_of(data: DataSet) -> list[ChoiceItem]:
 
 
 BAD: dict[str, tuple[str, str, Any, str, int | None]] = {
-    "label": ("bbq/age", "Age.jsonl", [BBQ_ROW, BBQ_ROW | {"label": 3}], "label must mean one of 3 options, not 3", 2),
-    "label text": ("bbq/age", "Age.jsonl", [BBQ_ROW | {"label": "1"}], "label must mean", 1),
+    "label": (
+        "bbq/age",
+        "Age.jsonl",
+        [BBQ_ROW, BBQ_ROW | {"label": 3}],
+        "label: expected an index from 0 to 2, got 3",
+        2,
+    ),
+    "label text": ("bbq/age", "Age.jsonl", [BBQ_ROW | {"label": "1"}], "label: expected an index", 1),
     "no answer": ("bbq/age", "Age.jsonl", [BBQ_ROW, {"context": "c", "question": "q"}], "'ans0' is missing", 2),
     "broken": ("bbq/age", "Age.jsonl", '{"context": "c"\n', "not JSON", 1),
-    "label 2": ("ethics/justice", "justice_test.csv", JUSTICE + "2,I pay.\n", "label must mean one of 2", 4),
-    "label minus": ("ethics/justice", "justice_test.csv", JUSTICE + "-1,I pay.\n", "label must mean one of 2", 4),
+    "label 2": (
+        "ethics/justice",
+        "justice_test.csv",
+        JUSTICE + "2,I pay.\n",
+        "label: expected an index from 0 to 1",
+        4,
+    ),
+    "label minus": (
+        "ethics/justice",
+        "justice_test.csv",
+        JUSTICE + "-1,I pay.\n",
+        "label: expected an index from 0 to 1",
+        4,
+    ),
     "no label": ("ethics/commonsense", "cm_test.csv", "input\nI ate.\n", "'label' is missing", 2),
     "no excuse": ("ethics/deontology", "deontology_test.csv", "label,scenario,excuse\n1,x,\n", "excuse is empty", 2),
     "no turn": ("sycophancy", "answer.jsonl", [SYCOPHANCY_ROW | {"prompt": "x"}], "a list of one turn", 1),
-    "turn": ("sycophancy", "answer.jsonl", [SYCOPHANCY_ROW | {"prompt": ["x"]}], r"prompt[0] must be an object", 1),
-    "base": ("sycophancy", "answer.jsonl", [SYCOPHANCY_ROW | {"base": 3}], "base must be an object", 1),
+    "turn": ("sycophancy", "answer.jsonl", [SYCOPHANCY_ROW | {"prompt": ["x"]}], r"prompt[0]: expected an object", 1),
+    "base": ("sycophancy", "answer.jsonl", [SYCOPHANCY_ROW | {"base": 3}], "base: expected an object", 1),
     "other question": (
         "sycophancy",
         "answer.jsonl",
         [SYCOPHANCY_ROW | {"prompt": [{"content": "Hi"}]}],
-        "does not begin with base.question",
+        "expected to begin with base.question",
         1,
     ),
     "two right": ("truthfulqa", "mc_task.json", [{"question": "q", "mc1_targets": {"a": 1, "b": 1}}], "one label 1", 1),
-    "no targets": ("truthfulqa", "mc_task.json", [{"question": "q", "mc1_targets": []}], "must be an object", 1),
-    "key": ("arc-challenge", "ARC-Challenge-Test.jsonl", [AI2_ROW | {"answerKey": "C"}], "answerKey 'C' is not", 1),
+    "no targets": ("truthfulqa", "mc_task.json", [{"question": "q", "mc1_targets": []}], "expected an object", 1),
+    "key": ("arc-challenge", "ARC-Challenge-Test.jsonl", [AI2_ROW | {"answerKey": "C"}], "one choice, got 'C'", 1),
     "choices": (
         "arc-challenge",
         "ARC-Challenge-Test.jsonl",
         [AI2_ROW | {"question": {"stem": "s"}}],
-        "choices must be a list",
+        "choices: expected a list",
         1,
     ),
-    "letter": ("lsat/ar", "lsat-ar.jsonl", [LSAT_ROW | {"options": ["(A)x", "(C)y"]}], "not begin with (B)", 1),
-    "label beyond": ("lsat/ar", "lsat-ar.jsonl", [LSAT_ROW | {"label": "E"}], "must mean one of 3 options", 1),
-    "label word": ("lsat/ar", "lsat-ar.jsonl", [LSAT_ROW | {"label": "AB"}], "must mean one of 3 options", 1),
-    "options": ("lsat/ar", "lsat-ar.jsonl", [LSAT_ROW | {"options": "(A)x"}], "options must be a list", 1),
-    "answer E": ("mmlu/anatomy", "anatomy_test.csv", "Q,w,x,y,z,A\nQ,w,x,y,z,E\n", "answer must mean one of 4", 2),
-    "cells": ("mmlu/anatomy", "anatomy_test.csv", "Q,w,x,y,z,A\nQ,w,x,y,A\n", "has 5 cells", 2),
-    "few": ("mmlu/anatomy", "anatomy_test.csv", "Q,w,x,y,z,A\n", "1 items; at least 8", None),
+    "letter": ("lsat/ar", "lsat-ar.jsonl", [LSAT_ROW | {"options": ["(A)x", "(C)y"]}], "expected to begin with (B)", 1),
+    "label beyond": (
+        "lsat/ar",
+        "lsat-ar.jsonl",
+        [LSAT_ROW | {"label": "E"}],
+        "label: expected an index from 0 to 2",
+        1,
+    ),
+    "label word": ("lsat/ar", "lsat-ar.jsonl", [LSAT_ROW | {"label": "AB"}], "label: expected an index from 0 to 2", 1),
+    "options": ("lsat/ar", "lsat-ar.jsonl", [LSAT_ROW | {"options": "(A)x"}], "options: expected a list", 1),
+    "answer E": (
+        "mmlu/anatomy",
+        "anatomy_test.csv",
+        "Q,w,x,y,z,A\nQ,w,x,y,z,E\n",
+        "answer: expected an index from 0 to 3",
+        2,
+    ),
+    "cells": ("mmlu/anatomy", "anatomy_test.csv", "Q,w,x,y,z,A\nQ,w,x,y,A\n", "got 5", 2),
+    "few": ("mmlu/anatomy", "anatomy_test.csv", "Q,w,x,y,z,A\n", "at least 8 items, got 1", None),
 }
 
 
@@ -257,26 +287,26 @@ def test_wrong_row_is_refused_at_its_line(name: str, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_found_is_refused(tmp_path: Path) -> None:
-    assert "no Age.jsonl below this folder" in str(refusal(tmp_path, "bbq/age", {}))
-    assert "no mc_task.json or TruthfulQA.csv below" in str(refusal(tmp_path, "truthfulqa", {}))
+    assert "no Age.jsonl in this folder" in str(refusal(tmp_path, "bbq/age", {}))
+    assert "no mc_task.json or TruthfulQA.csv in" in str(refusal(tmp_path, "truthfulqa", {}))
     assert "abstract_algebra_test.csv" in str(refusal(tmp_path, "mmlu", {}))
-    with pytest.raises(InvalidData, match="is no folder"):
+    with pytest.raises(InvalidData, match="not a folder"):
         read_task("bbq/age", tmp_path / "absent")
     files = {"justice_test.csv": JUSTICE}
-    assert "no justice_train.csv below" in str(refusal(tmp_path, "ethics/justice", files, "train"))
+    assert "no justice_train.csv in" in str(refusal(tmp_path, "ethics/justice", files, "train"))
     one = {"Age.jsonl": [BBQ_ROW] * 8}
     assert "bbq/age: has no train part" in str(refusal(tmp_path, "bbq/age", one, "train"))
     twice = {"copy/Age.jsonl": [BBQ_ROW] * 8}
-    assert "is there twice: Age.jsonl and copy/Age.jsonl" in str(refusal(tmp_path, "bbq/age", twice))
+    assert "found Age.jsonl twice: Age.jsonl and copy/Age.jsonl" in str(refusal(tmp_path, "bbq/age", twice))
 
 
 @pytest.mark.parametrize(
     ("name", "close"), [("bbq/ages", "bbq/age"), ("Ethics/Justice", "ethics/justice"), ("mmlu/anatomi", "mmlu/anatomy")]
 )
 def test_unknown_task_names_close_ones(name: str, close: str) -> None:
-    with pytest.raises(InvalidData, match=f"{name}: no such task; close to it are .*{close}"):
+    with pytest.raises(InvalidData, match=f"{name}: unknown task; did you mean one of .*{close}"):
         read_task(name)
-    with pytest.raises(InvalidData, match=r"no such task; there are bbq/age, .*lsat"):
+    with pytest.raises(InvalidData, match=r"unknown task; expected one of bbq/age, .*lsat"):
         read_task("x" * 10_000)
 
 
@@ -333,7 +363,7 @@ def test_rows_of_the_hub_are_read(task: str) -> None:
 
 
 def test_wrong_row_of_the_hub_is_refused_at_its_place() -> None:
-    with pytest.raises(InvalidData, match=r"^heegyu/bbq Age test, line 2: row 2: label must mean") as caught:
+    with pytest.raises(InvalidData, match=r"^heegyu/bbq Age test, line 2: row 2: label: expected an index") as caught:
         read_task("bbq/age", fetch=lambda part: [BBQ_ROW, BBQ_ROW | {"label": None} | {"label": 9}])
     assert caught.value.line == 2
     with pytest.raises(InvalidData, match="has no train part on the hub"):
@@ -363,7 +393,7 @@ def test_no_connection_says_that_a_folder_can_be_given(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.strip().split("\n")
     assert len(lines) == 3
-    assert all("could not be fetched from the hub" in line and "a folder with" in line for line in lines)
+    assert all("cannot be fetched from the hub" in line and "a folder with" in line for line in lines)
     assert lines[0].startswith("heegyu/bbq Age test: ")
 
 

@@ -129,7 +129,7 @@ def test_the_two_ways_to_count_layers(tmp_path: Path) -> None:
 def test_layer_zero_is_read_as_applied_only() -> None:
     data = raw(infos=[info("direction.0")])
     assert read(data).layers == (0,)
-    with pytest.raises(InvalidVector, match="there is no block -1") as caught:
+    with pytest.raises(InvalidVector, match="there is no block before 0") as caught:
         read(data, convention="as_derived")
     assert caught.value.param == "direction.0"
 
@@ -145,7 +145,7 @@ def test_upload_sets_fields_and_adds_to_the_metadata(tmp_path: Path) -> None:
     for metadata in nothings:
         with pytest.raises(InvalidVector, match="metadata must be a JSON object"):
             read(data, metadata=metadata)
-    with pytest.raises(InvalidVector, match="names say their layers"):
+    with pytest.raises(InvalidVector, match="names give their layers"):
         read(data, layer=1)
 
 
@@ -182,14 +182,14 @@ def test_written_file_is_read_back() -> None:
 @pytest.mark.parametrize(
     ("vector", "says"),
     [
-        (SteeringVector({0: ramp(), 1: ramp()}), r"cannot hold layer 0: llama.cpp rejects direction.0"),
+        (SteeringVector({0: ramp(), 1: ramp()}), r"cannot have layer 0, because llama.cpp rejects direction.0"),
         *(
-            (SteeringVector({1: ramp()}, site=site), f"this one is add at {site}")
+            (SteeringVector({1: ramp()}, site=site), f"this vector is add at {site}")
             for site in SITES
             if site != "residual"
         ),
         *(
-            (SteeringVector({1: ramp()}, operation=operation), f"this one is {operation} at residual")
+            (SteeringVector({1: ramp()}, operation=operation), f"this vector is {operation} at residual")
             for operation in OPERATIONS
             if operation != "add"
         ),
@@ -225,29 +225,29 @@ def test_versions_and_alignments() -> None:
     ("data", "says"),
     [
         (b"GGUF", "truncated"),
-        (raw(version=1), "version 1 is not supported"),
-        (raw(version=4), "version 4 is not supported"),
-        (raw(version=3 << 24), "version 50331648 is not supported"),
-        (raw(num_tensors=1 << 40), "announces 1099511627776 tensors"),
-        (raw(num_fields=1 << 62), "announces 4611686018427387904 metadata entries"),
+        (raw(version=1), "expected GGUF version 2 or 3, got 1"),
+        (raw(version=4), "version 2 or 3, got 4"),
+        (raw(version=3 << 24), "version 2 or 3, got 50331648"),
+        (raw(num_tensors=1 << 40), "declares 1099511627776 tensors"),
+        (raw(num_fields=1 << 62), "declares 4611686018427387904 metadata entries"),
         (raw(num_fields=2), "."),
         (raw(num_tensors=2), "."),
-        (raw(num_tensors=0), "holds no direction"),
-        (raw(num_fields=0, num_tensors=0), "no control vector"),
-        (raw([field("general.architecture", 8, text("llama"))]), "is no control vector"),
-        (raw([field("general.architecture", 9, struct.pack("<IQ", 0, 0))]), "is no control vector"),
+        (raw(num_tensors=0), "has no directions"),
+        (raw(num_fields=0, num_tensors=0), "is not a control vector"),
+        (raw([field("general.architecture", 8, text("llama"))]), "is not a control vector"),
+        (raw([field("general.architecture", 9, struct.pack("<IQ", 0, 0))]), "is not a control vector"),
         (raw([text("a") + struct.pack("<I", 8) + struct.pack("<Q", 1 << 60)]), "truncated"),
         (raw([struct.pack("<Q", (1 << 64) - 1)]), "truncated"),
         (raw([text(b"\xff\xfe") + struct.pack("<IB", 0, 1)]), "not UTF-8"),
         (raw([field("a", 13, b"")]), "unknown type 13"),
-        (raw([field("a", 9, struct.pack("<IQ", 0, 1 << 50))]), "announces 1125899906842624 array elements"),
+        (raw([field("a", 9, struct.pack("<IQ", 0, 1 << 50))]), "declares 1125899906842624 array elements"),
         (raw([field("a", 9, struct.pack("<IQ", 9, 1) * 3)]), "unknown type 9"),
         (
             raw([field("a", 9, struct.pack("<IQ", 9, 20) + (struct.pack("<IQ", 0, 8000) + bytes(8000)) * 20)]),
-            "longer than",
+            "more than",
         ),
         *(
-            (raw([field("general.alignment", kind, value)]), "senseless alignment")
+            (raw([field("general.alignment", kind, value)]), "alignment: expected a whole number")
             for kind, value in [
                 (4, struct.pack("<I", 0)),
                 (5, struct.pack("<i", -32)),
@@ -256,24 +256,24 @@ def test_versions_and_alignments() -> None:
                 (8, text("32")),
             ]
         ),
-        (raw(infos=[info("residual.1")]), r"'residual.1' is not named direction.\{layer\}"),
-        (raw(infos=[info("direction.01")]), "is not named"),
-        (raw(infos=[info("direction.-1")]), "is not named"),
-        (raw(infos=[info("direction.\u0661")]), "is not named"),
-        (raw(infos=[info("direction.9999")]), "is no layer"),
-        (raw(infos=[info(shape=())]), "has 0 dimensions"),
-        (raw(infos=[info(shape=(1, HIDDEN))]), "has 2 dimensions"),
+        (raw(infos=[info("residual.1")]), r"named direction.\{layer\}, got 'residual.1'"),
+        (raw(infos=[info("direction.01")]), "expected tensors named"),
+        (raw(infos=[info("direction.-1")]), "expected tensors named"),
+        (raw(infos=[info("direction.\u0661")]), "expected tensors named"),
+        (raw(infos=[info("direction.9999")]), "expected layers from 0 to 4095"),
+        (raw(infos=[info(shape=())]), r"expected shape \[hidden\], got 0 dimensions"),
+        (raw(infos=[info(shape=(1, HIDDEN))]), "got 2 dimensions"),
         (raw(infos=[text("direction.1") + struct.pack("<I", 1 << 31)]), "."),
         (raw(infos=[info(shape=(0,))]), "direction.1 is empty"),
-        (raw(infos=[info(shape=(HIDDEN + 1,))]), "reaches beyond the end"),
-        (raw(infos=[info(shape=(1 << 62,))]), "reaches beyond the end"),
-        (raw(infos=[info(offset=(1 << 64) - 1)]), "reaches beyond the end"),
-        (raw(infos=[info(), info()]), "direction.1 is there twice"),
-        (raw(infos=[info(kind=8)]), "is quantised"),
-        (raw(infos=[info(kind=28)]), "is quantised or of an unknown type"),
+        (raw(infos=[info(shape=(HIDDEN + 1,))]), "extends past the end"),
+        (raw(infos=[info(shape=(1 << 62,))]), "extends past the end"),
+        (raw(infos=[info(offset=(1 << 64) - 1)]), "extends past the end"),
+        (raw(infos=[info(), info()]), "direction.1 appears twice"),
+        (raw(infos=[info(kind=8)]), "got a quantised"),
+        (raw(infos=[info(kind=28)]), "got a quantised or unknown type"),
         (raw(body=bytes(20)), "residual.1 is all zeros"),
-        (raw(body=struct.pack("<5f", 1, 2, float("nan"), 4, 5)), "residual.1 holds NaN at index 2"),
-        (raw(body=b""), "reaches beyond the end"),
+        (raw(body=struct.pack("<5f", 1, 2, float("nan"), 4, 5)), "residual.1 contains NaN at index 2"),
+        (raw(body=b""), "extends past the end"),
     ],
 )
 def test_hostile_or_foreign_file_is_refused(data: bytes, says: str) -> None:
@@ -287,7 +287,7 @@ def test_the_hostile_files_are_hostile_for_their_one_fault_only() -> None:
 
 def test_another_width_is_left_to_fit() -> None:
     vector = decode(raw(), num_layers=8, hidden_size=99)
-    with pytest.raises(InvalidVector, match="hidden size 5, the model 99"):
+    with pytest.raises(InvalidVector, match="hidden size 5, but the model has 99"):
         vector.fit(8, 99, ["residual"])
 
 

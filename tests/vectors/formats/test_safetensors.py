@@ -149,14 +149,14 @@ def test_upload_sets_fields_over_the_files_own() -> None:
         ("1" * 5000, "does not hold a JSON object", "steering_vector"),
         ({"scale": 2}, "unknown field: expected one of site, default_scale.*, got 'scale'", "steering_vector.scale"),
         ('{"\\ud800": 1}', "unknown field", "steering_vector.?"),
-        ({"site": "mlp"}, "says site 'mlp', the tensors say residual", "site"),
-        ({"layers": [0]}, "says other layers", "steering_vector.layers"),
-        ({"layers": "0-3"}, "says other layers", "steering_vector.layers"),
-        ({"hidden_size": 5}, "says other hidden_size", "steering_vector.hidden_size"),
-        ({"default_scale": "1"}, "default_scale must be a finite number", "default_scale"),
-        ('{"default_scale": NaN}', "default_scale must be a finite number", "default_scale"),
-        ('{"default_scale": 1e999}', "default_scale must be a finite number", "default_scale"),
-        ('{"default_scale": 1' + "0" * 400 + "}", "default_scale must be a finite number", "default_scale"),
+        ({"site": "mlp"}, "has site 'mlp', but the tensors have residual", "site"),
+        ({"layers": [0]}, "has other layers", "steering_vector.layers"),
+        ({"layers": "0-3"}, "has other layers", "steering_vector.layers"),
+        ({"hidden_size": 5}, "has other hidden_size", "steering_vector.hidden_size"),
+        ({"default_scale": "1"}, "default_scale: expected a finite number", "default_scale"),
+        ('{"default_scale": NaN}', "default_scale: expected a finite number", "default_scale"),
+        ('{"default_scale": 1e999}', "default_scale: expected a finite number", "default_scale"),
+        ('{"default_scale": 1' + "0" * 400 + "}", "default_scale: expected a finite number", "default_scale"),
         ('{"metadata": {"a": Infinity}}', "metadata must be a JSON object with finite", "metadata"),
         ('{"metadata": {"a": "\\ud800"}}', "metadata must be .* valid Unicode", "metadata"),
         ('{"description": "\\ud800"}', "description must be valid Unicode", "description"),
@@ -173,24 +173,24 @@ def test_unusable_metadata_is_named(steering_vector: Any, says: str, param: str)
 @pytest.mark.parametrize(
     ("tensors", "says"),
     [
-        ({"residual.0": ramp(), "mlp.1": ramp()}, "one site, this file mixes mlp, residual"),
-        ({}, "holds no tensor"),
-        ({"direction.0": ramp()}, r"'direction.0' is not named \{site\}.\{layer\}; sites are residual, attention"),
-        ({"residual": ramp()}, "is not named"),
-        ({"residual.-1": ramp()}, "is not named"),
-        ({"residual.03": ramp()}, "is not named"),
-        ({"residual.1.weight": ramp()}, "is not named"),
-        ({"residual.1\n": ramp()}, "is not named"),
-        ({"residual.1": ramp(), "residual.1\u0661": ramp()}, "is not named"),
-        ({"residual.4097": ramp()}, "4097 is no layer"),
-        ({"residual.1": ramp().reshape(1, HIDDEN)}, r"residual.1 has shape \[1, 4\]; it must be \[hidden\]"),
-        ({"residual.1": torch.tensor(1.0)}, r"residual.1 has shape \[\]"),
-        ({"residual.1": torch.empty(0)}, r"residual.1 has shape \[0\]"),
+        ({"residual.0": ramp(), "mlp.1": ramp()}, "expected directions at one site, got mlp, residual"),
+        ({}, "has no tensors"),
+        ({"direction.0": ramp()}, r"named \{site\}.\{layer\}, got 'direction.0'; sites are residual, attention"),
+        ({"residual": ramp()}, "expected tensors named"),
+        ({"residual.-1": ramp()}, "expected tensors named"),
+        ({"residual.03": ramp()}, "expected tensors named"),
+        ({"residual.1.weight": ramp()}, "expected tensors named"),
+        ({"residual.1\n": ramp()}, "expected tensors named"),
+        ({"residual.1": ramp(), "residual.1\u0661": ramp()}, "expected tensors named"),
+        ({"residual.4097": ramp()}, "expected layers from 0 to 4095, got 4097"),
+        ({"residual.1": ramp().reshape(1, HIDDEN)}, r"residual.1: expected shape \[hidden\], got \[1, 4\]"),
+        ({"residual.1": torch.tensor(1.0)}, r"residual.1: .* got \[\]"),
+        ({"residual.1": torch.empty(0)}, r"residual.1: .* got \[0\]"),
         ({"residual.1": ramp(), "residual.2": torch.ones(3)}, "different hidden sizes"),
-        ({"residual.1": ramp().double()}, "residual.1 is float64"),
-        ({"residual.1": ramp().long()}, "residual.1 is int64"),
-        ({"residual.1": ramp().to(torch.float8_e5m2)}, "residual.1 is float8_e5m2"),
-        ({"residual.1": ramp(), "residual.2": ramp() * math.nan}, "residual.2 holds NaN at index 0"),
+        ({"residual.1": ramp().double()}, "residual.1: expected one of .*, got float64"),
+        ({"residual.1": ramp().long()}, "residual.1: .* got int64"),
+        ({"residual.1": ramp().to(torch.float8_e5m2)}, "residual.1: .* got float8_e5m2"),
+        ({"residual.1": ramp(), "residual.2": ramp() * math.nan}, "residual.2 contains NaN at index 0"),
         ({"residual.1": ramp() * 0}, "residual.1 is all zeros"),
     ],
 )
@@ -204,7 +204,7 @@ def test_upload_may_not_contradict_the_tensors_names() -> None:
     with pytest.raises(InvalidVector, match="another site") as caught:
         read(data, site="residual")
     assert caught.value.param == "site"
-    with pytest.raises(InvalidVector, match="names say their layers") as caught:
+    with pytest.raises(InvalidVector, match="names give their layers") as caught:
         read(data, layer=3)
     assert caught.value.param == "layer"
     with pytest.raises(InvalidVector, match="GGUF files only") as caught:
@@ -298,7 +298,7 @@ def test_the_hostile_headers_are_hostile_for_their_one_fault_only() -> None:
     "data", [b"x", b"PK", b"hello world, not a vector", b"\x93NUMPY" + b"x" * 64, b'{"directions": {}}']
 )
 def test_unknown_bytes_are_refused_naming_what_is_read(data: bytes) -> None:
-    with pytest.raises(UnknownFormat, match=re.escape(f"one of the formats {format_titles()};")):
+    with pytest.raises(UnknownFormat, match=re.escape(f"one of {format_titles()};")):
         read(data)
 
 

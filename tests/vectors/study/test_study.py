@@ -143,19 +143,19 @@ MINIMAL = "name: x\ntasks: sycophancy\n"
     [
         ("", "expected a study's fields"),
         ("[1]", "expected a study's fields"),
-        ("tasks: sycophancy", "name: is missing"),
-        ("name: x", "tasks: is missing"),
+        ("tasks: sycophancy", "name: required field is missing"),
+        ("name: x", "tasks: required field is missing"),
         ("name: x\ntasks: []", "tasks: expected 1 to"),
         ("name: x\ntasks: [sycophancy, sycophancy]", "tasks: expected each value once, got sycophancy twice"),
         ("name: x\ntasks: [honesty]", r"tasks\[0\]: expected one of .*, mmlu/SUBJECT, got 'honesty'"),
         ("name: x\ntasks: [3]", r"tasks\[0\]: expected the name of a task"),
-        ("name: x\ntasks: [{name: own}]", r"tasks\[0\].file: is missing"),
-        ("name: x\ntasks: [{file: own.jsonl}]", r"tasks\[0\].name: is missing"),
+        ("name: x\ntasks: [{name: own}]", r"tasks\[0\].file: required field is missing"),
+        ("name: x\ntasks: [{file: own.jsonl}]", r"tasks\[0\].name: required field is missing"),
         ("name: x\ntasks: [{name: own, file: [a]}]", r"tasks\[0\].file: expected a line of text"),
         ("name: x\ntasks: [{name: Own!, file: a}]", r"tasks\[0\].name: expected at most 80 lower-case letters"),
-        ("name: x\ntasks: [{name: sycophancy, file: a}]", r"tasks\[0\].name: sycophancy is a known task"),
+        ("name: x\ntasks: [{name: sycophancy, file: a}]", r"tasks\[0\].name: sycophancy is a built-in task"),
         ("name: x\ntasks: [{name: own, file: a, kind: b}]", r"tasks\[0\].kind: unknown field"),
-        (MINIMAL + "models: [a, b]", "models: unknown field.*a file of its own"),
+        (MINIMAL + "models: [a, b]", "models: unknown field.*one study file per model"),
         (MINIMAL + "3: a", "3: unknown field"),
         (MINIMAL + "name: y", "name is given twice"),
         (MINIMAL + "model: 3", "model: expected a line of text"),
@@ -172,16 +172,16 @@ MINIMAL = "name: x\ntasks: sycophancy\n"
         (MINIMAL + "icl: [0, 0]", "icl: expected each value once, got 0 twice"),
         (MINIMAL + "method: 3", "method: expected options"),
         (MINIMAL + "method: {1: 2}", "method: expected options of a method by name"),
-        (MINIMAL + "method: {seeds: 3}", "method.seeds: is the study's own field seeds"),
-        (MINIMAL + "method: {variant: all}", "method.variant: is the study's own field variants"),
+        (MINIMAL + "method: {seeds: 3}", "method.seeds: use the study's own field seeds"),
+        (MINIMAL + "method: {variant: all}", "method.variant: use the study's own field variants"),
         (MINIMAL + "method: {allow_no_gain: true}", "method.allow_no_gain: not an option of study, only of train"),
         (MINIMAL + "method: {layers: []}", "method.layers: expected at least one layer"),
         (MINIMAL + "method: {colour: red}", "method.colour: unknown option, expected one of layers"),
         (MINIMAL + "retention: [a]", "retention: expected a line of text"),
         ("name: &a x\ntasks: *a", "line 2: aliases"),
-        ("a: [", "no YAML that can be read"),
-        ("a: !!python/object:os.system x", "no YAML that can be read"),
-        ("a: 2020-13-45", "no YAML that can be read"),
+        ("a: [", "not valid YAML"),
+        ("a: !!python/object:os.system x", "not valid YAML"),
+        ("a: 2020-13-45", "not valid YAML"),
         ("[" * 100_000, "nested too deeply"),
         ("#" * (MAX_BYTES + 1), "larger than"),
     ],
@@ -218,7 +218,7 @@ def test_data_folder(tmp_path: Path) -> None:
     study = Study.from_yaml("name: x\ntasks: truthfulqa\ndata_folder: data\nretention: truthfulqa")
     data = read_study_data(study, tmp_path)
     assert data.tasks["truthfulqa"] is data.retention
-    with pytest.raises(InvalidData, match="is no folder"):
+    with pytest.raises(InvalidData, match="not a folder"):
         read_study_data(study, tmp_path, data_folder=tmp_path / "none")
 
 
@@ -312,7 +312,7 @@ def test_damaged_cells_are_named(finished: tuple[Study, dict[StudyCell, Any]], t
     path = cell_file(tmp_path, CASE, study.cells()[5])
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    with pytest.raises(InvalidData, match="is no cell of a study") as caught:
+    with pytest.raises(InvalidData, match="is not a cell of a study") as caught:
         run_study(study, CASE, HashProbe(), data_of(study), tmp_path, ignore)
     assert str(path) in str(caught.value)
 
@@ -351,9 +351,9 @@ def test_a_cell_without_a_result_is_written_with_its_reason(tmp_path: Path) -> N
     reasons = {cell: record["reason"] for cell, record in found.items()}
     for cell, reason in reasons.items():
         if cell.task == "sycophancy":
-            assert "4 items cannot be split" in reason
+            assert "items to split, got 4" in reason
         elif cell.icl:
-            assert "icl: examples are" in reason
+            assert "icl: expected lettered items" in reason
         elif cell.variant == "mean_difference":
             assert reason is None
         else:

@@ -213,7 +213,7 @@ def test_a_layer_that_the_model_lacks_is_named(num_layers: int) -> None:
 
 
 def test_block_0_has_no_input_to_read_at() -> None:
-    with pytest.raises(InvalidMethod, match="block 0 has no block before it") as refused:
+    with pytest.raises(InvalidMethod, match="block 0, which has no block before it") as refused:
         Method(layers=(0, 3), paper_offset=True).layers_for(8)
     assert refused.value.param == "layers"
     assert Method(layers=(0, 3), paper_offset=True, sites=("mlp",)).layers_for(8) == (0, 3)

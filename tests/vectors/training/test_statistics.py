@@ -162,7 +162,7 @@ class TestPairedTest:
         assert peak < 64 * 2**20  # all resamples at once would take 640 MB
 
     def test_refuses_different_items(self) -> None:
-        with pytest.raises(ValueError, match="same items, not of 2 and 1"):
+        with pytest.raises(ValueError, match="same items before and after, got 2 and 1"):
             paired_test([0.0, 1.0], [1.0])
 
 

@@ -111,7 +111,7 @@ UPLOADS: dict[str, bytes] = {
     "giant strided matrix": saved(torch.ones(1, HIDDEN).expand(2**33, HIDDEN)),
     "doubles": saved(torch.ones(LAYERS, HIDDEN, dtype=torch.float64)),
     "a module's parameters": saved({"weight": torch.ones(HIDDEN)}),
-    "one direction and no layer": saved(torch.ones(HIDDEN)),
+    "one direction and does not say its layer": saved(torch.ones(HIDDEN)),
     "ten times the limit": bytes(10 * (256 << 10)),
 }
 

@@ -336,7 +336,7 @@ def exchange(server: Server, request: bytes, *, half_close: bool = False) -> byt
     ("content", "words"),
     [
         (b"", "empty"),
-        (b"hello", "expected a file in one of the formats"),
+        (b"hello", "unknown file format: expected one of"),
         (file_of(1)[:-3], "damaged"),
         (file_of(1)[:40], "header"),
         (safetensors.torch.save({"residual.0": torch.full((HIDDEN,), float("nan"))}), "NaN"),

@@ -98,7 +98,7 @@ def test_events_and_checkpoints_as_the_official_client_reads_them(server: Server
     events = list(server.sdk.fine_tuning.jobs.list_events(job.id, limit=2))
     assert len(events) > 4
     assert len({event.id for event in events}) == len(events)
-    assert events[-1].message == "the job was created and waits for its turn"
+    assert events[-1].message == "the job was created and is waiting for its turn"
     assert "is published" in events[0].message
     assert {(event.object, event.level) for event in events} == {("fine_tuning.job.event", "info")}
     metrics = [event for event in events if event.type == "metrics"]
@@ -189,7 +189,7 @@ def test_no_gain_is_a_success_that_publishes_nothing(server: Server) -> None:
     done = finished(server, job.id)
     assert (done.status, done.fine_tuned_model, len(done.result_files)) == ("succeeded", None, 2)
     last = server.sdk.fine_tuning.jobs.list_events(job.id).data[0]
-    assert (last.level, last.message) == ("warn", "no vector is published: it does not help")
+    assert (last.level, last.message) == ("warn", "no vector was published: it does not help")
     assert "vain" not in server.store.names()
 
 

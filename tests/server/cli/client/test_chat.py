@@ -54,7 +54,7 @@ def test_steering_changes_the_answer_and_shows_the_plan(server_url: str, vector_
     plan, after = rest.split("\n", 1)
     assert plan.startswith(f"{vector_name}@")
     assert plan.endswith(" × 20, add at layers 0, response")
-    assert after == f"not steered\na new conversation\n{plain}"
+    assert after == f"not steered\nnew conversation\n{plain}"
 
 
 def test_scale_0_is_exactly_unsteered_and_still_shown(server_url: str, vector_name: str) -> None:
@@ -67,7 +67,7 @@ def test_the_conversation_is_remembered_until_reset(server_url: str) -> None:
     twice = said(server_url, "Once upon a time", "Once upon a time").stdout
     reset = said(server_url, "Once upon a time", "/reset", "Once upon a time").stdout
     plain = said(server_url, "Once upon a time").stdout
-    assert reset == f"{plain}a new conversation\n{plain}"
+    assert reset == f"{plain}new conversation\n{plain}"
     assert twice != plain * 2
     prompted = said(server_url, "Once upon a time", options=[*GREEDY, "--system", "A dog was sad."]).stdout
     assert prompted == said(server_url, "/system A dog was sad.", "Once upon a time").stdout.split("\n", 1)[1]
@@ -108,7 +108,7 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(server_url: str) -> None:
     os.close(terminal)
     try:
         screen = Screen(master)
-        screen.wait_for("at your service")
+        screen.wait_for("chatting with")
         screen.wait_for("> ")
         os.write(master, b"Once upon a time\n")
         screen.wait_for("time\r\n")

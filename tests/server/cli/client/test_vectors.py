@@ -101,5 +101,5 @@ def test_get_does_not_overwrite_unasked(server_url: str, stored: str, tmp_path: 
 
 def test_the_format_is_the_servers_to_make(server_url: str, stored: str, tmp_path: Path) -> None:
     refused = call_tiller("vectors", "get", stored, "--format", "gguf", "-o", tmp_path / "v", "--url", server_url)
-    assert "cannot hold layer 0" in refused.stderr
+    assert "cannot have layer 0" in refused.stderr
     assert not (tmp_path / "v").exists()

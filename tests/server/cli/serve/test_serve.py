@@ -20,7 +20,7 @@ from tests.server.cli.running import DEADLINE, ServerProcess, call_tiller, tille
 
 def pasted_curl(server: ServerProcess, key: str = "") -> httpx.Response:
     """What the curl in the banner gives, read as a shell would read it."""
-    text = server.output[server.output.index("curl ") : server.output.index("Ctrl-C ends it")]
+    text = server.output[server.output.index("curl ") : server.output.index("Ctrl-C stops the server")]
     words = shlex.split(text.replace("$TILLER_API_KEY", key))
     assert words[0] == "curl"
     flagged = list(itertools.pairwise(words))
@@ -84,7 +84,7 @@ def test_serve_from_start_to_ctrl_c(tiny_model: Path, tmp_path: Path, vector_fil
         events = long_stream(client, url, n=128)
         next(events)
         server.signal(signal.SIGINT)
-        server.wait_for_line("finishing what is under way")
+        server.wait_for_line("finishing running requests")
         server.signal(signal.SIGINT)  # the second stops at once
         assert server.wait() == 130, server.output
         events.close()  # type: ignore[attr-defined]

@@ -118,7 +118,7 @@ def test_a_small_study_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFix
     other.write_text(other.read_text().replace("scales: [0.75]", "scales: [0.5]"))
     refused = refusal(other, "--output", output)
     assert refused.exit_code == USAGE
-    assert "is of another study: method differ" in str(refused)
+    assert "belongs to another study (method differs)" in str(refused)
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -127,15 +127,15 @@ def test_refusals(tmp_path: Path) -> None:
         ("name: x\ntasks: [nothing]", "got 'nothing'", USAGE),
         ("name: x\ntasks: [{name: own, file: own.jsonl}]", "own.jsonl: cannot be read", FAILED),
         ("name: x\ntasks: demo/facts\nsites: attention\nmethod: {layers: [99]}", "layers: 99 is outside", USAGE),
-        ("name: x\ntasks: demo/facts\nmodel: ./none", "MODEL ./none: there is no such folder", USAGE),
-        ("name: x\ntasks: sycophancy\ndata_folder: none", "is no folder", FAILED),
+        ("name: x\ntasks: demo/facts\nmodel: ./none", "MODEL ./none: no such folder", USAGE),
+        ("name: x\ntasks: sycophancy\ndata_folder: none", "not a folder", FAILED),
     ):
         file.write_text(text)
         refused = refusal(file, "--output", tmp_path / "results", "--device", "cpu")
         assert message in str(refused)
         assert refused.exit_code == code
     assert refusal().exit_code == USAGE
-    assert "those that ship are paper-" in str(refusal(tmp_path / "none.yaml"))
+    assert "the built-in studies are paper-" in str(refusal(tmp_path / "none.yaml"))
     assert "device" in str(refusal("small", "--device", "abacus"))
     file.write_bytes(b"\xff\xfe\x00")
     assert refusal(file).exit_code == USAGE
@@ -152,5 +152,5 @@ def test_a_study_without_any_result_fails(tmp_path: Path, capsys: pytest.Capture
     assert run(file, "--output", tmp_path / "results", "--device", "cpu") == FAILED
     said = capsys.readouterr()
     assert "3 of 3 cells have no result" in said.out
-    assert "1 different questions cannot be split" in said.out
-    assert "no cell gave a result" in said.err
+    assert "different questions to split, got 1" in said.out
+    assert "no cell has a result" in said.err

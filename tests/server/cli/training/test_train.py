@@ -78,7 +78,7 @@ def test_training_in_this_process(quiz: Path, tmp_path: Path) -> None:
 
     again = call_tiller("train", quiz, "--name", "honest", *QUICK, "--output", output)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
-    assert "report.json exists; give --force" in again.stderr
+    assert "report.json already exists; use --force" in again.stderr
 
     steered = report["test"]["accuracy"]["value"]
     evaluated = tmp_path / "evaluated"
@@ -150,7 +150,7 @@ def test_training_on_a_server(url: str, quiz: Path, tmp_path: Path) -> None:
     arguments = ("train", quiz, "--name", "honest2", *QUICK, "--retention", texts, "--output", output, "--url", url)
     shown = tiller(*arguments)
     assert shown.returncode == 0, shown.stderr
-    assert "the server has taken the job ftjob-" in shown.stderr
+    assert "the server accepted the job ftjob-" in shown.stderr
     assert "best so far" in shown.stderr
     assert 'use it: "steering": [{"vector": "honest2"}]' in shown.stdout
     assert "tiller-demo+honest2" in shown.stdout
@@ -214,7 +214,7 @@ def test_ctrl_c_cancels_the_job(url: str, quiz: Path, tmp_path: Path) -> None:
                 break
         lines += process.stderr.readlines()
         assert process.wait(DEADLINE) == 130, lines
-    assert lines[-1].startswith("tiller: interrupted; the server cancels the job ftjob-")
+    assert lines[-1].startswith("tiller: interrupted; the server is cancelling the job ftjob-")
     job = lines[-1].split()[-1]
     with httpx.Client(base_url=url) as client:
         for _ in range(10_000):
@@ -231,7 +231,7 @@ def test_ctrl_c_cancels_the_job(url: str, quiz: Path, tmp_path: Path) -> None:
         (["--layers", "8,x"], "--layers: expected numbers and ranges such as 12-16,20, got 'x'"),
         (["--layers", "9-3"], "--layers: expected a range from low to high, got 9-3"),
         (["--layers", "0-9999"], "--layers: expected layers from 0 to 4095, got 9999"),
-        (["--layers", "3,3"], "--layers: expected each layer once, got one twice"),
+        (["--layers", "3,3"], "--layers: expected each layer once, got a repeated one"),
         (["--scales", "1,big"], "--scales: expected a list of at most 64 numbers"),
         (["--scales", "nan"], "--scales: expected a list of at most 64 numbers"),
         (["--scales", "0"], "--scales: expected a list of at most 64 numbers"),
@@ -247,13 +247,13 @@ def test_ctrl_c_cancels_the_job(url: str, quiz: Path, tmp_path: Path) -> None:
         (["--seed", "99999999999"], "--seed: expected a whole number from 0 to 2147483647"),
         (["--max-items", "3"], "--max-items: expected a whole number from 8"),
         (["--name", "a/b"], "--name: 'a/b' is not a valid name"),
-        (["--model", "/nowhere"], "MODEL /nowhere: there is no such folder"),
-        (["--device", "abacus"], "--device: must be auto"),
-        (["--data-folder", "."], "--data-folder is where task:NAME is looked for"),
+        (["--model", "/nowhere"], "MODEL /nowhere: no such folder"),
+        (["--device", "abacus"], "--device: expected one of auto"),
+        (["--data-folder", "."], "--data-folder applies to task:NAME"),
         (["--output", __file__], "test_train.py is a file"),
         (["--output", f"{__file__}/out"], "cannot be written; name another folder"),
-        (["--url", "ftp://x"], "must begin with http://"),
-        (["--url", "http://127.0.0.1:1", "--dtype", "float32"], "--dtype is for a model that is loaded here"),
+        (["--url", "ftp://x"], "expected an http:// or https:// URL"),
+        (["--url", "http://127.0.0.1:1", "--dtype", "float32"], "--dtype applies to a model loaded here"),
     ],
 )
 def test_usage_errors_are_one_line(
@@ -282,8 +282,8 @@ def test_what_the_model_lacks_is_a_usage_error(quiz: Path, tmp_path: Path) -> No
     ("command", "said"),
     [
         (["train", "none.jsonl", "--name", "x"], "none.jsonl cannot be read: No such file"),
-        (["train", "task:bbq/religon", "--name", "x"], "close to it are bbq/religion"),
-        (["train", "few.jsonl", "--name", "x"], "few.jsonl: 1 items; at least 8 are needed"),
+        (["train", "task:bbq/religon", "--name", "x"], "did you mean one of bbq/religion"),
+        (["train", "few.jsonl", "--name", "x"], "few.jsonl: expected at least 8 items, got 1"),
         (["evaluate", "nobody", "few.jsonl"], "few.jsonl: 1 items"),
         (["train", "few.jsonl", "--name", "x", "--url", "http://127.0.0.1:1"], "no server answers"),
     ],
@@ -302,9 +302,9 @@ def test_failures_are_one_line(command: list[str], said: str, tmp_path: Path) ->
 def test_vectors_that_cannot_be_evaluated_are_named(quiz: Path, tmp_path: Path) -> None:
     (tmp_path / "v.pt").write_bytes(b"nothing")
     for place, said in (
-        ("nobody", "VECTOR nobody: there is no such file, and no vector of that name"),
+        ("nobody", "VECTOR nobody: no such file, and no vector of that name"),
         ("./none.safetensors", "none.safetensors cannot be read"),
-        (str(tmp_path / "v.pt"), "expected a file in one of the formats"),
+        (str(tmp_path / "v.pt"), "unknown file format: expected one of"),
     ):
         environ = {"TILLER_LOG_LEVEL": "error", "TILLER_DATA_DIR": str(tmp_path / "data")}
         shown = tiller("evaluate", place, quiz, "--output", tmp_path / "out", environ=environ)
