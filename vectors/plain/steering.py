@@ -207,7 +207,7 @@ class _SteeredModel:
 
     def _begin_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.check_claimed()
-        if self._pass is not None:
+        if self._pass is not None and self._pass.thread != threading.get_ident():  # an interrupted one is still there
             raise RuntimeError("the steered model is already running: it runs one pass at a time")
         given = self._signature.bind(*args, **kwargs).arguments
         tokens = given.get("input_ids")

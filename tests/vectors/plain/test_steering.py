@@ -301,6 +301,19 @@ def test_nothing_stays_after_an_error_inside_or_at_the_door(model: Any, alone: A
     assert is_untouched(model)
 
 
+def test_an_interrupted_pass_is_over(model: Any) -> None:
+    def interrupt(module: nn.Module, args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with steer(model, vector_of(entry("all"))), torch.no_grad():
+        handle = model.model.layers[1].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(IDS)
+        handle.remove()
+        found = model(IDS).logits[0]
+    torch.testing.assert_close(found, steered_logits(model, PROMPT, [entry("all")]), atol=1e-4, rtol=0)
+
+
 def test_contexts_may_end_in_any_order(model: Any, alone: Any) -> None:
     one, other = entry(), entry("all", 2)
     first, second = steer(model, vector_of(one)), steer(model, vector_of(other))
