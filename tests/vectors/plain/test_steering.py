@@ -282,6 +282,9 @@ def test_nothing_stays_after_an_error_inside_or_at_the_door(model: Any, alone: A
         (good, {"layers": [7]}),
         (SteeringVector({0: torch.ones(HIDDEN), 1: torch.ones(HIDDEN)}), {"layers": [2]}),
         (good, {"scale": 1e39}),
+        (good, {"operation": "rotate"}),
+        (good, {"positions": "anywhere"}),
+        (good, {"positions": ""}),
     ):
         with pytest.raises(CannotSteer), steer(model, refused, **asked):
             pass
