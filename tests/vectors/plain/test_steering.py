@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
@@ -386,6 +388,17 @@ def test_a_task_may_run_what_it_steers_on_a_thread_and_no_other_task_may() -> No
     answer, error = asyncio.run(run_tasks())
     assert answer == [expected(model, [entry()])]
     assert isinstance(error, RuntimeError)
+
+
+def test_what_was_started_within_a_context_does_not_keep_the_model() -> None:
+    model = build("llama")
+    with steer(model, vector_of(entry())):
+        context = contextvars.copy_context()  # as a task has that lives longer
+    kept = weakref.ref(model)
+    del model
+    gc.collect()
+    assert kept() is None
+    assert context.run(lambda: True)
 
 
 def test_a_second_pass_at_the_same_time_is_refused_and_the_first_goes_on(model: Any) -> None:
