@@ -16,7 +16,7 @@ from torch import Tensor
 from vectors.errors import CannotSteer
 from vectors.operations import RULES, PlaceChange, combine
 from vectors.vector import SteeringVector
-from vectors.vocabulary import Operation, Place, Positions, Site
+from vectors.vocabulary import OPERATIONS, POSITIONS, Operation, Place, Positions, Site
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -72,6 +72,10 @@ def resolve_vector(
     them. Raises `CannotSteer`; its message refers to the vector by `name`.
     """
     called = "the vector" if name is None else f"vector {name!r}"
+    operation = vector.operation if operation is None else operation
+    positions = vector.positions if positions is None else positions
+    _check_choice("operation", operation, OPERATIONS)
+    _check_choice("positions", positions, POSITIONS)
     if vector.hidden_size != model.hidden_size:
         raise CannotSteer(
             f"{called} has hidden size {vector.hidden_size}, but the model has {model.hidden_size}",
@@ -97,8 +101,8 @@ def resolve_vector(
         site=vector.site,
         layers=tuple(directions),
         scale=scale,
-        positions=positions or vector.positions,
-        operation=operation or vector.operation,
+        positions=positions,
+        operation=operation,
         preserve_norm=preserve_norm,
         directions=directions,
     )
@@ -110,6 +114,11 @@ def change_at(applied: Iterable[AppliedVector], place: Place) -> PlaceChange:
     here = [one for one in applied if one.is_active and one.site == site and layer in one.directions]
     changes = (RULES[one.operation].change(one.directions[layer], one.scale) for one in here)
     return combine(changes, preserves_norm=any(one.preserve_norm for one in here))
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise CannotSteer(f"{name}: expected one of {', '.join(choices)}, got {value!r:.60}", name, f"invalid_{name}")
 
 
 def _directions_at(

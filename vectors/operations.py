@@ -24,6 +24,9 @@ from torch import Tensor
 
 from vectors.vocabulary import OPERATIONS, Operation
 
+_SMALLEST_NORM = torch.finfo(torch.float32).tiny ** 0.5
+"""The squares of smaller numbers vanish in float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shift:
@@ -107,7 +110,7 @@ def combine(changes: Iterable[Change], *, preserves_norm: bool) -> PlaceChange:
 
 def restore_norm(changed: Tensor, before: Tensor) -> Tensor:
     """`changed`, rescaled to the norms of `before`; both float32 `[…, hidden]`. A zero stays zero."""
-    norm = changed.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    norm = changed.norm(dim=-1, keepdim=True).clamp_min(_SMALLEST_NORM)
     restored: Tensor = changed * (before.norm(dim=-1, keepdim=True) / norm)
     return restored
 

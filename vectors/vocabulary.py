@@ -5,6 +5,7 @@ Each is declared here and nowhere else, with its limits. It loads no torch, so c
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Sequence
 from typing import Literal, TypeAlias, get_args
@@ -86,7 +87,7 @@ def parse_layers(layers: str | Sequence[int]) -> tuple[int, ...]:
 
     Raises `InvalidLayers` for an empty, reversed, repeated or unreadable list, and beyond `MAX_LAYER`.
     """
-    numbers = _layers_of_text(layers) if isinstance(layers, str) else list(layers)
+    numbers = _layers_of_text(layers) if isinstance(layers, str) else [_layer(number) for number in layers]
     if not numbers:
         raise InvalidLayers("expected at least one layer, got an empty list")
     for number in numbers:
@@ -95,6 +96,13 @@ def parse_layers(layers: str | Sequence[int]) -> tuple[int, ...]:
     if len(set(numbers)) != len(numbers):
         raise InvalidLayers("expected each layer once, got a repeated one")
     return tuple(numbers)
+
+
+def _layer(number: int) -> int:
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise InvalidLayers(f"expected whole numbers as layers, got {number!r:.40}") from None
 
 
 def _layers_of_text(text: str) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 
 from tests.reference import Steer, steered
 from vectors.applied import AppliedVector, change_at
-from vectors.operations import RULES, Shift, combine
+from vectors.operations import RULES, Shift, combine, restore_norm
 from vectors.vocabulary import OPERATIONS, Operation
 
 HIDDEN = 16
@@ -66,6 +66,16 @@ def test_a_tiny_direction_is_normed_exactly() -> None:
             change = combine([RULES[operation].change(direction, 1.0)], preserves_norm=False)
             (component,) = change.components
             assert float(component.unit.norm()) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-39, 1e-30])
+def test_a_norm_is_restored_or_stays_zero(length: float) -> None:
+    before, along = torch.zeros(HIDDEN), torch.zeros(HIDDEN)
+    before[0], along[1] = 1000.0, length
+    restored = restore_norm(along, before)
+    assert restored.isfinite().all()
+    assert torch.equal(restored.count_nonzero(), along.count_nonzero())
+    assert float(restored.norm()) <= 1000.0
 
 
 def test_another_place_and_an_inactive_vector_do_nothing() -> None:

@@ -49,3 +49,9 @@ def test_every_list_of_layers_has_the_same_limit_and_message(place: str) -> None
 @pytest.mark.parametrize("place", PLACES)
 def test_every_layer_that_there_can_be_may_be_named_at_once(place: str) -> None:
     PLACES[place](list(range(MAX_LAYER + 1)))
+
+
+@pytest.mark.parametrize("layer", [1.0, "1", None])
+def test_a_layer_is_a_whole_number(layer: object) -> None:
+    with pytest.raises(InvalidLayers, match="expected whole numbers as layers, got"):
+        parse_layers([layer])  # type: ignore[list-item]

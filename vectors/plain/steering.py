@@ -94,7 +94,7 @@ def _claim(model: nn.Module, sites: ModelSites) -> _SteeredModel:
         if steered is None:
             _check_can_hook(model, sites.decoder)
             steered = _STEERED[sites.decoder] = _SteeredModel(model, sites)
-            _CLAIMED.set((*_CLAIMED.get(), steered))
+            _CLAIMED.set((*_CLAIMED.get(), steered.claim))
         elif steered.model is not model:
             raise RuntimeError("the model is part of one that is already steered: pass the same object to every steer")
         steered.check_claimed()
@@ -105,7 +105,7 @@ def _give_back(steered: _SteeredModel, context: object) -> None:
     with _LOCK:
         if steered.remove(context):
             del _STEERED[steered.sites.decoder]
-            _CLAIMED.set(tuple(other for other in _CLAIMED.get() if other is not steered))
+            _CLAIMED.set(tuple(claim for claim in _CLAIMED.get() if claim is not steered.claim))
 
 
 def _check_can_hook(model: nn.Module, decoder: nn.Module) -> None:
@@ -131,6 +131,7 @@ class _SteeredModel:
     def __init__(self, model: nn.Module, sites: ModelSites) -> None:
         self.model = model
         self.sites = sites
+        self.claim = object()  # not the model: what was started within the context may keep it for long
         self._contexts: dict[object, Sequence[AppliedVector]] = {}
         self._changes: dict[tuple[Place, Phase, torch.device], PlaceChange] = {}
         self._hooks: dict[Place, RemovableHandle] = {}
@@ -148,7 +149,7 @@ class _SteeredModel:
 
     def check_claimed(self) -> None:
         """Raise `RuntimeError` unless the caller is within the context that claimed the model."""
-        if self not in _CLAIMED.get():
+        if self.claim not in _CLAIMED.get():
             raise RuntimeError(
                 "the model is being steered by another thread or task: run it where the context was entered, or enter "
                 "the context where it runs"
@@ -207,7 +208,7 @@ class _SteeredModel:
 
     def _begin_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.check_claimed()
-        if self._pass is not None:
+        if self._pass is not None and self._pass.thread != threading.get_ident():  # an interrupted one is still there
             raise RuntimeError("the steered model is already running: it runs one pass at a time")
         given = self._signature.bind(*args, **kwargs).arguments
         tokens = given.get("input_ids")
@@ -265,8 +266,8 @@ _LOCK = threading.Lock()
 _STEERED: dict[nn.Module, _SteeredModel] = {}
 """The models being steered, by their decoders. Guarded by `_LOCK`."""
 
-_CLAIMED: ContextVar[tuple[_SteeredModel, ...]] = ContextVar("claimed", default=())
-"""The models that the current thread or task may run: those steered by it or by what started it."""
+_CLAIMED: ContextVar[tuple[object, ...]] = ContextVar("claimed", default=())
+"""The claims of the current thread or task on the models steered by it or by what started it."""
 
 
 def _num_prompt_of(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> int:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import Any
@@ -282,6 +284,9 @@ def test_nothing_stays_after_an_error_inside_or_at_the_door(model: Any, alone: A
         (good, {"layers": [7]}),
         (SteeringVector({0: torch.ones(HIDDEN), 1: torch.ones(HIDDEN)}), {"layers": [2]}),
         (good, {"scale": 1e39}),
+        (good, {"operation": "rotate"}),
+        (good, {"positions": "anywhere"}),
+        (good, {"positions": ""}),
     ):
         with pytest.raises(CannotSteer), steer(model, refused, **asked):
             pass
@@ -299,6 +304,19 @@ def test_nothing_stays_after_an_error_inside_or_at_the_door(model: Any, alone: A
             model(torch.tensor([[10_000]]))  # a pass that fails is over
         assert generated(model) == [expected(alone, [entry()])]
     assert is_untouched(model)
+
+
+def test_an_interrupted_pass_is_over(model: Any) -> None:
+    def interrupt(module: nn.Module, args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with steer(model, vector_of(entry("all"))), torch.no_grad():
+        handle = model.model.layers[1].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(IDS)
+        handle.remove()
+        found = model(IDS).logits[0]
+    torch.testing.assert_close(found, steered_logits(model, PROMPT, [entry("all")]), atol=1e-4, rtol=0)
 
 
 def test_contexts_may_end_in_any_order(model: Any, alone: Any) -> None:
@@ -370,6 +388,17 @@ def test_a_task_may_run_what_it_steers_on_a_thread_and_no_other_task_may() -> No
     answer, error = asyncio.run(run_tasks())
     assert answer == [expected(model, [entry()])]
     assert isinstance(error, RuntimeError)
+
+
+def test_what_was_started_within_a_context_does_not_keep_the_model() -> None:
+    model = build("llama")
+    with steer(model, vector_of(entry())):
+        context = contextvars.copy_context()  # as a task has that lives longer
+    kept = weakref.ref(model)
+    del model
+    gc.collect()
+    assert kept() is None
+    assert context.run(lambda: True)
 
 
 def test_a_second_pass_at_the_same_time_is_refused_and_the_first_goes_on(model: Any) -> None:
