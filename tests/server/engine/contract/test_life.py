@@ -114,7 +114,7 @@ def test_a_full_queue_refuses_live_requests_only(make: MakeEngine) -> None:
             engine.submit(endless(name, 2), ignore)
         with pytest.raises(QueueFull, match="are waiting"):
             engine.submit(endless("one too many"), ignore)
-        with pytest.raises(DuplicateRequest, match="'first' is under way"):
+        with pytest.raises(DuplicateRequest, match="'first' is already running"):
             engine.submit(endless("first"), ignore)
         for number in range(9):
             request = EngineRequest(f"background {number}", prompt_of(5), Generate(1), priority=Priority.BACKGROUND)

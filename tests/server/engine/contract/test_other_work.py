@@ -80,7 +80,7 @@ def test_scores_equal_a_plain_pass(engine: Engine, steers: tuple[Steer, ...]) ->
         wanted = [float(rows[len(PROMPT) - 1 + index, token]) for index, token in enumerate(choice)]
         assert logprobs == pytest.approx(wanted, abs=1e-4)
     assert score(engine, PROMPT, []).result(DEADLINE) == []
-    with pytest.raises(InvalidWork, match="empty choice"):
+    with pytest.raises(InvalidWork, match="at least one token"):
         score(engine, PROMPT, [(1,), ()])
 
 
