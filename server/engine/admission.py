@@ -73,6 +73,8 @@ def _check_branches(work: Branch, plan: SteeringPlan) -> None:
 
 
 def _check_capture(work: Capture, info: ModelInfo, num_prompt: int) -> None:
+    if not (work.sites and work.layers and work.positions):
+        raise InvalidWork("a capture needs at least one site, one layer and one position")
     if not set(work.sites) <= set(info.sites) or not all(0 <= layer < info.num_layers for layer in work.layers):
         raise InvalidWork("the capture names a site or layer that the model does not have")
     if not all(-num_prompt <= position < num_prompt for position in work.positions):

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -117,14 +116,6 @@ def _check_can_hook(model: nn.Module, decoder: nn.Module) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """One forward pass under way: by phase, the numbers of its tokens `[batch · width]` (None: all are in it)."""
-
-    thread: int
-    tokens: Mapping[Phase, Tensor | None]
-
-
 class _SteeredModel:
     """A model while a context is open: what steers it, its hooks, and where its sequences stand."""
 
@@ -136,7 +127,9 @@ class _SteeredModel:
         self._changes: dict[tuple[Place, Phase, torch.device], PlaceChange] = {}
         self._hooks: dict[Place, RemovableHandle] = {}
         self._signature = inspect.signature(sites.decoder.forward)
-        self._pass: _Pass | None = None
+        # of the pass under way: its thread, and by phase the numbers of its tokens [batch · width] (None: all)
+        self._running_on: int | None = None
+        self._tokens: Mapping[Phase, Tensor | None] | None = None
         self._has_run = False
         self._num_prompt: int | None = None
         with ExitStack() as undo:
@@ -208,8 +201,11 @@ class _SteeredModel:
 
     def _begin_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.check_claimed()
-        if self._pass is not None and self._pass.thread != threading.get_ident():  # an interrupted one is still there
-            raise RuntimeError("the steered model is already running: it runs one pass at a time")
+        with _LOCK:
+            thread = threading.get_ident()
+            if self._running_on not in (None, thread):  # its own earlier pass was interrupted
+                raise RuntimeError("the steered model is already running: it runs one pass at a time")
+            self._running_on = thread
         given = self._signature.bind(*args, **kwargs).arguments
         tokens = given.get("input_ids")
         tokens = given.get("inputs_embeds") if tokens is None else tokens
@@ -226,19 +222,20 @@ class _SteeredModel:
         else:
             last = _last_attended(given.get("attention_mask"), batch, first + width)
         self._has_run = True
-        self._pass = _Pass(threading.get_ident(), _tokens_by_phase(batch, width, first, last, tokens.device))
+        self._tokens = _tokens_by_phase(batch, width, first, last, tokens.device)
 
     def _end_pass(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._pass is not None and self._pass.thread == threading.get_ident():  # not the pass of a rejected caller
-            self._pass = None
+        if self._running_on == threading.get_ident():  # not the pass of a rejected caller
+            self._tokens = None
+            self._running_on = None
 
     def _hook_at(self, place: Place) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            if self._pass is None:
+            if self._tokens is None:
                 raise RuntimeError("a part of the steered model was run on its own: run the whole decoder")
             activation = activation_of(output)
             flat = activation.reshape(-1, activation.shape[-1])
-            for phase, tokens in self._pass.tokens.items():
+            for phase, tokens in self._tokens.items():
                 change = self._change(place, phase, flat.device)
                 if change.is_nothing:
                     continue
@@ -264,7 +261,7 @@ class _SteeredModel:
 
 _LOCK = threading.Lock()
 _STEERED: dict[nn.Module, _SteeredModel] = {}
-"""The models being steered, by their decoders. Guarded by `_LOCK`."""
+"""The models being steered, by their decoders. Guarded by `_LOCK`, as is the start of a pass."""
 
 _CLAIMED: ContextVar[tuple[object, ...]] = ContextVar("claimed", default=())
 """The claims of the current thread or task on the models steered by it or by what started it."""

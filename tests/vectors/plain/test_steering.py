@@ -416,6 +416,24 @@ def test_a_second_pass_at_the_same_time_is_refused_and_the_first_goes_on(model: 
     torch.testing.assert_close(found, steered_logits(model, PROMPT, [entry("all")]), atol=1e-4, rtol=0)
 
 
+def test_a_pass_that_has_just_begun_is_not_overtaken(model: Any) -> None:
+    raised: list[BaseException] = []
+
+    class Cache(DynamicCache):
+        """Asked how long it is before anything is computed."""
+
+        def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
+            if not raised:
+                context = contextvars.copy_context()
+                raised.extend(failure_of(lambda: context.run(model, IDS)) or [AssertionError("it ran")])
+            return super().get_seq_length(*args, **kwargs)
+
+    with steer(model, vector_of(entry("all"))), torch.no_grad():
+        found = model(IDS, past_key_values=Cache()).logits[0]
+    assert ["one pass at a time" in str(error) for error in raised] == [True]
+    torch.testing.assert_close(found, steered_logits(model, PROMPT, [entry("all")]), atol=1e-4, rtol=0)
+
+
 def test_what_would_not_be_steered_is_refused(model: Any) -> None:
     vector = vector_of(entry())
     with steer(model, vector):

@@ -82,6 +82,9 @@ REFUSED: dict[str, tuple[tuple[int, ...], Work, type[EngineError], str]] = {
         InvalidWork,
         "before the last prompt token",
     ),
+    "no layer to capture": ((1,), Capture(()), InvalidWork, "at least one site"),
+    "no site to capture": ((1,), Capture((0,), sites=()), InvalidWork, "at least one site"),
+    "no position to capture": ((1,), Capture((0,), positions=()), InvalidWork, "at least one site"),
     "a layer outside": ((1,), Capture((LAYERS,)), InvalidWork, "site or layer"),
     "a position outside": ((1,), Capture((0,), positions=(1,)), InvalidWork, "position"),
 }
