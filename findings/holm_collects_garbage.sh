@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # statsmodels 0.15.0: multipletests(method="holm") runs a full garbage collection on every call; no other of these
-# methods does. Correcting three p-values then costs as much as the process has objects: beside two million (about what
-# torch, transformers and a test collection leave) a call takes at least twenty times as long as the same correction by
-# method="holm-sidak".
+# methods does. So correcting three p-values costs more the more objects the process holds: beside two million lists a
+# call takes at least twenty times as long as the same correction by method="holm-sidak".
 #
 # Seen (Python 3.11):
 #   bonferroni      collections of the oldest generation: 0
