@@ -319,8 +319,8 @@ BAD_CSV: dict[str, tuple[str, int, str]] = {
     "no JSON inside": ("question,choices,answer\nQ,x|y,0\n", 2, "choices: expected JSON in the cell"),
     "deep JSON inside": (f"question,choices,answer\nQ,{'[' * 100_000},0\n", 2, "choices: expected JSON in"),
     "gap in options": ("question,choice0,choice1,choice2,answer\nQ,x,,z,0\n", 2, "choice B is empty"),
-    "one option": ("question,choice0,choice1,answer\nQ,x,,0\n", 2, "1 choices"),
-    "semicolons": ("question;A;B;answer\nQ;x;y;A\n", 2, "found question;A;B;answer; known are"),
+    "one option": ("question,choice0,choice1,answer\nQ,x,,0\n", 2, "choices, got 1"),
+    "semicolons": ("question;A;B;answer\nQ;x;y;A\n", 2, "got question;A;B;answer; known kinds are"),
     "fraction": ("question,A,B,answer\nQ,x,y,1.0\n", 2, "a letter, got '1.0'"),
     "other digits": ("question,A,B,answer\nQ,x,y,١\n", 2, "a letter, got '١'"),
 }
@@ -360,7 +360,7 @@ def test_too_many_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for content in (jsonl(QUESTIONS), as_list(QUESTIONS), as_parquet(QUESTIONS)):
         error = refusal(content)
         assert error.line == 12
-        assert "more than 11 rows" in str(error)
+        assert "at most 11 rows" in str(error)
 
 
 def test_parquet_that_swells_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
