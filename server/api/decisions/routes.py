@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from server.api.decisions.multiple_choice import Interview, Question, probabilities_of
 from server.api.decisions.objects import ChoiceAnswer, Decision, PredicateAnswer, ScoreAnswer
-from server.api.decisions.wire import AskedQuestion, ChoiceQuestion, DecisionRequest, Predicate
+from server.api.decisions.wire import AskedQuestion, Choice, DecisionRequest, Predicate
 from server.api.generation.objects import InputUsage
 from server.api.generation.scoring import Scoring
 from server.api.generation.steering import applied_steering, plan_of
@@ -135,7 +135,7 @@ def _answer(asked: AskedQuestion, probabilities: Probabilities) -> PredicateAnsw
     if isinstance(asked, Predicate):
         return {"type": "predicate", "name": asked.name, "probability": values[0]}
     best = int(probabilities.argmax())
-    if isinstance(asked, ChoiceQuestion):
+    if isinstance(asked, Choice):
         return {
             "type": "choice",
             "name": asked.name,

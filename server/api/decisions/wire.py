@@ -54,14 +54,14 @@ class ChoiceOption(WireModel):
     description: str | None = None
 
 
-class ChoiceQuestion(_AnyQuestion):
+class Choice(_AnyQuestion):
     """Asks which of the options applies; all of them must differ."""
 
     type: Literal["choice"]
     choices: Annotated[list[ChoiceOption], Field(fail_fast=True, min_length=2, max_length=MAX_OPTIONS)]
 
     @model_validator(mode="after")
-    def _check_unique(self) -> ChoiceQuestion:
+    def _check_unique(self) -> Choice:
         seen = set()
         for index, option in enumerate(self.choices):
             key = (type(option.value), option.value)
@@ -106,7 +106,7 @@ def _described(text: str, description: str | None) -> str:
     return text if description is None else f"{text} ({description})"
 
 
-AskedQuestion = Annotated[Predicate | ChoiceQuestion | Score, Field(discriminator="type")]
+AskedQuestion = Annotated[Predicate | Choice | Score, Field(discriminator="type")]
 
 
 class DecisionRequest(SteeredFields):

@@ -113,6 +113,14 @@ def test_objects_have_no_fields_that_the_document_does_not_name(document: dict[s
     assert not {name for name, each in objects.items() if each.get("additionalProperties") is not False}
 
 
+def test_questions_keep_the_names_that_generated_clients_have_for_them(document: dict[str, Any]) -> None:
+    questions = document["components"]["schemas"]["DecisionRequest"]["properties"]["questions"]["items"]
+    assert questions["discriminator"]["mapping"] == {
+        kind: f"#/components/schemas/{name}"
+        for kind, name in (("predicate", "Predicate"), ("choice", "Choice"), ("score", "Score"))
+    }
+
+
 def test_every_operation_has_an_example(document: dict[str, Any]) -> None:
     told = {example.operation for example in all_examples()} | {"get_openapi", "get_docs"}
     assert told == set(operations(document))
