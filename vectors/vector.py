@@ -160,7 +160,8 @@ def checked_parts(value: object) -> tuple[Part, ...]:
         or not all(isinstance(part, str) and part in PARTS for part in value)
         or len(set(value)) != len(value)
     ):
-        raise InvalidVector(f"parts: expected some of {', '.join(PARTS)}, each once, got {value!r:.60}", "parts")
+        given = list(value) if isinstance(value, tuple) else value
+        raise InvalidVector(f"parts: expected some of {', '.join(PARTS)}, each once, got {given!r:.60}", "parts")
     return tuple(part for part in PARTS if part in value)
 
 

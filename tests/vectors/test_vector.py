@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import struct
 from typing import Any
 
@@ -261,6 +262,11 @@ def test_parts_that_are_none_are_refused(parts: object) -> None:
     with pytest.raises(InvalidVector) as refused:
         SteeringVector({3: ramp()}, parts=parts)  # type: ignore[arg-type]
     assert refused.value.param == "parts"
+
+
+def test_refused_parts_are_shown_as_the_list_that_was_written() -> None:
+    with pytest.raises(InvalidVector, match=re.escape("each once, got ['content', 'content']")):
+        SteeringVector({3: ramp()}, parts=("content", "content"))
 
 
 def test_neighbouring_directions_cannot_swap_bytes() -> None:

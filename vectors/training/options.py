@@ -142,7 +142,7 @@ class MethodOptions:
         "(PASf), mean_difference (of pairs), a list of these, or all; the best on validation is used",
         name="variant",
         uses=("train", "sweep"),
-        metavar="NAMES",
+        metavar="NAME,…",
         group=_HOW_TO_TRAIN,
         default_text="ipas_wrong_only",
     )
@@ -152,7 +152,7 @@ class MethodOptions:
         f"where to steer: {', '.join(SITES)}, a list of these, or all",
         name="site",
         uses=("train", "sweep"),
-        metavar="NAMES",
+        metavar="NAME,…",
         group=_HOW_TO_TRAIN,
         default_text=DEFAULT_SITE,
     )

@@ -319,6 +319,9 @@ def test_help_names_the_commands_and_the_rows() -> None:
     for command in ("train", "evaluate", "sweep"):
         assert f"    {command} " in shown
         assert "answer_matching_behavior" in succeeded(command, "--help")
+    for command in ("train", "sweep"):
+        for flag in ("--variant", "--site"):
+            assert f"{flag} NAME,…" in succeeded(command, "--help"), "several are separated by commas"
 
 
 def test_the_client_loads_no_tensor_library(quiz: Path, tmp_path: Path) -> None:
