@@ -42,11 +42,15 @@ def check(client: httpx.Client, acknowledged: dict[str, set[str]], shape: tuple[
     assert num_unsure <= NUM_CUT
 
 
-def upload_until_killed(url: str, seed: int, shape: tuple[int, int]) -> list[tuple[str, str]]:
+def upload_until_killed(
+    url: str, seed: int, shape: tuple[int, int], all_connected: threading.Barrier
+) -> list[tuple[str, str]]:
     """Upload again and again, until the server goes away under it; the names and revisions that it acknowledged."""
     choose = random.Random(seed)
     acknowledged: list[tuple[str, str]] = []
     with httpx.Client(base_url=url, timeout=60) as client:
+        client.get("/health")
+        all_connected.wait()
         while True:
             name = choose.choice("abc")
             vector = SteeringVector({layer: torch.randn(shape[1]) for layer in range(shape[0])})
@@ -71,7 +75,9 @@ def test_acknowledged_uploads_survive_kills_of_the_server(tmp_path: Path) -> Non
                 with httpx.Client(base_url=url, timeout=60) as client:
                     check(client, acknowledged, shape)
                 seeds = range(life * NUM_CLIENTS, (life + 1) * NUM_CLIENTS)
-                uploads = [clients.submit(upload_until_killed, url, seed, shape) for seed in seeds]
+                all_connected = threading.Barrier(NUM_CLIENTS + 1)
+                uploads = [clients.submit(upload_until_killed, url, seed, shape, all_connected) for seed in seeds]
+                all_connected.wait()
                 kill(server, choose.uniform(0.05, 0.5))
                 for upload in uploads:
                     for name, revision in upload.result():
