@@ -114,5 +114,5 @@ def test_what_cannot_be_done_is_refused_by_entry_and_field(
 
 
 def test_a_vector_of_no_registry_is_checked_too() -> None:
-    with pytest.raises(CannotSteer, match="the vector has hidden size 5, the model 4"):
+    with pytest.raises(CannotSteer, match="the vector has hidden size 5, but the model has 4"):
         plan_of_vectors([(SteeringVector({0: torch.ones(HIDDEN + 1)}), 1.0)], Model())

@@ -99,7 +99,7 @@ def test_events_and_checkpoints_as_the_official_client_reads_them(server: Server
     assert len(events) > 4
     assert len({event.id for event in events}) == len(events)
     assert events[-1].message == "the job was created and is waiting for its turn"
-    assert "is published" in events[0].message
+    assert "was published as" in events[0].message
     assert {(event.object, event.level) for event in events} == {("fine_tuning.job.event", "info")}
     metrics = [event for event in events if event.type == "metrics"]
     assert set(metrics[0].data) == {"phase", "num_done", "num_total", "best", "seconds_left"}  # type: ignore[call-overload]

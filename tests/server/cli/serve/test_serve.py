@@ -94,7 +94,7 @@ def test_keys_are_asked_for(tiny_model: Path, tmp_path: Path) -> None:
     environ = {"TILLER_API_KEYS": "use-it", "TILLER_MANAGE_KEYS": "change-it"}
     with ServerProcess(tmp_path, tiny_model, "--host", "0.0.0.0", environ=environ) as server:
         url = server.wait_until_ready()
-        assert "keys     needed" in server.output
+        assert "keys     required" in server.output
         assert completion(url).status_code == 401
         assert pasted_curl(server, "wrong").status_code == 401
         assert pasted_curl(server, "use-it").status_code == 200

@@ -284,7 +284,7 @@ def test_what_the_model_lacks_is_a_usage_error(quiz: Path, tmp_path: Path) -> No
         (["train", "none.jsonl", "--name", "x"], "none.jsonl cannot be read: No such file"),
         (["train", "task:bbq/religon", "--name", "x"], "did you mean one of bbq/religion"),
         (["train", "few.jsonl", "--name", "x"], "few.jsonl: expected at least 8 items, got 1"),
-        (["evaluate", "nobody", "few.jsonl"], "few.jsonl: 1 items"),
+        (["evaluate", "nobody", "few.jsonl"], "few.jsonl: expected at least 8 items, got 1"),
         (["train", "few.jsonl", "--name", "x", "--url", "http://127.0.0.1:1"], "no server answers"),
     ],
 )
