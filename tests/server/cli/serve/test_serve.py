@@ -129,7 +129,7 @@ def test_a_banner_that_nobody_reads_stops_no_server(tiny_model: Path, tmp_path: 
     buffered = {"PYTHONUNBUFFERED": ""}  # so that the end of the process has something left to flush
     with ServerProcess(tmp_path, tiny_model, environ=buffered, stdout=writing) as server:
         os.close(writing)
-        url = server.wait_for_line(r"ready at (http://\S+), which")[1]
+        url = server.wait_for_line(r"ready at (http://\S+) \(cannot write")[1]
         assert completion(url).status_code == 200
         assert server.stop() == 0, server.output
 
