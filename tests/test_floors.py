@@ -181,8 +181,9 @@ FLOORS: dict[str, str] = {
         train
     """,
     "server.engine": """
-        __init__ attention cache errors grammar pacing refusal
-        evidence request
+        __init__ attention errors grammar pacing refusal
+        recurrent
+        cache evidence request
         protocol sampler wanted
         admission description queries sequence
         model scheduler
@@ -196,6 +197,11 @@ FLOORS: dict[str, str] = {
         __init__ interface partial
         function stretches
         choice
+    """,
+    "server.engine.recurrent": """
+        __init__ slots states
+        step
+        probe
     """,
     "server.jobs": """
         __init__ records

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from server.engine.recurrent.slots import StateSlots
 from server.steering.plan import SteeringPlan
 from vectors.vocabulary import Part
 
@@ -46,11 +47,17 @@ def page_key(
 
 
 class PagePool:
-    """All pages of one engine. Every page is free, held by one or more sequences, or idle (registered, unheld)."""
+    """All pages of one engine. Every page is free, held by one or more sequences, or idle (registered, unheld).
 
-    def __init__(self, num_pages: int, page_size: int, *, prefix_cache: bool = True) -> None:
+    `states`: the slots of a model with recurrent layers, else None.
+    """
+
+    def __init__(
+        self, num_pages: int, page_size: int, *, prefix_cache: bool = True, states: StateSlots | None = None
+    ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
+        self.states = states
         self._prefix_cache = prefix_cache
         self._is_free = np.ones(num_pages, dtype=bool)
         self._num_free = num_pages
@@ -122,7 +129,10 @@ class PagePool:
             return False
         for _ in range(max(1, len(self._idle) // 8)):
             page, _ = self._idle.popitem(last=False)
-            del self._page_of[self._key_of.pop(page)]
+            key = self._key_of.pop(page)
+            del self._page_of[key]
+            if self.states is not None:
+                self.states.forget(key)
             self._free(page)
         return True
 

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 def describe_model(
     module: PreTrainedModel,
     sites: ModelSites,
-    layers: Sequence[LayerAttention],
+    layers: Sequence[LayerAttention | None],
     *,
     model_id: str,
     max_model_len: int | None,
@@ -50,7 +50,7 @@ def describe_model(
     )
 
 
-def _check_windows(architecture: str, config: Any, layers: Sequence[LayerAttention], length: int) -> None:
+def _check_windows(architecture: str, config: Any, layers: Sequence[LayerAttention | None], length: int) -> None:
     """Refuse a model that limits its attention by a mask, which is never built here.
 
     What the configuration says about each layer must have reached the attention function.
@@ -61,9 +61,12 @@ def _check_windows(architecture: str, config: Any, layers: Sequence[LayerAttenti
     kind_of_all = "sliding_attention" if promised else "full_attention"
     kinds = getattr(config, "layer_types", None) or [kind_of_all] * len(layers)
     for layer, kind in enumerate(kinds[: len(layers)]):
-        if kind not in ("full_attention", "sliding_attention"):
+        attention = layers[layer]
+        if attention is None:
+            continue
+        if kind not in ("full_attention", "sliding_attention", "hybrid", "hybrid_sliding"):
             raise ModelRefused(f"{architecture}: layer {layer} uses {kind}, which paged attention does not support")
-        if kind == "sliding_attention" and promised and layers[layer].window is None:
+        if kind in ("sliding_attention", "hybrid_sliding") and promised and attention.window is None:
             raise ModelRefused(
                 f"{architecture}: layer {layer} implements its sliding window of {promised} tokens with its own mask, "
                 f"which paged attention does not support; serve it with --max-model-len {promised}"

@@ -26,6 +26,7 @@ from server.engine.model import LoadedModel
 from server.engine.outputs import branch_scores, last_output, next_scores, sampled_logprobs
 from server.engine.pacing import BackgroundPace
 from server.engine.protocol import EngineStats, ModelInfo, PagingStats
+from server.engine.recurrent.slots import StateSlots
 from server.engine.refusal import ModelRefused
 from server.engine.request import (
     EngineRequest,
@@ -60,7 +61,7 @@ class EngineSettings:
     """The limits of the engine.
 
     `max_running` sequences share a step of at most `max_batch_tokens` tokens; up to `max_queue` live requests wait.
-    `num_pages` of `page_size` tokens hold the KV.
+    `num_pages` of `page_size` tokens hold the KV. A model with recurrent layers keeps `num_snapshots` of their states.
     """
 
     num_pages: int
@@ -69,6 +70,7 @@ class EngineSettings:
     max_batch_tokens: int = 512
     max_queue: int = 1024
     prefix_cache: bool = True
+    num_snapshots: int = 64
 
 
 def num_pages_for(
@@ -102,7 +104,10 @@ class BatchingEngine:
     def __init__(self, model: LoadedModel, settings: EngineSettings) -> None:
         self._model = model
         self._settings = settings
-        self._pool = PagePool(settings.num_pages, settings.page_size, prefix_cache=settings.prefix_cache)
+        slots = None
+        if model.states:
+            slots = StateSlots(settings.max_running, settings.num_snapshots if settings.prefix_cache else 0)
+        self._pool = PagePool(settings.num_pages, settings.page_size, prefix_cache=settings.prefix_cache, states=slots)
         self._bank = SteeringBank(model.info.num_layers, model.info.hidden_size, model.device)
         self._runner = Runner(
             model,
@@ -110,6 +115,7 @@ class BatchingEngine:
             num_pages=settings.num_pages,
             page_size=settings.page_size,
             max_batch_tokens=settings.max_batch_tokens,
+            slots=slots,
         )
         self._scheduler = Scheduler(
             self._pool, max_running=settings.max_running, max_batch_tokens=settings.max_batch_tokens
@@ -391,6 +397,7 @@ class BatchingEngine:
             total_generated_tokens=self._totals["generated"],
             total_steps=self._totals["steps"],
             num_rows_in_use=self._bank.num_rows_in_use,
+            num_states_in_use=None if self._pool.states is None else self._pool.states.num_held,
             paging=PagingStats(
                 num_pages=self._pool.num_pages,
                 num_free_pages=self._pool.num_available,

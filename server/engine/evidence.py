@@ -25,6 +25,7 @@ from server.engine.attention.interface import (
     PagedAttention,
     Segment,
 )
+from server.engine.recurrent.probe import layers_with_attention
 from server.engine.refusal import ModelRefused
 from vectors.sites import ModelSites, activation_of
 from vectors.vocabulary import Site
@@ -58,8 +59,10 @@ class _Look(AttentionStep):
         return queries.new_zeros(*queries.shape[:2], values.shape[-1])
 
 
-def hand_over_attention(module: PreTrainedModel, num_layers: int) -> tuple[LayerAttention, ...]:
+def hand_over_attention(module: PreTrainedModel, num_layers: int) -> tuple[LayerAttention | None, ...]:
     """Make `module` call our attention function; return what each of its `num_layers` layers asks of it.
+
+    A layer that has no attention, by transformers' own cache, is None.
 
     Raises `ModelRefused` when a layer does not call it, or passes an unknown argument.
     """
@@ -72,19 +75,31 @@ def hand_over_attention(module: PreTrainedModel, num_layers: int) -> tuple[Layer
         )
     look = _Look()
     _run(module, look)
-    if sorted(look.calls) != list(range(num_layers)):
-        raise ModelRefused(
-            f"{architecture}: {len(set(look.calls))} of {num_layers} layers called the attention function; "
-            "models with other kinds of layers (linear attention, state space, shared KV) are not supported"
-        )
-    return tuple(look.layers[layer] for layer in range(num_layers))
+    _check_calls(module, look.calls, num_layers)
+    return tuple(look.layers.get(layer) for layer in range(num_layers))
+
+
+def _check_calls(module: PreTrainedModel, calls: Sequence[int], num_layers: int) -> None:
+    called = set(calls)
+    if len(called) == len(calls) and layers_with_attention(module, num_layers) <= called <= set(range(num_layers)):
+        return
+    raise ModelRefused(
+        f"{type(module).__name__}: {len(called)} of {num_layers} layers called the attention function, in "
+        f"{len(calls)} calls; models whose layers share their attention, or keep their past in other ways than "
+        "transformers' cache does, are not supported"
+    )
+
+
+def run_with_cache(module: PreTrainedModel, cache: Any) -> None:
+    """Run `module` on a few tokens with transformers' own `cache`; attention gives zeros. Raises `ModelRefused`."""
+    _run(module, _Look(), past_key_values=cache, use_cache=True)
 
 
 def working_sites(
     module: PreTrainedModel,
     sites: ModelSites,
     attention: type[PagedAttention],
-    layers: Sequence[LayerAttention],
+    layers: Sequence[LayerAttention | None],
 ) -> ModelSites:
     """The `sites` whose modules give one activation per token in every block when `attention` runs `layers`.
 
@@ -115,10 +130,10 @@ def working_sites(
     return replace(sites, modules=MappingProxyType(sound))
 
 
-def _run(module: PreTrainedModel, step: AttentionStep) -> None:
+def _run(module: PreTrainedModel, step: AttentionStep, *, use_cache: bool = False, **others: Any) -> None:
     positions = torch.arange(_LENGTH, device=next(module.parameters()).device).unsqueeze(0)
     try:
         with torch.inference_mode(), attention_step(step):
-            module(input_ids=torch.zeros_like(positions), position_ids=positions, use_cache=False)
+            module(input_ids=torch.zeros_like(positions), position_ids=positions, use_cache=use_cache, **others)
     except NotImplementedError as error:
         raise ModelRefused(f"{type(module).__name__}: {error}") from error

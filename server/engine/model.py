@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from server.engine.attention.choice import attention_for
 from server.engine.attention.interface import LayerAttention, PagedAttention
 from server.engine.description import describe_model
-from server.engine.evidence import hand_over_attention, working_sites
+from server.engine.evidence import hand_over_attention, run_with_cache, working_sites
 from server.engine.protocol import ModelInfo
+from server.engine.recurrent.probe import hand_over_recurrence
+from server.engine.recurrent.states import StateLayout
 from server.engine.refusal import ModelRefused
 from vectors.sites import ModelSites, SitesNotFound, find_sites
 
@@ -35,17 +38,19 @@ DTYPES: dict[str, torch.dtype] = {
 class LoadedModel:
     """A model that the engine can run.
 
-    `attention` is the implementation that computes its `attention_layers`.
+    `attention` is the implementation that computes its `attention_layers`; a layer without attention has None there.
+    `states`: what its recurrent layers keep of a sequence.
     """
 
     module: PreTrainedModel
     sites: ModelSites
     info: ModelInfo
-    attention_layers: tuple[LayerAttention, ...]
+    attention_layers: tuple[LayerAttention | None, ...]
     attention: type[PagedAttention]
     dtype: torch.dtype
     device: torch.device
     keeps_logits: bool
+    states: StateLayout = StateLayout()
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -135,11 +140,12 @@ def prepare_model(module: PreTrainedModel, *, model_id: str = "model", max_model
         raise ModelRefused(str(error)) from error
     parameter = next(module.parameters())
     layers = hand_over_attention(module, sites.num_layers)
+    states = hand_over_recurrence(module, functools.partial(run_with_cache, module))
     attention = attention_for(layers, parameter.dtype, parameter.device)
     sites = working_sites(module, sites, attention, layers)
     info = describe_model(module, sites, layers, model_id=model_id, max_model_len=max_model_len)
     keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
-    return LoadedModel(module, sites, info, layers, attention, parameter.dtype, parameter.device, keeps_logits)
+    return LoadedModel(module, sites, info, layers, attention, parameter.dtype, parameter.device, keeps_logits, states)
 
 
 def _merge_adapter(module: PreTrainedModel, adapter: str) -> PreTrainedModel:

@@ -52,7 +52,7 @@ class EngineStats:
     """A consistent snapshot of the engine's counters: gauges first, then totals since the start.
 
     `total_steps` counts forward passes. The last fields are None for engines that do not have them: `num_rows_in_use`
-    of the steering bank, and `paging`.
+    of the steering bank, `paging`, and `num_states_in_use`: the states of recurrent layers that sequences hold.
     """
 
     num_running: int
@@ -65,6 +65,7 @@ class EngineStats:
     total_steps: int
     num_rows_in_use: int | None = None
     paging: PagingStats | None = None
+    num_states_in_use: int | None = None
 
 
 class Engine(Protocol):

@@ -5,6 +5,7 @@ This is the only place that calls the model. It owns the KV, the step's buffers 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from torch import Tensor
 from server.engine.attention.function import attention_step
 from server.engine.buffers import StepBuffers
 from server.engine.model import LoadedModel
+from server.engine.recurrent.slots import StateSlots
+from server.engine.recurrent.states import RecurrentStates
+from server.engine.recurrent.step import RecurrentStep, Span, recurrent_step
 from server.engine.scheduler import Chunk
 from server.engine.step import PackedChunk, StepBatch, pack_step
 from server.steering.bank import SteeringBank
@@ -41,10 +45,20 @@ class ChunkResult:
 
 
 class Runner:
-    """Runs steps of at most `max_batch_tokens` tokens on one model, with `num_pages` KV pages of `page_size` tokens."""
+    """Runs steps of at most `max_batch_tokens` tokens on one model, with `num_pages` KV pages of `page_size` tokens.
+
+    `slots`: those of a model with recurrent layers, else None.
+    """
 
     def __init__(
-        self, model: LoadedModel, bank: SteeringBank, *, num_pages: int, page_size: int, max_batch_tokens: int
+        self,
+        model: LoadedModel,
+        bank: SteeringBank,
+        *,
+        num_pages: int,
+        page_size: int,
+        max_batch_tokens: int,
+        slots: StateSlots | None = None,
     ) -> None:
         self._model = model
         self._bank = bank
@@ -52,12 +66,15 @@ class Runner:
         self._attention = model.attention(
             model.attention_layers, num_pages=num_pages, page_size=page_size, dtype=model.dtype, device=model.device
         )
+        self._slots = slots
+        self._states = RecurrentStates(model.states, 0 if slots is None else slots.num_slots, model.device)
         self._buffers = StepBuffers(max_batch_tokens, model.device)
 
     def close(self) -> None:
-        """Remove the hooks from the model and free the KV."""
+        """Remove the hooks from the model and free the KV and the states."""
         self._hooks.close()
         self._attention.close()
+        self._states.close()
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
@@ -67,9 +84,24 @@ class Runner:
         captures = {place: torch.from_numpy(tokens).to(self._model.device) for place, tokens in batch.captures.items()}
         activations = StepActivations(inputs.row_of_token, inputs.low_rank_tokens, captures)
         step = self._attention.plan(batch.segments, inputs.slots)
-        with attention_step(step), self._hooks.step(activations):
+        with attention_step(step), self._recurrent_step(batch), self._hooks.step(activations):
             logits = self._model.forward(inputs.tokens, inputs.positions, inputs.wanted)
         return list(_results(batch, logits, activations.captured))
+
+    def _recurrent_step(self, batch: StepBatch) -> contextlib.AbstractContextManager[None]:
+        """The step of the recurrent layers, after the copies of states that were noted since the last one."""
+        if self._slots is None:
+            return contextlib.nullcontext()
+        self._states.copy(self._slots.take_copies())
+        spans = [_span(packed) for packed in batch.chunks]
+        return recurrent_step(RecurrentStep(self._states, spans, self._model.device))
+
+
+def _span(packed: PackedChunk) -> Span:
+    """The chunk as the recurrent layers see it."""
+    segment, slot = packed.segment, packed.chunk.sequence.state_slot
+    assert slot is not None
+    return Span(segment.start, segment.end, slot, segment.num_past == 0, segment.is_branching)
 
 
 def _results(batch: StepBatch, logits: Tensor, captured: Mapping[Place, Tensor]) -> Iterator[ChunkResult]:

@@ -159,6 +159,7 @@ class Scheduler:
         """Take the pages of a waiting sequence's first chunk, cached ones included; False when there are too few."""
         sequence.take_cached_pages(self._pool)
         if sequence.reserve(self._pool, sequence.num_slots_with(min(sequence.max_chunk, budget))):
+            sequence.take_state(self._pool)
             return True
         sequence.release_pages(self._pool)
         return False

@@ -66,6 +66,7 @@ class TokenSequence:
         self.parts: list[Part] | None = None if self._part_reader is None else [self._part_reader.part]
         self.rows: PlanRows | None = None
         self.pages: list[int] = []
+        self.state_slot: int | None = None
         self.known_logprobs: list[TokenLogprobs | None] = []
         self.activations: dict[Place, dict[int, Tensor]] = {}
         self.next_scores: tuple[float, ...] = ()
@@ -192,15 +193,31 @@ class TokenSequence:
         return self.wanted.max_tokens > 0 or bool(self.wanted.next_token_ids)
 
     def take_cached_pages(self, pool: PagePool) -> None:
-        """Start from the longest prefix whose pages the pool already has."""
+        """Start from the longest prefix whose pages the pool already has, and whose state if there are states."""
         assert not self.pages
-        while len(self.pages) < self._num_sharable:
-            page = pool.share(self._key_of_page(len(self.pages)))
-            if page is None:
-                break
+        for index in range(self._num_cached(pool)):
+            page = pool.share(self._key_of_page(index))
+            assert page is not None
             self._append_page(page)
         self._num_shared = len(self.pages)
         self.num_computed = len(self.pages) * self._page_size
+
+    def _num_cached(self, pool: PagePool) -> int:
+        """Pages of the longest prefix that the pool has; if there are states, of the longest with a snapshot."""
+        num_pages = 0
+        while num_pages < self._num_sharable and pool.has(self._key_of_page(num_pages)):
+            num_pages += 1
+        if pool.states is not None:
+            while num_pages > 0 and not pool.states.has(self._key_of_page(num_pages - 1)):
+                num_pages -= 1
+        return num_pages
+
+    def take_state(self, pool: PagePool) -> None:
+        """Hold a slot for the recurrent state, if the model has any; it starts from the end of the cached pages."""
+        if pool.states is not None:
+            self.state_slot = pool.states.take()
+            if self.pages and self.num_computed:
+                pool.states.restore(self._key_of_page(self.num_computed // self._page_size - 1), self.state_slot)
 
     def first_missing_page(self, pool: PagePool) -> PageKey | None:
         """The key of the first sharable page that the pool does not have; None when it has them all."""
@@ -231,8 +248,11 @@ class TokenSequence:
         return True
 
     def release_pages(self, pool: PagePool) -> None:
-        """Return every page; the KV is lost, but the generated tokens stay."""
+        """Return every page and the state; the KV is lost, but the generated tokens stay."""
         pool.release(self.pages)
+        if pool.states is not None and self.state_slot is not None:
+            pool.states.release(self.state_slot)
+            self.state_slot = None
         self.pages = []
         self._stretches = []
         self._num_shared = 0

@@ -13,6 +13,8 @@ ATTENTIONS: tuple[type[PagedAttention], ...] = (StretchAttention,)
 """Every implementation, the fastest first; the last one supports everything."""
 
 
-def attention_for(layers: Sequence[LayerAttention], dtype: torch.dtype, device: torch.device) -> type[PagedAttention]:
+def attention_for(
+    layers: Sequence[LayerAttention | None], dtype: torch.dtype, device: torch.device
+) -> type[PagedAttention]:
     """The first of `ATTENTIONS` that supports `layers` in `dtype` on `device`."""
     return next(attention for attention in ATTENTIONS if attention.supports(layers, dtype, device))

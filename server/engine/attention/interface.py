@@ -104,18 +104,18 @@ class PagedAttention(ABC):
 
     @classmethod
     @abstractmethod
-    def supports(cls, layers: Sequence[LayerAttention], dtype: torch.dtype, device: torch.device) -> bool:
+    def supports(cls, layers: Sequence[LayerAttention | None], dtype: torch.dtype, device: torch.device) -> bool:
         """True when this implementation computes all of `layers` exactly, in `dtype` on `device`."""
 
     @classmethod
     @abstractmethod
-    def bytes_per_token(cls, layers: Sequence[LayerAttention], dtype: torch.dtype) -> int:
+    def bytes_per_token(cls, layers: Sequence[LayerAttention | None], dtype: torch.dtype) -> int:
         """Bytes of KV per token, over all layers."""
 
     @abstractmethod
     def __init__(
         self,
-        layers: Sequence[LayerAttention],
+        layers: Sequence[LayerAttention | None],
         *,
         num_pages: int,
         page_size: int,

@@ -26,18 +26,18 @@ class StretchAttention(PagedAttention):
     """Keys and values of each layer, `[kv_heads, slots, dim]`; the last slot takes what is not kept."""
 
     @classmethod
-    def supports(cls, layers: Sequence[LayerAttention], dtype: torch.dtype, device: torch.device) -> bool:
+    def supports(cls, layers: Sequence[LayerAttention | None], dtype: torch.dtype, device: torch.device) -> bool:
         """True for all; see `PagedAttention.supports`."""
         return True
 
     @classmethod
-    def bytes_per_token(cls, layers: Sequence[LayerAttention], dtype: torch.dtype) -> int:
+    def bytes_per_token(cls, layers: Sequence[LayerAttention | None], dtype: torch.dtype) -> int:
         """See `PagedAttention.bytes_per_token`."""
-        return sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in layers) * dtype.itemsize
+        return sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in layers if layer) * dtype.itemsize
 
     def __init__(
         self,
-        layers: Sequence[LayerAttention],
+        layers: Sequence[LayerAttention | None],
         *,
         num_pages: int,
         page_size: int,
@@ -45,12 +45,9 @@ class StretchAttention(PagedAttention):
         device: torch.device,
     ) -> None:
         num_slots = num_pages * page_size + 1
-        self._keys = [
-            torch.zeros(layer.kv_heads, num_slots, layer.key_dim, dtype=dtype, device=device) for layer in layers
-        ]
-        self._values = [
-            torch.zeros(layer.kv_heads, num_slots, layer.value_dim, dtype=dtype, device=device) for layer in layers
-        ]
+        shapes = [(layer.kv_heads, layer.key_dim, layer.value_dim) if layer else (0, 0, 0) for layer in layers]
+        self._keys = [torch.zeros(heads, num_slots, dim, dtype=dtype, device=device) for heads, dim, _ in shapes]
+        self._values = [torch.zeros(heads, num_slots, dim, dtype=dtype, device=device) for heads, _, dim in shapes]
 
     def plan(self, segments: Sequence[Segment], slots: Tensor) -> AttentionStep:
         """See `PagedAttention.plan`."""

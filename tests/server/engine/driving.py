@@ -55,10 +55,11 @@ def run(
 
 
 def assert_nothing_held(engine: BatchingEngine) -> None:
-    """Every page and row is back."""
+    """Every page, row and state is back."""
     stats = engine.stats()
     assert stats.paging is not None
     assert (stats.paging.num_free_pages, stats.num_rows_in_use) == (stats.paging.num_pages, 0)
+    assert not stats.num_states_in_use
     assert (stats.num_running, stats.num_waiting) == (0, 0)
 
 
