@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     keeps_logits: bool
-    states: StateLayout = StateLayout()
+    states: StateLayout = field(default_factory=StateLayout)
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -1,8 +1,8 @@
 """Finds a model's recurrent modules and makes them run on packed batches.
 
-They are found by what they do. One pass is run with the cache that transformers would generate with, and whichever module
-reads or writes a state of it is recurrent. What it does then with a state is tried: some modules ignore it when they are
-given several tokens, so these continue token by token.
+They are found by what they do. One pass is run with the cache that transformers would generate with, and the modules
+that read or write a state of it are recurrent. Then each is tried: some ignore their state when they are given several
+tokens, so these continue token by token.
 """
 
 from __future__ import annotations
@@ -42,6 +42,12 @@ def hand_over_recurrence(module: PreTrainedModel, run: Callable[[Any], None]) ->
     with cache:
         run(cache)
     layout = cache.layout()
+    for index, layer in enumerate(cache.layers):
+        if isinstance(layer, LinearAttentionCacheLayerMixin) and not any(key[1] == index for key in layout.tensors):
+            raise ModelRefused(
+                f"{type(module).__name__}: layer {index} is recurrent but keeps its state outside of transformers' "
+                "cache, so tiller cannot run it in batches; serve it with transformers"
+            )
     for seen in cache.seen.values():
         cache_name = _cache_name(type(module).__name__, seen, cache)
         original = getattr(seen.module.forward, "original", seen.module.forward)

@@ -1,4 +1,4 @@
-"""The states of recurrent layers, one row for each slot, and the cache through which a module of transformers sees some.
+"""The states of recurrent layers, a row for each slot, and the cache by which a module of transformers reaches them.
 
 A recurrent module keeps what it knows of a sequence's past in a few tensors of fixed size: the last inputs of a
 convolution, the state of a linear attention. It reads and writes them through its cache only.
@@ -58,8 +58,8 @@ class RecurrentStates:
 class StateCache:
     """What a recurrent module takes for transformers' cache: the states of `slots`, in a batch.
 
-    `slots` int64 `[batch]`. A batch of sequences that begin (`is_fresh`) has no states before the first update. What the
-    module writes reaches the slots by `write_back`.
+    `slots` int64 `[batch]`. Sequences that begin (`is_fresh`) have no states before the first update. What the module
+    writes reaches the slots by `write_back`.
     """
 
     def __init__(self, states: RecurrentStates, slots: Tensor, *, is_fresh: bool) -> None:
