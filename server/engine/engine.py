@@ -105,9 +105,11 @@ class BatchingEngine:
         self._model = model
         self._settings = settings
         slots = None
+        prefix_cache = settings.prefix_cache
         if model.states:
-            slots = StateSlots(settings.max_running, settings.num_snapshots if settings.prefix_cache else 0)
-        self._pool = PagePool(settings.num_pages, settings.page_size, prefix_cache=settings.prefix_cache, states=slots)
+            prefix_cache = prefix_cache and settings.num_snapshots > 0
+            slots = StateSlots(settings.max_running, settings.num_snapshots if prefix_cache else 0)
+        self._pool = PagePool(settings.num_pages, settings.page_size, prefix_cache=prefix_cache, states=slots)
         self._bank = SteeringBank(model.info.num_layers, model.info.hidden_size, model.device)
         self._runner = Runner(
             model,

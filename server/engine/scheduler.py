@@ -108,7 +108,7 @@ class Scheduler:
         """Continue the running sequences of `priority`: those that decode, then those that prefill."""
         running = [sequence for sequence in self._running if sequence.request.priority is priority]
         for sequence in sorted(running, key=lambda sequence: sequence.num_to_compute > 1):
-            wanted = min(sequence.max_chunk, self._budget(priority, num_new))
+            wanted = sequence.next_chunk(self._budget(priority, num_new), self._pool, is_alone=not num_new)
             if sequence.state is not RequestState.QUEUED and wanted > 0 and self._make_room(sequence, wanted, num_new):
                 num_new[sequence] = wanted
 
@@ -126,25 +126,31 @@ class Scheduler:
         """Start waiting sequences of `priority` while the step has tokens left and there are pages for them."""
         queue = self._waiting[priority]
         index = 0
-        while index < min(len(queue), _LOOK_AHEAD) and (budget := self._budget(priority, num_new)) > 0:
+        while index < min(len(queue), _LOOK_AHEAD) and (
+            (budget := self._budget(priority, num_new)) >= self._least_chunk(num_new)
+        ):
             sequence = queue[index]
-            if self._is_being_computed(sequence):
+            if self._is_being_computed(sequence, num_new):
                 index += 1
-            elif len(self._running) < self._max_running and self._can_start(sequence, budget):
+            elif len(self._running) < self._max_running and (first_chunk := self._start(sequence, budget, num_new)):
                 del queue[index]
                 if sequence.num_cached_tokens is None:
                     sequence.num_cached_tokens = sequence.num_computed
                 sequence.become(RequestState.PREFILLING)
                 self._running.append(sequence)
                 self._running.sort(key=lambda running: running.request.priority)
-                num_new[sequence] = min(sequence.max_chunk, budget)
+                num_new[sequence] = first_chunk
             elif self._running and self._running[-1].request.priority > priority:
                 self._preempt(self._running[-1])
             else:
                 break
 
-    def _is_being_computed(self, sequence: TokenSequence) -> bool:
-        """True when the first page that `sequence` would have to compute is the next of a running one."""
+    def _least_chunk(self, num_new: dict[TokenSequence, int]) -> int:
+        """Tokens below which no sequence is started in this step; see `TokenSequence.next_chunk`."""
+        return 2 if self._pool.states is not None and num_new else 1
+
+    def _is_being_computed(self, sequence: TokenSequence, num_new: dict[TokenSequence, int]) -> bool:
+        """True when what `sequence` would have to compute first is being computed by a running one."""
         running = [
             other
             for other in self._running
@@ -152,17 +158,26 @@ class Scheduler:
         ]
         if not running or not self._pool.shares_prefixes:
             return False
+        if self._pool.states is not None:
+            other = next((other for other in running if sequence.waits_for_state(other, self._pool)), None)
+            if other in num_new:  # its chunk has to end where the snapshot is wanted
+                num_new[other] = other.next_chunk(num_new[other], self._pool, is_alone=True)
+            return other is not None
         missing = sequence.first_missing_page(self._pool)
         return missing is not None and any(other.next_page == missing for other in running)
 
-    def _can_start(self, sequence: TokenSequence, budget: int) -> bool:
-        """Take the pages of a waiting sequence's first chunk, cached ones included; False when there are too few."""
+    def _start(self, sequence: TokenSequence, budget: int, num_new: dict[TokenSequence, int]) -> int:
+        """Take the pages of a waiting sequence's first chunk, cached ones included.
+
+        Returns its length, or 0 when it has to wait.
+        """
         sequence.take_cached_pages(self._pool)
-        if sequence.reserve(self._pool, sequence.num_slots_with(min(sequence.max_chunk, budget))):
+        length = sequence.next_chunk(budget, self._pool, is_alone=not num_new)
+        if length > 0 and sequence.reserve(self._pool, sequence.num_slots_with(length)):
             sequence.take_state(self._pool)
-            return True
+            return length
         sequence.release_pages(self._pool)
-        return False
+        return 0
 
     def _preempt(self, sequence: TokenSequence) -> None:
         self._running.remove(sequence)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import time
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from server.engine.attention.interface import Segment
 from server.engine.cache import ROOT_KEY, PageKey, PagePool, page_key
 from server.engine.grammar import GrammarState, allowed_tokens
+from server.engine.recurrent.slots import StateSlots
 from server.engine.request import (
     EngineRequest,
     FinishReason,
@@ -67,6 +69,8 @@ class TokenSequence:
         self.rows: PlanRows | None = None
         self.pages: list[int] = []
         self.state_slot: int | None = None
+        self._snapshot_pages: set[int] = set()
+        self._moving_snapshot: PageKey | None = None
         self.known_logprobs: list[TokenLogprobs | None] = []
         self.activations: dict[Place, dict[int, Tensor]] = {}
         self.next_scores: tuple[float, ...] = ()
@@ -115,6 +119,28 @@ class TokenSequence:
         if self.wanted.branches and not self.is_branching:
             return self.num_prompt - 1 - self.num_computed
         return self.num_to_compute
+
+    def next_chunk(self, budget: int, pool: PagePool, *, is_alone: bool) -> int:
+        """Tokens of the next chunk, at most `budget`; 0 when a step that is not this sequence's alone has too few left.
+
+        Chunks of recurrent layers end where a snapshot is wanted, else at the end of a page if they can. And they are
+        not cut down to single tokens, which some models compute otherwise than `generate` does in a prompt.
+        """
+        wanted = min(self.max_chunk, budget)
+        if pool.states is None or self.is_branching or self.max_chunk == 1:
+            return wanted
+        if pool.shares_prefixes:
+            wanted = self._end_of_page_before(self.num_computed + wanted) - self.num_computed
+        if wanted == self.max_chunk - 1 and wanted > 1:
+            wanted -= 1
+        return wanted if wanted > 1 or is_alone or self.num_computed == 0 else 0
+
+    def _end_of_page_before(self, end: int) -> int:
+        """Where a chunk that could reach `end` should end."""
+        last = min(end, len(self.tokens) - 2) // self._page_size
+        inside = [pages for pages in self._snapshot_pages if self.num_computed // self._page_size < pages <= last]
+        pages = min(inside, default=last)
+        return pages * self._page_size if pages * self._page_size > self.num_computed + 1 else end
 
     @property
     def next_branches(self) -> slice:
@@ -195,6 +221,8 @@ class TokenSequence:
     def take_cached_pages(self, pool: PagePool) -> None:
         """Start from the longest prefix whose pages the pool already has, and whose state if there are states."""
         assert not self.pages
+        if pool.states is not None:  # others begin alike: the next one can start where this one differs from them
+            self._snapshot_pages.add(self._num_pages_in(pool))
         for index in range(self._num_cached(pool)):
             page = pool.share(self._key_of_page(index))
             assert page is not None
@@ -205,23 +233,42 @@ class TokenSequence:
     def _num_cached(self, pool: PagePool) -> int:
         """Pages of the longest prefix that the pool has; if there are states, of the longest with a snapshot."""
         num_pages = 0
-        while num_pages < self._num_sharable and pool.has(self._key_of_page(num_pages)):
-            num_pages += 1
+        num_pages = self._num_pages_in(pool)
         if pool.states is not None:
             while num_pages > 0 and not pool.states.has(self._key_of_page(num_pages - 1)):
                 num_pages -= 1
+        return num_pages
+
+    def _num_pages_in(self, pool: PagePool) -> int:
+        num_pages = 0
+        while num_pages < self._num_sharable(pool) and pool.has(self._key_of_page(num_pages)):
+            num_pages += 1
         return num_pages
 
     def take_state(self, pool: PagePool) -> None:
         """Hold a slot for the recurrent state, if the model has any; it starts from the end of the cached pages."""
         if pool.states is not None:
             self.state_slot = pool.states.take()
-            if self.pages and self.num_computed:
+            if self.num_computed:
                 pool.states.restore(self._key_of_page(self.num_computed // self._page_size - 1), self.state_slot)
+
+    def waits_for_state(self, other: TokenSequence, pool: PagePool) -> bool:
+        """True when `other`, which is being computed, will leave a snapshot that is worth waiting for; asks it to."""
+        num_pages = min(self._num_sharable(pool), len(other.tokens) // self._page_size)
+        num_shared = bisect.bisect_left(
+            range(num_pages), True, key=lambda index: self._key_of_page(index) != other._key_of_page(index)
+        )
+        if num_shared * self._page_size <= other.num_computed:
+            return False
+        num_cached = self._num_cached(pool)
+        if num_cached >= num_shared or num_cached * self._page_size > other.num_computed:
+            return False
+        other._snapshot_pages.add(num_shared)
+        return True
 
     def first_missing_page(self, pool: PagePool) -> PageKey | None:
         """The key of the first sharable page that the pool does not have; None when it has them all."""
-        for index in range(self._num_sharable):
+        for index in range(self._num_sharable(pool)):
             key = self._key_of_page(index)
             if not pool.has(key):
                 return key
@@ -233,9 +280,9 @@ class TokenSequence:
         is_full = (self._num_shared + 1) * self._page_size <= len(self.tokens)
         return self._key_of_page(self._num_shared) if is_full else None
 
-    @property
-    def _num_sharable(self) -> int:
-        return self.first_needed_position // self._page_size
+    def _num_sharable(self, pool: PagePool) -> int:
+        """Pages that may come from the cache; with recurrent layers two tokens at least are left, see `next_chunk`."""
+        return max(0, self.first_needed_position - (pool.states is not None)) // self._page_size
 
     def reserve(self, pool: PagePool, num_tokens: int) -> bool:
         """Hold pages for the first `num_tokens` tokens; when the pool has too few, take none and return False."""
@@ -264,6 +311,20 @@ class TokenSequence:
         while (self._num_shared + 1) * self._page_size <= self.num_computed:
             pool.register(self.pages[self._num_shared], self._key_of_page(self._num_shared))
             self._num_shared += 1
+        if pool.states is not None and self.num_computed % self._page_size == 0:
+            self._save_state(pool, pool.states)
+
+    def _save_state(self, pool: PagePool, states: StateSlots) -> None:
+        """Leave a snapshot at the end of the latest page. Those that were not asked for replace each other."""
+        num_pages = self.num_computed // self._page_size
+        key = self._key_of_page(num_pages - 1)
+        if not pool.has(key):
+            return
+        assert self.state_slot is not None
+        if num_pages in self._snapshot_pages or num_pages == (self.num_known - 2) // self._page_size:
+            states.save(key, self.state_slot)
+        elif states.save(key, self.state_slot, replaces=self._moving_snapshot):
+            self._moving_snapshot = key
 
     def segment(self, start: int, num_new: int) -> Segment:
         """The next `num_new` tokens as the attention sees them, at `start` of the pack."""

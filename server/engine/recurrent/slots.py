@@ -53,8 +53,8 @@ class StateSlots:
         self._used.add(key)
         self._copies.append((self._snapshots[key], slot))
 
-    def save(self, key: bytes, slot: int, *, replaces: bytes | None = None) -> None:
-        """Copy a sequence's slot to a snapshot of `key`, unless there is one.
+    def save(self, key: bytes, slot: int, *, replaces: bytes | None = None) -> bool:
+        """Copy a sequence's slot to a new snapshot of `key`; False when there is one already.
 
         It takes the place of the snapshot `replaces` if nobody has used that, else of the least recently used.
         """
@@ -62,12 +62,13 @@ class StateSlots:
             self.forget(replaces)
         if key in self._snapshots:
             self._snapshots.move_to_end(key)
-            return
+            return False
         if not self._free_snapshots and self._snapshots:
             self.forget(next(iter(self._snapshots)))
         if self._free_snapshots:
             self._snapshots[key] = self._free_snapshots.pop()
             self._copies.append((slot, self._snapshots[key]))
+        return True
 
     def forget(self, key: bytes) -> None:
         """Drop the snapshot of `key`, if there is one."""
