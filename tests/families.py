@@ -35,6 +35,34 @@ def _config(name: str, **changes: object) -> transformers.PretrainedConfig:
     return config
 
 
+HYBRIDS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "qwen3_next": lambda: _config(
+        "Qwen3NextConfig",
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=24,
+    ),
+    "lfm2": lambda: _config(
+        "Lfm2Config", layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False
+    ),
+    "bamba": lambda: _config(
+        "BambaConfig", attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8
+    ),
+    "falcon_h1": lambda: _config(
+        "FalconH1Config", mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8
+    ),
+    "jamba": lambda: _config(
+        "JambaConfig", attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8, num_experts=2, use_mamba_kernels=False
+    ),
+}
+"""Models that have recurrent layers beside their attention, or in place of it."""
+
 CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "llama": lambda: _config("LlamaConfig"),
     "mistral": lambda: _config("MistralConfig", sliding_window=7),
@@ -61,6 +89,7 @@ CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
         sliding_window=7,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
+    **HYBRIDS,
 }
 
 

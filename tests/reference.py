@@ -43,8 +43,8 @@ def site_module(model: nn.Module, site: str, layer: int) -> nn.Module:
     if site == "residual":
         return block
     names = {
-        "attention": ("self_attn", "attention"),
-        "mlp": ("mlp", "block_sparse_moe"),
+        "attention": ("self_attn", "attention", "linear_attn", "conv", "mamba"),
+        "mlp": ("mlp", "block_sparse_moe", "feed_forward"),
         "post_attention_norm": ("post_attention_layernorm",),
     }[site]
     return block.get_submodule(next(name for name in names if hasattr(block, name)))

@@ -33,7 +33,8 @@ def _module_names(site: Site) -> tuple[str, ...]:
         case "residual":
             return ("",)
         case "attention":
-            return ("self_attn", "attention", "attn", "self_attention")
+            attention = ("self_attn", "attention", "attn", "self_attention")
+            return (*attention, "linear_attn", "mamba", "conv")  # what a hybrid block has in its place
         case "mlp":
             return ("mlp", "feed_forward", "block_sparse_moe", "ffn")
         case "post_attention_norm":
@@ -97,12 +98,12 @@ def find_sites(model: nn.Module) -> ModelSites:
 
 
 def _modules_at(site: Site, blocks: nn.ModuleList) -> tuple[nn.Module, ...]:
-    """The module of `site` in every block, under one name; empty if there is none."""
-    for name in _module_names(site):
-        found = tuple(module for block in blocks if (module := _submodule(block, name)) is not None)
-        if len(found) == len(blocks):
-            return found
-    return ()
+    """The module of `site` in every block, under the first of its names that the block has; empty if one has none."""
+    found = [
+        next((module for name in _module_names(site) if (module := _submodule(block, name)) is not None), None)
+        for block in blocks
+    ]
+    return tuple(module for module in found if module is not None) if None not in found else ()
 
 
 def _has_attention(blocks: nn.ModuleList) -> bool:

@@ -130,12 +130,16 @@ class PlainModelView:
         found = []
         for number in range(0, len(changes), MAX_ROWS):
             rows = [Row(own, len(prompt), first=len(before)) for own in changes[number : number + MAX_ROWS]]
+            options: dict[str, Any] = {}
             is_last = number + MAX_ROWS >= len(changes)
             past = cache if is_last else copy.deepcopy(cache)  # each group of rows widens and extends its own copy
             if past is not None:
-                past.batch_repeat_interleave(len(rows))
+                past.reorder_cache(torch.zeros(len(rows), dtype=torch.int64, device=self._model.device))
+                options = {"past_key_values": past, "use_cache": True}
+                if any(past.is_linear):  # some hybrid models count their positions from 0 in every pass
+                    options["position_ids"] = torch.full((1, 1), len(before), device=self._model.device)
             with self._hooks.rows(rows):
-                logits = self._run([last] * len(rows), past_key_values=past, use_cache=past is not None).logits
+                logits = self._run([last] * len(rows), **options).logits
             found.append(torch.log_softmax(logits[:, -1].float(), dim=-1)[:, list(wanted)].cpu())
         return torch.cat(found)
 

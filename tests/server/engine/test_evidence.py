@@ -9,6 +9,8 @@ from server.engine.evidence import hand_over_attention
 from server.engine.model import prepare_model
 from tests.families import CONFIGS, LAYERS, build
 
+RECURRENT_KINDS = ("linear_attention", "conv", "mamba")
+
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_each_layer_asks_for_what_the_configuration_says(family: str) -> None:
@@ -16,11 +18,18 @@ def test_each_layer_asks_for_what_the_configuration_says(family: str) -> None:
     windows = [getattr(config, "sliding_window", None)] * LAYERS
     for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
         windows[layer] = windows[layer] if kind == "sliding_attention" else None
-    layers = [layer for layer in hand_over_attention(build(family), LAYERS) if layer is not None]
+    handed_over = hand_over_attention(build(family), LAYERS)
+    has_attention = [
+        kind not in RECURRENT_KINDS for kind in getattr(config, "layer_types", None) or ["hybrid"] * LAYERS
+    ]
+    assert [layer is not None for layer in handed_over] == has_attention
+    layers = [layer for layer in handed_over if layer is not None]
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    assert [(layer.kv_heads, layer.key_dim, layer.value_dim) for layer in layers] == [(heads, head_dim, head_dim)] * 3
-    assert [layer.window for layer in layers] == windows
+    assert [(layer.kv_heads, layer.key_dim, layer.value_dim) for layer in layers] == [
+        (heads, head_dim, head_dim)
+    ] * sum(has_attention)
+    assert [layer.window if layer else None for layer in handed_over] == windows
     assert {layer.softcap for layer in layers} == {getattr(config, "attn_logit_softcapping", None)}
     assert {layer.has_sinks for layer in layers} == {family == "gpt_oss"}
 
