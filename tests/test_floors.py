@@ -181,8 +181,8 @@ FLOORS: dict[str, str] = {
         train
     """,
     "server.engine": """
-        __init__ attention cache errors grammar pacing refusal
-        evidence request
+        __init__ attention cache errors grammar masks pacing refusal
+        context evidence request self_test
         protocol sampler wanted
         admission description queries sequence
         model scheduler

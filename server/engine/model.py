@@ -18,10 +18,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from server.engine.attention.choice import attention_for
 from server.engine.attention.interface import LayerAttention, PagedAttention
+from server.engine.context import known_context, settle_context
 from server.engine.description import describe_model
-from server.engine.evidence import hand_over_attention, working_sites
+from server.engine.evidence import hand_over_attention, require_attention_interface, working_sites
 from server.engine.protocol import ModelInfo
 from server.engine.refusal import ModelRefused
+from server.engine.self_test import check_exactness
 from vectors.sites import ModelSites, SitesNotFound, find_sites
 
 DTYPES: dict[str, torch.dtype] = {
@@ -128,18 +130,34 @@ def load_model(
 
 
 def prepare_model(module: PreTrainedModel, *, model_id: str = "model", max_model_len: int | None = None) -> LoadedModel:
-    """Give `module` our attention, verify by a probe that it is used, and describe it. Raises `ModelRefused`."""
+    """Give `module` our attention, verify that it computes the same, and describe it. Raises `ModelRefused`."""
+    architecture = type(module).__name__
     try:
-        sites = find_sites(module)
+        return _prepare(module, model_id, max_model_len)
+    except ModelRefused:
+        raise
     except SitesNotFound as error:
         raise ModelRefused(str(error)) from error
+    except NotImplementedError as error:
+        raise ModelRefused(f"{architecture}: {error}") from error
+    except Exception as error:  # the model's own code may raise anything
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise ModelRefused(f"{architecture} cannot run in packed batches: {reason}") from error
+
+
+def _prepare(module: PreTrainedModel, model_id: str, max_model_len: int | None) -> LoadedModel:
+    require_attention_interface(module)
+    sites = find_sites(module)
     parameter = next(module.parameters())
-    layers = hand_over_attention(module, sites.num_layers)
+    layers = hand_over_attention(module, sites.num_layers, context=known_context(module, max_model_len))
+    context = settle_context(module, max_model_len)
     attention = attention_for(layers, parameter.dtype, parameter.device)
-    sites = working_sites(module, sites, attention, layers)
-    info = describe_model(module, sites, layers, model_id=model_id, max_model_len=max_model_len)
+    all_sites, sites = sites, working_sites(module, sites, attention, layers)
+    info = describe_model(module, sites, model_id=model_id, max_model_len=context)
     keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
-    return LoadedModel(module, sites, info, layers, attention, parameter.dtype, parameter.device, keeps_logits)
+    model = LoadedModel(module, sites, info, layers, attention, parameter.dtype, parameter.device, keeps_logits)
+    check_exactness(module, model.forward, all_sites, attention, layers, context)
+    return model
 
 
 def _merge_adapter(module: PreTrainedModel, adapter: str) -> PreTrainedModel:

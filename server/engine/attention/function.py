@@ -53,8 +53,8 @@ def paged_attention(
 ) -> tuple[Tensor, None]:
     """The attention function: query `[1, heads, tokens, dim]`, key and value `[1, kv_heads, tokens, dim]`.
 
-    Returns `[1, tokens, heads, dim]`, contiguous. `s_aux`: one sink logit per head. Raises `NotImplementedError`, naming
-    the argument, for an unknown one, and `RuntimeError` outside of an `attention_step`.
+    Returns `[1, tokens, heads, dim]`, contiguous. `s_aux`: one sink logit per head. Raises `NotImplementedError`,
+    naming the argument, for an unknown one, and `RuntimeError` outside of an `attention_step`.
     """
     step = _current.get()
     if step is None:

@@ -16,7 +16,7 @@ def test_each_layer_asks_for_what_the_configuration_says(family: str) -> None:
     windows = [getattr(config, "sliding_window", None)] * LAYERS
     for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
         windows[layer] = windows[layer] if kind == "sliding_attention" else None
-    layers = hand_over_attention(build(family), LAYERS)
+    layers = hand_over_attention(build(family), LAYERS, context=config.max_position_embeddings)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     assert [(layer.kv_heads, layer.key_dim, layer.value_dim) for layer in layers] == [(heads, head_dim, head_dim)] * 3
