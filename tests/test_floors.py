@@ -182,8 +182,9 @@ FLOORS: dict[str, str] = {
     """,
     "server.engine": """
         __init__ attention cache errors grammar masks pacing refusal
-        context evidence request self_test
-        protocol sampler wanted
+        checkpoint_files context evidence request self_test towers
+        checkpoint protocol sampler wanted
+        adapter
         admission description queries sequence
         model scheduler
         step
