@@ -181,10 +181,11 @@ FLOORS: dict[str, str] = {
         train
     """,
     "server.engine": """
-        __init__ attention errors grammar pacing refusal
+        __init__ attention errors grammar masks pacing refusal
         recurrent
-        cache evidence request
-        protocol sampler wanted
+        cache checkpoint_files context evidence request self_test towers
+        checkpoint protocol sampler wanted
+        adapter
         admission description queries sequence
         model scheduler
         step

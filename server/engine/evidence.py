@@ -1,8 +1,8 @@
-"""Probes a model with two tiny forward passes: what its attention needs, and whether the engine's attention runs it.
+"""Hands a model's attention over to the engine, and probes what it asks for and that the engine computes it.
 
 The model's code stays transformers' own; only its attention function is replaced. In the first pass every layer must
-call that function once, and its arguments are recorded. The second pass runs the implementation chosen for those layers
-and shows which sites give one activation per token.
+call that function once, and its arguments and masks are recorded. The second pass runs the implementation chosen for
+those layers and shows which sites give one activation per token.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from server.engine.attention.function import ATTENTION_NAME, attention_step
+from server.engine.attention.function import ATTENTION_NAME, attention_step, paged_attention
 from server.engine.attention.interface import (
     AttentionArguments,
     AttentionStep,
@@ -25,12 +25,17 @@ from server.engine.attention.interface import (
     PagedAttention,
     Segment,
 )
+from server.engine.masks import MaskLog, Sight, build_logged_mask, current_masks, logging_masks
 from server.engine.recurrent.probe import layers_with_attention
 from server.engine.refusal import ModelRefused
 from vectors.sites import ModelSites, activation_of
 from vectors.vocabulary import Site
 
 _LENGTH = 4
+_PROBE_TOKENS = torch.tensor([[3, 4, 5, 6]])
+_PROBE_NAME = "tiller_probe"
+_FARTHEST = 2**20
+"""How far masks are looked at, in tokens; no window or chunk of a model is larger."""
 
 
 class _Look(AttentionStep):
@@ -59,40 +64,98 @@ class _Look(AttentionStep):
         return queries.new_zeros(*queries.shape[:2], values.shape[-1])
 
 
-def hand_over_attention(module: PreTrainedModel, num_layers: int) -> tuple[LayerAttention | None, ...]:
+def _probed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **others: Any
+) -> tuple[Tensor, None]:
+    """The attention function of the first pass: notes what the layer may see, then does as the engine's own."""
+    masks, layer = current_masks(), int(module.layer_idx)  # type: ignore[arg-type]
+    if attention_mask is not None:
+        masks.sights[layer] = masks.sight_of(attention_mask)
+    elif False in (getattr(module, "is_causal", None), others.get("is_causal")):
+        masks.sights[layer] = Sight(other="lets tokens see later ones (bidirectional attention)")
+    return paged_attention(module, query, key, value, None, **others)
+
+
+AttentionInterface.register(_PROBE_NAME, _probed_attention)
+AttentionMaskInterface.register(_PROBE_NAME, build_logged_mask)
+
+
+def require_attention_interface(module: PreTrainedModel) -> None:
+    """Raise `ModelRefused` when `module` does not accept a custom attention function."""
+    before = module.config._attn_implementation
+    module.set_attn_implementation(_PROBE_NAME)
+    if module.config._attn_implementation != _PROBE_NAME:
+        raise ModelRefused(
+            f"{type(module).__name__} does not accept a custom attention function, so tiller cannot run it in batches; "
+            "use a model whose transformers code supports the attention interface"
+        )
+    module.set_attn_implementation(before)
+
+
+def hand_over_attention(
+    module: PreTrainedModel, num_layers: int, *, context: int | None = None
+) -> tuple[LayerAttention | None, ...]:
     """Make `module` call our attention function; return what each of its `num_layers` layers asks of it.
 
     A layer that has no attention, by transformers' own cache, is None.
 
-    Raises `ModelRefused` when a layer does not call it, or passes an unknown argument.
+    Raises `ModelRefused` when a layer does not call it once, passes an unknown argument, or sees other tokens within
+    `context` tokens (None: any number) than the attention can give it.
     """
+    context = min(context or _FARTHEST, _FARTHEST)
     architecture = type(module).__name__
-    module.set_attn_implementation(ATTENTION_NAME)
-    if module.config._attn_implementation != ATTENTION_NAME:
-        raise ModelRefused(
-            f"{architecture} does not accept a custom attention function, so tiller cannot run it in batches; "
-            "use a model whose transformers code supports the attention interface"
-        )
     look = _Look()
-    _run(module, look)
+    module.set_attn_implementation(_PROBE_NAME)
+    with logging_masks(context) as masks:
+        _run(module, look)
     _check_calls(module, look.calls, num_layers)
-    return tuple(look.layers.get(layer) for layer in range(num_layers))
+    layers = {layer: _with_sight(architecture, layer, asked, masks, context) for layer, asked in look.layers.items()}
+    module.set_attn_implementation(ATTENTION_NAME)
+    return tuple(layers.get(layer) for layer in range(num_layers))
 
 
 def _check_calls(module: PreTrainedModel, calls: Sequence[int], num_layers: int) -> None:
-    called = set(calls)
-    if len(called) == len(calls) and layers_with_attention(module, num_layers) <= called <= set(range(num_layers)):
-        return
-    raise ModelRefused(
-        f"{type(module).__name__}: {len(called)} of {num_layers} layers called the attention function, in "
-        f"{len(calls)} calls; models whose layers share their attention, or keep their past in other ways than "
-        "transformers' cache does, are not supported"
-    )
+    """Refuse a model whose layers with attention do not call the attention function once each."""
+    architecture, called = type(module).__name__, set(calls)
+    if len(called) < len(calls) or not called <= set(range(num_layers)):
+        raise ModelRefused(
+            f"{architecture} calls the attention function {len(calls)} times for {num_layers} layers, but tiller keeps "
+            "the KV of one call a layer; serve it with transformers or vLLM"
+        )
+    if not layers_with_attention(module, num_layers) <= called:
+        raise ModelRefused(
+            f"{architecture}: {len(called)} of {num_layers} layers called the attention function; layers that keep "
+            "their past in other ways than transformers' cache does are not supported; serve it with transformers"
+        )
 
 
 def run_with_cache(module: PreTrainedModel, cache: Any) -> None:
-    """Run `module` on a few tokens with transformers' own `cache`; attention gives zeros. Raises `ModelRefused`."""
+    """Run `module` on a few tokens with transformers' own `cache`; attention gives zeros."""
     _run(module, _Look(), past_key_values=cache, use_cache=True)
+
+
+def _with_sight(architecture: str, layer: int, asked: LayerAttention, masks: MaskLog, context: int) -> LayerAttention:
+    """What `layer` asks for, by its arguments and its mask, which must say the same. Raises `ModelRefused`."""
+    sight = masks.sights.get(layer)
+    if sight is None:
+        return asked
+    if sight.other is not None:
+        raise ModelRefused(
+            f"{architecture}: layer {layer} {sight.other}, which paged attention does not support; "
+            "serve it with transformers"
+        )
+    window = None if asked.window is None or asked.window >= context else asked.window
+    if sight.chunk is not None:
+        raise ModelRefused(
+            f"{architecture}: layer {layer} attends within chunks of {sight.chunk} tokens, which paged attention does "
+            f"not support; serve it with --max-model-len {sight.chunk}"
+        )
+    if sight.window != window:
+        raise ModelRefused(
+            f"{architecture}: layer {layer} implements its sliding window of {sight.window or window} tokens with its "
+            f"own mask, which paged attention does not support; serve it with --max-model-len {sight.window or window}"
+        )
+    return asked
 
 
 def working_sites(
@@ -131,9 +194,7 @@ def working_sites(
 
 
 def _run(module: PreTrainedModel, step: AttentionStep, *, use_cache: bool = False, **others: Any) -> None:
-    positions = torch.arange(_LENGTH, device=next(module.parameters()).device).unsqueeze(0)
-    try:
-        with torch.inference_mode(), attention_step(step):
-            module(input_ids=torch.zeros_like(positions), position_ids=positions, use_cache=use_cache, **others)
-    except NotImplementedError as error:
-        raise ModelRefused(f"{type(module).__name__}: {error}") from error
+    device = next(module.parameters()).device
+    positions = torch.arange(_LENGTH, device=device).unsqueeze(0)
+    with torch.inference_mode(), attention_step(step):
+        module(input_ids=_PROBE_TOKENS.to(device), position_ids=positions, use_cache=use_cache, **others)

@@ -7,25 +7,37 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from server.engine.adapter import merge_adapter
 from server.engine.attention.choice import attention_for
 from server.engine.attention.interface import LayerAttention, PagedAttention
+from server.engine.checkpoint import load_checkpoint
+from server.engine.context import known_context, settle_context
 from server.engine.description import describe_model
-from server.engine.evidence import hand_over_attention, run_with_cache, working_sites
+from server.engine.evidence import (
+    hand_over_attention,
+    require_attention_interface,
+    run_with_cache,
+    working_sites,
+)
 from server.engine.protocol import ModelInfo
 from server.engine.recurrent.probe import hand_over_recurrence
 from server.engine.recurrent.states import StateLayout
 from server.engine.refusal import ModelRefused
+from server.engine.self_test import check_exactness
+from server.engine.towers import drop_unused_towers
 from vectors.sites import ModelSites, SitesNotFound, find_sites
+
+_log = logging.getLogger(__name__)
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -105,61 +117,60 @@ def load_model(
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelRefused(f"dtype: expected one of auto, {', '.join(DTYPES)}, got {dtype!r}")
     target = resolve_device(device)
-    on_progress("reading the configuration")
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        on_progress("loading the weights")
-        module: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            revision=revision,
-            dtype="auto" if dtype == "auto" else DTYPES[dtype],
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelRefused(f"transformers cannot load {source}: {_first_line(error)}") from error
+    on_progress("loading the weights")
+    module: PreTrainedModel = load_checkpoint(
+        str(source), revision=revision, dtype="auto" if dtype == "auto" else DTYPES[dtype]
+    )
     if adapter is not None:
         on_progress("merging the adapter")
-        module = _merge_adapter(module, adapter)
+        module = merge_adapter(module, adapter)
     on_progress(f"moving to {target}")
     try:
-        module = module.to(target).eval()
+        _drop_towers(module)
+        module.to(target).eval()  # type: ignore[arg-type]
     except RuntimeError as error:
-        raise ModelRefused(f"{source} does not fit on {target}: {_first_line(error)}") from error
+        raise ModelRefused(f"{source} does not fit on {target}: {error}") from error
     on_progress("probing the attention")
     name = model_id or (Path(source).name if Path(source).is_dir() else str(source))
     return prepare_model(module, model_id=name, max_model_len=max_model_len)
 
 
-def prepare_model(module: PreTrainedModel, *, model_id: str = "model", max_model_len: int | None = None) -> LoadedModel:
-    """Give `module` our attention, verify by a probe that it is used, and describe it. Raises `ModelRefused`."""
+def _drop_towers(module: PreTrainedModel) -> None:
     try:
-        sites = find_sites(module)
+        dropped = drop_unused_towers(module, find_sites(module))
+    except SitesNotFound:
+        return  # `prepare_model` refuses it
+    if dropped:
+        _log.warning("served as text: %s left out", ", ".join(dropped))
+
+
+def prepare_model(module: PreTrainedModel, *, model_id: str = "model", max_model_len: int | None = None) -> LoadedModel:
+    """Give `module` our attention, verify that it computes the same, and describe it. Raises `ModelRefused`."""
+    architecture = type(module).__name__
+    try:
+        return _prepare(module, model_id, max_model_len)
+    except ModelRefused:
+        raise
     except SitesNotFound as error:
-        raise ModelRefused(str(error)) from error
+        raise ModelRefused(f"{error}; a block that has several attentions cannot be served") from error
+    except NotImplementedError as error:
+        raise ModelRefused(f"{architecture}: {error}") from error
+    except Exception as error:  # the model's own code may raise anything
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise ModelRefused(f"{architecture} cannot run in packed batches: {reason}") from error
+
+
+def _prepare(module: PreTrainedModel, model_id: str, max_model_len: int | None) -> LoadedModel:
+    require_attention_interface(module)
+    sites = find_sites(module)
     parameter = next(module.parameters())
-    layers = hand_over_attention(module, sites.num_layers)
+    layers = hand_over_attention(module, sites.num_layers, context=known_context(module, max_model_len))
+    context = settle_context(module, max_model_len)
     states = hand_over_recurrence(module, functools.partial(run_with_cache, module))
     attention = attention_for(layers, parameter.dtype, parameter.device)
-    sites = working_sites(module, sites, attention, layers)
-    info = describe_model(module, sites, layers, model_id=model_id, max_model_len=max_model_len)
+    all_sites, sites = sites, working_sites(module, sites, attention, layers)
+    info = describe_model(module, sites, model_id=model_id, max_model_len=context)
     keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
-    return LoadedModel(module, sites, info, layers, attention, parameter.dtype, parameter.device, keeps_logits, states)
-
-
-def _merge_adapter(module: PreTrainedModel, adapter: str) -> PreTrainedModel:
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise ModelRefused("--adapter needs the 'peft' package: pip install 'tiller[adapter]'") from None
-    try:
-        merged: PreTrainedModel = PeftModel.from_pretrained(module, adapter).merge_and_unload()
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ModelRefused(f"cannot load the adapter {adapter}: {_first_line(error)}") from error
-    return merged
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    model = LoadedModel(module, sites, info, layers, attention, parameter.dtype, parameter.device, keeps_logits, states)
+    check_exactness(module, model.forward, all_sites, attention, layers, states, context)
+    return model

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from server.text import TextProcessor
 
 _PAGE_SIZE = 16
-_NUM_PHASES = 7
+_NUM_PHASES = 6
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,8 +53,8 @@ def paged_attention(
 ) -> tuple[Tensor, None]:
     """The attention function: query `[1, heads, tokens, dim]`, key and value `[1, kv_heads, tokens, dim]`.
 
-    Returns `[1, tokens, heads, dim]`. `s_aux`: one sink logit per head. Raises `NotImplementedError`, naming
-    the argument, for an unknown one, and `RuntimeError` outside of an `attention_step`.
+    Returns `[1, tokens, heads, dim]`, contiguous. `s_aux`: one sink logit per head. Raises `NotImplementedError`,
+    naming the argument, for an unknown one, and `RuntimeError` outside of an `attention_step`.
     """
     step = _current.get()
     if step is None:
@@ -69,7 +69,7 @@ def paged_attention(
     keys, values = key[0], value[0]
     step.write(layer, keys, values)
     output = step.attend(layer, query[0], keys, values, AttentionArguments(scale, sliding_window, softcap, s_aux))
-    return output.transpose(0, 1).unsqueeze(0), None
+    return output.transpose(0, 1).contiguous().unsqueeze(0), None  # some models view it
 
 
 AttentionInterface.register(ATTENTION_NAME, paged_attention)

@@ -18,7 +18,7 @@ def test_each_layer_asks_for_what_the_configuration_says(family: str) -> None:
     windows = [getattr(config, "sliding_window", None)] * LAYERS
     for layer, kind in enumerate(getattr(config, "layer_types", None) or ()):
         windows[layer] = windows[layer] if kind == "sliding_attention" else None
-    handed_over = hand_over_attention(build(family), LAYERS)
+    handed_over = hand_over_attention(build(family), LAYERS, context=config.max_position_embeddings)
     has_attention = [
         kind not in RECURRENT_KINDS for kind in getattr(config, "layer_types", None) or ["hybrid"] * LAYERS
     ]

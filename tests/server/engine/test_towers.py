@@ -1,0 +1,100 @@
+"""Multimodal checkpoints are served as text, without the parts that text does not use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from server.engine.model import load_model
+from server.engine.request import EngineRequest, Generate
+from tests.server.engine.driving import GREEDY, engine_of, prompt_of, run, tokens_of
+
+_TEXT = {
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 4,
+    "head_dim": 8,
+}
+
+
+def _mistral3() -> Any:
+    config = transformers.Mistral3Config(
+        text_config=_TEXT | {"model_type": "ministral3", "pad_token_id": 0},
+        vision_config=_VISION | {"model_type": "pixtral"},
+        image_token_index=99,
+    )
+    return transformers.Mistral3ForConditionalGeneration(config)
+
+
+def _qwen2_vl() -> Any:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+    config = transformers.Qwen2VLConfig(
+        text_config=_TEXT | {"rope_parameters": rope, "initializer_range": 0.3},
+        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 4},
+        image_token_id=99,
+        video_token_id=98,
+        vision_start_token_id=97,
+        vision_end_token_id=96,
+    )
+    return transformers.Qwen2VLForConditionalGeneration(config)
+
+
+def _gemma3() -> Any:
+    config = transformers.Gemma3Config(
+        text_config=_TEXT | {"sliding_window": 7, "query_pre_attn_scalar": 8, "pad_token_id": 0},
+        vision_config=_VISION,
+        mm_tokens_per_image=4,
+        image_token_index=99,
+        boi_token_index=98,
+        eoi_token_index=97,
+    )
+    return transformers.Gemma3ForConditionalGeneration(config)
+
+
+FAMILIES: dict[str, tuple[Any, str]] = {
+    "mistral3": (_mistral3, "vision_tower"),
+    "qwen2_vl": (_qwen2_vl, "visual"),
+    "gemma3": (_gemma3, "vision_tower"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_multimodal_checkpoint_is_exact_on_text_and_keeps_no_tower(family: str, tmp_path: Path) -> None:
+    make, tower = FAMILIES[family]
+    torch.manual_seed(0)
+    model = make().eval()
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, device="cpu", dtype="float32")
+    names = {name for name, _ in model.named_parameters()}
+    kept = {name for name, _ in loaded.module.named_parameters()}
+    assert not any(tower in name or "projector" in name for name in kept)
+    assert kept == {name for name in names if "language_model" in name or "lm_head" in name}
+    assert loaded.info.num_parameters == sum(parameter.numel() for parameter in loaded.module.parameters())
+    prompts = [prompt_of(length, vocabulary=90) for length in (1, 9, 23)]
+    engine = engine_of(loaded, max_batch_tokens=8)
+    outputs = run(engine, [EngineRequest(str(p), prompt, Generate(8, GREEDY)) for p, prompt in enumerate(prompts)])
+    engine.close()
+    for prompt, events in zip(prompts, outputs.values(), strict=True):
+        ids = torch.tensor([prompt])
+        whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+        assert tokens_of(events) == whole[0, len(prompt) :].tolist()
