@@ -10,7 +10,9 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # LangChain's tests bring a plugin that wants to be told how to run them.
 ASYNCIO := -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=session -o asyncio_default_test_loop_scope=session
 
-.PHONY: serve test test-slow test-clients check format clean help
+FAMILIES_OUTPUT ?= build/families
+
+.PHONY: serve test test-slow test-clients test-families check format clean help
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -44,6 +46,9 @@ test-slow: $(INSTALLED)  ## soak, kill and fuzz tests
 test-clients: $(CLIENTS)/.installed $(CLIENTS_OPENAI2)/.installed  ## third-party clients, in environments of their own
 	$(CLIENTS)/bin/python -m pytest -q -m clients tests/clients $(ASYNCIO) $(ARGS)
 	$(CLIENTS_OPENAI2)/bin/python -m pytest -q -m clients tests/clients $(ARGS)
+
+test-families: $(INSTALLED)  ## every model family of transformers against transformers itself; NAMES="llama gemma2"
+	$(BIN)/python -m tests.families --output $(FAMILIES_OUTPUT) $(ARGS) $(NAMES)
 
 check: $(INSTALLED)  ## lint, format and strict types, as CI runs them
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from tests.families.results import refusals_markdown, sites_markdown
 from tests.shared_files import ROOT
 from vectors.defaults import defaults_markdown
 from vectors.formats import formats_markdown
@@ -13,8 +14,10 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {
     "vectors/training/options.py": ("training.md", options_markdown),
     "vectors/formats/__init__.py": ("vectors.md", formats_markdown),
     "vectors/defaults.py": ("vectors.md", defaults_markdown),
+    "tests/families/recorded.json (exact)": ("families.md", sites_markdown),
+    "tests/families/recorded.json (refused)": ("families.md", refusals_markdown),
 }
-"""By the module that declares what a table shows: the page, and what makes the table."""
+"""By the file that declares what a table shows: the page, and what makes the table."""
 
 
 def with_table(page: str, source: str, table: str) -> str:

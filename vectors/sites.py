@@ -3,15 +3,15 @@
 For block `l` (0-based) of a decoder:
 
     residual              output of the block                       = `hidden_states[l + 1]` before the final norm
-    attention             output of the attention module
+    attention             output of the module that mixes tokens: attention, or what a hybrid block has in its place
     mlp                   output of the feed-forward module
-    post_attention_norm   output of `post_attention_layernorm`
+    post_attention_norm   output of `post_attention_layernorm`, or of the norm that has its place under another name
 
 A site is the module's own output, whatever the model does with it next. That matters for `post_attention_norm`: in
 Llama-like families it is what the feed-forward reads; in Gemma 2/3 and OLMo 2 it normalises the attention's output
-before it joins the residual stream.
+before it joins the residual stream. `docs/families.md` says for each family what its sites are and how they join.
 
-No model family is known by name: blocks are found by count, modules by a short list of attribute names.
+No model family is known by name: blocks are found by count, modules by lists of attribute names, block by block.
 """
 
 from __future__ import annotations
@@ -28,17 +28,24 @@ from vectors.vocabulary import SITES, Site
 
 
 def _module_names(site: Site) -> tuple[str, ...]:
-    """The possible names of the module of `site` in a block; the block itself has the empty name, as in torch."""
+    """The possible names of the module of `site` in a block, the preferred first; "" is the block, as in torch."""
     match site:
         case "residual":
             return ("",)
         case "attention":
-            attention = ("self_attn", "attention", "attn", "self_attention")
-            return (*attention, "linear_attn", "mamba", "conv")  # what a hybrid block has in its place
+            attention = ("self_attn", "attention", "attn", "self_attention", "multi_head_attention")
+            in_its_place = ("linear_attn", "mamba", "conv", "temporal_block", "mixer")
+            return (*attention, "norm_attn_norm.attn", *in_its_place)
         case "mlp":
-            return ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+            by_parts = ("output.dense", "fc2")  # BERT and Bart have no module for the whole: its last projection
+            return ("mlp", "feed_forward", "block_sparse_moe", "ffn", "shared_mlp", "mlp_block", *by_parts)
         case "post_attention_norm":
-            return ("post_attention_layernorm",)
+            read_by_mlp = (
+                "pre_feedforward_layernorm", "feedforward_layernorm", "pre_ff_layernorm", "ffn_norm", "mlp_norm",
+                "norm_attn_norm.norm_2", "channel_pre_norm", "ln_2", "layernorm2", "final_layer_norm",
+            )  # fmt: skip
+            in_bert = ("attention.output.LayerNorm", "intermediate.LayerNorm", "LayerNorm")
+            return ("post_attention_layernorm", *read_by_mlp, *in_bert)
         case _:
             assert_never(site)
 
@@ -69,8 +76,8 @@ class ModelSites:
 def find_sites(model: nn.Module) -> ModelSites:
     """Find the decoder blocks of a transformers causal language model and the sites in each.
 
-    The blocks are the shallowest `ModuleList` of length `num_hidden_layers` (of the config), preferably one whose
-    members have attention modules. Raises `SitesNotFound` if there is none.
+    The blocks are the shallowest `ModuleList` of length `num_hidden_layers` (of the config) in the text decoder,
+    preferably one whose members have attention modules. Raises `SitesNotFound` if there is none.
     """
     config: Any = getattr(model, "config", None)
     text_config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
@@ -81,38 +88,59 @@ def find_sites(model: nn.Module) -> ModelSites:
             f"{type(model).__name__}: its config has no num_hidden_layers and hidden_size; "
             "only decoder language models can be steered"
         )
-    candidates = [
-        (not _has_attention(module), name.count("."), name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers
-    ]
-    if not candidates:
+    decoder = _decoder_of(model)
+    name = _name_of_blocks(decoder, num_layers)
+    if name is None:
+        decoder, name = model, _name_of_blocks(model, num_layers)
+    if name is None:
         raise SitesNotFound(
             f"{type(model).__name__}: no ModuleList of {num_layers} decoder blocks was found; "
             "if this model keeps its blocks elsewhere, vectors/sites.py has to be extended"
         )
-    _, _, name, blocks = min(candidates, key=lambda candidate: candidate[:3])
+    blocks = decoder.get_submodule(name)
+    assert isinstance(blocks, nn.ModuleList)
     modules = {site: found for site in SITES if (found := _modules_at(site, blocks))}
-    decoder = model.get_submodule(name.rpartition(".")[0])
-    return ModelSites(num_layers, hidden_size, decoder, MappingProxyType(modules))
+    return ModelSites(
+        num_layers, hidden_size, decoder.get_submodule(name.rpartition(".")[0]), MappingProxyType(modules)
+    )
+
+
+def _decoder_of(model: nn.Module) -> nn.Module:
+    """The text decoder of a multimodal model, whose towers may have as many blocks; else the model itself."""
+    find: Any = getattr(model, "get_decoder", None)
+    decoder = find() if callable(find) else None
+    return decoder if isinstance(decoder, nn.Module) else model
+
+
+def _name_of_blocks(module: nn.Module, num_layers: int) -> str | None:
+    candidates = [
+        (not _has_attention(child), name.count("."), name)
+        for name, child in module.named_modules()
+        if isinstance(child, nn.ModuleList) and len(child) == num_layers
+    ]
+    return min(candidates)[2] if candidates else None
 
 
 def _modules_at(site: Site, blocks: nn.ModuleList) -> tuple[nn.Module, ...]:
-    """The module of `site` in every block, under the first of its names that the block has; empty if one has none."""
-    found = [
-        next((module for name in _module_names(site) if (module := _submodule(block, name)) is not None), None)
-        for block in blocks
-    ]
-    return tuple(module for module in found if module is not None) if None not in found else ()
+    """The module of `site` in every block; empty unless each block has one of its own."""
+    found = [module for block in blocks if (module := _module_in(block, site)) is not None]
+    return tuple(found) if len(set(found)) == len(blocks) else ()
+
+
+def _module_in(block: nn.Module, site: Site) -> nn.Module | None:
+    """The module of `site` in `block`, under the first of its names that the block has; hybrid blocks differ."""
+    return next((module for name in _module_names(site) if (module := _submodule(block, name)) is not None), None)
 
 
 def _has_attention(blocks: nn.ModuleList) -> bool:
-    return all(any(_submodule(block, name) is not None for name in _module_names("attention")) for block in blocks)
+    return all(_module_in(block, "attention") is not None for block in blocks)
 
 
-def _submodule(block: nn.Module, name: str) -> nn.Module | None:
-    module = getattr(block, name, None) if name else block
-    return module if isinstance(module, nn.Module) else None
+def _submodule(block: nn.Module, path: str) -> nn.Module | None:
+    found: Any = block
+    for name in path.split(".") if path else ():
+        found = getattr(found, name, None)
+    return found if isinstance(found, nn.Module) else None
 
 
 def activation_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:

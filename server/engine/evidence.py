@@ -173,7 +173,8 @@ def working_sites(
     def look(site: Site) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             activation = activation_of(output)
-            seen[site] += activation.numel() == _LENGTH * sites.hidden_size and activation.is_contiguous()
+            is_wide = activation.shape[-1:] == (sites.hidden_size,)
+            seen[site] += is_wide and activation.numel() == _LENGTH * sites.hidden_size
 
         return hook
 

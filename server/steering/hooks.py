@@ -82,16 +82,18 @@ class ActivationHooks:
         if adds is None and low_rank is None:
             return
         activation = activation_of(output)
-        flat = activation.view(-1, activation.shape[-1])
-        if low_rank is None:
-            assert adds is not None
-            flat.add_(adds.index_select(0, step.row_of_token))
-            return
-        assert step.low_rank_tokens is not None
-        exact = _low_rank_activations(flat, adds, low_rank, step.low_rank_tokens, step.row_of_token)
+        flat = activation.reshape(-1, activation.shape[-1])
+        exact = None
+        if low_rank is not None:
+            assert step.low_rank_tokens is not None
+            exact = _low_rank_activations(flat, adds, low_rank, step.low_rank_tokens, step.row_of_token)
         if adds is not None:
             flat.add_(adds.index_select(0, step.row_of_token))
-        flat.index_copy_(0, step.low_rank_tokens, exact)
+        if exact is not None:
+            assert step.low_rank_tokens is not None
+            flat.index_copy_(0, step.low_rank_tokens, exact)
+        if flat.untyped_storage().data_ptr() != activation.untyped_storage().data_ptr():
+            activation.copy_(flat.view_as(activation))  # its layout allowed no view, so `flat` is a copy
 
 
 def _low_rank_activations(
