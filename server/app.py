@@ -15,6 +15,7 @@ from server.api.http import failures
 from server.api.http.cors import CorsLayer
 from server.api.http.limiting import limit_rate
 from server.api.http.metrics import Metrics
+from server.api.http.paths import PathLayer
 from server.api.http.rate_limits import RateLimits
 from server.api.http.request_log import RequestLogLayer
 from server.api.http.services import Services
@@ -88,5 +89,6 @@ def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracer: Trac
 
         app.add_middleware(TracingLayer, tracer=tracer)
     app.add_middleware(RequestLogLayer, metrics=metrics)
+    app.add_middleware(PathLayer)
     if settings.cors_origin:
         app.add_middleware(CorsLayer, origins=settings.cors_origin)

@@ -10,6 +10,7 @@
     ├── Conflict                    409     invalid_request_error   given by the raiser
     ├── PreconditionFailed          412     invalid_request_error   precondition_failed
     ├── PayloadTooLarge             413     invalid_request_error   payload_too_large
+    ├── Unprocessable               422     invalid_request_error   given by the raiser
     ├── Overloaded                  429     rate_limit_error        queue_full
     ├── RateLimited                 429     rate_limit_error        rate_limit_exceeded
     ├── EngineFailure               500     server_error            engine_failure
@@ -131,6 +132,13 @@ class PayloadTooLarge(ApiError):
     status = 413
     type = "invalid_request_error"
     default_code = "payload_too_large"
+
+
+class Unprocessable(ApiError):
+    """The request is valid, but the model has no answer to it: its steering is too strong, or its constraint failed."""
+
+    status = 422
+    type = "invalid_request_error"
 
 
 class Overloaded(ApiError):

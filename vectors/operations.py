@@ -24,9 +24,6 @@ from torch import Tensor
 
 from vectors.vocabulary import OPERATIONS, Operation
 
-_SMALLEST_NORM = torch.finfo(torch.float32).tiny ** 0.5
-"""The squares of smaller numbers vanish in float32."""
-
 
 @dataclass(frozen=True, slots=True)
 class Shift:
@@ -109,10 +106,21 @@ def combine(changes: Iterable[Change], *, preserves_norm: bool) -> PlaceChange:
 
 
 def restore_norm(changed: Tensor, before: Tensor) -> Tensor:
-    """`changed`, rescaled to the norms of `before`; both float32 `[…, hidden]`. A zero stays zero."""
-    norm = changed.norm(dim=-1, keepdim=True).clamp_min(_SMALLEST_NORM)
-    restored: Tensor = changed * (before.norm(dim=-1, keepdim=True) / norm)
+    """`changed`, rescaled to the norms of `before`; both float32 `[…, hidden]`. A zero stays zero.
+
+    Exact for all of float32: squares that would overflow or vanish are never formed.
+    """
+    relative, norm = _norms(changed)[1:]
+    largest, _, wanted = _norms(before)
+    restored: Tensor = relative * (largest * (wanted / norm.clamp_min(1.0)))
     return restored
+
+
+def _norms(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row's largest magnitude, the row relative to it, and the norm of that: 1 to √hidden, or 0 for zeros."""
+    largest = rows.detach().abs().amax(dim=-1, keepdim=True)
+    relative = rows / largest.clamp_min(torch.finfo(torch.float32).tiny)
+    return largest, relative, relative.norm(dim=-1, keepdim=True)
 
 
 def _shift(direction: Tensor, scale: float) -> Change:

@@ -20,7 +20,14 @@ from torch import Tensor
 
 from server.engine.admission import check_request
 from server.engine.cache import PagePool
-from server.engine.errors import DuplicateRequest, EngineStopped, QueueFull
+from server.engine.errors import (
+    DuplicateRequest,
+    EngineStopped,
+    OutputNotFinite,
+    QueueFull,
+    StepFailed,
+    WorkFailed,
+)
 from server.engine.grammar import GrammarFailed
 from server.engine.model import LoadedModel
 from server.engine.outputs import branch_scores, last_output, next_scores, sampled_logprobs
@@ -44,9 +51,6 @@ from server.engine.sequence import TokenSequence
 from server.steering.bank import SteeringBank
 
 _log = logging.getLogger(__name__)
-
-_FAILED = "the engine failed"
-_NOT_FINITE = "the model's output is not finite; a smaller scale may help"
 
 _FINAL_STATE = {
     FinishReason.STOP: RequestState.FINISHED,
@@ -224,7 +228,7 @@ class BatchingEngine:
         except Exception:  # any failure of a step ends its requests, never the engine
             _log.exception("a step of %d requests failed", len(chunks))
             failed = [chunk.sequence for chunk in chunks if not chunk.sequence.state.is_final]
-            events += [self._finish(sequence, FinishReason.ERROR, error=_FAILED) for sequence in failed]
+            events += [self._finish(sequence, FinishReason.ERROR, error=StepFailed()) for sequence in failed]
         self._totals["steps"] += 1
         if has_live:
             has_background = any(chunk.sequence.request.priority is not Priority.LIVE for chunk in chunks)
@@ -256,8 +260,8 @@ class BatchingEngine:
             left = list(self._sequences.values())
         self._emit(
             [
-                (sequence, TokenOutput(sequence.request.request_id, finish_reason=FinishReason.ERROR, error=_FAILED))
-                for sequence in left
+                (each, TokenOutput(each.request.request_id, finish_reason=FinishReason.ERROR, error=StepFailed()))
+                for each in left
             ]
         )
 
@@ -291,7 +295,7 @@ class BatchingEngine:
         for result in results:
             sequence = result.chunk.sequence
             if not result.is_finite:  # its KV may be bad too, so its pages are not offered to others
-                events.append(self._finish(sequence, FinishReason.ERROR, error=_NOT_FINITE))
+                events.append(self._fail(sequence, OutputNotFinite(is_steered=sequence.request.plan.is_steered)))
                 continue
             is_last = result.chunk.is_last
             if result.branch_logits is not None:
@@ -333,7 +337,7 @@ class BatchingEngine:
             try:
                 sequence.append(token)
             except GrammarFailed as error:
-                events.append(self._finish(sequence, FinishReason.ERROR, error=str(error)))
+                events.append(self._fail(sequence, error))
                 continue
             reason = sequence.finish_reason
             if reason is not None:
@@ -351,7 +355,7 @@ class BatchingEngine:
             try:
                 mask = result.chunk.sequence.allowed_next(self._model.info.vocab_size)
             except GrammarFailed as error:
-                events.append(self._finish(result.chunk.sequence, FinishReason.ERROR, error=str(error)))
+                events.append(self._fail(result.chunk.sequence, error))
                 continue
             if mask is not None:
                 allowed[len(going_on)] = mask
@@ -365,7 +369,7 @@ class BatchingEngine:
         *,
         token: int | None = None,
         logprobs: TokenLogprobs | None = None,
-        error: str | None = None,
+        error: WorkFailed | None = None,
     ) -> tuple[TokenSequence, TokenOutput]:
         """End a request: return its pages and rows, and make its last event (`_emit` then forgets the request)."""
         self._scheduler.remove(sequence, _FINAL_STATE[reason])
@@ -373,6 +377,11 @@ class BatchingEngine:
             self._bank.release(sequence.rows)
             sequence.rows = None
         return sequence, last_output(sequence, reason, token=token, logprobs=logprobs, error=error)
+
+    def _fail(self, sequence: TokenSequence, error: WorkFailed) -> tuple[TokenSequence, TokenOutput]:
+        """End a request that cannot go on, for a reason of its own, which the log gets too."""
+        _log.warning("request %s: %s", sequence.request.request_id, error)
+        return self._finish(sequence, FinishReason.ERROR, error=error)
 
     def _emit(self, events: Sequence[tuple[TokenSequence, TokenOutput]]) -> None:
         for sequence, output in events:

@@ -10,6 +10,9 @@ EngineError
 ├── QueueFull            the request may be accepted later
 ├── EngineStopped        the engine accepts no more requests
 └── WorkFailed           the request started but has no result
+    ├── OutputNotFinite  the model computed NaN or infinity
+    ├── GrammarFailed    (`server.engine.grammar`) the constraint cannot be followed any further
+    └── StepFailed       an unexpected error, whose details are in the log
 """
 
 from __future__ import annotations
@@ -79,3 +82,22 @@ class EngineStopped(EngineError):
 
 class WorkFailed(EngineError):
     """The request failed or was aborted before it had a result."""
+
+
+class OutputNotFinite(WorkFailed):
+    """The model's output has NaN or infinity. `is_steered`: the request's vectors may have caused it."""
+
+    def __init__(self, *, is_steered: bool) -> None:
+        super().__init__(
+            "the model's output is not finite under this steering; a smaller scale may help"
+            if is_steered
+            else "the model's output is not finite, although nothing steers it; another --dtype may help"
+        )
+        self.is_steered = is_steered
+
+
+class StepFailed(WorkFailed):
+    """The step that computed this request raised an unexpected error."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine failed while it processed this request")

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from server.engine.errors import WorkFailed
+
 
 class GrammarState(Protocol):
     """Which tokens may come next in one sequence. Used only by the engine's thread."""
@@ -37,7 +39,7 @@ class Grammar(Protocol):
         ...
 
 
-class GrammarFailed(Exception):
+class GrammarFailed(WorkFailed):
     """A grammar exceeded its limits, or received a token that it forbids."""
 
 

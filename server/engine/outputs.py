@@ -9,6 +9,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
+from server.engine.errors import WorkFailed
 from server.engine.request import (
     Branch,
     Capture,
@@ -59,7 +60,7 @@ def last_output(
     *,
     token: int | None = None,
     logprobs: TokenLogprobs | None = None,
-    error: str | None = None,
+    error: WorkFailed | None = None,
 ) -> TokenOutput:
     """The last event of a sequence that ends for `reason`, with all results of its work when it is complete."""
     output = TokenOutput(

@@ -39,7 +39,7 @@ def score(
             if result.done():
                 return
             if output.scores is None:
-                result.set_exception(WorkFailed(output.error or "the scoring was aborted"))
+                result.set_exception(output.error or WorkFailed("the scoring was aborted"))
                 return
             for index, logprobs in zip(indices, output.scores, strict=True):
                 scores[index] = logprobs
@@ -85,7 +85,7 @@ def score_branches(
 
     def receive(output: TokenOutput) -> None:
         if output.branch_scores is None:
-            result.set_exception(WorkFailed(output.error or "the scoring was aborted"))
+            result.set_exception(output.error or WorkFailed("the scoring was aborted"))
         else:
             result.set_result(output.branch_scores)
 
@@ -109,7 +109,7 @@ def capture(
 
     def receive(output: TokenOutput) -> None:
         if output.activations is None:
-            result.set_exception(WorkFailed(output.error or "the capture was aborted"))
+            result.set_exception(output.error or WorkFailed("the capture was aborted"))
         else:
             result.set_result(dict(output.activations))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from server.engine.errors import WorkFailed
 from server.engine.grammar import Grammar
 from server.steering.parts import PartReader
 from server.steering.plan import UNSTEERED, SteeringPlan
@@ -186,7 +187,7 @@ class TokenOutput:
     log-probabilities of head + last; `branch_scores` of `Branch`, float32 `[plans, token_ids]` (CPU; NaN where the
     model was not finite); `activations` of `Capture`, `{(site, layer): float32 [positions, hidden]}` (CPU).
     `num_cached_tokens`: prompt tokens that came from the prefix cache. `seconds_queued`: how long the request waited
-    for its first step; None if it had none.
+    for its first step; None if it had none. `error`: why the request failed, with `FinishReason.ERROR`.
     """
 
     request_id: str
@@ -199,7 +200,7 @@ class TokenOutput:
     scores: tuple[tuple[float, ...], ...] | None = None
     branch_scores: Tensor | None = None
     activations: Mapping[Place, Tensor] | None = None
-    error: str | None = None
+    error: WorkFailed | None = None
     is_end: bool = False
 
 

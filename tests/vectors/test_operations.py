@@ -78,6 +78,16 @@ def test_a_norm_is_restored_or_stays_zero(length: float) -> None:
     assert float(restored.norm()) <= 1000.0
 
 
+@pytest.mark.parametrize("length", [1e-30, 1e-19, 1e19, 1e30, 1e37])
+@pytest.mark.parametrize("wanted", [1e-20, 1.0, 1e25])
+def test_a_norm_is_restored_whatever_the_length(length: float, wanted: float) -> None:
+    """The squares of all of these leave float32; the reference is in float64."""
+    changed, before = drawn(1, 3) * length, drawn(2, 3) * wanted
+    wide, norms = changed.double(), before.double().norm(dim=-1, keepdim=True)
+    expected = wide * norms / wide.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(restore_norm(changed, before).double(), expected, rtol=1e-5, atol=0)
+
+
 def test_another_place_and_an_inactive_vector_do_nothing() -> None:
     applied = AppliedVector("mlp", (3,), 1.0, "all", "add", True, {3: drawn(2)})
     inactive = AppliedVector("mlp", (3,), 0.0, "all", "ablate", True, {3: drawn(2)})

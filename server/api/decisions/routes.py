@@ -22,12 +22,14 @@ from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model
 from server.api.http.connection import while_connected
 from server.api.http.description import GENERATION_ERRORS, JSON, Success, describe
+from server.api.http.engine_errors import from_engine_error
 from server.api.http.json_response import json_response
 from server.api.http.parameters import RATE_LIMITS
 from server.api.http.services import Services, services_of
+from server.engine.errors import OutputNotFinite
 from server.engine.queries import share_heads
 from server.engine.request import EngineRequest, TokenOutput
-from server.errors import ContextLengthExceeded, EngineFailure
+from server.errors import ContextLengthExceeded
 from server.keys import Role
 from server.steering.plan import SteeringPlan
 
@@ -106,7 +108,7 @@ class _Asking:
                 logprobs[number][turn][place][index] = sum(tokens)
         found = [probabilities_of(orders) for orders in logprobs]
         if not all(np.isfinite(each).all() for each in found):
-            raise EngineFailure("the model's probabilities are not finite")
+            raise from_engine_error(OutputNotFinite(is_steered=self.plan.is_steered))
         return found
 
     def usage(self, outputs: Sequence[TokenOutput]) -> InputUsage:

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 
 from server.api.generation.measurement import Measurement
 from server.api.generation.objects import CompletionFinishReason
+from server.api.http.engine_errors import from_engine_error
 from server.api.http.metrics import Metrics
 from server.detokenizer import ChoiceText
+from server.engine.errors import StepFailed
 from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, FinishReason, TokenLogprobs, TokenOutput
-from server.errors import EngineFailure, Unavailable
+from server.errors import Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class Choice:
         if self.finish_reason is not None:
             return
         if output.finish_reason is FinishReason.ERROR:
-            raise EngineFailure("the engine failed while it processed this request")
+            raise from_engine_error(output.error or StepFailed())
         if output.finish_reason is FinishReason.ABORT:
             raise Unavailable("the server shut down before the answer was complete", code="shutting_down")
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 from anyio.to_thread import run_sync
 
-from server.engine.errors import QueueFull
+from server.api.http.engine_errors import from_engine_error
+from server.engine.errors import QueueFull, StepFailed
 from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, FinishReason, TokenOutput
-from server.errors import EngineFailure, Unavailable
+from server.errors import Unavailable
 
 MAX_UNDER_WAY = 32
 """The most scoring requests of one client in the engine at a time: half of the engine's default."""
@@ -38,8 +39,8 @@ class Scoring:
     async def outputs(self, requests: Iterator[EngineRequest]) -> list[TokenOutput]:
         """The last event of each request, in order. `requests` are made as they are needed, on another thread.
 
-        Raises `QueueFull` when the queue is full and none of these requests is running, `EngineFailure`,
-        `Unavailable`, and whatever making and submitting a request raises.
+        Raises `QueueFull` when the queue is full and none of these requests is running, the API error of
+        a request that failed, `Unavailable`, and whatever making and submitting a request raises.
         """
         found: dict[int, TokenOutput] = {}
         number = 0
@@ -75,6 +76,6 @@ class Scoring:
 
 def _check(output: TokenOutput) -> None:
     if output.finish_reason is FinishReason.ERROR:
-        raise EngineFailure("the engine failed while it processed this request")
+        raise from_engine_error(output.error or StepFailed())
     if output.finish_reason is FinishReason.ABORT:
         raise Unavailable("the server shut down before the answer was complete", code="shutting_down")

@@ -53,6 +53,13 @@ async def read_body(request: Request, limit: int) -> bytes:
 async def read_model(request: Request, model: type[Model], limit: int) -> Model:
     """The body as `model`. Raises `InvalidRequest` naming the field, or `PayloadTooLarge`."""
     assert reads_body(request, model), "the route's description has another body"
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise InvalidRequest(
+            f"Content-Encoding: expected a body that is not compressed, got {encoding[:40]!r}",
+            code="invalid_header",
+            param="Content-Encoding",
+        )
     body = await read_body(request, limit)
     if len(body) < _LARGE_BYTES:
         return validated(model, parse_json(body))
@@ -64,7 +71,7 @@ def parse_json(body: bytes, param: str | None = None) -> dict[str, Any]:
     if not body.strip():
         raise InvalidRequest("expected a JSON object as the body, got an empty body", code="invalid_json", param=param)
     try:
-        text = body.decode("utf-8")
+        text = body.decode("utf-8-sig")
         value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
         if _SURROGATE_ESCAPE.search(text):
             json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is not a character

@@ -19,6 +19,7 @@ from server.errors import (
     Overloaded,
     RateLimited,
     Unavailable,
+    Unprocessable,
 )
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
@@ -31,7 +32,7 @@ EVENTS = "text/event-stream"
 
 
 GENERATION_ERRORS: tuple[type[ApiError], ...] = (
-    InvalidRequest, NotFound, Overloaded, RateLimited, EngineFailure, Unavailable,
+    InvalidRequest, NotFound, Unprocessable, Overloaded, RateLimited, EngineFailure, Unavailable,
 )  # fmt: skip
 """The errors of every route that runs the model."""
 

@@ -7,10 +7,21 @@ from server.engine.errors import (
     EmptyPrompt,
     EngineError,
     EngineStopped,
+    OutputNotFinite,
     QueueFull,
     TokenOutsideVocabulary,
+    WorkFailed,
 )
-from server.errors import ApiError, ContextLengthExceeded, EngineFailure, InvalidRequest, Overloaded, Unavailable
+from server.engine.grammar import GrammarFailed
+from server.errors import (
+    ApiError,
+    ContextLengthExceeded,
+    EngineFailure,
+    InvalidRequest,
+    Overloaded,
+    Unavailable,
+    Unprocessable,
+)
 
 
 def from_engine_error(error: EngineError) -> ApiError:
@@ -26,5 +37,13 @@ def from_engine_error(error: EngineError) -> ApiError:
             return Overloaded(f"{error}; retry later", headers={"Retry-After": "1"})
         case EngineStopped():
             return Unavailable("the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
+        case OutputNotFinite(is_steered=True):
+            return Unprocessable(str(error), code="output_not_finite", param="steering")
+        case OutputNotFinite():
+            return EngineFailure(str(error), code="output_not_finite")
+        case GrammarFailed():
+            return Unprocessable(str(error), code="constraint_failed")
+        case WorkFailed():
+            return EngineFailure("the engine failed while it processed this request")
         case _:
             return EngineFailure("the engine refused the request; the details are in the server's log")

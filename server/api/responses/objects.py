@@ -96,7 +96,7 @@ KeptItem = InputMessage | OutputMessage | ReasoningItem | FunctionCallItem | Fun
 class ResponseFailure(TypedDict):
     """Why a response failed."""
 
-    code: Literal["server_error"]
+    code: Literal["server_error", "invalid_prompt"]
     message: str
     param: str | None
     type: str

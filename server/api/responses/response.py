@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from server.api.generation.choices import usage_of
 from server.api.generation.dialogue import Replies
@@ -118,5 +119,6 @@ class ResponseInProgress:
 
 
 def _failure_of(error: ApiError) -> ResponseFailure:
-    """The error of a failed response. Of OpenAI's few codes, the one of a server error fits best."""
-    return {"code": "server_error", "message": error.message, "param": error.param, "type": error.type}
+    """The error of a failed response. Of OpenAI's few codes, these two come nearest: retrying helps or does not."""
+    code: Literal["server_error", "invalid_prompt"] = "server_error" if error.status >= 500 else "invalid_prompt"
+    return {"code": code, "message": error.message, "param": error.param, "type": error.type}

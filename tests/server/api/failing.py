@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from server.engine.engine import BatchingEngine
+from server.engine.errors import WorkFailed
 from server.engine.request import EngineRequest, FinishReason, OutputSink, TokenOutput
 
 
@@ -19,6 +20,10 @@ class FailingEngine(BatchingEngine):
             if num_tokens < 3:
                 sink(output)
             elif num_tokens == 3:
-                sink(TokenOutput(request.request_id, finish_reason=FinishReason.ERROR, error="secret of the house"))
+                sink(
+                    TokenOutput(
+                        request.request_id, finish_reason=FinishReason.ERROR, error=WorkFailed("secret of the house")
+                    )
+                )
 
         super().submit(request, failing)

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from server.api.generation.scoring import MAX_UNDER_WAY
 from server.engine.engine import BatchingEngine, EngineSettings
+from server.engine.errors import WorkFailed
 from server.engine.request import EngineRequest, FinishReason, Generate, OutputSink, Score, TokenOutput
 from tests.reference import Steer, steered_logits
 from tests.server.api.serving import Server, byte_tokenizer, direction, eventually, serving, tiny_module
@@ -427,7 +428,11 @@ class FailingEngine(BatchingEngine):
         """See `protocol.Engine.submit`."""
 
         def failing(output: TokenOutput) -> None:
-            sink(TokenOutput(request.request_id, finish_reason=FinishReason.ERROR, error="secret of the house"))
+            sink(
+                TokenOutput(
+                    request.request_id, finish_reason=FinishReason.ERROR, error=WorkFailed("secret of the house")
+                )
+            )
 
         super().submit(request, failing)
 

@@ -33,7 +33,6 @@ MOST_MIB = 16
         '{"prompt":"a"}'.encode("utf-16"),
         '{"prompt":"a"}'.encode("utf-16-le"),
         '{"prompt":"a"}'.encode("utf-32-be"),
-        '{"prompt":"a"}'.encode("utf-8-sig"),
     ],
 )
 def test_only_utf8_is_read(server: Server, path: str, body: bytes) -> None:

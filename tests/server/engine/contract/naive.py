@@ -17,7 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from server.engine.admission import check_request
-from server.engine.errors import DuplicateRequest, EngineStopped, QueueFull
+from server.engine.errors import (
+    DuplicateRequest,
+    EngineStopped,
+    OutputNotFinite,
+    QueueFull,
+    StepFailed,
+    WorkFailed,
+)
 from server.engine.grammar import allowed_tokens
 from server.engine.protocol import EngineStats, ModelInfo
 from server.engine.request import (
@@ -34,6 +41,7 @@ from server.engine.request import (
     TokenOutput,
 )
 from server.engine.sampler import RowSampler, logprobs_of, sample
+from server.steering.plan import SteeringPlan
 from vectors.applied import AppliedVector
 from vectors.positions import Phase
 from vectors.sites import find_sites
@@ -135,8 +143,10 @@ class NaiveEngine:
             yield from self._worked(job)
         except InterruptedError:
             yield TokenOutput(job.request.request_id, finish_reason=FinishReason.ABORT)
-        except Exception as error:  # any failure ends its request, never the engine
-            yield TokenOutput(job.request.request_id, finish_reason=FinishReason.ERROR, error=str(error))
+        except WorkFailed as error:
+            yield TokenOutput(job.request.request_id, finish_reason=FinishReason.ERROR, error=error)
+        except Exception:  # any failure ends its request, never the engine
+            yield TokenOutput(job.request.request_id, finish_reason=FinishReason.ERROR, error=StepFailed())
 
     def _worked(self, job: _Job) -> Iterator[TokenOutput]:
         request = job.request
@@ -150,7 +160,7 @@ class NaiveEngine:
                 yield replace(last, known_logprobs=self._known_logprobs(job, work))
             case Score() as work:
                 head = self._known_logprobs(job, Force(work.head, len(request.prompt)))
-                logits = _checked(self._logits(job, (*request.prompt, *work.head))[-1])
+                logits = _checked(self._logits(job, (*request.prompt, *work.head))[-1], request.plan)
                 ends = torch.log_softmax(logits, -1)[list(work.last)].tolist()
                 yield replace(last, scores=tuple((*(each.logprob for each in head if each), end) for end in ends))
             case Branch() as work:
@@ -172,7 +182,7 @@ class NaiveEngine:
         reason: FinishReason | None = None
         while reason is None:
             parts.append("content" if reader is None else reader.part)
-            logits = _checked(self._logits(job, tokens, parts)[-1])[None]
+            logits = _checked(self._logits(job, tokens, parts)[-1], job.request.plan)[None]
             (token,) = sample(logits, [sampler], {0: allowed_tokens(grammar, self.info.vocab_size)} if grammar else {})
             is_end = token in sampler.end_token_ids
             tokens.append(token)
@@ -190,7 +200,7 @@ class NaiveEngine:
 
     def _known_logprobs(self, job: _Job, work: Force) -> tuple[TokenLogprobs | None, ...]:
         first, tokens = max(work.start, 1), (*job.request.prompt, *work.response)
-        rows = _checked(self._logits(job, tokens)[first - 1 : len(tokens) - 1])
+        rows = _checked(self._logits(job, tokens)[first - 1 : len(tokens) - 1], job.request.plan)
         found = logprobs_of(rows, tokens[first:], [work.num_logprobs] * len(rows))
         return (*(None,) * (work.start == 0), *found)
 
@@ -224,9 +234,9 @@ class NaiveEngine:
         return logits
 
 
-def _checked(logits: Tensor) -> Tensor:
+def _checked(logits: Tensor, plan: SteeringPlan) -> Tensor:
     if not logits.isfinite().all():
-        raise ArithmeticError("the model's output is not finite; a smaller scale may help")
+        raise OutputNotFinite(is_steered=plan.is_steered)
     return logits
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from server.engine.errors import OutputNotFinite
 from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, FinishReason, Generate, SamplingParams
 from tests.families import build
@@ -132,7 +133,8 @@ def test_an_output_that_is_not_finite_fails_its_own_request_only(engine: Engine)
     for request in broken:
         (event,) = answers[request.request_id]
         assert (event.finish_reason, event.token_id) == (FinishReason.ERROR, None)
-        assert event.error is not None
-        assert "not finite" in event.error
+        assert isinstance(event.error, OutputNotFinite)
+        assert event.error.is_steered
+        assert "a smaller scale may help" in str(event.error)
     expected, _ = greedy(build("llama"), prompt_of(9), 12)
     assert tokens_of(answers["good"]) == tokens_of(answers["later"]) == expected

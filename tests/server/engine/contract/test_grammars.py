@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from server.engine.grammar import Grammar
+from server.engine.grammar import Grammar, GrammarFailed
 from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, FinishReason, Generate, SamplingParams, TokenOutput
 from tests.families import build
@@ -101,7 +101,8 @@ def test_a_grammar_that_fails_ends_its_request_and_no_other(engine: Engine) -> N
     answers = answers_of(engine, [free[0], failing[0], free[1], failing[1], free[2]])
     for num in (0, 3):
         events = answers[f"after {num}"]
-        assert (events[-1].finish_reason, events[-1].error) == (FinishReason.ERROR, "it has grown too large")
+        assert (events[-1].finish_reason, str(events[-1].error)) == (FinishReason.ERROR, "it has grown too large")
+        assert isinstance(events[-1].error, GrammarFailed)
         assert len(tokens_of(events)) == num
     expected, _ = greedy(build("llama"), PROMPT, 8)
     assert all(tokens_of(answers[name]) == expected for name in names)
