@@ -187,7 +187,7 @@ FLOORS: dict[str, str] = {
         protocol sampler wanted
         admission description queries sequence
         model scheduler
-        step
+        memory step
         buffers
         runner
         outputs
