@@ -188,7 +188,7 @@ FLOORS: dict[str, str] = {
         adapter
         admission description queries sequence
         model scheduler
-        step
+        memory step
         buffers
         runner
         outputs

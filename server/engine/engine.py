@@ -34,7 +34,6 @@ from server.engine.outputs import branch_scores, last_output, next_scores, sampl
 from server.engine.pacing import BackgroundPace
 from server.engine.protocol import EngineStats, ModelInfo, PagingStats
 from server.engine.recurrent.slots import StateSlots
-from server.engine.refusal import ModelRefused
 from server.engine.request import (
     EngineRequest,
     FinishReason,
@@ -75,27 +74,6 @@ class EngineSettings:
     max_queue: int = 1024
     prefix_cache: bool = True
     num_snapshots: int = 64
-
-
-def num_pages_for(
-    model: LoadedModel, *, kv_cache_gib: float | None, free_bytes: int, max_running: int, page_size: int
-) -> int:
-    """Pages of KV: as many as fit in `kv_cache_gib`, else for `max_running` full contexts within half of `free_bytes`.
-
-    Raises `ModelRefused` when not even one full context fits.
-    """
-    bytes_per_page = model.kv_bytes_per_token * page_size
-    pages_per_context = -(-model.info.max_model_len // page_size)
-    if kv_cache_gib is not None:
-        num_pages = int(kv_cache_gib * 2**30) // bytes_per_page
-    else:
-        num_pages = min(max_running * pages_per_context, free_bytes // 2 // bytes_per_page)
-    if num_pages < pages_per_context:
-        raise ModelRefused(
-            f"the KV cache holds {num_pages * page_size} tokens, but one context needs {model.info.max_model_len}; "
-            "increase --kv-cache-gib or decrease --max-model-len"
-        )
-    return num_pages
 
 
 class BatchingEngine:

@@ -7,6 +7,7 @@ those layers and shows which sites give one activation per token.
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -131,7 +132,9 @@ def _check_calls(module: PreTrainedModel, calls: Sequence[int], num_layers: int)
 
 def run_with_cache(module: PreTrainedModel, cache: Any) -> None:
     """Run `module` on a few tokens with transformers' own `cache`; attention gives zeros."""
-    _run(module, _Look(), past_key_values=cache, use_cache=True)
+    names = inspect.signature(module.forward).parameters
+    name = next((name for name in ("past_key_values", "cache_params") if name in names), "past_key_values")
+    _run(module, _Look(), use_cache=True, **{name: cache})
 
 
 def _with_sight(architecture: str, layer: int, asked: LayerAttention, masks: MaskLog, context: int) -> LayerAttention:

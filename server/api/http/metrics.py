@@ -42,6 +42,7 @@ class _EngineCollector(Collector):
             ("vllm:kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", used),
             ("tiller:num_requests_steered", "Steered requests that are running.", stats.num_steered_running),
             ("tiller:steering_rows_in_use", "Rows of the steering bank in use.", stats.num_rows_in_use),
+            ("tiller:recurrent_states_in_use", "States of recurrent layers in use.", stats.num_states_in_use),
             ("tiller:kv_pages", "KV pages in total.", pages),
             ("tiller:kv_pages_free", "KV pages that a new request could take.", free_pages),
         )

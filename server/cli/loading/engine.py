@@ -109,7 +109,8 @@ def start_engine(
 
 def _load_engine(settings: Settings, source: ModelSource, begin: Callable[[str], None]) -> BatchingEngine:
     from server.cli.loading.memory import free_bytes
-    from server.engine.engine import BatchingEngine, EngineSettings, num_pages_for
+    from server.engine.engine import BatchingEngine, EngineSettings
+    from server.engine.memory import plan_memory
     from server.engine.model import load_model
     from server.engine.refusal import ModelRefused
 
@@ -124,7 +125,7 @@ def _load_engine(settings: Settings, source: ModelSource, begin: Callable[[str],
         on_progress=begin,
     )
     begin("reserving the KV cache")
-    num_pages = num_pages_for(
+    plan = plan_memory(
         model,
         kv_cache_gib=settings.kv_cache_gib,
         free_bytes=free_bytes(model.device),
@@ -132,7 +133,8 @@ def _load_engine(settings: Settings, source: ModelSource, begin: Callable[[str],
         page_size=_PAGE_SIZE,
     )
     limits = EngineSettings(
-        num_pages=num_pages,
+        num_pages=plan.num_pages,
+        num_snapshots=plan.num_snapshots,
         page_size=_PAGE_SIZE,
         max_running=settings.max_running,
         max_batch_tokens=settings.max_batch_tokens,

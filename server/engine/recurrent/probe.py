@@ -39,8 +39,14 @@ def hand_over_recurrence(module: PreTrainedModel, run: Callable[[Any], None]) ->
     cache = _WatchedCache(module)
     if not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
         return StateLayout()
-    with cache:
-        run(cache)
+    try:
+        with cache:
+            run(cache)
+    except Exception as error:  # the model's own code may raise anything
+        raise ModelRefused(
+            f"{type(module).__name__} does not run with the cache that transformers makes from its configuration, so "
+            f"tiller cannot keep its recurrent state: {type(error).__name__}: {error}; serve it with transformers"
+        ) from error
     layout = cache.layout()
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, LinearAttentionCacheLayerMixin) and not any(key[1] == index for key in layout.tensors):
