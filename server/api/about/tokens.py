@@ -85,7 +85,7 @@ class TokenizeRequest(WireModel):
                 "tools: this model's chat template does not support tools", code="unsupported_parameter", param="tools"
             )
         rendered = text.render_chat(
-            [message.for_template(f"messages.{index}") for index, message in enumerate(self.messages)],
+            [message.for_template() for message in self.messages],
             self.chat_template_kwargs,
             tools=[entry.function.tool().for_template() for entry in self.tools or ()],
             add_generation_prompt=self.add_generation_prompt is not False,

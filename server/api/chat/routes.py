@@ -70,7 +70,7 @@ async def _prepare(body: ChatRequest, services: Services) -> _ChatAnswer:
     check_num_choices(body.num_choices, services)
     plan = await plan_of(body, services)
     dialogue = Dialogue(
-        messages=[message.for_template(f"messages.{index}") for index, message in enumerate(body.messages)],
+        messages=[message.for_template() for message in body.messages],
         use=body.use(),
         schema=body.answer_schema(),
         max_tokens=body.asked_tokens,

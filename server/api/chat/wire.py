@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from server.answers.tools import ToolUse
-from server.api.generation.content import texts_of
+from server.api.generation.content import AnsweredRefusal, texts_of
 from server.api.generation.tools import (
     ANY_OBJECT,
     MAX_CALLS,
@@ -38,60 +39,112 @@ class ContentPart(TypedDict):
     prompt_cache_breakpoint: NotRequired[Any]
 
 
-_Content = str | Annotated[list[ContentPart], Field(min_length=1)] | None
+_Content = str | list[ContentPart | AnsweredRefusal] | None
 
 
-def content_text(value: Any) -> Any:
+def _content_text(value: Any, info: ValidationInfo) -> Any:
     """Text, or a list of text parts, which are joined as lines of one text."""
-    return value if isinstance(value, str) or value is None else "\n".join(texts_of(value, ("text",)))
+    if isinstance(value, str) or value is None:
+        return value
+    role = info.data.get("role")
+    is_answer = role == "assistant"
+    kinds = ("text", "refusal") if is_answer else ("text",)
+    return "\n".join(texts_of(value, kinds, is_answer=is_answer, may_be_empty=role in ("assistant", "tool")))
+
+
+_IGNORED_ANYWHERE = ("cache_control", "id")
+_IGNORED_BY_ROLE: Mapping[str, tuple[str, ...]] = {
+    "assistant": (
+        "annotations",
+        "citations",
+        "extra_content",
+        "index",
+        "parsed",
+        "provider_specific_fields",
+        "status",
+        "stop_reason",
+    ),
+    "tool": ("artifact", "provider_specific_fields", "status"),
+}
+
+
+_OF_ASSISTANT = ("tool_calls", "refusal", "reasoning_content", "reasoning", "reasoning_details", "thinking_blocks")
 
 
 class ChatMessage(WireModel):
-    """A message of a chat. `name` and `reasoning_content` are passed to the chat template."""
+    """A message of a chat. `name` and the reasoning are passed to the chat template.
+
+    The ignored fields are those that answers of this and other servers have; except `cache_control`, `id` and nulls,
+    they are only accepted in messages of the assistant, and some in those of tools.
+    """
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "function_call": (),
         "audio": (),
-        "refusal": (),
-        "annotations": ([],),
+        "function_call": (),
+        "images": ([],),
+        "prefix": (False,),
     }
+    instead: ClassVar[dict[str, str]] = {"function_call": "tool_calls"}
+    ignored = tuple(sorted({*_IGNORED_ANYWHERE, *(name for names in _IGNORED_BY_ROLE.values() for name in names)}))
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     """The author of the message; `developer` is the newer name of `system`."""
-    content: Annotated[str | None, BeforeValidator(content_text, json_schema_input_type=_Content)] = None
-    """Text, or text parts, which are joined as lines. Optional for an assistant message with tool calls."""
+    content: Annotated[str | None, BeforeValidator(_content_text, json_schema_input_type=_Content)] = None
+    """Text, or text parts, which are joined as lines. Optional for messages of the assistant and of tools."""
     name: str | None = None
     """The name of the author, for chat templates that show it."""
     tool_calls: Annotated[list[MessageToolCall], Field(max_length=MAX_CALLS)] | None = None
     """The tool calls of an assistant message."""
     tool_call_id: str | None = None
     """The id of the call that a tool message answers."""
+    refusal: str | None = None
+    """A refusal of the assistant. It is added to the content."""
     reasoning_content: str | None = None
     """The reasoning of an assistant before its answer."""
+    reasoning: str | None = None
+    """Another name of `reasoning_content`."""
+    reasoning_details: list[Any] | None = None
+    """The reasoning in parts, as OpenRouter returns it. Read where the reasoning is not given as text."""
+    thinking_blocks: list[Any] | None = None
+    """The reasoning in parts, as LiteLLM returns it. Read where the reasoning is not given as text."""
+
+    @classmethod
+    def ignored_in(cls, data: Mapping[str, Any]) -> Collection[str]:
+        """The ignored fields that this role may have, and those that are null."""
+        role = data.get("role")
+        allowed = (*_IGNORED_ANYWHERE, *_IGNORED_BY_ROLE.get(role if isinstance(role, str) else "", ()))
+        return [name for name in super().ignored_in(data) if name in allowed or data[name] is None]
 
     @model_validator(mode="after")
     def _check_role(self) -> ChatMessage:
-        for name in ("tool_calls", "reasoning_content"):
+        for name in _OF_ASSISTANT:
             if self.role != "assistant" and getattr(self, name):
                 raise PydanticCustomError("invalid_value", "only allowed in assistant messages", {"at": name})
         if (self.role == "tool") != (self.tool_call_id is not None):
             raise PydanticCustomError(
                 "invalid_value", "required in tool messages, and only allowed there", {"at": "tool_call_id"}
             )
-        if self.content is None and not self.tool_calls:
+        if self.content is None and self.role not in ("assistant", "tool"):
             raise PydanticCustomError("missing", "missing required parameter", {"at": "content"})
         return self
 
-    def for_template(self, param: str) -> dict[str, Any]:
-        """The message in the form of chat templates, which know `developer` as `system`.
+    @property
+    def reasoning_text(self) -> str | None:
+        """The reasoning, in whichever form it is given."""
+        for text in (self.reasoning_content, self.reasoning):
+            if text:
+                return text
+        parts = [*(self.reasoning_details or ()), *(self.thinking_blocks or ())]
+        texts = [part.get("text", part.get("thinking")) for part in parts if isinstance(part, dict)]
+        return "".join(text for text in texts if isinstance(text, str)) or self.reasoning_content
 
-        Raises `InvalidRequest`, naming `param`, for calls whose arguments are not a JSON object.
-        """
+    def for_template(self) -> dict[str, Any]:
+        """The message in the form of chat templates, which know `developer` as `system`."""
         role = "system" if self.role == "developer" else self.role
-        message: dict[str, Any] = {"role": role, "content": self.content or ""}
-        for name in ("name", "tool_call_id", "reasoning_content"):
-            if (value := getattr(self, name)) is not None:
-                message[name] = value
+        text = "\n".join(part for part in (self.content, self.refusal) if part)
+        message: dict[str, Any] = {"role": role, "content": text}
+        given = {"name": self.name, "tool_call_id": self.tool_call_id, "reasoning_content": self.reasoning_text}
+        message |= {name: value for name, value in given.items() if value is not None}
         if self.tool_calls:
             message["tool_calls"] = [
                 {
@@ -99,12 +152,10 @@ class ChatMessage(WireModel):
                     "type": "function",
                     "function": {
                         "name": call.function.name,
-                        "arguments": parsed_arguments(
-                            call.function.arguments, f"{param}.tool_calls.{index}.function.arguments"
-                        ),
+                        "arguments": parsed_arguments(call.function.arguments),
                     },
                 }
-                for index, call in enumerate(self.tool_calls)
+                for call in self.tool_calls
             ]
         return message
 

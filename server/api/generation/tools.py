@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
@@ -28,6 +28,8 @@ def _object_schema(schema: dict[str, Any] | None) -> dict[str, Any] | None:
 
 class FunctionDefinition(WireModel):
     """A function that the model may call."""
+
+    ignored = ("cache_control",)
 
     name: ToolName
     description: str | None = None
@@ -66,6 +68,8 @@ FORM_OF_CHOICE = Discriminator(
 class FunctionTool(WireModel):
     """An entry of a chat's `tools`."""
 
+    ignored = ("cache_control",)
+
     type: Literal["function"]
     function: FunctionDefinition
 
@@ -97,18 +101,38 @@ class AllowedToolChoice(WireModel):
     allowed_tools: AllowedTools
 
 
+def _argument_text(value: Any) -> Any:
+    """Arguments as JSON text; clients also send the object itself, or null where there are none."""
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return "" if value is None else value
+
+
+CallArguments = Annotated[str, BeforeValidator(_argument_text, json_schema_input_type=str | dict[str, Any] | None)]
+"""The arguments of an earlier call, as JSON text."""
+
+IGNORED_IN_CALLS = ("cache_control", "extra_content", "index", "provider_specific_fields")
+"""Fields that streams and proxies leave in the calls of an earlier answer; they are accepted and not read."""
+
+
 class CalledFunction(WireModel):
-    """A function that an earlier answer called; `arguments` is JSON text."""
+    """A function that an earlier answer called."""
+
+    ignored = (*IGNORED_IN_CALLS, "parsed_arguments")
 
     name: str
-    arguments: str
+    arguments: CallArguments = ""
+    """JSON text, or an object. Text that is not an object, as of a call that was cut, is shown as it is."""
 
 
 class MessageToolCall(WireModel):
     """A call in an earlier answer."""
 
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"custom": ()}
+    ignored = IGNORED_IN_CALLS
+
     id: Annotated[str, Field(min_length=1, max_length=256)]
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = None
     function: CalledFunction
 
 
@@ -122,15 +146,17 @@ ToolChoice = Annotated[
 ]
 
 
-def parsed_arguments(arguments: str, param: str) -> dict[str, Any]:
-    """The arguments of an earlier call, parsed as chat templates expect. Raises `InvalidRequest`."""
+def parsed_arguments(arguments: str) -> dict[str, Any] | str:
+    """The arguments of an earlier call, parsed as chat templates expect; the text itself if it is no JSON object."""
+    if not arguments.strip():
+        return {}
     try:
-        value = json.loads(arguments) if arguments.strip() else {}
+        value = json.loads(arguments, strict=False)
     except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"{param}: expected a JSON object as text", code="invalid_value", param=param)
-    return value
+        return arguments
+    if value is None:
+        return {}
+    return value if isinstance(value, dict) else arguments
 
 
 def tool_use(

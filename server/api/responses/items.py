@@ -13,8 +13,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from server.api.generation.content import texts_of
-from server.api.generation.tools import parsed_arguments
+from server.api.generation.content import AnsweredRefusal, texts_of
+from server.api.generation.tools import IGNORED_IN_CALLS, CallArguments, parsed_arguments
 from server.api.http.wire import WireModel
 from server.api.responses.objects import (
     FunctionCallItem,
@@ -58,6 +58,13 @@ def _said(value: Any) -> Any:
     return "\n".join(texts_of(value, ("input_text",))) if isinstance(value, list) else value
 
 
+def _returned(value: Any) -> Any:
+    """What a function gave back, which may be nothing."""
+    if isinstance(value, list):
+        return "\n".join(texts_of(value, ("input_text",), may_be_empty=True))
+    return "" if value is None else value
+
+
 class AskedMessage(WireModel):
     """A message of a user or developer; the parts of its content are joined as lines."""
 
@@ -87,23 +94,27 @@ class AnsweredTextPart(TypedDict):
     text: str
     annotations: NotRequired[Any]
     logprobs: NotRequired[Any]
+    parsed: NotRequired[Any]
 
 
-_Answered = str | Annotated[list[AnsweredTextPart | GivenTextPart], Field(min_length=1)]
+_Answered = str | list[AnsweredTextPart | AnsweredRefusal | GivenTextPart] | None
 
 
 def _answered(value: Any) -> Any:
-    return "".join(texts_of(value, ("output_text", "input_text"))) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return "".join(texts_of(value, ("output_text", "refusal", "input_text"), may_be_empty=True))
+    return "" if value is None else value
 
 
 class AnswerMessage(WireModel):
     """A message of the assistant."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"phase": ()}
+    ignored = ("provider_specific_fields",)
 
     type: Literal["message"] = "message"
     role: Literal["assistant"]
-    content: Annotated[str, BeforeValidator(_answered, json_schema_input_type=_Answered)]
+    content: Annotated[str, BeforeValidator(_answered, json_schema_input_type=_Answered)] = ""
     id: str | None = None
     status: ItemStatus | None = None
 
@@ -152,14 +163,15 @@ class GivenReasoning(WireModel):
 
 
 class GivenCall(WireModel):
-    """A function call of the model; `arguments` is JSON text."""
+    """A function call of the model; `arguments` is JSON text. Text that is not an object is shown as it is."""
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"caller": (_DIRECT,), "namespace": (), "async": (False,)}
+    ignored = (*IGNORED_IN_CALLS, "parsed_arguments")
 
     type: Literal["function_call"]
     call_id: Annotated[str, Field(min_length=1, max_length=256)]
     name: str
-    arguments: str
+    arguments: CallArguments = ""
     id: str | None = None
     status: ItemStatus | None = None
 
@@ -182,7 +194,7 @@ class GivenCallOutput(WireModel):
 
     type: Literal["function_call_output"]
     call_id: Annotated[str, Field(min_length=1, max_length=256)]
-    output: Annotated[str, BeforeValidator(_said, json_schema_input_type=_Given)]
+    output: Annotated[str, BeforeValidator(_returned, json_schema_input_type=_Given | None)]
     name: str | None = None
     id: str | None = None
     status: ItemStatus | None = None
@@ -273,7 +285,7 @@ class Conversation:
                 self._turn_with("content", "tool_calls")["content"] = item.content
             case GivenCall():
                 self._call_ids.add(item.call_id)
-                self._turn_with().setdefault("tool_calls", []).append(_call_of(item, f"{param}.arguments"))
+                self._turn_with().setdefault("tool_calls", []).append(_call_of(item))
             case GivenCallOutput():
                 if item.call_id not in self._call_ids:
                     raise InvalidRequest(
@@ -296,6 +308,6 @@ class Conversation:
         return self._turn
 
 
-def _call_of(item: GivenCall, param: str) -> dict[str, Any]:
-    function = {"name": item.name, "arguments": parsed_arguments(item.arguments, param)}
+def _call_of(item: GivenCall) -> dict[str, Any]:
+    function = {"name": item.name, "arguments": parsed_arguments(item.arguments)}
     return {"id": item.call_id, "type": "function", "function": function}

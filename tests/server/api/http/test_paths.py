@@ -72,7 +72,7 @@ def test_the_client_works_with_every_base_url(server: Server, suffix: str) -> No
         stream = client.chat.completions.create(model=MODEL, stream=True, **CHAT)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == expected
         assert client.models.retrieve(MODEL).id == MODEL
-        assert [model.id for model in client.models.list()][0] == MODEL
+        assert next(iter(client.models.list())).id == MODEL
 
 
 @pytest.mark.parametrize("path", ["/nothing", "//nothing", "/v1/nothing/", "/chat", "/v2/chat/completions", "/"])

@@ -149,14 +149,12 @@ def test_a_malformed_query_is_a_400_that_names_it(server: Server, query: str, pa
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
-def test_a_truncated_call_cannot_be_gone_on_from(server: Server) -> None:
+def test_a_truncated_call_can_be_gone_on_from(server: Server) -> None:
     parameters = {"type": "object", "properties": {"a_long_name": {"enum": ["x"]}}, "required": ["a_long_name"]}
     tool = TOOL | {"parameters": parameters}
     called = ask(server, "when?", tools=[tool], tool_choice="required", max_output_tokens=50)
     assert (called.status, called.output[0].type) == ("incomplete", "function_call")
-    with pytest.raises(openai.BadRequestError) as refused:
-        ask(server, "go on", previous_response_id=called.id)
-    assert refused.value.param == "previous_response_id.arguments"
+    assert ask(server, "go on", previous_response_id=called.id).output
 
 
 def test_a_response_is_visible_to_the_key_that_made_it(tmp_path: Path) -> None:
