@@ -182,7 +182,7 @@ class _ChatAnswer:
             "choices": choices,
         }
         if self.head.includes_usage:
-            chunk["usage"] = None
+            chunk["usage"] = self._usage() if self.body.counts_usage else None
         return chunk
 
     def _logprobs(self, entries: Sequence[TokenEntry]) -> ChatLogprobs | None:

@@ -172,7 +172,17 @@ class ChatRequest(GenerationFields):
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
         "functions": ([],),
-        "function_call": ("none",),
+        "add_generation_prompt": (True,),
+        "add_special_tokens": (False,),
+        "chat_template": (),
+        "continue_final_message": (False,),
+        "documents": ([],),
+        "echo": (False,),
+        "enable_thinking": (),
+        "function_call": ("none", "auto"),
+        "include_reasoning": (True,),
+        "mm_processor_kwargs": ({},),
+        "thinking_token_budget": (),
         "verbosity": ("medium",),
         "audio": (),
         "modalities": (["text"],),

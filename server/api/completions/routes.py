@@ -75,11 +75,13 @@ class _Prompt:
     begins_text: bool
 
 
-def _encode(prompts: Sequence[str | list[int]], text: TextProcessor, vocab_size: int) -> list[_Prompt]:
+def _encode(
+    prompts: Sequence[str | list[int]], text: TextProcessor, vocab_size: int, add_special_tokens: bool
+) -> list[_Prompt]:
     encoded = []
     for index, prompt in enumerate(prompts):
         param = "prompt" if len(prompts) == 1 else f"prompt.{index}"
-        token_ids = text.encode(prompt) if isinstance(prompt, str) else prompt
+        token_ids = text.encode(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else prompt
         if not token_ids:
             raise InvalidRequest(
                 f"{param}: expected at least one token, got an empty prompt", code="empty_prompt", param=param
@@ -99,7 +101,7 @@ async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAn
     check_num_choices(len(body.prompt) * body.num_candidates, services)
     plan = await plan_of(body, services)
     info = services.engine.info
-    prompts = await run_sync(_encode, body.prompt, services.text, info.vocab_size)
+    prompts = await run_sync(_encode, body.prompt, services.text, info.vocab_size, body.add_special_tokens is not False)
     response_id = f"cmpl-{uuid.uuid4().hex}"
     choices: list[Choice] = []
     for index, prompt in enumerate(prompts):
@@ -243,7 +245,7 @@ class _CompletionAnswer:
             "choices": choices,
         }
         if self.head.includes_usage:
-            chunk["usage"] = None
+            chunk["usage"] = self._usage() if self.body.counts_usage else None
         return chunk
 
     def _prompt_index(self, choice: Choice) -> int:

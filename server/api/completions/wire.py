@@ -47,6 +47,8 @@ class CompletionRequest(GenerationFields):
     """A text, a list of token ids, or a list of these."""
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     """The maximum number of tokens to generate; 0 generates none. Default: 16."""
+    add_special_tokens: bool | None = None
+    """Whether texts get the special tokens that the tokenizer adds, such as one for the beginning. Default: true."""
     echo: bool | None = None
     """Whether the answer starts with the prompt."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None

@@ -129,6 +129,9 @@ class StreamOptions(WireModel):
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"include_obfuscation": (False,)}
 
     include_usage: bool = False
+    """Whether the stream ends with a chunk that has the usage."""
+    continuous_usage_stats: bool = False
+    """With `include_usage`: whether every chunk has the usage so far."""
 
 
 class CacheOptions(WireModel):
@@ -153,6 +156,40 @@ class SteeredFields(WireModel):
 
 class GenerationFields(SteeredFields):
     """The common fields of requests that generate."""
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "allowed_token_ids": (),
+        "bad_words": ([],),
+        "cache_prompt": (True,),
+        "cache_salt": (),
+        "early_stopping": (False,),
+        "guided_choice": (),
+        "guided_decoding_backend": (),
+        "guided_grammar": (),
+        "guided_json": (),
+        "guided_regex": (),
+        "guided_whitespace_pattern": (),
+        "include_stop_str_in_output": (False,),
+        "kv_transfer_params": (),
+        "length_penalty": (1, 1.0),
+        "priority": (0,),
+        "prompt_logprobs": (),
+        "request_id": (),
+        "return_tokens_as_token_ids": (False,),
+        "skip_special_tokens": (True,),
+        "spaces_between_special_tokens": (True, False),
+        "structured_outputs": (),
+        "truncate_prompt_tokens": (),
+        "use_beam_search": (False,),
+        "vllm_xargs": ({},),
+    }
+    instead: ClassVar[dict[str, str]] = {
+        "enable_thinking": "chat_template_kwargs",
+        "guided_choice": "response_format with an enum",
+        "guided_json": "response_format",
+        "request_id": "the header x-request-id",
+        "structured_outputs": "response_format",
+    }
 
     stream: bool | None = None
     """Whether to send the answer as server-sent events."""
@@ -215,3 +252,8 @@ class GenerationFields(SteeredFields):
     def includes_usage(self) -> bool:
         """True when a stream ends with a usage chunk."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def counts_usage(self) -> bool:
+        """True when every chunk of a stream has the usage so far."""
+        return self.includes_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
