@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from server.answers.narrowing import LARGEST_INTEGER, holds_integers
+from server.answers.schema_dialects import require_pattern, rewrite
+from server.answers.schema_refused import SchemaRefused as SchemaRefused
 
 _MOST_LEVELS = 60
 _SCHEMAS = frozenset({"items", "additionalProperties"})
@@ -36,27 +38,26 @@ _NARROWER = {"date": _DAY, "time": f"^{_SECOND}", "date-time": f"{_DAY}[Tt]{_SEC
 """Days of the calendar from the year 1, and no leap seconds: parsers of dates accept no others."""
 
 
-class SchemaRefused(Exception):
-    """A schema that cannot be enforced; the message says why."""
-
-
 def make_enforceable(schema: Mapping[str, Any]) -> dict[str, Any]:
     """`schema`, or a narrower one: whatever is valid under it is valid under `schema`. Raises `SchemaRefused`."""
-    checked = _checked(schema, 0)
-    assert isinstance(checked, dict)
+    checked = _checked(schema, schema, 0)
+    if not isinstance(checked, dict):
+        raise SchemaRefused("no answer can satisfy it")
     return checked
 
 
-def _checked(schema: Any, level: int) -> Any:
+def _checked(schema: Any, root: Mapping[str, Any], level: int) -> Any:
     if isinstance(schema, bool):
         return schema
     if not isinstance(schema, Mapping):
         raise SchemaRefused(f"expected a schema, got {repr(schema)[:40]}")
     if level > _MOST_LEVELS:
         raise SchemaRefused(f"expected at most {_MOST_LEVELS} nested levels")
-    checked = dict(schema)
+    checked = rewrite(schema, root)
+    if isinstance(checked, bool):
+        return checked
     for key in (_SCHEMAS | _SCHEMA_LISTS | _SCHEMA_MAPS) & checked.keys():
-        checked[key] = _checked_within(key, checked[key], level + 1)
+        checked[key] = _checked_within(key, checked[key], root, level + 1)
     for key in _NUMBERS:
         if key in checked and not _is_number(checked[key]):
             raise SchemaRefused(f"{key}: expected a number")
@@ -68,23 +69,20 @@ def _checked(schema: Any, level: int) -> Any:
     return checked
 
 
-def _checked_within(key: str, value: Any, level: int) -> Any:
+def _checked_within(key: str, value: Any, root: Mapping[str, Any], level: int) -> Any:
     """The checked value of a keyword that contains schemas."""
     if key in _SCHEMA_MAPS and isinstance(value, Mapping):
-        return {name: _checked(entry, level) for name, entry in value.items()}
+        return {name: _checked(entry, root, level) for name, entry in value.items()}
     if key in _SCHEMA_LISTS and isinstance(value, list):
-        return [_checked(entry, level) for entry in value]
+        return [_checked(entry, root, level) for entry in value]
     if key in _SCHEMAS:
-        return _checked(value, level)
+        return _checked(value, root, level)
     raise SchemaRefused(f"{key}: expected {'an object' if key in _SCHEMA_MAPS else 'a list'} of schemas")
 
 
 def _check_counts(schema: Mapping[str, Any]) -> None:
     """Refuse a count of properties that repeating one name would satisfy."""
-    required = schema.get("required", [])
-    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-        raise SchemaRefused("required: expected a list of names")
-    if schema.get("minProperties", 0) > len(set(required)) + 1:
+    if schema.get("minProperties", 0) > len(set(schema.get("required", ()))) + 1:
         raise SchemaRefused("minProperties: expected at most one more than the number of required properties")
 
 
@@ -134,9 +132,5 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 def _narrow_format(schema: dict[str, Any]) -> None:
     kind = schema.get("format")
     pattern = _NARROWER.get(kind) if isinstance(kind, str) else None
-    if pattern is None:
-        return
-    if "pattern" in schema:
-        schema["allOf"] = [*schema.get("allOf", ()), {"pattern": pattern}]
-    else:
-        schema["pattern"] = pattern
+    if pattern is not None:
+        require_pattern(schema, pattern)

@@ -6,7 +6,7 @@ Chat completions and responses share this module.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from anyio.to_thread import run_sync
@@ -23,6 +23,7 @@ from server.answers.tools import NO_TOOLS, ToolUse
 from server.api.generation.choices import choices_of, tokens_to_generate
 from server.api.generation.objects import ChatFinishReason
 from server.api.generation.running import Choice, Generation, TokenEntry
+from server.api.generation.tools import ANY_OBJECT
 from server.api.generation.wire import GenerationFields
 from server.api.http.services import Services
 from server.engine.grammar import Grammar
@@ -263,6 +264,9 @@ def _grammar(
             source = after_reasoning(source, markers, text.terminal, is_open=is_reasoning)
         return compiler.compile(source)
     except (GrammarRefused, SchemaRefused) as error:
+        looser = _loosen(use, compiler)
+        if looser != use:
+            return _grammar(replace(dialogue, use=looser), text, compiler, is_reasoning=is_reasoning)
         _raise_for_schema(dialogue, compiler)
         param = dialogue.names.schema if dialogue.schema is not None else _constraining_field(use)
         raise InvalidRequest(f"{param}: {error}", code="unsupported_parameter", param=param) from None
@@ -270,14 +274,38 @@ def _grammar(
 
 def _raise_for_schema(dialogue: Dialogue, compiler: GrammarCompiler) -> None:
     """Raise `InvalidRequest`, naming the schema, if one of the schemas cannot be compiled by itself."""
-    schemas = [(dialogue.names.schema, dialogue.schema)]
-    schemas += [(f"tools.{index}", tool.schema) for index, tool in enumerate(dialogue.use.tools)]
-    for param, schema in schemas:
-        if schema is None:
-            continue
-        try:
-            compiler.compile(json_answer(schema))
-        except (GrammarRefused, SchemaRefused) as error:
+    use = dialogue.use
+    schemas = [(dialogue.names.schema, "this schema", dialogue.schema)]
+    schemas += [
+        (f"tools.{index}", f"the schema of {tool.name!r}", tool.schema)
+        for index, tool in enumerate(use.tools)
+        if tool in use.callable
+    ]
+    for param, what, schema in schemas:
+        reason = None if schema is None else _why_refused(schema, compiler)
+        if reason is not None:
             raise InvalidRequest(
-                f"{param}: this schema cannot be enforced: {error}", code="invalid_json_schema", param=param
-            ) from None
+                f"{param}: {what} cannot be enforced: {reason}", code="invalid_json_schema", param=param
+            )
+
+
+def _loosen(use: ToolUse, compiler: GrammarCompiler) -> ToolUse:
+    """`use`, in which a tool that need not keep to its schema takes any object if the schema cannot be enforced."""
+    if use.mode != "auto":
+        return use
+    tools = [
+        replace(tool, parameters=ANY_OBJECT)
+        if not tool.strict and tool in use.callable and _why_refused(tool.schema, compiler) is not None
+        else tool
+        for tool in use.tools
+    ]
+    return replace(use, tools=tuple(tools))
+
+
+def _why_refused(schema: Mapping[str, Any], compiler: GrammarCompiler) -> str | None:
+    """Why `schema` by itself cannot be enforced; None if it can."""
+    try:
+        compiler.compile(json_answer(schema))
+    except (GrammarRefused, SchemaRefused) as error:
+        return str(error)
+    return None
