@@ -29,10 +29,18 @@ from vectors.errors import InvalidData
 MIN_ITEMS = 8
 """The fewest items that can be split and trained on."""
 
-_LETTER = re.compile(r"\(?([A-Z])\)?")
+_MARK = re.compile(r"\(?([A-Za-z0-9])[).:]?")
+"""An answer that names an option: `A`, `(A)`, `A)`, `A.` or `A:`."""
+
 _CHOICES = re.compile(r"\n[ \t]*Choices:[ \t]*\n")
 _ANSWER = re.compile(r"\n[ \t]*Answer:[ \t]*\n*\Z")
-_OPTION = re.compile(r"[ \t]*\(([A-Z])\)[ \t]*(.*)")
+_OPTIONS = [
+    re.compile(rf"[ \t]*{opening}([{marks}]){closing}[ \t]*(.*)")
+    for marks in ("A-Z", "a-z", "0-9")
+    for opening, closing in ((r"\(", r"\)"), ("", r"\)"), ("", r"\."), ("", ":"))
+]
+"""The first line of an option, in each style; all options of a list have the style of the first."""
+
 _JSON_START = re.compile(r"\s*(?:\{|\[\s*[{\]])")
 
 _Read = Callable[[Row], ChoiceItem | PairItem | TextItem]
@@ -41,12 +49,14 @@ _Read = Callable[[Row], ChoiceItem | PairItem | TextItem]
 def read_data(content: bytes, name: str, *, smallest: int = MIN_ITEMS) -> DataSet:
     """Choice items or pairs from Parquet, a JSON list, JSONL or CSV with a header; `name` is for messages only.
 
-    Rows are one of `{"question","choices","answer","context"?}` (in place of `choices` also fields `choice0`,
-    `choice1`, … or `A`, `B`, …), `{"question","answer_matching_behavior","answer_not_matching_behavior"}`,
+    Rows are one of `{"question","choices","answer","context"?}`,
+    `{"question","answer_matching_behavior","answer_not_matching_behavior"}`,
     `{"input","preferred_output","non_preferred_output"}`, `{"positive","negative","prompt"?}`; all rows of a file must
-    be of the same kind, and other fields are ignored. In CSV, lists and objects are JSON in a cell, an empty optional
-    cell is an absent field, and empty choice columns at the end are absent options. Raises `InvalidData` (also for
-    fewer than `smallest` items) and `MissingDependency` (Parquet without pyarrow).
+    be of the same kind, and other fields are ignored. `choices` is a list, `{"A","B",…}`, or `{"text","label"}` with an
+    `answer` or `answerKey` among its labels; in its place there may be fields `choice0`, `choice1`, … or `A`, `B`, ….
+    In CSV, lists and objects are JSON in a cell, an empty optional cell is an absent field, and empty choice columns at
+    the end are absent options. Raises `InvalidData` (also for fewer than `smallest` items) and `MissingDependency`
+    (Parquet without pyarrow).
     """
     items: list[Any] = []
     for row in read_rows(content, name):
@@ -110,34 +120,39 @@ def same_choices(choices: Sequence[str]) -> tuple[int, int] | None:
 def behaviour_item(row: Row) -> ChoiceItem:
     """A question whose right answer is the one that matches the behaviour. Raises `InvalidData`.
 
-    If the answers are letters, the options are taken out of the question, so that they can be reordered.
+    If the answers are letters or numbers of options, these are taken out of the question: they can then be reordered.
     """
-    question = row.text("question")
+    question = row.text("question").replace("\r\n", "\n")
     right = row.text("answer_matching_behavior").strip()
     wrong = row.text("answer_not_matching_behavior").strip()
-    letters = _LETTER.fullmatch(right), _LETTER.fullmatch(wrong)
-    if letters[0] is None or letters[1] is None:
+    found = [_MARK.fullmatch(right), _MARK.fullmatch(wrong)]
+    marks = [match[1].upper() for match in found if match is not None]
+    are_numbers = right.isdigit() and wrong.isdigit() and not _CHOICES.search(question)
+    if len(marks) < 2 or are_numbers:
         return choice_item(row, question, (right, wrong), 0)
-    if letters[0][1] == letters[1][1]:
+    if marks[0] == marks[1]:
         raise row.error(f"the two answers are the same: {shown(right)}")
     question, options = _options_of(row, question)
-    for letter in (letters[0][1], letters[1][1]):
-        if letter not in options:
-            raise row.error(f"expected an answer among the question's options {', '.join(options)}, got ({letter})")
-    choices = [row.clean(text, f"option ({letter})") for letter, text in options.items()]
-    return choice_item(row, question, choices, list(options).index(letters[0][1]))
+    for mark in marks:
+        if mark not in options:
+            raise row.error(f"expected an answer among the question's options {', '.join(options)}, got ({mark})")
+    choices = [row.clean(text, f"option ({mark})") for mark, text in options.items()]
+    return choice_item(row, question, choices, list(options).index(marks[0]))
 
 
 def _options_of(row: Row, question: str) -> tuple[str, dict[str, str]]:
-    """The question without its list of options, and the options by letter."""
+    """The question without its list of options, and the options by their letter (a capital) or digit."""
     parts = list(_CHOICES.finditer(question))
     if not parts:
-        raise row.error("the answers are letters, but the question has no 'Choices:' list")
+        raise row.error("the answers are letters or numbers of options, but the question has no 'Choices:' list")
     options: dict[str, list[str]] = {}
     letter, after_blank = "", False
-    for line in _ANSWER.sub("", question[parts[-1].end() :]).split("\n"):
-        if match := _OPTION.fullmatch(line):
-            letter, after_blank = match[1], False
+    lines = _ANSWER.sub("", question[parts[-1].end() :]).split("\n")
+    first = next((line for line in lines if line.strip()), "")
+    style = next((each for each in _OPTIONS if each.fullmatch(first)), _OPTIONS[0])
+    for line in lines:
+        if match := style.fullmatch(line):
+            letter, after_blank = match[1].upper(), False
             if letter in options:
                 raise row.error(f"two options have the letter ({letter})")
             options[letter] = [match[2]]
@@ -153,20 +168,29 @@ def _options_of(row: Row, question: str) -> tuple[str, dict[str, str]]:
 
 
 def _choice(row: Row) -> ChoiceItem:
-    choices = _choices(row)
-    answer = row.value("answer")
-    return choice_item(
-        row, row.text("question"), choices, _index(row, answer, len(choices)), row.optional_text("context")
-    )
+    choices, labels = _choices(row)
+    name = "answerKey" if labels and "answer" not in row.fields else "answer"
+    answer = row.value(name)
+    if labels:
+        key = answer.strip() if isinstance(answer, str) else answer
+        if labels.count(key) != 1:
+            raise row.error(f"{name}: expected the label of one choice, got {shown(answer)}")
+        place = labels.index(key)
+    else:
+        place = _index(row, answer, choices)
+    return choice_item(row, row.text("question"), choices, place, row.optional_text("context"))
 
 
-def _choices(row: Row) -> list[str]:
-    """The options, from a list or from fields of their own."""
+def _choices(row: Row) -> tuple[list[str], list[Any]]:
+    """The options, from a list, an object or fields of their own, and their labels if they have any."""
+    labels: list[Any] = []
     names = _choice_fields(row.fields)
     if "choices" in row.fields:
         if names:
             raise row.error(f"expected either choices or {names[0]}, got both")
         given = _decoded(row, "choices")
+        if isinstance(given, dict):
+            given, labels = _labelled(row, given)
         if not isinstance(given, list):
             raise row.error(f"choices: expected a list, got {shown(given)}")
         values = given
@@ -176,7 +200,20 @@ def _choices(row: Row) -> list[str]:
             values.pop()
     if not 2 <= len(values) <= MAX_CHOICES:
         raise row.error(f"expected 2 to {MAX_CHOICES} choices, got {len(values)}")
-    return [row.clean(value, f"choice {LETTERS[place]}") for place, value in enumerate(values)]
+    return [row.clean(value, f"choice {LETTERS[place]}") for place, value in enumerate(values)], labels
+
+
+def _labelled(row: Row, given: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+    """Options and their labels: from `{"text": [...], "label": [...]}` or `{"A": ..., "B": ...}`."""
+    if set(given) == {"text", "label"}:
+        texts, labels = given["text"], given["label"]
+        if isinstance(texts, list) and isinstance(labels, list) and len(texts) == len(labels):
+            return texts, labels
+        raise row.error("choices: expected a text and a label for each")
+    names = [name for name, value in given.items() if value is not None]
+    if names and names == list(LETTERS[: len(names)]):
+        return [given[name] for name in names], names
+    raise row.error("choices: expected a list, an object with text and label, or one with A, B, …")
 
 
 def _choice_fields(fields: Mapping[str, Any]) -> list[str]:
@@ -187,20 +224,37 @@ def _choice_fields(fields: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def _index(row: Row, answer: object, count: int) -> int:
-    """The index that an answer stands for: a number from 0, or a letter."""
+def _index(row: Row, answer: object, choices: Sequence[str]) -> int:
+    """The index that an answer stands for: a number from 0, a letter, or the text of an option."""
     if isinstance(answer, str):
         text = answer.strip()
-        if len(text) == 1 and text.upper() in LETTERS:
-            place = LETTERS.index(text.upper())
-            if place >= count:
-                raise row.error(f"answer: expected a letter from A to {LETTERS[count - 1]}, got {shown(answer)}")
-            return place
-        if row.format == "csv" and re.fullmatch(r"[0-9]{1,3}", text):  # numbers in a CSV are text
-            return int(text)
+        same = next((place for place, choice in enumerate(choices) if choice.strip() == text), None)
+        mark = _MARK.fullmatch(text)
+        if mark is not None and mark[1].isalpha():
+            return _index_of_letter(row, answer, mark[1].upper(), same, len(choices))
+        if row.format == "csv" and re.fullmatch(r"[0-9]{1,3}(\.0+)?", text):  # numbers in a CSV are text
+            return int(text.partition(".")[0])
+        if same is not None and not text.isdigit():
+            return same
+    if isinstance(answer, float) and answer.is_integer():  # pandas writes a column with gaps like that
+        return int(answer)
     if type(answer) is not int:
         raise row.error(f"answer: expected an index (from 0) or a letter, got {shown(answer)}")
     return answer
+
+
+def _index_of_letter(row: Row, answer: str, letter: str, same: int | None, count: int) -> int:
+    """The index of a letter; `same` is the choice whose text the answer is, if there is one."""
+    place = LETTERS.index(letter)
+    if same is not None and same != place:
+        if place < count:
+            raise row.error(
+                f"answer: {shown(answer)} is the letter of one choice and the text of another; expected an index"
+            )
+        return same
+    if place >= count:
+        raise row.error(f"answer: expected a letter from A to {LETTERS[count - 1]}, got {shown(answer)}")
+    return place
 
 
 def _pair(row: Row) -> PairItem:

@@ -5,6 +5,7 @@ Parquet, JSON lists, JSONL and CSV are told apart by their content, and the cost
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -25,6 +26,10 @@ MAX_UNPACKED_BYTES = 1 << 30
 Format = Literal["parquet", "json", "jsonl", "csv"]
 
 _BATCH_ROWS = 256
+_PACKED = {b"\x1f\x8b": "one compressed with gzip", b"PK\x03\x04": "a zip archive or an Excel workbook"}
+_DELIMITERS = (",", ";", "\t")
+
+csv.field_size_limit(MAX_TEXT_BYTES)  # the library's own limit is smaller, and only one for the whole process
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +97,35 @@ def is_parquet(content: bytes) -> bool:
 
 
 def decode_text(content: bytes, file: str) -> str:
-    """The text of a file without its byte order mark. Raises `InvalidData` naming the line of what is not UTF-8."""
+    """The text of a file without its byte order mark: UTF-8, or UTF-16 with a mark.
+
+    Raises `InvalidData`, naming the line of what is not UTF-8.
+    """
     if not content.strip():
         raise InvalidData("the file is empty", file)
+    for magic, what in _PACKED.items():
+        if content.startswith(magic):
+            raise InvalidData(f"expected the file itself, got {what}", file)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return _decode_utf16(content, file)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         # the mark is counted out of the error's position
         place = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
         raise InvalidData("the file is not UTF-8 text", file, content.count(b"\n", 0, place) + 1) from None
+    return _without_nul(text, file)
+
+
+def _decode_utf16(content: bytes, file: str) -> str:
+    """The text of a file as PowerShell writes it, whose byte order mark says that it is UTF-16."""
+    try:
+        return _without_nul(content.decode("utf-16"), file)
+    except UnicodeDecodeError:
+        raise InvalidData("the file is not UTF-16 text, although it begins like one", file, 1) from None
+
+
+def _without_nul(text: str, file: str) -> str:
     if "\0" in text:
         raise InvalidData("the file contains a NUL character", file, text.count("\n", 0, text.index("\0")) + 1)
     return text
@@ -200,8 +225,13 @@ def _csv_row(header: list[str], cells: list[str], file: str, line: int) -> Row:
 
 
 def _records(text: str, file: str) -> Iterator[tuple[int, list[str]]]:
-    """Records of a CSV with the line where each begins; blank lines are skipped."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    """Records of a CSV with the line where each begins; blank lines are skipped.
+
+    Cells are separated by the first of comma, semicolon and tab that the first line has.
+    """
+    header = text.lstrip().split("\n", 1)[0]
+    delimiter = next((each for each in _DELIMITERS if each in header), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     while True:
         line = reader.line_num + 1
         try:
