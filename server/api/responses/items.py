@@ -165,7 +165,12 @@ class GivenReasoning(WireModel):
 class GivenCall(WireModel):
     """A function call of the model; `arguments` is JSON text. Text that is not an object is shown as it is."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"caller": (_DIRECT,), "namespace": (), "async": (False,)}
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "caller": (_DIRECT,),
+        "namespace": (),
+        "async": (False,),
+        "async_": (False,),
+    }
     ignored = (*IGNORED_IN_CALLS, "parsed_arguments")
 
     type: Literal["function_call"]
