@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from typing import Any
 
 import openai
@@ -89,6 +90,48 @@ def test_a_stream_begins_with_the_role_and_ends_with_the_usage(server: Server) -
     _, plain = streamed(server)
     assert [chunk.usage for chunk in plain] == [None] * len(plain)
     assert plain[-1].choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/chat/completions", {"messages": HELLO}), ("/v1/completions", {"prompt": "hello"})]
+)
+def test_every_chunk_may_have_the_usage_so_far(server: Server, path: str, body: dict[str, Any]) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    wanted = body | {"max_tokens": 8, "stream": True, "stream_options": options}
+    with server.http.stream("POST", path, json=wanted) as response:
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    counts = [json.loads(line)["usage"]["completion_tokens"] for line in lines[:-1]]
+    assert (counts[0], counts[-1]) == (0, 8)
+    assert counts == sorted(counts)
+
+
+@pytest.mark.parametrize(
+    ("field", "neutral", "other"),
+    [
+        ("skip_special_tokens", True, False),
+        ("use_beam_search", False, True),
+        ("length_penalty", 1.0, 2.0),
+        ("priority", 0, 1),
+        ("add_generation_prompt", True, False),
+        ("include_stop_str_in_output", False, True),
+        ("guided_json", None, {"type": "object"}),
+        ("mood", None, 1),
+    ],
+)
+def test_fields_of_other_servers_change_nothing_or_are_refused(
+    server: Server, field: str, neutral: Any, other: Any
+) -> None:
+    if field != "mood":
+        assert text_of(server, extra_body={field: neutral}) == text_of(server)
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(server, extra_body={field: other})
+    assert refused.value.param == field
+
+
+def test_a_whole_number_may_have_a_point(server: Server) -> None:
+    assert ask(server, extra_body={"max_tokens": 8.0}).usage.completion_tokens == 8
+    with pytest.raises(openai.BadRequestError):
+        ask(server, extra_body={"max_tokens": 8.5})
 
 
 def test_events_are_framed_and_end_with_done(server: Server) -> None:

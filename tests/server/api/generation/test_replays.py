@@ -157,14 +157,15 @@ def test_what_is_not_known_is_still_refused_by_name(shown: Server, messages: lis
     assert refusal(shown, *messages) == param
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the SDK's own, for what it parsed itself
 def test_what_the_sdk_parsed_goes_back(server: Server) -> None:
     """The message itself and its dumps, whole and from a stream, with a format and with a call."""
     chat: Any = server.sdk.chat.completions
     base: dict[str, Any] = {"model": MODEL, "seed": 7, "max_tokens": 300}
-    tools: list[Any] = [pydantic_function_tool(Mood)]
+    required: Any = {"tools": [pydantic_function_tool(Mood)], "tool_choice": "required", "parallel_tool_calls": False}
     parsed = chat.parse(messages=[USER], response_format=Mood, **base).choices[0].message
-    call = chat.parse(messages=[USER], tools=tools, tool_choice="required", **base).choices[0].message
-    with chat.stream(messages=[USER], tools=tools, tool_choice="required", **base) as stream:
+    call = chat.parse(messages=[USER], **required, **base).choices[0].message
+    with chat.stream(messages=[USER], **required, **base) as stream:
         streamed = stream.get_final_completion().choices[0].message
     for message in (parsed, call, streamed):
         answers = [{**ANSWERED, "tool_call_id": each.id} for each in message.tool_calls or ()]

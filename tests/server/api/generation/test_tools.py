@@ -291,3 +291,29 @@ def named(tool: Any) -> Any:
     """A tool with its fields in the order that templates are given them."""
     function = tool["function"]
     return {"type": "function", "function": {name: function[name] for name in ("name", "description", "parameters")}}
+
+
+UNKEPT: Any = {
+    "type": "function",
+    "function": {
+        "name": "tag",
+        "parameters": {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}},
+    },
+}
+"""A tool whose schema cannot be enforced."""
+
+
+def test_a_tool_that_need_not_keep_to_its_schema_spoils_no_request(server: Server) -> None:
+    for tools, options in ((LOOSE, {}), (STRICT, {}), (STRICT, {"parallel_tool_calls": False})):
+        assert ask(server, tools=[*tools, UNKEPT], max_tokens=2, **options).choices
+    assert ask(server, tools=[*LOOSE, UNKEPT], tool_choice=NAMED, max_tokens=2).choices
+    assert ask(server, tools=[*LOOSE, UNKEPT], tool_choice=allowed("required", "Rest"), max_tokens=2).choices
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "tag"}}], ids=str)
+def test_a_tool_that_must_keep_to_its_schema_is_named(server: Server, choice: Any) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(server, tools=[*LOOSE, UNKEPT], tool_choice=choice)
+    assert refused.value.param == f"tools.{len(LOOSE)}"
+    assert "'tag'" in str(refused.value)
+    assert "uniqueItems" in str(refused.value)
