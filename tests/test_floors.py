@@ -79,8 +79,9 @@ FLOORS: dict[str, str] = {
         cli
     """,
     "server.answers": """
-        __init__ chat_format json_text narrowing tools vocabulary
-        call_stream compiler json_schema regions
+        __init__ chat_format json_text narrowing schema_refused tools vocabulary
+        call_stream compiler regions schema_dialects
+        json_schema
         grammar_source parts reply
     """,
     "server.api": """
@@ -114,7 +115,7 @@ FLOORS: dict[str, str] = {
         dialogue logprobs
     """,
     "server.api.http": """
-        __init__ objects
+        __init__ objects paths
         json_response
         connection description engine_errors metrics observed pages preconditions rate_limits wire
         bodies failures parameters services timeouts tracing
@@ -181,7 +182,8 @@ FLOORS: dict[str, str] = {
         train
     """,
     "server.engine": """
-        __init__ attention errors grammar masks pacing refusal
+        errors
+        __init__ attention grammar masks pacing refusal
         recurrent
         cache checkpoint_files context evidence request self_test towers
         checkpoint protocol sampler wanted
