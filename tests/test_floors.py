@@ -181,7 +181,7 @@ FLOORS: dict[str, str] = {
         train
     """,
     "server.engine": """
-        __init__ attention errors grammar masks pacing refusal
+        __init__ attention errors generation_config grammar masks pacing refusal
         recurrent
         cache checkpoint_files context evidence request self_test towers
         checkpoint protocol sampler wanted
