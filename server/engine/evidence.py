@@ -126,8 +126,9 @@ def _check_calls(module: PreTrainedModel, calls: Sequence[int], num_layers: int)
         )
     if not layers_with_attention(module, num_layers) <= called:
         raise ModelRefused(
-            f"{architecture}: {len(called)} of {num_layers} layers called the attention function; layers that keep "
-            "their past in other ways than transformers' cache does are not supported; serve it with transformers"
+            f"{architecture}: {len(called)} of {num_layers} layers called the attention function; layers that "
+            "only images reach, or that keep their past in other ways than transformers' cache does, are not "
+            "supported; serve it with transformers"
         )
 
 
