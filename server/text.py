@@ -26,6 +26,12 @@ _RESERVED_KWARGS = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_cha
 }
 
 
+_SOME_TEXT = "Once upon a time"
+_COPY_TOKENIZER = (
+    "copy tokenizer.json (or tokenizer.model) and tokenizer_config.json from the model that it was trained from"
+)
+
+
 class TokenizerRefused(Exception):
     """The tokenizer or the chat template cannot be loaded; the message says why."""
 
@@ -35,8 +41,12 @@ def load_text(source: str | Path, *, revision: str | None = None, chat_template:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if Path(source).is_dir() and not _has_tokenizer(Path(source)):
+            raise TokenizerRefused(f"{source} has no tokenizer: {_COPY_TOKENIZER}") from error
+        reason = str(error).strip() or type(error).__name__
         raise TokenizerRefused(f"cannot load the tokenizer of {source}: {reason}") from error
+    if not tokenizer.encode(_SOME_TEXT, add_special_tokens=False):
+        raise TokenizerRefused(f"the tokenizer of {source} has no vocabulary: {_COPY_TOKENIZER}")
     template = None
     if chat_template is not None:
         try:
@@ -49,6 +59,14 @@ def load_text(source: str | Path, *, revision: str | None = None, chat_template:
     except (ValueError, TypeError, AttributeError) as error:
         raise TokenizerRefused(f"the response_template of {source} is not valid: {error}") from error
     return text
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    """True when `folder` has a file that may hold a vocabulary."""
+    return any(
+        path.name.startswith(("tokenizer.", "vocab", "spiece", "sentencepiece", "tekken")) or path.suffix == ".tiktoken"
+        for path in folder.iterdir()
+    )
 
 
 class TextProcessor:
@@ -67,6 +85,11 @@ class TextProcessor:
     def has_chat_template(self) -> bool:
         """True when chats can be rendered."""
         return (self._chat_template or self._tokenizer.chat_template) is not None
+
+    def tokens_beyond(self, vocab_size: int) -> list[str]:
+        """The names of the tokens whose ids a model of `vocab_size` tokens does not have."""
+        ids = sorted((token_id, name) for name, token_id in self._tokenizer.get_vocab().items())
+        return [name for token_id, name in ids if token_id >= vocab_size]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, with the tokenizer's default special tokens unless told otherwise."""

@@ -183,7 +183,7 @@ FLOORS: dict[str, str] = {
     """,
     "server.engine": """
         errors
-        __init__ attention grammar masks pacing refusal
+        __init__ attention generation_config grammar masks pacing refusal
         recurrent
         cache checkpoint_files context evidence request self_test towers
         checkpoint protocol sampler wanted

@@ -51,16 +51,19 @@ def load_checkpoint(source: str, *, revision: str | None, dtype: torch.dtype | s
         try:
             config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
             check_quantisation(source, config)
-            module, report = _class_for(source, config).from_pretrained(
-                source,
-                config=config,
-                revision=revision,
-                dtype=dtype,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-            )
+            for candidate in _classes_for(source, config):
+                module, report = candidate.from_pretrained(
+                    source,
+                    config=config,
+                    revision=revision,
+                    dtype=dtype,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are refused below, by name
+                )
+                if not report["missing_keys"]:
+                    break
         except LOADING_ERRORS as error:
             raise ModelRefused(f"transformers cannot load {source}: {reason_of(error, warned)}") from error
     check_weights(source, module, report)
@@ -84,14 +87,18 @@ def check_quantisation(source: str, config: Any) -> None:
             )
 
 
-def _class_for(source: str, config: Any) -> Any:
-    """The class to load `config` with: a causal language model, or a multimodal one that is served as text."""
-    for candidate in (AutoModelForCausalLM, AutoModelForMultimodalLM, AutoModelForImageTextToText):
-        if type(config) in candidate._model_mapping:
-            return candidate
-        named = _class_named(config) if candidate is AutoModelForCausalLM else None
-        if named is not None:
-            return named
+def _classes_for(source: str, config: Any) -> list[Any]:
+    """The classes to try `config` with, in order: causal language models, then the multimodal one, served as text.
+
+    Some families have both, and a checkpoint that only one of them reads.
+    """
+    automatic = (AutoModelForCausalLM, AutoModelForMultimodalLM, AutoModelForImageTextToText)
+    known = [candidate for candidate in automatic if type(config) in candidate._model_mapping]
+    named = _class_named(config)
+    if named is not None and AutoModelForCausalLM not in known:
+        return [named]
+    if known:
+        return known[:2]
     raise ModelRefused(
         f"{source}: transformers has no causal language model for model_type {config.model_type!r} "
         f"({', '.join(config.architectures or ['no architecture named'])}); serve a model that generates text"

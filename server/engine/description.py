@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from transformers import PreTrainedModel
 
+from server.engine.generation_config import sampling_defaults, suppressed_tokens, unapplied_fields
 from server.engine.protocol import ModelInfo
 from vectors.sites import ModelSites
+
+_log = logging.getLogger(__name__)
 
 
 def describe_model(
@@ -17,6 +22,9 @@ def describe_model(
 ) -> ModelInfo:
     """Describe `module`, which is served with a context of `max_model_len` tokens."""
     config = module.config.get_text_config(decoder=True)
+    eos_token_ids, generation = _eos_token_ids(module), module.generation_config
+    if unapplied := unapplied_fields(generation):
+        _log.warning("the model's generation config asks for what is not applied: %s", ", ".join(unapplied))
     parameters = list(module.parameters())
     return ModelInfo(
         model_id=model_id,
@@ -26,8 +34,9 @@ def describe_model(
         vocab_size=config.vocab_size,
         max_model_len=max_model_len,
         sites=sites.sites,
-        eos_token_ids=_eos_token_ids(module),
-        sampling_defaults=_sampling_defaults(module),
+        eos_token_ids=eos_token_ids,
+        sampling_defaults=sampling_defaults(generation),
+        suppressed_token_ids=suppressed_tokens(generation, eos_token_ids, config.vocab_size),
         num_parameters=sum(parameter.numel() for parameter in parameters),
         num_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         dtype=str(parameters[0].dtype).removeprefix("torch."),
@@ -43,11 +52,3 @@ def _eos_token_ids(module: PreTrainedModel) -> frozenset[int]:
     if ids is None:
         return frozenset()
     return frozenset(ids) if isinstance(ids, list) else frozenset({ids})
-
-
-def _sampling_defaults(module: PreTrainedModel) -> dict[str, float]:
-    """The sampling parameters that the generation config sets, as vLLM takes them."""
-    config = module.generation_config
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    values = {name: getattr(config, name, None) for name in names}
-    return {name: value for name, value in values.items() if value is not None}

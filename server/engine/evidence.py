@@ -58,7 +58,6 @@ class _Look(AttentionStep):
             kv_heads=keys.shape[0],
             key_dim=keys.shape[-1],
             value_dim=values.shape[-1],
-            window=arguments.window,
             softcap=arguments.softcap,
             has_sinks=arguments.sinks is not None,
         )
@@ -71,9 +70,11 @@ def _probed_attention(
     """The attention function of the first pass: notes what the layer may see, then does as the engine's own."""
     masks, layer = current_masks(), int(module.layer_idx)  # type: ignore[arg-type]
     if attention_mask is not None:
-        masks.sights[layer] = masks.sight_of(attention_mask)
+        if (sight := masks.sight_of(attention_mask)) is not None:
+            masks.sights[layer] = sight
     elif False in (getattr(module, "is_causal", None), others.get("is_causal")):
         masks.sights[layer] = Sight(other="lets tokens see later ones (bidirectional attention)")
+    masks.windows[layer] = others.get("sliding_window")
     return paged_attention(module, query, key, value, None, **others)
 
 
@@ -125,8 +126,9 @@ def _check_calls(module: PreTrainedModel, calls: Sequence[int], num_layers: int)
         )
     if not layers_with_attention(module, num_layers) <= called:
         raise ModelRefused(
-            f"{architecture}: {len(called)} of {num_layers} layers called the attention function; layers that keep "
-            "their past in other ways than transformers' cache does are not supported; serve it with transformers"
+            f"{architecture}: {len(called)} of {num_layers} layers called the attention function; layers that "
+            "only images reach, or that keep their past in other ways than transformers' cache does, are not "
+            "supported; serve it with transformers"
         )
 
 
@@ -138,27 +140,19 @@ def run_with_cache(module: PreTrainedModel, cache: Any) -> None:
 
 
 def _with_sight(architecture: str, layer: int, asked: LayerAttention, masks: MaskLog, context: int) -> LayerAttention:
-    """What `layer` asks for, by its arguments and its mask, which must say the same. Raises `ModelRefused`."""
-    sight = masks.sights.get(layer)
-    if sight is None:
-        return asked
+    """What `layer` asks for, by its arguments and, if it is given a mask, by that. Raises `ModelRefused`."""
+    sight = masks.sights.get(layer) or Sight(window=masks.windows[layer])
     if sight.other is not None:
         raise ModelRefused(
             f"{architecture}: layer {layer} {sight.other}, which paged attention does not support; "
             "serve it with transformers"
         )
-    window = None if asked.window is None or asked.window >= context else asked.window
     if sight.chunk is not None:
         raise ModelRefused(
             f"{architecture}: layer {layer} attends within chunks of {sight.chunk} tokens, which paged attention does "
             f"not support; serve it with --max-model-len {sight.chunk}"
         )
-    if sight.window != window:
-        raise ModelRefused(
-            f"{architecture}: layer {layer} implements its sliding window of {sight.window or window} tokens with its "
-            f"own mask, which paged attention does not support; serve it with --max-model-len {sight.window or window}"
-        )
-    return asked
+    return replace(asked, window=sight.window)
 
 
 def working_sites(

@@ -39,12 +39,16 @@ CAUSAL = Sight()
 
 
 class MaskLog:
-    """The masks built during one forward pass. `sights`: what each layer that was given one sees, by its mask."""
+    """The masks built during one forward pass. `sights`: what each layer that was given one sees, by its mask.
+
+    `windows`: the sliding windows that layers passed to their attention function, which masks go before.
+    """
 
     def __init__(self, context: int) -> None:
         self._context = context
-        self._built: list[tuple[Tensor, Sight]] = []
+        self._built: list[tuple[Tensor, Sight | None]] = []
         self.sights: dict[int, Sight] = {}
+        self.windows: dict[int, int | None] = {}
 
     def build(self, mask_function: MaskFunction, **sizes: Any) -> Tensor:
         """The mask `[batch, 1, queries, keys]`, True where attended to; remembers what it says."""
@@ -53,14 +57,17 @@ class MaskLog:
         assert isinstance(mask, Tensor)
         mask = mask.contiguous()
         try:
-            sight = recognise(mask_function, self._context, mask.device)
+            sight: Sight | None = recognise(mask_function, self._context, mask.device)
         except (IndexError, RuntimeError, TypeError):  # it depends on more than the two positions
             sight = _recognise_grid(mask[0, 0])
         self._built.append((mask, sight))
         return mask
 
-    def sight_of(self, mask: Tensor) -> Sight:
-        """What the mask that reached a layer says: one of those built here, whole or a part of it, or any other."""
+    def sight_of(self, mask: Tensor) -> Sight | None:
+        """What the mask that reached a layer says: one of those built here, whole or a part of it, or any other.
+
+        None when it is causal as far as it goes and nothing is known of what lies beyond.
+        """
         for built, sight in self._built:
             if mask.untyped_storage().data_ptr() == built.untyped_storage().data_ptr():
                 return sight
@@ -119,14 +126,15 @@ def _at(mask_function: MaskFunction, zero: Tensor, queries: Tensor, keys: Tensor
     return torch.as_tensor(mask_function(zero, zero, queries, keys))
 
 
-def _recognise_grid(allowed: Tensor) -> Sight:
-    """The same for a mask that is only known as bool `[queries, keys]`, from the first position on."""
+def _recognise_grid(allowed: Tensor) -> Sight | None:
+    """The same for a mask that is only known as bool `[queries, keys]`, from the first position on; None if causal."""
     if allowed.shape[0] != allowed.shape[1]:
         return Sight(other="attends to other tokens than those of its sequence")
     positions = torch.arange(len(allowed), device=allowed.device)
     hides_first = torch.nonzero(~allowed[:, 0])
     size = None if len(hides_first) == 0 else int(hides_first[0])
-    return _match(allowed, positions[:, None], positions[None, :], size)
+    sight = _match(allowed, positions[:, None], positions[None, :], size)
+    return None if sight == CAUSAL else sight
 
 
 def _match(allowed: Tensor, queries: Tensor, keys: Tensor, size: int | None) -> Sight:

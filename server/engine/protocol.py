@@ -19,7 +19,8 @@ class ModelInfo:
 
     `sites` lists the steering sites that its architecture has; `max_model_len` counts prompt and generated tokens;
     `num_bytes` is the size of the weights in memory. `sampling_defaults` are the values of temperature, top_p, top_k,
-    min_p and repetition_penalty that the model's generation config sets.
+    min_p, repetition_penalty and min_tokens that the model's generation config sets, and `suppressed_token_ids` the
+    tokens that it never lets the model say.
     """
 
     model_id: str
@@ -35,6 +36,7 @@ class ModelInfo:
     num_bytes: int
     dtype: str
     device: str
+    suppressed_token_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,24 @@ def test_prompts_get_the_tokenizers_own_special_tokens() -> None:
     assert text.decode(text.encode("Once upon")) == "Once upon"
     assert not text.has_text([1])
     assert text.has_text(text.encode("Once"))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("files", [(), ("tokenizer_config.json",), ("special_tokens_map.json",)])
+def test_a_folder_without_a_vocabulary_is_refused(model_type: str, files: tuple[str, ...], tmp_path: Path) -> None:
+    folder = shared("models/TinyStories-656K")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    for name in files:
+        source = folder / name
+        (tmp_path / name).write_text(source.read_text() if source.exists() else "{}")
+    with pytest.raises(TokenizerRefused, match=r"has no (tokenizer|vocabulary): copy tokenizer\.json"):
+        load_text(tmp_path)
+
+
+def test_tokens_that_a_model_lacks_are_named() -> None:
+    text = load_text(shared("models/stories260K"))
+    assert text.tokens_beyond(512) == []
+    assert len(text.tokens_beyond(509)) == 3
 
 
 def test_a_missing_tokenizer_or_template_is_said_in_one_line(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from server.api.generation.objects import Usage
@@ -12,14 +13,19 @@ from server.api.generation.wire import GenerationFields
 from server.api.http.services import Services
 from server.detokenizer import ChoiceText
 from server.engine.grammar import Grammar
+from server.engine.protocol import ModelInfo
 from server.engine.request import EngineRequest, Generate, SamplingParams
 from server.errors import ContextLengthExceeded, InvalidRequest
 from server.steering.parts import PartReader
 from server.steering.plan import SteeringPlan
 
 
-def sampling_of(request: GenerationFields, defaults: Mapping[str, float]) -> SamplingParams:
-    """The sampling of a request without its seed: the request's own values, else the model's defaults."""
+def sampling_of(request: GenerationFields, model: ModelInfo) -> SamplingParams:
+    """The sampling of a request without its seed: the request's own values, else the model's defaults.
+
+    Tokens that the model's generation config suppresses stay out, whatever their bias.
+    """
+    defaults = model.sampling_defaults
 
     def chosen(name: str, neutral: float) -> float:
         asked = getattr(request, name)
@@ -33,10 +39,10 @@ def sampling_of(request: GenerationFields, defaults: Mapping[str, float]) -> Sam
         repetition_penalty=chosen("repetition_penalty", 1.0),
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
-        logit_bias=request.logit_bias,
+        logit_bias={**request.logit_bias, **dict.fromkeys(model.suppressed_token_ids, -math.inf)},
         stop_token_ids=frozenset(request.stop_token_ids or ()),
         ignore_eos=bool(request.ignore_eos),
-        min_tokens=request.min_tokens or 0,
+        min_tokens=int(chosen("min_tokens", 0)),
     )
 
 
@@ -116,7 +122,7 @@ def choices_of(
     `shown` as in `ChoiceText`, `grammar` and `parts` as in `Generate`.
     """
     check_tokens(request, max_tokens, services.engine.info.vocab_size)
-    sampling = sampling_of(request, services.engine.info.sampling_defaults)
+    sampling = sampling_of(request, services.engine.info)
     token_ids = tuple(prompt)
     return [
         Choice(
@@ -137,7 +143,7 @@ def choices_of(
                 services.text.table,
                 begins_text=begins_text,
                 stops=request.stop,
-                min_tokens=request.min_tokens or 0,
+                min_tokens=sampling.min_tokens,
                 shown=shown,
             ),
         )

@@ -218,7 +218,7 @@ async def _prepare(body: ResponseRequest, services: Services, shelf: _StoredResp
         model=body.model if body.model is not None else services.engine.info.model_id,
         body=body,
         plan=plan,
-        sampling=sampling_of(body, services.engine.info.sampling_defaults),
+        sampling=sampling_of(body, services.engine.info),
         replies=replies,
         output=ResponseOutput(services.text.table, body.num_logprobs),
         keep=keep,

@@ -7,6 +7,7 @@ first call that needs them.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from server.engine.engine import BatchingEngine
     from server.engine.protocol import Engine
     from server.text import TextProcessor
+
+_log = logging.getLogger(__name__)
 
 _PAGE_SIZE = 16
 _NUM_PHASES = 6
@@ -60,6 +63,10 @@ def _named_source(settings: Settings) -> ModelSource:
         return ModelSource(str(path), settings.served_model_name or path.resolve().name)
     looks_like_path = settings.model.startswith(("/", ".", "~")) or settings.model.count("/") > 1
     if path.exists() or looks_like_path:
+        if path.suffix == ".gguf":
+            from server.engine.checkpoint_files import gguf_reason
+
+            raise CommandFailed(f"MODEL {gguf_reason(settings.model, path.name)}", USAGE)
         what = "expected a folder, got a file" if path.exists() else "no such folder"
         raise CommandFailed(f"MODEL {settings.model}: {what}", USAGE)
     return ModelSource(settings.model, settings.served_model_name or settings.model)
@@ -104,7 +111,20 @@ def start_engine(
     cleanup.callback(engine.close)
     begin("reading the tokenizer")
     text = load_text(source.location, revision=settings.revision, chat_template=settings.chat_template)
+    _warn_of_tokens(text, engine.info.vocab_size)
     return engine, text
+
+
+def _warn_of_tokens(text: TextProcessor, vocab_size: int) -> None:
+    """Say which tokens of the tokenizer the model does not have: the engine refuses prompts with them."""
+    beyond = text.tokens_beyond(vocab_size)
+    if beyond:
+        _log.warning(
+            "the tokenizer has %d tokens that the model's vocabulary of %d lacks (%s): prompts with them are refused",
+            len(beyond),
+            vocab_size,
+            ", ".join(map(repr, beyond[:4])),
+        )
 
 
 def _load_engine(settings: Settings, source: ModelSource, begin: Callable[[str], None]) -> BatchingEngine:

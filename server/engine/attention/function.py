@@ -21,7 +21,7 @@ _HARMLESS_ARGUMENTS = frozenset(
     {
         "dropout", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "is_causal",
         "cache_position", "output_router_logits", "position_embeddings", "logits_to_keep", "layer_idx",
-        "past_key_values",
+        "past_key_values", "sliding_window",
     }
 )  # fmt: skip
 
@@ -46,14 +46,14 @@ def paged_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The attention function: query `[1, heads, tokens, dim]`, key and value `[1, kv_heads, tokens, dim]`.
 
-    Returns `[1, tokens, heads, dim]`, contiguous. `s_aux`: one sink logit per head. Raises `NotImplementedError`,
+    Returns `[1, tokens, heads, dim]`, contiguous. `s_aux`: one sink logit per head. What each
+    layer sees is settled before the first step, so a `sliding_window` is not read here. Raises `NotImplementedError`,
     naming the argument, for an unknown one, and `RuntimeError` outside of an `attention_step`.
     """
     step = _current.get()
@@ -68,7 +68,7 @@ def paged_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     keys, values = key[0], value[0]
     step.write(layer, keys, values)
-    output = step.attend(layer, query[0], keys, values, AttentionArguments(scale, sliding_window, softcap, s_aux))
+    output = step.attend(layer, query[0], keys, values, AttentionArguments(scale, softcap, s_aux))
     return output.transpose(0, 1).contiguous().unsqueeze(0), None  # some models view it
 
 

@@ -68,11 +68,10 @@ class LayerAttention:
 class AttentionArguments:
     """How a layer attends: logits are `scale * query . key`, then `softcap * tanh(logits / softcap)`.
 
-    `window`: see `LayerAttention`. `sinks`: one logit per head, `[heads]`, or None.
+    `sinks`: one logit per head, `[heads]`, or None. What a token sees is in `LayerAttention`.
     """
 
     scale: float
-    window: int | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
 

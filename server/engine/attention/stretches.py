@@ -44,6 +44,7 @@ class StretchAttention(PagedAttention):
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        self._layers = layers
         num_slots = num_pages * page_size + 1
         shapes = [(layer.kv_heads, layer.key_dim, layer.value_dim) if layer else (0, 0, 0) for layer in layers]
         self._keys = [torch.zeros(heads, num_slots, dim, dtype=dtype, device=device) for heads, dim, _ in shapes]
@@ -53,7 +54,7 @@ class StretchAttention(PagedAttention):
         """See `PagedAttention.plan`."""
         if any(segment.is_branching for segment in segments):
             slots = torch.where(slots >= 0, slots, self._keys[0].shape[1] - 1)
-        return _StretchStep(self._keys, self._values, segments, slots)
+        return _StretchStep(self._layers, self._keys, self._values, segments, slots)
 
     def close(self) -> None:
         """See `PagedAttention.close`."""
@@ -74,8 +75,14 @@ class _StretchStep(AttentionStep):
     """A step over the KV of `StretchAttention`: the tokens that decode are attended to together, chunks one by one."""
 
     def __init__(
-        self, keys: Sequence[Tensor], values: Sequence[Tensor], segments: Sequence[Segment], slots: Tensor
+        self,
+        layers: Sequence[LayerAttention | None],
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        segments: Sequence[Segment],
+        slots: Tensor,
     ) -> None:
+        self._layers = layers
         self._keys = keys
         self._values = values
         self._slots = slots
@@ -93,21 +100,24 @@ class _StretchStep(AttentionStep):
         self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, arguments: AttentionArguments
     ) -> Tensor:
         """See `AttentionStep.attend`."""
+        asked = self._layers[layer]
+        assert asked is not None, f"layer {layer} has no attention"
+        window = asked.window
         if not self._chunks:
-            output, mass = self._attend_decoding(layer, queries, arguments)
+            output, mass = self._attend_decoding(layer, queries, arguments, window)
         else:
             output = queries.new_empty(*queries.shape[:2], values.shape[-1])
             mass = torch.empty(queries.shape[:2], dtype=torch.float32, device=queries.device)
             if self._decoding:
                 rows = queries.index_select(1, self._decode_tokens)
-                decoded, decoded_mass = self._attend_decoding(layer, rows, arguments)
+                decoded, decoded_mass = self._attend_decoding(layer, rows, arguments, window)
                 output.index_copy_(1, self._decode_tokens, decoded)
                 mass.index_copy_(1, self._decode_tokens, decoded_mass)
             for segment in self._chunks:
                 own = slice(segment.start, segment.end)
                 attend = self._attend_branches if segment.is_branching else self._attend_chunk
                 output[:, own], mass[:, own] = attend(
-                    layer, segment, queries[:, own], keys[:, own], values[:, own], arguments
+                    layer, segment, queries[:, own], keys[:, own], values[:, own], arguments, window
                 )
         if arguments.sinks is not None:
             share = torch.sigmoid(mass - arguments.sinks.to(torch.float32)[:, None])
@@ -127,9 +137,11 @@ class _StretchStep(AttentionStep):
         keys, values = self._keys[layer][:, first:last], self._values[layer][:, first:last]
         return attend_part(queries, keys, values, arguments.scale, arguments.softcap, mask)
 
-    def _attend_decoding(self, layer: int, queries: Tensor, arguments: AttentionArguments) -> Attended:
+    def _attend_decoding(
+        self, layer: int, queries: Tensor, arguments: AttentionArguments, window: int | None
+    ) -> Attended:
         """All decoding tokens, `[heads, rows, dim]`: their KV is already written, a window is a shorter view."""
-        plan = self._decode_spans(arguments.window)
+        plan = self._decode_spans(window)
         parts = [
             self._attend_slots(
                 layer,
@@ -156,9 +168,10 @@ class _StretchStep(AttentionStep):
         new_keys: Tensor,
         new_values: Tensor,
         arguments: AttentionArguments,
+        window: int | None,
     ) -> Attended:
         """A chunk of a prompt, `[heads, new, dim]`: its past by stretches, then itself, causally."""
-        scale, softcap, window = arguments.scale, arguments.softcap, arguments.window
+        scale, softcap = arguments.scale, arguments.softcap
         num_past, num_new = segment.num_past, segment.num_new
         parts = []
         offset = 0
@@ -188,6 +201,7 @@ class _StretchStep(AttentionStep):
         own_keys: Tensor,
         own_values: Tensor,
         arguments: AttentionArguments,
+        window: int | None,
     ) -> Attended:
         """Branches, `[heads, new, dim]`, all at the position after the past: each sees the past and itself."""
         groups = queries.shape[0] // own_keys.shape[0]
@@ -195,7 +209,7 @@ class _StretchStep(AttentionStep):
         if arguments.softcap is not None:
             own = torch.tanh(own / arguments.softcap) * arguments.softcap
         parts = [(own_values.repeat_interleave(groups, 0), own)]
-        for first, last in segment.stretches_from(_first_seen(segment, arguments.window)):
+        for first, last in segment.stretches_from(_first_seen(segment, window)):
             parts.append(self._attend_slots(layer, first, last, queries, arguments))
         return merge_parts(parts)
 

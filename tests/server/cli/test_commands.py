@@ -197,13 +197,15 @@ def test_the_key_of_the_clients_gives_a_server_none(tmp_path: Path) -> None:
 def test_a_file_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert_one_line(tiller("serve", tmp_path / "model.safetensors"), 2, "expected a folder, got a file")
+    (tmp_path / "model-Q4_K_M.gguf").touch()
+    assert_one_line(tiller("serve", tmp_path / "model-Q4_K_M.gguf"), 2, "is a GGUF model, which tiller does not serve")
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     data_dir = tmp_path / "data"
     shown = tiller("serve", tmp_path / "empty", "--port", "0", "--data-dir", data_dir, "--log-level", "error")
-    assert_one_line(shown, 1, "transformers cannot load", "empty")
+    assert_one_line(shown, 1, "empty has no config.json")
 
 
 def test_a_port_in_use_is_named_before_anything_is_loaded(tmp_path: Path, taken_port: int) -> None:

@@ -54,7 +54,9 @@ def test_model_without_attention_interface_is_refused() -> None:
         prepare_model(model)
 
 
-def test_a_window_that_only_a_mask_would_keep_is_refused_beyond_it() -> None:
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_window_that_only_the_models_mask_has_is_kept() -> None:
+    """PhiMoE does not tell its attention function about its window."""
     config = transformers.PhimoeConfig(
         vocab_size=50,
         hidden_size=16,
@@ -65,11 +67,20 @@ def test_a_window_that_only_a_mask_would_keep_is_refused_beyond_it() -> None:
         num_local_experts=2,
         max_position_embeddings=64,
         sliding_window=7,
+        initializer_range=0.3,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
     )
-    model = transformers.PhimoeForCausalLM(config).eval()
-    with pytest.raises(ModelRefused, match="sliding window of 7 tokens"):
-        prepare_model(model)
-    assert prepare_model(model, max_model_len=7).info.max_model_len == 7
+    torch.manual_seed(0)
+    model: Any = transformers.PhimoeForCausalLM(config).eval()
+    prompt = prompt_of(20, vocabulary=50)
+    expected = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, 20:].tolist()
+    loaded = prepare_model(model)
+    assert [layer.window for layer in loaded.attention_layers if layer] == [7, 7]
+    engine = engine_of(loaded, max_batch_tokens=6)
+    assert tokens_of(run(engine, [EngineRequest("a", prompt, Generate(8, GREEDY))])["a"]) == expected
+    engine.close()
 
 
 def test_layers_of_an_unknown_kind_are_refused() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -65,9 +65,9 @@ class Part:
     is_branching: bool = False
 
 
-def expected(query: Tensor, seen: Sequence[TokenKV], arguments: AttentionArguments) -> Tensor:
+def expected(query: Tensor, seen: Sequence[TokenKV], arguments: AttentionArguments, window: int | None) -> Tensor:
     """Plain attention of one token, `[heads, key_dim]` -> `[heads, value_dim]`, over what it sees: its window's end."""
-    seen = seen if arguments.window is None else seen[-arguments.window :]
+    seen = seen if window is None else seen[-window:]
     num_groups = query.shape[0] // seen[0][0].shape[0]
     keys = torch.stack([key for key, _ in seen]).double().repeat_interleave(num_groups, dim=1)
     values = torch.stack([value for _, value in seen]).double().repeat_interleave(num_groups, dim=1)
@@ -101,7 +101,7 @@ def check_step(
     for layer, shape in enumerate(LAYERS):
         heads = shape.kv_heads * num_groups
         sinks = torch.randn(heads) if has_sinks else None
-        arguments = AttentionArguments(0.3, window, softcap, sinks)
+        arguments = AttentionArguments(0.3, softcap, sinks)
         queries = 3 * torch.randn(len(slots), heads, shape.key_dim).transpose(0, 1)
         keys = torch.randn(len(slots), shape.kv_heads, shape.key_dim).transpose(0, 1)
         values = torch.randn(len(slots), shape.kv_heads, shape.value_dim).transpose(0, 1)
@@ -112,7 +112,7 @@ def check_step(
             kept = part.story.kv[layer]
             for token in range(segment.start, segment.end):
                 own = (keys[:, token], values[:, token])
-                wanted = expected(queries[:, token], [*kept, own], arguments)
+                wanted = expected(queries[:, token], [*kept, own], arguments, window)
                 torch.testing.assert_close(output[:, token].double(), wanted, atol=1e-5, rtol=1e-5)
                 if not part.is_branching:
                     kept.append(own)
@@ -139,8 +139,9 @@ def test_every_token_attends_to_what_it_sees(
 ) -> None:
     generator = random.Random(f"{window} {softcap} {has_sinks} {num_groups}")
     torch.manual_seed(generator.randrange(2**32))
+    layers = [replace(layer, window=window) for layer in LAYERS]
     attention = implementation(
-        LAYERS, num_pages=NUM_PAGES, page_size=PAGE_SIZE, dtype=torch.float32, device=torch.device("cpu")
+        layers, num_pages=NUM_PAGES, page_size=PAGE_SIZE, dtype=torch.float32, device=torch.device("cpu")
     )
 
     def check(parts: list[Part]) -> None:
