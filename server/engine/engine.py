@@ -386,7 +386,7 @@ class BatchingEngine:
             total_generated_tokens=self._totals["generated"],
             total_steps=self._totals["steps"],
             num_rows_in_use=self._bank.num_rows_in_use,
-            num_states_in_use=None if self._pool.states is None else self._pool.states.num_held,
+            num_states_in_use=0 if self._pool.states is None else self._pool.states.num_held,
             paging=PagingStats(
                 num_pages=self._pool.num_pages,
                 num_free_pages=self._pool.num_available,

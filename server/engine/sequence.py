@@ -315,7 +315,7 @@ class TokenSequence:
             self._save_state(pool, pool.states)
 
     def _save_state(self, pool: PagePool, states: StateSlots) -> None:
-        """Leave a snapshot at the end of the latest page. Those that were not asked for replace each other."""
+        """Leave a snapshot at the end of the latest page. Those where no other is known to begin replace each other."""
         num_pages = self.num_computed // self._page_size
         key = self._key_of_page(num_pages - 1)
         if not pool.has(key):
@@ -323,7 +323,7 @@ class TokenSequence:
         assert self.state_slot is not None
         if num_pages in self._snapshot_pages or num_pages == (self.num_known - 2) // self._page_size:
             states.save(key, self.state_slot)
-        elif states.save(key, self.state_slot, replaces=self._moving_snapshot):
+        elif states.move(self._moving_snapshot, key, self.state_slot):
             self._moving_snapshot = key
 
     def segment(self, start: int, num_new: int) -> Segment:

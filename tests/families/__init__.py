@@ -57,9 +57,7 @@ HYBRIDS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "falcon_h1": lambda: _config(
         "FalconH1Config", mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8
     ),
-    "jamba": lambda: _config(
-        "JambaConfig", attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8, num_experts=2, use_mamba_kernels=False
-    ),
+    "jamba": lambda: _config("JambaConfig", attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8, num_experts=2),
 }
 """Models that have recurrent layers beside their attention, or in place of it."""
 

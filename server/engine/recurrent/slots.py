@@ -1,7 +1,7 @@
 """Which slot holds whose recurrent state: one for each running sequence, the others for snapshots. It uses no tensors.
 
 A snapshot is the state at the end of a page, under the key of that page. The prefix cache needs both: the KV of the
-pages before it, and the state. Snapshots that have not been used for longest make room for new ones.
+pages before it, and the state. Those that have not been used for longest make room for new ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class StateSlots:
         self._num_sequences = num_sequences
         self._free_snapshots = list(range(self.num_slots - 1, num_sequences - 1, -1))
         self._snapshots: OrderedDict[bytes, int] = OrderedDict()
-        self._used: set[bytes] = set()
+        self._kept: set[bytes] = set()
         self._copies: list[tuple[int, int]] = []
 
     @property
@@ -50,24 +50,35 @@ class StateSlots:
     def restore(self, key: bytes, slot: int) -> None:
         """Copy the snapshot of `key` to a sequence's slot."""
         self._snapshots.move_to_end(key)
-        self._used.add(key)
+        self._kept.add(key)
         self._copies.append((self._snapshots[key], slot))
 
-    def save(self, key: bytes, slot: int, *, replaces: bytes | None = None) -> bool:
-        """Copy a sequence's slot to a new snapshot of `key`; False when there is one already.
-
-        It takes the place of the snapshot `replaces` if nobody has used that, else of the least recently used.
-        """
-        if replaces is not None and replaces != key and replaces not in self._used:
-            self.forget(replaces)
+    def save(self, key: bytes, slot: int) -> None:
+        """Copy a sequence's slot to a snapshot of `key`, unless there is one, for other sequences to begin with."""
         if key in self._snapshots:
             self._snapshots.move_to_end(key)
-            return False
-        if not self._free_snapshots and self._snapshots:
-            self.forget(next(iter(self._snapshots)))
-        if self._free_snapshots:
-            self._snapshots[key] = self._free_snapshots.pop()
-            self._copies.append((slot, self._snapshots[key]))
+            self._kept.add(key)
+        elif self._copy_to_snapshot(key, slot, next(iter(self._snapshots), None)):
+            self._kept.add(key)
+
+    def move(self, previous: bytes | None, key: bytes, slot: int) -> bool:
+        """The same for a sequence's latest page, in place of `previous` unless others began with that.
+
+        Makes no room at the cost of what `save` has saved. False when there is no new snapshot.
+        """
+        if previous is not None and previous != key and previous not in self._kept:
+            self.forget(previous)
+        return key not in self._snapshots and self._copy_to_snapshot(key, slot, None)
+
+    def _copy_to_snapshot(self, key: bytes, slot: int, last_victim: bytes | None) -> bool:
+        """Drops the least recently used snapshot that was not saved for others, else `last_victim`, to make room."""
+        if not self._free_snapshots:
+            victim = next((other for other in self._snapshots if other not in self._kept), last_victim)
+            if victim is None:
+                return False
+            self.forget(victim)
+        self._snapshots[key] = self._free_snapshots.pop()
+        self._copies.append((slot, self._snapshots[key]))
         return True
 
     def forget(self, key: bytes) -> None:
@@ -75,7 +86,7 @@ class StateSlots:
         slot = self._snapshots.pop(key, None)
         if slot is not None:
             self._free_snapshots.append(slot)
-            self._used.discard(key)
+            self._kept.discard(key)
 
     def take_copies(self) -> list[tuple[int, int]]:
         """The copies (source, target) noted since the last call, to be made in this order."""

@@ -206,6 +206,7 @@ def test_metrics_are_those_of_ours_without_pages_and_rows(pair: Pair) -> None:
         "vllm:kv_cache_usage_perc",
         "vllm:num_preemptions",
         "tiller:steering_rows_in_use",
+        "tiller:recurrent_states_in_use",
         "tiller:kv_pages",
         "tiller:kv_pages_free",
     }

@@ -33,9 +33,13 @@ def test_copies_made_late_give_what_copies_made_at_once_give() -> None:
     saved: dict[bytes, object] = {}
     for number in range(3000):
         slot, key = chance.choice(held), bytes([chance.randrange(8)])
-        match chance.choice(("save", "restore", "forget", "step")):
+        match chance.choice(("save", "move", "restore", "forget", "step")):
             case "save":
-                if slots.save(key, slot):
+                if not slots.has(key):
+                    saved[key] = at_once.get(slot)
+                slots.save(key, slot)
+            case "move":
+                if slots.move(chance.choice((None, bytes([chance.randrange(8)]))), key, slot):
                     saved[key] = at_once.get(slot)
             case "restore" if slots.has(key):
                 slots.restore(key, slot)
@@ -60,18 +64,31 @@ def test_the_least_recently_used_snapshot_makes_room() -> None:
     assert [slots.has(key) for key in (b"a", b"b", b"c")] == [True, False, True]
 
 
-def test_a_snapshot_takes_the_place_of_one_that_nobody_used() -> None:
+def test_a_moving_snapshot_takes_the_place_of_its_previous_unless_others_began_there() -> None:
     slots = StateSlots(1, 8)
     slot = slots.take()
-    slots.save(b"a", slot)
-    slots.save(b"b", slot, replaces=b"a")
+    assert slots.move(None, b"a", slot)
+    assert slots.move(b"a", b"b", slot)
     assert not slots.has(b"a")
     slots.restore(b"b", slot)
-    slots.save(b"c", slot, replaces=b"b")
+    assert slots.move(b"b", b"c", slot)
     assert slots.has(b"b")
+    assert not slots.move(b"c", b"c", slot)
     assert slots.has(b"c")
-    assert not slots.save(b"c", slot, replaces=b"c")
-    assert slots.has(b"c")
+
+
+def test_moving_snapshots_never_cost_saved_ones() -> None:
+    slots = StateSlots(1, 2)
+    slot = slots.take()
+    slots.save(b"a", slot)
+    assert slots.move(None, b"b", slot)
+    assert slots.move(None, b"c", slot)
+    assert [slots.has(key) for key in (b"a", b"b", b"c")] == [True, False, True]
+    slots.save(b"d", slot)
+    assert [slots.has(key) for key in (b"a", b"c", b"d")] == [True, False, True]
+    assert not slots.move(None, b"e", slot)
+    slots.save(b"f", slot)
+    assert [slots.has(key) for key in (b"a", b"d", b"f")] == [False, True, True]
 
 
 def test_without_room_for_snapshots_none_is_kept() -> None:
