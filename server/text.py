@@ -17,6 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from server.answers.chat_format import ChatFormat, format_of
 from server.answers.compiler import GrammarCompiler
 from server.answers.grammar_source import terminal
+from server.answers.marks import Marks
+from server.answers.reading import Reading
 from server.detokenizer import ChoiceText, TokenTable
 from server.errors import InvalidRequest
 
@@ -101,9 +103,14 @@ class TextProcessor:
         return format_of(self._template_source, response_template, self._rendered)
 
     @cached_property
-    def visible_specials(self) -> frozenset[int]:
-        """Special tokens that delimit the parts of an answer."""
-        return self.chat_format.visible_specials(self.table.special_names)
+    def marks(self) -> Marks:
+        """The tokens that delimit the parts of an answer."""
+        return self.chat_format.marks_among(self.table.added_names)
+
+    def reading(self, callable_names: Collection[str]) -> Reading:
+        """How an answer is read that may call these functions; without any, what looks like a call is content."""
+        with_calls = bool(callable_names)
+        return self.chat_format.reading(self.marks, with_calls=with_calls, callable_names=callable_names)
 
     def template_mentions(self, variable: str) -> bool:
         """True when the chat template uses `variable`, so that a request can set it."""
@@ -111,11 +118,11 @@ class TextProcessor:
 
     def terminal(self, text: str) -> str:
         """`text` as it is written in a grammar for this tokenizer."""
-        return terminal(text, self.table.special_names)
+        return terminal(text, self.table.special_names | self.marks.names)
 
     def grammar_compiler(self, vocab_size: int, end_token_ids: Collection[int]) -> GrammarCompiler:
         """A compiler of grammars for this tokenizer and a model of `vocab_size` tokens."""
-        return GrammarCompiler(self._tokenizer, vocab_size, end_token_ids)
+        return GrammarCompiler(self._tokenizer, vocab_size, end_token_ids, self.marks.names)
 
     @property
     def _template_source(self) -> str | None:
@@ -152,7 +159,8 @@ class TextProcessor:
                     param=f"chat_template_kwargs.{name[:60]}",
                 )
         try:
-            return self._rendered(messages, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs)
+            adapted = self.chat_format.conventions.adapted(messages)
+            return self._rendered(adapted, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs)
         except Exception as error:  # a template is the model author's program and may raise anything
             raise InvalidRequest(
                 f"the model's chat template rejected these messages: {str(error)[:500]}",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from server.answers.marks import NO_MARKS, Marks
+from server.answers.parts import AnswerParts
 from server.api.generation.objects import Usage
 from server.api.generation.running import Choice
 from server.api.generation.wire import GenerationFields
@@ -107,13 +109,14 @@ def choices_of(
     num_logprobs: int | None,
     begins_text: bool,
     first_index: int = 0,
-    shown: Collection[int] = (),
+    marks: Marks = NO_MARKS,
+    thoughts: AnswerParts | None = None,
     grammar: Grammar | None = None,
     parts: PartReader | None = None,
 ) -> list[Choice]:
     """The choices that answer `prompt`, one per candidate, numbered from `first_index`.
 
-    `shown` as in `ChoiceText`, `grammar` and `parts` as in `Generate`.
+    `marks` as in `ChoiceText`, `grammar` and `parts` as in `Generate`. `thoughts` tells where the model is thinking.
     """
     check_tokens(request, max_tokens, services.engine.info.vocab_size)
     sampling = sampling_of(request, services.engine.info.sampling_defaults)
@@ -138,7 +141,8 @@ def choices_of(
                 begins_text=begins_text,
                 stops=request.stop,
                 min_tokens=request.min_tokens or 0,
-                shown=shown,
+                marks=marks,
+                thought=None if thoughts is None else thoughts.start(),
             ),
         )
         for index in range(request.num_candidates)
