@@ -58,7 +58,7 @@ class TokenTable:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         kinds = _decoder_kinds(tokenizer)
-        self._is_byte_level = "ByteLevel" in kinds
+        self.is_byte_level = "ByteLevel" in kinds
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._has_byte_tokens = backend is None or "ByteFallback" in kinds
         added = backend.get_added_tokens_decoder() if backend is not None else {}
@@ -106,7 +106,7 @@ class TokenTable:
             return b""
         if self.is_special(token_id):
             return symbol.encode("utf-8", "replace")
-        if self._is_byte_level:
+        if self.is_byte_level:
             if token_id in self._added:  # its letters are letters, even those of the alphabet of bytes
                 return self._added[token_id].encode("utf-8", "replace")
             if all(character in _BYTE_OF_SYMBOL for character in symbol):

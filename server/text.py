@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from server.answers.chat_format import ChatFormat, format_of
 from server.answers.compiler import GrammarCompiler
+from server.answers.conventions import without_cut_arguments
 from server.answers.grammar_source import terminal
 from server.answers.marks import Marks
 from server.answers.reading import Reading
@@ -82,7 +84,9 @@ class TextProcessor:
         return "".join(map(text.push, token_ids)) + text.flush()
 
     def decode_all(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids as the tokenizer itself decodes them, special tokens included."""
+        """The text of token ids, special tokens included."""
+        if self.table.is_byte_level:
+            return b"".join(map(self.table.bytes_of, token_ids)).decode("utf-8", "replace")
         text = self._tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
@@ -125,6 +129,12 @@ class TextProcessor:
         return GrammarCompiler(self._tokenizer, vocab_size, end_token_ids, self.marks.names)
 
     @property
+    def end_token_ids(self) -> frozenset[int]:
+        """The tokens that end an answer for the tokenizer, whatever the model's configuration says."""
+        token_id = self._tokenizer.eos_token_id
+        return frozenset() if not isinstance(token_id, int) else frozenset({token_id})
+
+    @property
     def _template_source(self) -> str | None:
         source = self._chat_template or self._tokenizer.chat_template
         if isinstance(source, dict):  # templates by purpose
@@ -158,10 +168,16 @@ class TextProcessor:
                     code="invalid_value",
                     param=f"chat_template_kwargs.{name[:60]}",
                 )
+        adapted = self.chat_format.conventions.adapted(messages)
+        options = {"tools": tools, "add_generation_prompt": add_generation_prompt, **kwargs}
         try:
-            adapted = self.chat_format.conventions.adapted(messages)
-            return self._rendered(adapted, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs)
-        except Exception as error:  # a template is the model author's program and may raise anything
+            try:
+                return self._rendered(adapted, **options)
+            except Exception:  # a template is the model author's program and may raise anything
+                if (without := without_cut_arguments(adapted)) == adapted:
+                    raise
+                return self._rendered(without, **options)
+        except Exception as error:  # as above
             raise InvalidRequest(
                 f"the model's chat template rejected these messages: {str(error)[:500]}",
                 code="chat_template_error",
@@ -176,9 +192,21 @@ class TextProcessor:
         add_generation_prompt: bool = False,
         **kwargs: Any,
     ) -> str:
+        conversation = [dict(message) for message in messages]
+        descriptions: Any = [dict(tool) for tool in tools] or None
+        if any(message.get("content", "") is None for message in conversation):  # apply_chat_template would remove it
+            template = self._tokenizer.get_chat_template(self._chat_template, descriptions)
+            found: Any = render_jinja_template(
+                [conversation],
+                tools=descriptions,
+                chat_template=template,
+                add_generation_prompt=add_generation_prompt,
+                **{**self._tokenizer.special_tokens_map, **kwargs},
+            )
+            return str(found[0][0])
         rendered = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tools=[dict(tool) for tool in tools] or None,
+            conversation,
+            tools=descriptions,
             chat_template=self._chat_template,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,

@@ -74,10 +74,17 @@ class CallShape:
         """True when calls of this shape can be told from text and from each other."""
         if "tiller_" in self.delimiters:
             return False
+        if self.is_python:
+            return bool(self.begin.strip(" [") and self.end.strip(" ]"))
         if self.markers is None:
             return bool(self.opening.strip() and (self.middle.strip() or self.tags))
         is_within = bool(self.opening.partition("{")[0].strip()) or self._is_list or not self.begin.strip()
         return is_within or not self.repeats
+
+    @property
+    def is_python(self) -> bool:
+        """True when the calls are a list of calls in Python."""
+        return self.tags is not None and self.middle == "(" and not self.opening.strip(" [")
 
     @property
     def is_bare(self) -> bool:
@@ -100,6 +107,9 @@ class CallShape:
     def field(self) -> dict[str, Any]:
         """The field of a response template that reads such calls."""
         markers = self.markers
+        if self.is_python:
+            before, after = self.begin.strip().removesuffix("["), self.end.strip().removeprefix("]")
+            return {"open": before.strip(), "close": after.strip(), "repeats": True}
         if markers is None:
             return self._named_field()
         before, after = markers
@@ -122,7 +132,7 @@ class CallShape:
 
     def _named_field(self) -> dict[str, Any]:
         field = {
-            "open_pattern": self._with_begin(self.opening) + _NAME + _loose(self.middle),
+            "open_pattern": rf"{self._with_begin(self.opening)}{_NAME}\s*{_loose(self.middle)}",
             "close_pattern": self._with_end(self.closing),
             "repeats": True,
             "transform": NAMED_CALL,

@@ -12,11 +12,12 @@ from typing import Any
 
 from transformers.utils.chat_parsing.response_templates import ResponseTemplate, load_response_template
 
+from server.answers import channels
 from server.answers.call_shape import CallShape
 from server.answers.conventions import USUAL, Conventions
 from server.answers.marks import NO_MARKS, Marks, is_tag
 from server.answers.reading import CONTENT, Reading
-from server.answers.template_probe import QUESTION, Render, common_start, find_calls, takes_tools
+from server.answers.template_probe import QUESTION, Render, answer_header, common_start, find_calls, takes_tools
 
 REASONING_FIELDS = frozenset({"thinking", "reasoning", "reasoning_content"})
 """The names that response templates have for the part before the answer."""
@@ -33,7 +34,8 @@ class ChatFormat:
 
     `spec` is a response template as transformers reads it; None: an answer is only content. `calls` is None when tool
     calls cannot be constrained. `takes_tools`: the chat template shows tools to the model. `conventions`: what the
-    chat template wants of earlier calls. `is_declared`: the spec is the tokenizer's own.
+    chat template wants of earlier calls. `is_declared`: the spec is the tokenizer's own, or that of a known
+    format. `content_header`: what the model writes before the content.
     """
 
     spec: Mapping[str, Any] | None
@@ -41,6 +43,7 @@ class ChatFormat:
     takes_tools: bool
     conventions: Conventions = USUAL
     is_declared: bool = False
+    content_header: str = ""
 
     @property
     def has_reasoning(self) -> bool:
@@ -91,6 +94,8 @@ class ChatFormat:
     @property
     def reasoning_markers(self) -> tuple[str, str] | None:
         """The text before and after the reasoning; None without reasoning, or when these texts vary."""
+        if self.content_header:
+            return channels.REASONING_MARKERS
         fields = {} if self.spec is None else self.spec["fields"]
         for name in REASONING_FIELDS & fields.keys():
             opening, closing = fields[name].get("open"), fields[name].get("close")
@@ -100,7 +105,9 @@ class ChatFormat:
 
     @property
     def marks_content(self) -> bool:
-        """True when the content itself has delimiters, so that an answer cannot be bare content."""
+        """True when the content itself has delimiters, so that an answer cannot be bare content; which is not known."""
+        if self.content_header:
+            return False
         content = {} if self.spec is None else self.spec["fields"].get("content", {})
         return "open" in content or "open_pattern" in content
 
@@ -125,6 +132,8 @@ def format_of(template_source: str | None, response_template: Mapping[str, Any] 
         return PLAIN
     found = find_calls(render)
     shows_tools = takes_tools(render)
+    if response_template is None and answer_header(render).endswith(channels.CONTENT_HEADER):
+        return ChatFormat(channels.SPEC, channels.CALLS, shows_tools, found.conventions, True, channels.CONTENT_HEADER)
     if response_template is not None:
         load_response_template(dict(response_template))
         return ChatFormat(dict(response_template), found.shape, shows_tools, found.conventions, is_declared=True)

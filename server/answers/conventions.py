@@ -48,7 +48,7 @@ class Conventions:
         adapted = {**call, "function": function}
         if "id" in call:
             adapted["id"] = ids[call["id"]] = self._id(call["id"], function["name"], len(ids))
-        if self.arguments_as_text:
+        if self.arguments_as_text and not isinstance(function["arguments"], str):
             function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
         return adapted
 
@@ -62,3 +62,28 @@ class Conventions:
 
 USUAL = Conventions()
 """What most templates want: the messages as they are."""
+
+
+def without_cut_arguments(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """`messages`, in which calls have no arguments instead of the text of an object that was cut short."""
+    return [
+        dict(message, tool_calls=[_without_cut(call) for call in message["tool_calls"]])
+        if message.get("tool_calls")
+        else dict(message)
+        for message in messages
+    ]
+
+
+def _without_cut(call: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = call["function"]["arguments"]
+    if isinstance(arguments, str) and not _is_json(arguments):
+        return {**call, "function": {**call["function"], "arguments": {}}}
+    return dict(call)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -22,27 +22,39 @@ Quote = Callable[[str], str]
 """Quotes a text for a grammar of one tokenizer; see `terminal`."""
 
 
-def json_answer(schema: Mapping[str, Any]) -> str:
-    """The grammar of an answer that is JSON of `schema`. Raises `SchemaRefused`."""
+def json_answer(schema: Mapping[str, Any], header: str = "") -> str:
+    """The grammar of an answer that is JSON of `schema` after `header`, which is quoted. Raises `SchemaRefused`."""
+    if header:
+        return f"start: answer\nanswer: {header} json\njson: {_json(schema)}\n"
     return f"start: answer\nanswer: {_json(schema)}\n"
 
 
 def answer(
-    schema: Mapping[str, Any] | None, use: ToolUse, shape: CallShape | None, quote: Quote, *, never_first: str = ""
+    schema: Mapping[str, Any] | None,
+    use: ToolUse,
+    shape: CallShape | None,
+    quote: Quote,
+    *,
+    never_first: str = "",
+    header: str = "",
 ) -> str:
     """The grammar of an answer that is JSON of `schema` (None: text), tool calls as `use` says, or either.
 
-    `never_first`: a text that no content begins with, because something else begins with it. Raises `SchemaRefused`.
+    `never_first`: a text that no content begins with, because something else begins with it. `header`: a text that
+    all content begins with. Raises `SchemaRefused`.
     """
     if not use.callable:
         assert schema is not None
-        return json_answer(schema)
+        return json_answer(schema, quote(header))
     assert shape is not None
     calls = _calls_rules(use, shape, quote)
     if use.mode == "required":
         return f"start: answer\nanswer: calls\n{calls}"
     if schema is not None:
-        return f"start: answer\nanswer: calls | json\njson: {_json(schema)}\n{calls}"
+        content = _joined(quote(header), "json")
+        return f"start: answer\nanswer: calls | {content}\njson: {_json(schema)}\n{calls}"
+    if header:
+        return f"start: answer\nanswer: calls | {quote(header)} TEXT\nTEXT: {_ANY}\n{calls}"
     return _text_with_calls(use, shape, quote, never_first)
 
 

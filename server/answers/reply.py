@@ -18,6 +18,7 @@ from server.answers.call_shape import NAMED_CALL
 from server.answers.call_stream import CallStream
 from server.answers.chat_format import CALLS_FIELD, REASONING_FIELDS
 from server.answers.marks import Marks
+from server.answers.python_calls import read_python_calls
 from server.answers.reading import Reading
 from server.answers.regions import RegionChange, RegionEvent, RegionReader, is_json
 
@@ -172,6 +173,8 @@ class ReplyParser:
 
     def _complete(self, value: Any) -> ReplyDelta:
         """The calls of a complete region; its text is content if it turns out not to be a call."""
+        if isinstance(value, str):
+            value = read_python_calls(value)
         found = [_name_and_arguments(item) for item in (value if isinstance(value, list) else [value])]
         names = self._reading.bare_names
         if names is not None:

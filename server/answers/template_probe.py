@@ -22,8 +22,7 @@ _TEXTS = {"tiller_a": "tiller_value", "tiller_b": "tiller_text"}
 _ARGUMENTS: dict[str, Any] = _TEXTS | {"tiller_c": 7}
 _SAID = "tiller said"
 _PIECES = re.compile(r"<[^<>\s]*>|\[/?[A-Z_]+\]|\w+|.", re.DOTALL)
-_GIVEN_ID = re.compile(r"\bcall0000\d\b")
-_ID_IN_JSON = re.compile(r'("(?:tool_call_)?id"\s*:\s*"?(?:call0000)?\d"?\s*,\s*)|(\s*,\s*"id"\s*:\s*"call0000\d")')
+_ID_IN_JSON = re.compile(rf'("(?:tool_call_)?id"\s*:\s*"?(?:{ANY_ID}|\d)"?\s*,\s*)|(\s*,\s*"id"\s*:\s*"{ANY_ID}")')
 _NUMBER = re.compile("|".join(f"(?<={name}:)[01]" for name in _NAMES))
 
 
@@ -87,7 +86,7 @@ def find_calls(render: Render) -> FoundCalls:
 
 def _conversation(conventions: Conventions, num_calls: int, said: str) -> list[dict[str, Any]]:
     calls = [
-        {"id": f"call{index:05}", "type": "function", "function": {"name": name, "arguments": dict(_ARGUMENTS)}}
+        {"id": f"call_{index:024}", "type": "function", "function": {"name": name, "arguments": dict(_ARGUMENTS)}}
         for index, name in enumerate(_NAMES[:num_calls])
     ]
     return conventions.adapted([QUESTION, {"role": "assistant", "content": said, "tool_calls": calls}])
@@ -97,7 +96,8 @@ def _rendered(
     render: Render, conventions: Conventions, num_calls: int, said: str, *, allows_tags: bool
 ) -> _Written | None:
     try:
-        text = _turn(render(_conversation(conventions, num_calls, said), tools=_TOOLS))
+        conversation = _conversation(conventions, num_calls, said)
+        text = _turn(render(conversation, tools=_TOOLS), [call["id"] for call in conversation[-1]["tool_calls"]])
     except Exception:  # as above
         return None
     found = list(_json_arguments(text))
@@ -111,10 +111,13 @@ def _rendered(
     return _in_pieces(text, [(start, end) for start, end, _ in tagged], tagged[0][2])
 
 
-def _turn(text: str) -> str:
+def _turn(text: str, ids: Sequence[str] = ()) -> str:
     """What follows the question in a rendered conversation, with placeholders for the ids and numbers of calls."""
-    text = _ID_IN_JSON.sub("", text.rpartition(QUESTION["content"])[2])
-    return _NUMBER.sub(ANY_NUMBER, _GIVEN_ID.sub(ANY_ID, text))
+    text = text.rpartition(QUESTION["content"])[2]
+    for call_id in ids:
+        if not call_id.startswith("functions."):
+            text = text.replace(call_id, ANY_ID)
+    return _NUMBER.sub(ANY_NUMBER, _ID_IN_JSON.sub("", text))
 
 
 def _in_pieces(text: str, arguments: Sequence[tuple[int, int]], tags: TaggedArguments | None) -> _Written | None:
@@ -205,6 +208,15 @@ def _first_opening(render: Render, alone: _Written, after_text: _Written | None)
         return first
     rest = alone.before[len(common_start(alone.before, prompt)) :].lstrip()
     return rest if first is None or first.endswith(rest) else first
+
+
+def answer_header(render: Render) -> str:
+    """What precedes the text of an answer; empty if the template raises."""
+    try:
+        text = render([QUESTION, {"role": "assistant", "content": _SAID}])
+    except Exception:  # as above
+        return ""
+    return text.rpartition(_SAID)[0].rpartition(QUESTION["content"])[2]
 
 
 def _end_of_turn(render: Render) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from server.answers.marks import NO_MARKS, Marks
@@ -20,8 +20,13 @@ from server.steering.parts import PartReader
 from server.steering.plan import SteeringPlan
 
 
-def sampling_of(request: GenerationFields, defaults: Mapping[str, float]) -> SamplingParams:
-    """The sampling of a request without its seed: the request's own values, else the model's defaults."""
+def sampling_of(
+    request: GenerationFields, defaults: Mapping[str, float], end_token_ids: Collection[int] = ()
+) -> SamplingParams:
+    """The sampling of a request without its seed: the request's own values, else the model's defaults.
+
+    `end_token_ids` end an answer beside the model's own, unless the request ignores these.
+    """
 
     def chosen(name: str, neutral: float) -> float:
         asked = getattr(request, name)
@@ -36,7 +41,7 @@ def sampling_of(request: GenerationFields, defaults: Mapping[str, float]) -> Sam
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias=request.logit_bias,
-        stop_token_ids=frozenset(request.stop_token_ids or ()),
+        stop_token_ids=frozenset(request.stop_token_ids or ()).union(() if request.ignore_eos else end_token_ids),
         ignore_eos=bool(request.ignore_eos),
         min_tokens=request.min_tokens or 0,
     )
@@ -119,7 +124,7 @@ def choices_of(
     `marks` as in `ChoiceText`, `grammar` and `parts` as in `Generate`. `thoughts` tells where the model is thinking.
     """
     check_tokens(request, max_tokens, services.engine.info.vocab_size)
-    sampling = sampling_of(request, services.engine.info.sampling_defaults)
+    sampling = sampling_of(request, services.engine.info.sampling_defaults, services.text.end_token_ids)
     token_ids = tuple(prompt)
     return [
         Choice(

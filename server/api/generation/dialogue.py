@@ -259,7 +259,8 @@ def _grammar(
     markers = text.chat_format.reasoning_markers
     try:
         never_first = "" if markers is None or is_reasoning else markers[0]
-        source = answer(dialogue.schema, use, shape, text.terminal, never_first=never_first)
+        header = text.chat_format.content_header
+        source = answer(dialogue.schema, use, shape, text.terminal, never_first=never_first, header=header)
         if markers is not None:
             source = after_reasoning(source, markers, text.terminal, is_open=is_reasoning)
         return compiler.compile(source)

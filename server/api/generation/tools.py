@@ -122,13 +122,19 @@ ToolChoice = Annotated[
 ]
 
 
-def parsed_arguments(arguments: str, param: str) -> dict[str, Any]:
-    """The arguments of an earlier call, parsed as chat templates expect. Raises `InvalidRequest`."""
+def parsed_arguments(arguments: str, param: str) -> dict[str, Any] | str:
+    """The arguments of an earlier call as chat templates expect: an object, or the text of one that was cut short.
+
+    Raises `InvalidRequest` for anything else.
+    """
+    text = arguments.strip()
     try:
-        value = json.loads(arguments) if arguments.strip() else {}
-    except (ValueError, RecursionError):
+        value = json.loads(text) if text else {}
+    except RecursionError:
         value = None
-    if not isinstance(value, dict):
+    except ValueError:
+        value = arguments if text.startswith("{") else None
+    if not isinstance(value, dict | str):
         raise InvalidRequest(f"{param}: expected a JSON object as text", code="invalid_value", param=param)
     return value
 
