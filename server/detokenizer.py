@@ -2,7 +2,7 @@
 
 Every tokenizer's decoder concatenates bytes that depend on one token each. So text is made by concatenating these
 bytes and decoding UTF-8 as it completes. `ChoiceText` is the text of one choice of a response. Where the parts of an
-answer are read, tokens that delimit them are marks (see `server/answers/marks.py`).
+answer are read, tokens that delimit them are marks (see `server/marks.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from server.answers.marks import NO_MARKS, Marks, hidden_marks
+from server.marks import NO_MARKS, Marks, hidden_marks
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 

@@ -19,10 +19,10 @@ from server.answers.chat_format import ChatFormat, format_of
 from server.answers.compiler import GrammarCompiler
 from server.answers.conventions import without_cut_arguments
 from server.answers.grammar_source import terminal
-from server.answers.marks import Marks
 from server.answers.reading import Reading
 from server.detokenizer import ChoiceText, TokenTable
 from server.errors import InvalidRequest
+from server.marks import Marks
 
 _RESERVED_KWARGS = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
     "messages",

@@ -69,7 +69,7 @@ FLOORS: dict[str, str] = {
     "server": """
         __init__ config errors keys durable_database
         steering
-        engine
+        engine marks
         detokenizer
         answers
         text
@@ -79,8 +79,9 @@ FLOORS: dict[str, str] = {
         cli
     """,
     "server.answers": """
-        __init__ chat_format json_text narrowing tools vocabulary
-        call_stream compiler json_schema regions
+        __init__ call_shape conventions json_text narrowing python_calls reading tools vocabulary
+        call_stream channels compiler json_schema regions template_probe
+        chat_format tagged_grammar
         grammar_source parts reply
     """,
     "server.api": """

@@ -15,9 +15,9 @@ from transformers.utils.chat_parsing.response_templates import ResponseTemplate,
 from server.answers import channels
 from server.answers.call_shape import CallShape
 from server.answers.conventions import USUAL, Conventions
-from server.answers.marks import NO_MARKS, Marks, is_tag
 from server.answers.reading import CONTENT, Reading
 from server.answers.template_probe import QUESTION, Render, answer_header, common_start, find_calls, takes_tools
+from server.marks import NO_MARKS, Marks, is_tag
 
 REASONING_FIELDS = frozenset({"thinking", "reasoning", "reasoning_content"})
 """The names that response templates have for the part before the answer."""

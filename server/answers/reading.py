@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers.utils.chat_parsing.response_templates import ResponseTemplate
 
-from server.answers.marks import NO_MARKS, Marks
+from server.marks import NO_MARKS, Marks
 
 
 @dataclass(frozen=True)

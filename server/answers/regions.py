@@ -2,7 +2,7 @@
 
 Transformers' response parser finds the regions. Where a delimiter may begin, it is fed one character at a time, so
 that the content of a malformed region is known. Inside JSON strings it sees escape sequences instead, so that a
-delimiter quoted in a string does not count. Texts are marked; see `marks.py`.
+delimiter quoted in a string does not count. Texts are marked; see `server/marks.py`.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ from transformers.utils.chat_parsing.response_templates import ResponseTemplateF
 from server.answers.call_shape import NAMED_CALL
 from server.answers.call_stream import CallStream
 from server.answers.chat_format import CALLS_FIELD, REASONING_FIELDS
-from server.answers.marks import Marks
 from server.answers.python_calls import read_python_calls
 from server.answers.reading import Reading
 from server.answers.regions import RegionChange, RegionEvent, RegionReader, is_json
+from server.marks import Marks
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from server.answers.marks import NO_MARKS, Marks
 from server.answers.parts import AnswerParts
 from server.api.generation.objects import Usage
 from server.api.generation.running import Choice
@@ -16,6 +15,7 @@ from server.detokenizer import ChoiceText
 from server.engine.grammar import Grammar
 from server.engine.request import EngineRequest, Generate, SamplingParams
 from server.errors import ContextLengthExceeded, InvalidRequest
+from server.marks import NO_MARKS, Marks
 from server.steering.parts import PartReader
 from server.steering.plan import SteeringPlan
 

@@ -158,3 +158,19 @@ FAMILIES: dict[str, Family] = {
         ("<|tool_call_start|>", "<|tool_call_end|>"),
     ),
 }
+
+
+CHANNELS = (
+    "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{% if message['tool_calls'] %}{% set call = message['tool_calls'][0]['function'] %}"
+    "{{ '<|start|>assistant to=functions.' + call['name'] + '<|channel|>commentary json<|message|>' }}"
+    "{{ (call['arguments'] | tojson) + '<|call|>' }}"
+    "{% else %}{{ '<|start|>assistant<|channel|>final<|message|>' + message['content'] + '<|end|>' }}{% endif %}"
+    "{% else %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+"""Answers in channels, as GPT-OSS has them."""
+
+CHANNEL_TAGS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|constrain|>", "<|return|>")

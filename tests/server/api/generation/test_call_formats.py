@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.answers.call_templates import FAMILIES, Family
+from tests.server.answers.call_templates import CHANNEL_TAGS, CHANNELS, FAMILIES, Family
 from tests.server.answers.chat_templates import tokenizer_with
 from tests.server.api.generation.dictating import serving_chats
 from tests.server.api.serving import Server, vector
@@ -184,3 +184,56 @@ def test_a_call_can_be_answered_and_a_cut_one_replayed(server: Server, family: F
         ]
         replayed = server.sdk.chat.completions.create(model="tiny", messages=messages, tools=TOOLS)  # type: ignore[arg-type]
         assert replayed.choices[0].message.content == "yes"
+
+
+@pytest.fixture(scope="module")
+def channels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A model that answers in channels."""
+    tokenizer = tokenizer_with(CHANNELS, specials=CHANNEL_TAGS)
+    with serving_chats(tmp_path_factory.mktemp("data"), CHANNELS, tokenizer=tokenizer) as running:
+        running.store.put("v", vector(1))
+        yield running
+
+
+THOUGHT = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+
+
+def test_channels_are_read(channels: Server) -> None:
+    answer = ask(channels, f"{THOUGHT}<|channel|>final<|message|>Hello.", tools=TOOLS, stop=["hm"])
+    assert (answer.message.content, answer.message.model_extra) == ("Hello.", {"reasoning_content": "hm"})
+    for header in (
+        "<|channel|>commentary to=functions.rest <|constrain|>json",
+        " to=functions.rest<|channel|>commentary json",
+    ):
+        answer = ask(channels, f"{THOUGHT}{header}<|message|>{{}}", tools=TOOLS)
+        assert (told(answer), answer.finish_reason) == ([("rest", {})], "tool_calls")
+
+
+@pytest.mark.parametrize("options", [{}, STEERED], ids=["", "steered"])
+@pytest.mark.parametrize("thought", ["", THOUGHT])
+def test_answers_in_channels_are_constrained(channels: Server, options: dict[str, Any], thought: str) -> None:
+    if not thought:  # the model is not to begin one that never ends
+        thought = "<|channel|>commentary"
+    ((name, arguments),) = told(ask(channels, thought, tools=TOOLS, tool_choice="required", **options))
+    check(name, arguments)
+    assert told(ask(channels, thought, tools=TOOLS, tool_choice=NAMED, **options)) == [("rest", {})]
+    if thought == THOUGHT:
+        answer = ask(channels, f"{thought}<|channel|>final", response_format=SCHEMA, **options)
+        assert json.loads(answer.message.content) == {"a": "<tool_call>"}
+        free = ask(channels, f"{thought}<|channel|>final<|message|>No", tools=STRICT, max_tokens=40, **options)
+        assert free.message.content.startswith("No")
+
+
+def test_the_tokenizers_end_token_ends_an_answer(tmp_path: Path) -> None:
+    """Although the model's configuration names another one."""
+    tokenizer = tokenizer_with(FAMILIES["hermes"].template)
+    tokenizer.eos_token = "!"
+    with serving_chats(tmp_path, FAMILIES["hermes"].template, tokenizer=tokenizer) as server:
+        assert ask(server, "yes! more").message.content == "yes"
+        ignoring = server.sdk.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": "yes! more"}],
+            extra_body={"ignore_eos": True},
+            max_tokens=9,
+        )
+        assert (ignoring.choices[0].message.content or "").endswith("more")
