@@ -26,6 +26,7 @@ $(CLIENTS)/.installed: pyproject.toml constraints.txt constraints-clients.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
 		-c constraints.txt -c constraints-clients.txt -e '.[dev,clients]'
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps trl==1.16.0
 	touch $@
 
 $(CLIENTS_OPENAI2)/.installed: pyproject.toml constraints-clients-openai2.txt

@@ -57,7 +57,9 @@ def build_app(
     app = FastAPI(
         title="tiller", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
-    grammars = text.grammar_compiler(engine.info.vocab_size, engine.info.eos_token_ids)
+    vocab_size = engine.info.vocab_size
+    ends = engine.info.eos_token_ids | {token_id for token_id in text.end_token_ids if token_id < vocab_size}
+    grammars = text.grammar_compiler(vocab_size, ends)
     grammars.prepare()
     app.state.services = Services(
         settings=settings,

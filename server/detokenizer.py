@@ -1,7 +1,8 @@
 """Turns token ids into text as they arrive: whole characters only, with stop strings found across token boundaries.
 
 Every tokenizer's decoder concatenates bytes that depend on one token each. So text is made by concatenating these
-bytes and decoding UTF-8 as it completes. `ChoiceText` is the text of one choice of a response.
+bytes and decoding UTF-8 as it completes. `ChoiceText` is the text of one choice of a response. Where the parts of an
+answer are read, tokens that delimit them are marks (see `server/marks.py`).
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
+
+from server.marks import NO_MARKS, Marks, hidden_marks
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -26,6 +30,12 @@ def _byte_of_symbol() -> dict[str, int]:
 
 
 _BYTE_OF_SYMBOL = _byte_of_symbol()
+_SYMBOL_OF_BYTE = {byte: symbol for symbol, byte in _BYTE_OF_SYMBOL.items()}
+
+
+def byte_symbols(text: str) -> str:
+    """`text` as byte-level BPE spells it in its vocabulary."""
+    return "".join(_SYMBOL_OF_BYTE[byte] for byte in text.encode("utf-8", "replace"))
 
 
 def _decoder_kinds(tokenizer: PreTrainedTokenizerBase) -> set[str]:
@@ -48,22 +58,28 @@ class TokenTable:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         kinds = _decoder_kinds(tokenizer)
-        self._is_byte_level = "ByteLevel" in kinds
+        self.is_byte_level = "ByteLevel" in kinds
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._has_byte_tokens = backend is None or "ByteFallback" in kinds
         added = backend.get_added_tokens_decoder() if backend is not None else {}
         self._special_ids = frozenset(tokenizer.all_special_ids) | {
             token_id for token_id, token in added.items() if token.special
         }
+        self._added: dict[int, str] = {token_id: token.content for token_id, token in added.items()}
         self._bytes: dict[int, bytes] = {}
         self._anchor = self._tokens_of("a")[-1:]
         self._anchor_text = self._decode(self._anchor)
         self.strips_leading_space = self._finds_stripping()
 
-    @property
+    @cached_property
     def special_names(self) -> dict[int, str]:
         """The names of the control tokens by id."""
         return {token_id: self.bytes_of(token_id).decode("utf-8", "replace") for token_id in sorted(self._special_ids)}
+
+    @cached_property
+    def added_names(self) -> dict[int, str]:
+        """The texts that are always one token, by id: control tokens and other tokens added to the vocabulary."""
+        return dict(sorted((self._added | self.special_names).items()))
 
     def is_special(self, token_id: int) -> bool:
         """True for control tokens, which are not part of any text."""
@@ -90,7 +106,9 @@ class TokenTable:
             return b""
         if self.is_special(token_id):
             return symbol.encode("utf-8", "replace")
-        if self._is_byte_level:
+        if self.is_byte_level:
+            if token_id in self._added:  # its letters are letters, even those of the alphabet of bytes
+                return self._added[token_id].encode("utf-8", "replace")
             if all(character in _BYTE_OF_SYMBOL for character in symbol):
                 return bytes(_BYTE_OF_SYMBOL[character] for character in symbol)
             return symbol.encode("utf-8", "replace")
@@ -116,21 +134,24 @@ class TokenTable:
 
 
 class Detokenizer:
-    """The text of a growing list of tokens: no special tokens except those `shown`, and never half a character.
+    """The text of a growing list of tokens: no control tokens, `marks` for delimiters, and never half a character.
 
     `begins_text` says that nothing comes before. Tokenizers that mark the start of a text with a space then drop
     that space.
     """
 
-    def __init__(self, table: TokenTable, *, begins_text: bool, shown: Collection[int] = ()) -> None:
+    def __init__(self, table: TokenTable, *, begins_text: bool, marks: Sequence[Marks] = ()) -> None:
         self._table = table
-        self._shown = shown
+        self._marks = marks
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._drops_space = begins_text and table.strips_leading_space
 
     def push(self, token_id: int) -> str:
         """The characters that `token_id` completes."""
-        if self._table.is_special(token_id) and token_id not in self._shown:
+        for marks in self._marks:
+            if (mark := marks.of(token_id)) is not None:
+                return self._cut(self._decoder.decode(b"", final=True) + mark)
+        if self._table.is_special(token_id):
             return ""
         return self._cut(self._decoder.decode(self._table.bytes_of(token_id)))
 
@@ -146,10 +167,14 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Cuts a text before the first of `stops` that completes, and holds back only what may become one of them."""
+    """Cuts a text before the first of `stops` that completes, and holds back only what may become one of them.
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    A mark counts as the text that it stands for.
+    """
+
+    def __init__(self, stops: Sequence[str], marks: Sequence[Marks] = ()) -> None:
         self._stops = tuple(stops)
+        self._marks = marks
         self._held = ""
         self.found: str | None = None
 
@@ -158,26 +183,41 @@ class StopStrings:
         assert self.found is None
         if not self._stops:
             return text
-        num_held = len(self._held)
+        num_held = len(self._plain(self._held))
         text = self._held + text
+        plain = self._plain(text)
         if may_stop:
             matches = [
                 (start + len(stop), start, stop)
                 for stop in self._stops
-                if (start := text.find(stop, max(0, num_held - len(stop) + 1))) >= 0
+                if (start := plain.find(stop, max(0, num_held - len(stop) + 1))) >= 0
             ]
             if matches:
                 _, start, self.found = min(matches)
                 self._held = ""
-                return text[:start]
-        num_held = max(_overlap(text, stop) for stop in self._stops)
-        self._held = text[len(text) - num_held :]
-        return text[: len(text) - num_held]
+                return self._beginning(text, start)
+        num_held = max(_overlap(plain, stop) for stop in self._stops)
+        shown = self._beginning(text, len(plain) - num_held)
+        self._held = text[len(shown) :]
+        return shown
 
     def flush(self) -> str:
         """What was held back, once no more text comes."""
         held, self._held = self._held, ""
         return held
+
+    def _plain(self, text: str) -> str:
+        for marks in self._marks:
+            text = marks.plain(text)
+        return text
+
+    def _beginning(self, text: str, length: int) -> str:
+        """As much of `text` as stands for at most `length` characters."""
+        for number, character in enumerate(text):
+            length -= len(self._plain(character))
+            if length < 0:
+                return text[:number]
+        return text
 
 
 def _overlap(text: str, stop: str) -> int:
@@ -190,11 +230,25 @@ def _overlap(text: str, stop: str) -> int:
     return 0
 
 
+class Thought(Protocol):
+    """Follows a text and says whether the model is thinking; see `AnswerPartsState`."""
+
+    @property
+    def is_reasoning(self) -> bool:
+        """True when the next character belongs to the reasoning."""
+        ...
+
+    def take(self, character: str) -> None:
+        """Advance by one character."""
+        ...
+
+
 class ChoiceText:
     """The text of one choice while it is generated.
 
-    Stop strings that complete within the first `min_tokens` tokens do not stop. `num_tokens` counts the pushed tokens,
-    including the one that completed a stop string. `shown`: special tokens that are text here.
+    Stop strings that complete within the first `min_tokens` tokens, or while the model is thinking, do not stop.
+    They may name control tokens. `num_tokens` counts the pushed tokens, including the one that completed a stop
+    string. `marks`: the delimiters that the text shows as marks.
     """
 
     def __init__(
@@ -204,10 +258,14 @@ class ChoiceText:
         begins_text: bool,
         stops: Sequence[str] = (),
         min_tokens: int = 0,
-        shown: Collection[int] = (),
+        marks: Marks = NO_MARKS,
+        thought: Thought | None = None,
     ) -> None:
-        self._detokenizer = Detokenizer(table, begins_text=begins_text, shown=shown)
-        self._stops = StopStrings(stops)
+        self._hidden = _named_in(stops, table, marks)
+        self._detokenizer = Detokenizer(table, begins_text=begins_text, marks=(marks, self._hidden))
+        self._stops = StopStrings(stops, (marks, self._hidden))
+        self._thought = thought if stops else None
+        self._marks = marks
         self._min_tokens = min_tokens
         self.num_tokens = 0
         self.num_characters = 0
@@ -229,8 +287,34 @@ class ChoiceText:
         if self.is_stopped:
             return ""
         shown = self._release(self._detokenizer.flush())
-        return shown if self.is_stopped else shown + self._stops.flush()
+        return shown if self.is_stopped else shown + self._hidden.without(self._stops.flush())
 
     def _release(self, text: str) -> str:
-        self.num_characters += len(text)
-        return self._stops.push(text, may_stop=self.num_tokens > self._min_tokens)
+        self.num_characters += len(self._marks.plain(self._hidden.without(text)))
+        may_stop = self.num_tokens > self._min_tokens
+        if self._thought is None:
+            return self._hidden.without(self._stops.push(text, may_stop=may_stop))
+        shown = []
+        for character in text:
+            if self.is_stopped:
+                break
+            if self._thought.is_reasoning:
+                shown += [self._stops.flush(), character]
+            else:
+                shown.append(self._stops.push(character, may_stop=may_stop))
+            self._thought.take(character)
+        return self._hidden.without("".join(shown))
+
+
+def _named_in(stops: Sequence[str], table: TokenTable, marks: Marks) -> Marks:
+    """The control tokens that `stops` name, unless the text shows them anyway."""
+    if not stops:
+        return NO_MARKS
+    names = table.special_names.items()
+    return hidden_marks(
+        {
+            token_id: name
+            for token_id, name in names
+            if name and token_id not in marks.names and any(name in stop for stop in stops)
+        }
+    )

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from server.answers.chat_format import ChatFormat, format_of
 from server.answers.compiler import GrammarCompiler
+from server.answers.conventions import without_cut_arguments
 from server.answers.grammar_source import terminal
+from server.answers.reading import Reading
 from server.detokenizer import ChoiceText, TokenTable
 from server.errors import InvalidRequest
+from server.marks import Marks
 
 _RESERVED_KWARGS = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
     "messages",
@@ -103,7 +107,9 @@ class TextProcessor:
         return "".join(map(text.push, token_ids)) + text.flush()
 
     def decode_all(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids as the tokenizer itself decodes them, special tokens included."""
+        """The text of token ids, special tokens included."""
+        if self.table.is_byte_level:
+            return b"".join(map(self.table.bytes_of, token_ids)).decode("utf-8", "replace")
         text = self._tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
@@ -124,9 +130,14 @@ class TextProcessor:
         return format_of(self._template_source, response_template, self._rendered)
 
     @cached_property
-    def visible_specials(self) -> frozenset[int]:
-        """Special tokens that delimit the parts of an answer."""
-        return self.chat_format.visible_specials(self.table.special_names)
+    def marks(self) -> Marks:
+        """The tokens that delimit the parts of an answer."""
+        return self.chat_format.marks_among(self.table.added_names)
+
+    def reading(self, callable_names: Collection[str]) -> Reading:
+        """How an answer is read that may call these functions; without any, what looks like a call is content."""
+        with_calls = bool(callable_names)
+        return self.chat_format.reading(self.marks, with_calls=with_calls, callable_names=callable_names)
 
     def template_mentions(self, variable: str) -> bool:
         """True when the chat template uses `variable`, so that a request can set it."""
@@ -134,11 +145,17 @@ class TextProcessor:
 
     def terminal(self, text: str) -> str:
         """`text` as it is written in a grammar for this tokenizer."""
-        return terminal(text, self.table.special_names)
+        return terminal(text, self.table.special_names | self.marks.names)
 
     def grammar_compiler(self, vocab_size: int, end_token_ids: Collection[int]) -> GrammarCompiler:
         """A compiler of grammars for this tokenizer and a model of `vocab_size` tokens."""
-        return GrammarCompiler(self._tokenizer, vocab_size, end_token_ids)
+        return GrammarCompiler(self._tokenizer, vocab_size, end_token_ids, self.marks.names)
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """The tokens that end an answer for the tokenizer, whatever the model's configuration says."""
+        token_id = self._tokenizer.eos_token_id
+        return frozenset() if not isinstance(token_id, int) else frozenset({token_id})
 
     @property
     def _template_source(self) -> str | None:
@@ -174,9 +191,16 @@ class TextProcessor:
                     code="invalid_value",
                     param=f"chat_template_kwargs.{name[:60]}",
                 )
+        adapted = self.chat_format.conventions.adapted(messages)
+        options = {"tools": tools, "add_generation_prompt": add_generation_prompt, **kwargs}
         try:
-            return self._rendered(messages, tools=tools, add_generation_prompt=add_generation_prompt, **kwargs)
-        except Exception as error:  # a template is the model author's program and may raise anything
+            try:
+                return self._rendered(adapted, **options)
+            except Exception:  # a template is the model author's program and may raise anything
+                if (without := without_cut_arguments(adapted)) == adapted:
+                    raise
+                return self._rendered(without, **options)
+        except Exception as error:  # as above
             raise InvalidRequest(
                 f"the model's chat template rejected these messages: {str(error)[:500]}",
                 code="chat_template_error",
@@ -191,9 +215,21 @@ class TextProcessor:
         add_generation_prompt: bool = False,
         **kwargs: Any,
     ) -> str:
+        conversation = [dict(message) for message in messages]
+        descriptions: Any = [dict(tool) for tool in tools] or None
+        if any(message.get("content", "") is None for message in conversation):  # apply_chat_template would remove it
+            template = self._tokenizer.get_chat_template(self._chat_template, descriptions)
+            found: Any = render_jinja_template(
+                [conversation],
+                tools=descriptions,
+                chat_template=template,
+                add_generation_prompt=add_generation_prompt,
+                **{**self._tokenizer.special_tokens_map, **kwargs},
+            )
+            return str(found[0][0])
         rendered = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tools=[dict(tool) for tool in tools] or None,
+            conversation,
+            tools=descriptions,
             chat_template=self._chat_template,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,

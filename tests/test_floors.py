@@ -69,7 +69,7 @@ FLOORS: dict[str, str] = {
     "server": """
         __init__ config errors keys durable_database
         steering
-        engine
+        engine marks
         detokenizer
         answers
         text
@@ -79,9 +79,10 @@ FLOORS: dict[str, str] = {
         cli
     """,
     "server.answers": """
-        __init__ chat_format json_text narrowing schema_refused tools vocabulary
-        call_stream compiler regions schema_dialects
+        __init__ call_shape conventions json_text narrowing python_calls reading schema_refused tools vocabulary
+        call_stream channels compiler regions schema_dialects template_probe
         json_schema
+        chat_format tagged_grammar
         grammar_source parts reply
     """,
     "server.api": """

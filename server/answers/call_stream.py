@@ -4,38 +4,50 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 
 from server.answers.json_text import JsonScanner, escape
 
-_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_HEAD = re.compile(r'\s*\{\s*"(?:tool_)?name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 _LONGEST_HEAD = 1024
 
 
 class CallStream:
-    """Reads a call of the form `{"name": …, "arguments": {…}}`, in that order.
+    """Reads a call of the form `{"name": …, "arguments": {…}}`, in that order; given its `name`, only the arguments.
 
-    `name` is None until the arguments begin. It stays None for a call of another form, which is parsed when complete.
+    `is_begun` is set when the arguments begin. It stays False for a call of another form, and for a name that is not
+    among `names` (None: any), which is parsed when complete.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str | None = None, *, names: Collection[str] | None = None) -> None:
         self._head = ""
         self._scanner = JsonScanner()
-        self.name: str | None = None
+        self._names = names
+        self.name = name
+        self.is_begun = False
         self.is_complete = False
 
     def push(self, text: str) -> str:
         """What `text` adds to the arguments, as JSON. Control characters in strings are escaped."""
-        if self.name is None:
+        if not self.is_begun:
             if len(self._head) > _LONGEST_HEAD:
                 return ""
             self._head += text
-            head = _HEAD.match(self._head)
-            name = None if head is None else _string(head[1])
-            if head is None or name is None:
-                return ""
-            self.name = name
-            text = self._head[head.end() :]
+            text = self._after_head()
         return "".join(map(self._argument, text))
+
+    def _after_head(self) -> str:
+        """What has been read of the arguments. Sets `is_begun` and `name`."""
+        if self.name is not None:
+            text = self._head.lstrip()
+            self.is_begun = text.startswith("{")
+            return text if self.is_begun else ""
+        head = _HEAD.match(self._head)
+        name = None if head is None else _string(head[1])
+        if head is None or name is None or (self._names is not None and name not in self._names):
+            return ""
+        self.name, self.is_begun = name, True
+        return self._head[head.end() :]
 
     def _argument(self, character: str) -> str:
         if self.is_complete:

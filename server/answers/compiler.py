@@ -34,10 +34,20 @@ class GrammarRefused(Exception):
 
 
 class GrammarCompiler:
-    """Compiles grammars and caches the latest. Thread-safe; the first use reads the tokenizer's vocabulary."""
+    """Compiles grammars and caches the latest. Thread-safe; the first use reads the tokenizer's vocabulary.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, end_token_ids: Collection[int]) -> None:
+    `marker_ids`: the tokens that grammars name by their ids, beside the control tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab_size: int,
+        end_token_ids: Collection[int],
+        marker_ids: Collection[int] = (),
+    ) -> None:
         self._source = tokenizer
+        self._marker_ids = frozenset(marker_ids)
         self._vocab_size = vocab_size
         self._end_token_ids = sorted(end_token_ids)
         self._lock = threading.Lock()
@@ -75,7 +85,7 @@ class GrammarCompiler:
         if not self._end_token_ids:
             raise GrammarRefused("constrained decoding needs an end token, which this model does not have")
         try:
-            return read_vocabulary(self._source, self._vocab_size, self._end_token_ids)
+            return read_vocabulary(self._source, self._vocab_size, self._end_token_ids, self._marker_ids)
         except ValueError as error:
             raise GrammarRefused(f"this model's tokenizer does not support constrained decoding: {error}") from None
 

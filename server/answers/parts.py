@@ -5,16 +5,16 @@ It looks only for delimiters, because it runs between two tokens of a batch. `re
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Mapping
 from typing import Any
 
-from transformers.utils.chat_parsing.response_templates import ResponseTemplate, ResponseTemplateField
+from transformers.utils.chat_parsing.response_templates import ResponseTemplateField
 
 from server.answers.chat_format import CALLS_FIELD, REASONING_FIELDS
 from server.answers.json_text import JsonScanner
+from server.answers.reading import Reading
 from server.answers.regions import is_json
-from server.detokenizer import TokenTable
+from server.detokenizer import Detokenizer, TokenTable
 from vectors.vocabulary import Part
 
 _LONGEST_PATTERN = 512
@@ -22,7 +22,7 @@ _LONGEST_PATTERN = 512
 
 
 class AnswerParts:
-    """Distinguishes parts by the delimiters of `template`; None: the whole answer is `outside`.
+    """Distinguishes parts by the delimiters of `reading`; without any, the whole answer is `outside`.
 
     `opened` is the field that the prompt has already opened. `outside` is the part of tokens in the content or in no
     field.
@@ -31,38 +31,32 @@ class AnswerParts:
     def __init__(
         self,
         table: TokenTable,
-        template: ResponseTemplate | None,
+        reading: Reading,
         *,
         opened: str | None = None,
         outside: Part = "content",
     ) -> None:
         self._table = table
-        self._fields = {} if template is None else template.fields
+        self._reading = reading
         self._opened = opened
         self._outside: Part = outside
 
     def start(self) -> AnswerPartsState:
         """The state before the first token."""
-        return AnswerPartsState(self._table, self._fields, self._fields.get(self._opened or ""), self._outside)
+        return AnswerPartsState(self._table, self._reading, self._opened, self._outside)
 
 
 class AnswerPartsState:
     """The current part of one answer."""
 
-    def __init__(
-        self,
-        table: TokenTable,
-        fields: dict[str, ResponseTemplateField],
-        current: ResponseTemplateField | None,
-        outside: Part,
-    ) -> None:
-        self._table = table
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._fields = fields
-        self._longest = _longest_delimiter(fields)
+    def __init__(self, table: TokenTable, reading: Reading, opened: str | None, outside: Part) -> None:
+        self._detokenizer = Detokenizer(table, begins_text=False, marks=(reading.marks,))
+        self._fields = {} if reading.template is None else dict(reading.template.fields)
+        self._first_only = reading.first_only
+        self._longest = _longest_delimiter(self._fields)
         self._outside: Part = outside
         self._text = ""
-        self._enter(current)
+        self._enter(self._fields.get(opened or ""))
 
     @property
     def part(self) -> Part:
@@ -72,14 +66,41 @@ class AnswerPartsState:
             return "reasoning"
         return "tool_calls" if name == CALLS_FIELD else self._outside
 
+    @property
+    def is_reasoning(self) -> bool:
+        """True when the next token belongs to the reasoning."""
+        return self._current is not None and self._current.name in REASONING_FIELDS
+
     def accept(self, token_id: int) -> None:
         """Advance by one token."""
+        if self._fields:
+            for character in self._detokenizer.push(token_id):
+                self.take(character)
+
+    def take(self, character: str) -> None:
+        """Advance by one character of marked text."""
         if not self._fields:
             return
-        for character in self._decoder.decode(self._table.bytes_of(token_id)):
-            self._text = (self._text + self._as_read(character))[-self._longest :]
-            if (found := self._next_delimiter()) is not None:
-                self._enter(found[0])
+        self._text = (self._text + self._as_read(character))[-self._longest :]
+        if (found := self._next_delimiter()) is not None:
+            if found[0] is None and self._current is not None:
+                self._rule_out(self._first_only & {self._current.name})
+            self._enter(found[0])
+        elif self._current is None and self._first_only and not self._may_become(self._first_only):
+            self._rule_out(self._first_only)
+
+    def _may_become(self, names: frozenset[str]) -> bool:
+        """True while what was read may still become the delimiter that opens one of the fields `names`."""
+        text = self._text.lstrip()
+        if not text:
+            return True
+        patterns = [self._fields[name].open_re for name in names if name in self._fields]
+        return any(pattern is not None and pattern.fullmatch(text, partial=True) is not None for pattern in patterns)
+
+    def _rule_out(self, names: frozenset[str]) -> None:
+        self._first_only = self._first_only - names
+        for name in names:
+            self._fields.pop(name, None)
 
     def _enter(self, field: ResponseTemplateField | None) -> None:
         self._current = field

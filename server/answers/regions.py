@@ -2,20 +2,21 @@
 
 Transformers' response parser finds the regions. Where a delimiter may begin, it is fed one character at a time, so
 that the content of a malformed region is known. Inside JSON strings it sees escape sequences instead, so that a
-delimiter quoted in a string does not count.
+delimiter quoted in a string does not count. Texts are marked; see `server/marks.py`.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers.utils.chat_parsing import ResponseParser
 from transformers.utils.chat_parsing.response_templates import ResponseTemplate, ResponseTemplateField
 
 from server.answers.json_text import JsonScanner, escape
+from server.answers.reading import Reading
 
 _MALFORMED = (ValueError, KeyError, TypeError, RecursionError)
 """What the parsers of regions raise for malformed text."""
@@ -38,21 +39,27 @@ class RegionEvent:
     field: str
     text: str = ""
     value: Any = None
+    name: str | None = None
+    """With `OPENED`: the name that the delimiter contains."""
 
 
 class RegionReader:
     """Reads one answer, which continues `prompt`. `tools`, as chat templates have them, give the types of arguments."""
 
-    def __init__(self, template: ResponseTemplate, prompt: str, tools: Sequence[Mapping[str, Any]] = ()) -> None:
-        self._template = template
+    def __init__(self, reading: Reading, prompt: str, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        assert reading.template is not None
+        self._template = reading.template
+        self._first_only = reading.first_only
         self._tools: list[Any] = [dict(tool) for tool in tools]
-        self._parser = _parser_after(template, prompt, self._tools)
-        self._beginnings = {name: _beginnings(template, name) for name in (None, *template.fields)}
+        self._parser = _parser_after(self._template, reading.marks.marked(prompt), self._tools)
+        self._beginnings = {name: _beginnings(self._template, name) for name in (None, *self._template.fields)}
         self._pending: list[tuple[str, str]] = []
         self._json: JsonScanner | None = None
         self.open_field: str | None = None
         self.is_begun_by_prompt = bool(self._parser.initial_events)
-        self._open(opened_field(template, prompt))
+        self._open(opened_field(reading, prompt))
+        if closed := [event["field"] for event in self._parser.initial_events if event["type"] == "region_close"]:
+            self._rule_out(self._first_only.intersection(closed))
 
     def feed(self, text: str) -> list[RegionEvent]:
         """The events of `text`."""
@@ -90,7 +97,25 @@ class RegionReader:
             found = self._parser.feed("".join(fed for fed, _ in pairs))
         except _MALFORMED:
             return self._give_up()
-        return [self._translated(event) for event in found]
+        events = [self._translated(event) for event in found]
+        over = self._first_only.intersection(event.field for event in events if event.change is RegionChange.CLOSED)
+        if any(event.field == self._template.implicit and event.text.strip() for event in events):
+            over = self._first_only
+        if over and self.open_field is None:
+            events += self._rule_out(over)
+        return events
+
+    def _rule_out(self, fields: Collection[str]) -> list[RegionEvent]:
+        """No longer look for `fields`; returns the events of the text read anew."""
+        if not fields or self.open_field is not None:
+            return []
+        kept = {name: field for name, field in self._template.fields.items() if name not in fields}
+        self._first_only = self._first_only - frozenset(fields)
+        self._template = replace(self._template, fields=kept)
+        self._beginnings = {name: _beginnings(self._template, name) for name in (None, *kept)}
+        rest = self._taken(len(self._fed))
+        self._parser = ResponseParser(self._template, prefix="", tools=self._tools)
+        return self.feed(rest)
 
     def _as_fed(self, character: str) -> str:
         if self._json is None:
@@ -135,7 +160,8 @@ class RegionReader:
             if self._json is not None:
                 for _, character in self._pending:
                     self._json.take(character)
-            return RegionEvent(RegionChange.OPENED, name, delimiter)
+            named = match.groupdict().get("name") if match is not None else None
+            return RegionEvent(RegionChange.OPENED, name, delimiter, name=named)
         self._open(None)
         match = None if field.close_re is None else field.close_re.match(self._fed)
         return RegionEvent(RegionChange.CLOSED, name, self._taken(0 if match is None else match.end()), event["value"])
@@ -153,10 +179,12 @@ class RegionReader:
         return [RegionEvent(RegionChange.BROKEN, name, text), *self.feed(rest)]
 
 
-def opened_field(template: ResponseTemplate, prompt: str) -> str | None:
+def opened_field(reading: Reading, prompt: str) -> str | None:
     """The field that the end of the prompt has opened, so that the answer continues it; None if there is none."""
-    opened: str | None = None
-    for event in _parser_after(template, prompt, []).initial_events:
+    template, opened = reading.template, None
+    if template is None:
+        return None
+    for event in _parser_after(template, reading.marks.marked(prompt), []).initial_events:
         if event["type"] == "region_open":
             opened = None if event["field"] == template.implicit else event["field"]
         elif event["type"] == "region_close":

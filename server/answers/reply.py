@@ -12,11 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers.utils.chat_parsing.response_templates import ResponseTemplate, ResponseTemplateField
+from transformers.utils.chat_parsing.response_templates import ResponseTemplateField
 
+from server.answers.call_shape import NAMED_CALL
 from server.answers.call_stream import CallStream
 from server.answers.chat_format import CALLS_FIELD, REASONING_FIELDS
+from server.answers.python_calls import read_python_calls
+from server.answers.reading import Reading
 from server.answers.regions import RegionChange, RegionEvent, RegionReader, is_json
+from server.marks import Marks
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +83,15 @@ class _Call:
     @property
     def is_emitted(self) -> bool:
         """True when its name, and perhaps some of its arguments, have been emitted."""
-        return self.stream is not None and self.stream.name is not None
+        return self.stream is not None and self.stream.is_begun
 
 
 class ReplyParser:
-    """Parses one answer, which continues `prompt`. Without a `template` everything is content."""
+    """Parses one answer, which continues `prompt`, from marked text."""
 
-    def __init__(self, template: ResponseTemplate | None, prompt: str, tools: Sequence[Mapping[str, Any]] = ()) -> None:
-        self._template = template
-        self._regions = None if template is None else RegionReader(template, prompt, tools)
+    def __init__(self, reading: Reading, prompt: str, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._reading = reading
+        self._regions = None if reading.template is None else RegionReader(reading, prompt, tools)
         self.has_calls = False
         self.num_reasoning_tokens = 0
         self._num_calls = 0
@@ -101,7 +105,7 @@ class ReplyParser:
             return ReplyDelta(content=text)
         if self._regions.open_field in REASONING_FIELDS:
             self.num_reasoning_tokens += num_tokens
-        return _join([self._take(event) for event in self._regions.feed(text)])
+        return _plain(_join([self._take(event) for event in self._regions.feed(text)]), self._reading.marks)
 
     def finish(self) -> ReplyDelta:
         """The rest, once no more text comes."""
@@ -110,7 +114,7 @@ class ReplyParser:
         deltas = [self._take(event) for event in self._regions.finish()]
         if not self.has_calls:
             deltas.append(ReplyDelta(content=self._pending_space))
-        return _join(deltas)
+        return _plain(_join(deltas), self._reading.marks)
 
     def _take(self, event: RegionEvent) -> ReplyDelta:
         if event.field == CALLS_FIELD:
@@ -141,20 +145,25 @@ class ReplyParser:
         self._pending_space = text[len(kept) :]
         return kept
 
-    def _new_call(self, opening: str) -> _Call:
-        field = None if self._template is None else self._template.fields.get(CALLS_FIELD)
-        return _Call(opening, CallStream() if field is not None and _is_call_itself(field) else None)
+    def _new_call(self, opening: str, name: str | None = None) -> _Call:
+        template = self._reading.template
+        field = None if template is None else template.fields.get(CALLS_FIELD)
+        if field is None or not is_json(field):
+            return _Call(opening)
+        if name is not None and field.transform == NAMED_CALL:
+            return _Call(opening, CallStream(name))
+        return _Call(opening, CallStream(names=self._reading.bare_names) if not _captures(field) else None)
 
     def _take_call(self, event: RegionEvent) -> ReplyDelta:
         if event.change is RegionChange.OPENED:
-            self._call = self._new_call(event.text)
+            self._call = self._new_call(event.text, event.name)
             return ReplyDelta()
         call = self._call
         call.raw += event.text
         if event.change is RegionChange.CONTINUED:
             was_emitted = call.is_emitted
             arguments = "" if call.stream is None else call.stream.push(event.text)
-            if call.stream is None or call.stream.name is None:
+            if call.stream is None or not call.stream.is_begun or call.stream.name is None:
                 return ReplyDelta()
             return self._begun(call.stream.name, arguments) if not was_emitted else self._continued(arguments)
         if call.is_emitted:
@@ -164,7 +173,12 @@ class ReplyParser:
 
     def _complete(self, value: Any) -> ReplyDelta:
         """The calls of a complete region; its text is content if it turns out not to be a call."""
+        if isinstance(value, str):
+            value = read_python_calls(value)
         found = [_name_and_arguments(item) for item in (value if isinstance(value, list) else [value])]
+        names = self._reading.bare_names
+        if names is not None:
+            found = [pair if pair is not None and pair[0] in names else None for pair in found]
         calls = [pair for pair in found if pair is not None]
         if not calls or len(calls) < len(found):
             return ReplyDelta(content=self._trimmed(self._call.raw))
@@ -184,21 +198,21 @@ class ReplyParser:
         return ReplyDelta(tool_calls=(ToolCallDelta(self._num_calls, arguments=arguments),) if arguments else ())
 
 
-def _is_call_itself(field: ResponseTemplateField) -> bool:
-    """True when the text between the delimiters is a whole call in JSON, name included."""
-    named = [pattern for pattern in (field.open_re, field.close_re) if pattern is not None and pattern.groupindex]
-    return is_json(field) and not named
+def _captures(field: ResponseTemplateField) -> bool:
+    """True when the delimiters contain what belongs to the call."""
+    return any(pattern is not None and pattern.groupindex for pattern in (field.open_re, field.close_re))
 
 
 def _name_and_arguments(value: Any) -> tuple[str, str] | None:
     """A parsed call's name and JSON arguments; None when it is not a call."""
     call = value.get("function", value) if isinstance(value, Mapping) else None
-    if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
+    name = call.get("name", call.get("tool_name")) if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(name, str):
         return None
     arguments = call.get("arguments", call.get("parameters", {}))
     if isinstance(arguments, str):
-        return call["name"], arguments
-    return (call["name"], json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, Mapping) else None
+        return name, arguments
+    return (name, json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, Mapping) else None
 
 
 def _join(deltas: Sequence[ReplyDelta]) -> ReplyDelta:
@@ -214,3 +228,14 @@ def _join(deltas: Sequence[ReplyDelta]) -> ReplyDelta:
     return ReplyDelta(
         "".join(delta.content for delta in deltas), "".join(delta.reasoning for delta in deltas), tuple(calls)
     )
+
+
+def _plain(delta: ReplyDelta, marks: Marks) -> ReplyDelta:
+    """The delta in the text that clients see."""
+    if not marks.names:
+        return delta
+    calls = (
+        ToolCallDelta(call.index, call.call_id, call.name and marks.plain(call.name), marks.plain(call.arguments))
+        for call in delta.tool_calls
+    )
+    return ReplyDelta(marks.plain(delta.content), marks.plain(delta.reasoning), tuple(calls))

@@ -1,6 +1,7 @@
-"""Reads a tokenizer's vocabulary for llguidance, with control tokens renamed so that no text can spell them.
+"""Reads a tokenizer's vocabulary for llguidance, so that text is text and delimiters are tokens.
 
-llguidance's own reader turns forced text that spells a control token into that token, which the grammar then refuses.
+llguidance's own reader turns forced text that spells an added token into that token, and takes every added token in
+angle brackets for a control token, which a grammar's text then refuses.
 """
 
 from __future__ import annotations
@@ -12,19 +13,49 @@ from typing import Any
 from llguidance import LLTokenizer
 from transformers import PreTrainedTokenizerFast
 
+from server.detokenizer import byte_symbols
+
 _UNWRITTEN = "\x01"
 """A character that occurs neither in JSON nor in any model's markers."""
 
 
-def read_vocabulary(tokenizer: PreTrainedTokenizerFast, vocab_size: int, end_token_ids: Collection[int]) -> LLTokenizer:
-    """The vocabulary of a model with `vocab_size` tokens. Raises `ValueError` when it cannot be read."""
+def read_vocabulary(
+    tokenizer: PreTrainedTokenizerFast,
+    vocab_size: int,
+    end_token_ids: Collection[int],
+    marker_ids: Collection[int] = (),
+) -> LLTokenizer:
+    """The vocabulary of a model with `vocab_size` tokens. Raises `ValueError` when it cannot be read.
+
+    No text spells a control token, nor one of `marker_ids`: a grammar names them by id. Every other token is its text.
+    """
     data = json.loads(tokenizer.backend_tokenizer.to_str())
     data |= {"padding": None, "truncation": None}
-    names = {token["content"]: _UNWRITTEN + token["content"] for token in data["added_tokens"] if token["special"]}
+    controls, names, spellings = [], {}, {}
+    is_spelled = isinstance(data["model"]["vocab"], dict)
+    is_byte_level = "ByteLevel" in json.dumps(data.get("decoder"))
     for token in data["added_tokens"]:
-        token["content"] = names.get(token["content"], token["content"])
+        name = token["content"]
+        if token["special"] or token["id"] in marker_ids or (name.startswith("<") and not is_spelled):
+            names[name] = _UNWRITTEN + name
+            controls.append(token | {"content": names[name], "special": True})
+        elif is_spelled:
+            spellings[byte_symbols(name) if is_byte_level else name.replace(" ", "\u2581")] = token["id"]
+        else:
+            controls.append(token)
+    data["added_tokens"] = controls
     _rename(data["model"], names)
+    if is_spelled:
+        _spell(data["model"]["vocab"], spellings)
     return LLTokenizer(json.dumps(data), n_vocab=vocab_size, eos_token=sorted(end_token_ids))
+
+
+def _spell(vocabulary: dict[str, int], spellings: dict[str, int]) -> None:
+    """Make added tokens ordinary ones, in place. A token that the vocabulary already has stays as it is."""
+    ids = set(vocabulary.values())
+    for name, token_id in spellings.items():
+        if token_id not in ids:
+            vocabulary[name if name not in vocabulary else _UNWRITTEN + name] = token_id
 
 
 def _rename(model: dict[str, Any], names: dict[str, str]) -> None:

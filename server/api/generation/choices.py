@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from server.answers.parts import AnswerParts
 from server.api.generation.objects import Usage
 from server.api.generation.running import Choice
 from server.api.generation.wire import GenerationFields
@@ -16,14 +17,18 @@ from server.engine.grammar import Grammar
 from server.engine.protocol import ModelInfo
 from server.engine.request import EngineRequest, Generate, SamplingParams
 from server.errors import ContextLengthExceeded, InvalidRequest
+from server.marks import NO_MARKS, Marks
 from server.steering.parts import PartReader
 from server.steering.plan import SteeringPlan
 
 
-def sampling_of(request: GenerationFields, model: ModelInfo) -> SamplingParams:
+def sampling_of(
+    request: GenerationFields, model: ModelInfo, end_token_ids: Collection[int] = ()
+) -> SamplingParams:
     """The sampling of a request without its seed: the request's own values, else the model's defaults.
 
-    Tokens that the model's generation config suppresses stay out, whatever their bias.
+    Tokens that the model's generation config suppresses stay out, whatever their bias. `end_token_ids` end an answer
+    beside the model's own, unless the request ignores these.
     """
     defaults = model.sampling_defaults
 
@@ -40,7 +45,7 @@ def sampling_of(request: GenerationFields, model: ModelInfo) -> SamplingParams:
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         logit_bias={**request.logit_bias, **dict.fromkeys(model.suppressed_token_ids, -math.inf)},
-        stop_token_ids=frozenset(request.stop_token_ids or ()),
+        stop_token_ids=frozenset(request.stop_token_ids or ()).union(() if request.ignore_eos else end_token_ids),
         ignore_eos=bool(request.ignore_eos),
         min_tokens=int(chosen("min_tokens", 0)),
     )
@@ -113,16 +118,17 @@ def choices_of(
     num_logprobs: int | None,
     begins_text: bool,
     first_index: int = 0,
-    shown: Collection[int] = (),
+    marks: Marks = NO_MARKS,
+    thoughts: AnswerParts | None = None,
     grammar: Grammar | None = None,
     parts: PartReader | None = None,
 ) -> list[Choice]:
     """The choices that answer `prompt`, one per candidate, numbered from `first_index`.
 
-    `shown` as in `ChoiceText`, `grammar` and `parts` as in `Generate`.
+    `marks` as in `ChoiceText`, `grammar` and `parts` as in `Generate`. `thoughts` tells where the model is thinking.
     """
     check_tokens(request, max_tokens, services.engine.info.vocab_size)
-    sampling = sampling_of(request, services.engine.info)
+    sampling = sampling_of(request, services.engine.info, services.text.end_token_ids)
     token_ids = tuple(prompt)
     return [
         Choice(
@@ -144,7 +150,8 @@ def choices_of(
                 begins_text=begins_text,
                 stops=request.stop,
                 min_tokens=sampling.min_tokens,
-                shown=shown,
+                marks=marks,
+                thought=None if thoughts is None else thoughts.start(),
             ),
         )
         for index in range(request.num_candidates)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from anyio.to_thread import run_sync
-from transformers.utils.chat_parsing.response_templates import ResponseTemplate
 
 from server.answers.chat_format import REASONING_FIELDS, ChatFormat
 from server.answers.compiler import GrammarCompiler, GrammarRefused
 from server.answers.grammar_source import after_reasoning, answer, json_answer
 from server.answers.json_schema import SchemaRefused
 from server.answers.parts import AnswerParts
+from server.answers.reading import Reading
 from server.answers.regions import opened_field
 from server.answers.reply import Reply, ReplyDelta, ReplyParser
 from server.answers.tools import NO_TOOLS, ToolUse
@@ -142,7 +142,8 @@ async def replies_to(
         max_tokens=max_tokens,
         num_logprobs=dialogue.num_logprobs,
         begins_text=True,
-        shown=text.visible_specials if prepared.parser_template is not None else (),
+        marks=prepared.reading.marks,
+        thoughts=prepared.parts,
         grammar=prepared.grammar,
         parts=prepared.parts if plan.depends_on_parts else None,
     )
@@ -157,12 +158,12 @@ class _Prepared:
     rendered: str
     prompt: Sequence[int]
     tools: Sequence[Mapping[str, Any]]
-    parser_template: ResponseTemplate | None
+    reading: Reading
     parts: AnswerParts
     grammar: Grammar | None
 
     def parser(self) -> ReplyParser:
-        return ReplyParser(self.parser_template, self.rendered, self.tools)
+        return ReplyParser(self.reading, self.rendered, self.tools)
 
 
 def _prepare(dialogue: Dialogue, text: TextProcessor, compiler: GrammarCompiler) -> _Prepared:
@@ -172,8 +173,8 @@ def _prepare(dialogue: Dialogue, text: TextProcessor, compiler: GrammarCompiler)
     tools = [tool.for_template() for tool in use.tools]
     kwargs = _template_kwargs(dialogue, text)
     rendered = text.render_chat(dialogue.messages, kwargs, tools=tools, param=dialogue.names.messages)
-    template = chat_format.template(with_calls=bool(use.callable))
-    opened = None if template is None else opened_field(template, rendered)
+    reading = text.reading([tool.name for tool in use.callable])
+    opened = opened_field(reading, rendered)
     outside: Part = "content"
     if use.mode == "required":
         outside = "tool_calls"
@@ -183,8 +184,8 @@ def _prepare(dialogue: Dialogue, text: TextProcessor, compiler: GrammarCompiler)
         rendered,
         text.encode(rendered, add_special_tokens=False),
         tools,
-        template,
-        AnswerParts(text.table, template, opened=opened, outside=outside),
+        reading,
+        AnswerParts(text.table, reading, opened=opened, outside=outside),
         _grammar(dialogue, text, compiler, is_reasoning=opened in REASONING_FIELDS),
     )
 
@@ -207,7 +208,7 @@ def _check_tools(dialogue: Dialogue, chat_format: ChatFormat) -> None:
     if use.is_constrained and chat_format.calls is None:
         param = _constraining_field(use)
         raise InvalidRequest(
-            f"{param}: this model's tool calls are not JSON, so a schema cannot be enforced; expected tool_choice "
+            f"{param}: this model's tool calls have a format that cannot be enforced; expected tool_choice "
             "auto or none, with parallel calls and without strict tools",
             code="unsupported_parameter",
             param=param,
@@ -259,7 +260,8 @@ def _grammar(
     markers = text.chat_format.reasoning_markers
     try:
         never_first = "" if markers is None or is_reasoning else markers[0]
-        source = answer(dialogue.schema, use, shape, text.terminal, never_first=never_first)
+        header = text.chat_format.content_header
+        source = answer(dialogue.schema, use, shape, text.terminal, never_first=never_first, header=header)
         if markers is not None:
             source = after_reasoning(source, markers, text.terminal, is_open=is_reasoning)
         return compiler.compile(source)

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.utils.chat_parsing import parse_response
 
-from server.answers.chat_format import CallShape
+from server.answers.call_shape import CallShape
 from server.answers.regions import opened_field
 from server.errors import InvalidRequest
 from server.text import TextProcessor, TokenizerRefused, load_text
@@ -60,28 +60,19 @@ def test_what_the_template_writes_is_read_and_dictated_alike(template: str, cont
     prompt = text.render_chat(asked, tools=[TOOL]).removesuffix("<think>\n")
     answer = text.render_chat(answered, tools=[TOOL], add_generation_prompt=False).removeprefix(prompt)
     assert written(found.calls, *calls) in answer
-    reading = found.template(with_calls=True)
+    reading = found.reading(with_calls=True).template
     assert reading is not None
     message = parse_response(answer, reading, prefix=prompt)
     assert [(call["name"], call.get("arguments", call.get("parameters"))) for call in message["tool_calls"]] == calls
 
 
 @pytest.mark.parametrize(
-    ("template", "takes_tools"),
-    [
-        (styles.PLAIN, False),
-        (styles.REFUSES_TOOLS, False),
-        (styles.XML_PARAMETERS, True),
-        (styles.LIST, True),
-        (styles.BARE_JSON, True),
-        (styles.PYTHON_ARGUMENTS, True),
-        (styles.REFUSES_TWO_CALLS, True),
-    ],
+    ("template", "takes_tools"), [(styles.PLAIN, False), (styles.REFUSES_TOOLS, False), (styles.XML_PARAMETERS, True)]
 )
 def test_what_cannot_be_read_off_a_template_is_not_guessed(template: str, takes_tools: bool) -> None:
     found = text_with(template).chat_format
     assert (found.calls, found.reads_calls, found.takes_tools) == (None, False, takes_tools)
-    assert found.template(with_calls=True) is None
+    assert found.reading(with_calls=True).template is None
 
 
 def test_without_a_template_there_are_no_parts() -> None:
@@ -111,8 +102,7 @@ def test_thinking_is_found_in_the_templates_source(template: str) -> None:
 )
 def test_the_prompts_end_tells_whether_reasoning_has_begun(template: str, kwargs: Any, opened: str | None) -> None:
     text = text_with(template)
-    reading = text.chat_format.template(with_calls=False)
-    assert reading is not None
+    reading = text.chat_format.reading(with_calls=False)
     assert opened_field(reading, text.render_chat([QUESTION], kwargs)) == opened
 
 
@@ -122,8 +112,7 @@ def test_the_prompts_end_tells_whether_reasoning_has_begun(template: str, kwargs
 def test_nothing_that_a_user_says_begins_a_part(content: str) -> None:
     for template in (styles.THINKING_SWITCH, styles.THOUGHTS_TAKEN_OUT, styles.HERMES, styles.TIGHT):
         text = text_with(template)
-        reading = text.chat_format.template(with_calls=True)
-        assert reading is not None
+        reading = text.chat_format.reading(with_calls=True)
         assert opened_field(reading, text.render_chat([{"role": "user", "content": content}])) is None
 
 
@@ -145,11 +134,11 @@ def test_channels_mark_the_content_too() -> None:
 
 def test_without_calls_their_markers_are_content() -> None:
     found = text_with(styles.THINKING).chat_format
-    with_calls, without = found.template(with_calls=True), found.template(with_calls=False)
+    with_calls, without = found.reading(with_calls=True).template, found.reading(with_calls=False).template
     assert with_calls is not None
     assert without is not None
     assert with_calls.fields.keys() - without.fields.keys() == {"tool_calls"}
-    assert text_with(styles.HERMES).chat_format.template(with_calls=False) is None
+    assert text_with(styles.HERMES).chat_format.reading(with_calls=False).template is None
 
 
 def test_only_delimiting_special_tokens_are_shown() -> None:
@@ -162,9 +151,12 @@ def test_only_delimiting_special_tokens_are_shown() -> None:
         6: "",
         7: "<|call|>",
     }
-    assert text_with(styles.THINKING).chat_format.visible_specials(names) == {3, 4}
-    assert text_with(styles.PLAIN, styles.CHANNELS).chat_format.visible_specials(names) == {5, 7}
-    assert text_with(styles.PLAIN).chat_format.visible_specials(names) == frozenset()
+    for template, declared, found in (
+        (styles.THINKING, None, {3, 4}),
+        (styles.PLAIN, styles.CHANNELS, {5, 7}),
+        (styles.PLAIN, None, set()),
+    ):
+        assert set(text_with(template, declared).chat_format.marks_among(names).names) == found
 
 
 @pytest.mark.parametrize(

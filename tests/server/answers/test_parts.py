@@ -12,6 +12,7 @@ from transformers.utils.chat_parsing.response_templates import ResponseTemplate,
 
 from server.answers.chat_format import CALLS_FIELD, REASONING_FIELDS
 from server.answers.parts import AnswerParts
+from server.answers.reading import CONTENT, Reading
 from server.answers.regions import RegionChange, RegionReader, opened_field
 from server.demo import MODEL_DIR
 from server.detokenizer import Detokenizer, TokenTable
@@ -43,9 +44,9 @@ def part_of(field: str | None) -> str:
 
 def parts_by_text(template: ResponseTemplate, prompt: str, table: TokenTable, token_ids: list[int]) -> list[str]:
     """The part before each token, and after the last, by reading the text."""
-    detokenizer = Detokenizer(table, begins_text=True, shown=frozenset(table.special_names))
+    detokenizer = Detokenizer(table, begins_text=True)
     texts = [detokenizer.push(token_id) for token_id in token_ids]
-    reader = RegionReader(template, prompt)
+    reader = RegionReader(Reading(template), prompt)
     field, ends = reader.open_field, []
     for event in reader.feed("".join(texts)):
         ends += [field] * len(event.text)  # the field in which each character of the event is read
@@ -59,7 +60,7 @@ def parts_by_text(template: ResponseTemplate, prompt: str, table: TokenTable, to
 
 def parts_by_tokens(template: ResponseTemplate, prompt: str, table: TokenTable, token_ids: list[int]) -> list[str]:
     """The same as the engine asks for it."""
-    state = AnswerParts(table, template, opened=opened_field(template, prompt)).start()
+    state = AnswerParts(table, Reading(template), opened=opened_field(Reading(template), prompt)).start()
     parts: list[str] = [state.part]
     for token_id in token_ids:
         state.accept(token_id)
@@ -94,7 +95,7 @@ def test_both_readers_agree(style: str, tokenizer: str, prompt: str) -> None:
 
 def test_one_state_does_not_know_of_another() -> None:
     table = TokenTable(TOKENIZERS["bytes"])
-    parts = AnswerParts(table, TEMPLATES["derived"])
+    parts = AnswerParts(table, Reading(TEMPLATES["derived"]))
     one, other = parts.start(), parts.start()
     for token_id in TOKENIZERS["bytes"].encode("<think>", add_special_tokens=False):
         one.accept(token_id)
@@ -103,8 +104,8 @@ def test_one_state_does_not_know_of_another() -> None:
 
 def test_outside_of_the_fields_is_what_the_request_is_about() -> None:
     table = TokenTable(TOKENIZERS["bytes"])
-    assert AnswerParts(table, None, outside="structured").start().part == "structured"
-    state = AnswerParts(table, TEMPLATES["derived"], outside="structured").start()
+    assert AnswerParts(table, CONTENT, outside="structured").start().part == "structured"
+    state = AnswerParts(table, Reading(TEMPLATES["derived"]), outside="structured").start()
     parts: list[str] = []
     for token_id in TOKENIZERS["bytes"].encode("<think>a</think>{", add_special_tokens=False):
         state.accept(token_id)
@@ -122,7 +123,7 @@ def test_channels() -> None:
         '{"s": "<|call|>"}<|call|>': "tool_calls",
         "<|channel|>final<|message|>Hi.": "content",
     }
-    state = AnswerParts(table, TEMPLATES["channels"]).start()
+    state = AnswerParts(table, Reading(TEMPLATES["channels"])).start()
     for text, part in texts.items():
         for token_id in TOKENIZERS["bytes"].encode(text, add_special_tokens=False):
             assert state.part == part, text

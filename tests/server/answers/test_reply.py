@@ -13,6 +13,7 @@ import pytest
 from transformers.utils.chat_parsing import parse_response
 from transformers.utils.chat_parsing.response_templates import ResponseTemplate, load_response_template
 
+from server.answers.reading import CONTENT, Reading
 from server.answers.regions import RegionReader
 from server.answers.reply import Reply, ReplyDelta, ReplyParser
 from server.text import TextProcessor
@@ -32,7 +33,7 @@ TOOLS = [
 
 
 def derived(chat_template: str, *, with_calls: bool = True) -> ResponseTemplate:
-    found = TextProcessor(tokenizer_with(chat_template)).chat_format.template(with_calls=with_calls)
+    found = TextProcessor(tokenizer_with(chat_template)).chat_format.reading(with_calls=with_calls).template
     assert found is not None
     return found
 
@@ -52,7 +53,7 @@ IN_TAGS = pytest.mark.parametrize("name", TAGS)
 
 def read(name: str, pieces: Sequence[str], prompt: str = PROMPT) -> tuple[Reply, list[ReplyDelta]]:
     """A reply read in pieces, and the deltas."""
-    parser = ReplyParser(TEMPLATES[name], prompt, TOOLS)
+    parser = ReplyParser(Reading(TEMPLATES[name]), prompt, TOOLS)
     deltas = [parser.push(piece) for piece in pieces] + [parser.finish()]
     return Reply.of(deltas), deltas
 
@@ -117,7 +118,7 @@ def test_no_character_gets_lost(name: str) -> None:
     rng = random.Random(6)
     for _ in range(300):
         text = random_text(rng)
-        reader = RegionReader(TEMPLATES[name], PROMPT, TOOLS)
+        reader = RegionReader(Reading(TEMPLATES[name]), PROMPT, TOOLS)
         events = [event for piece in cut(rng, text) for event in reader.feed(piece)] + reader.finish()
         assert "".join(event.text for event in events) == text
 
@@ -248,7 +249,7 @@ def test_other_styles_malformed() -> None:
         content, _, calls = whole("xml", f"a\n{broken}")
         assert (content, calls) in [(f"a\n{broken}", []), ("a", [("look", "{}")])]
     text = "to=functions.look<|message|>{nothing}<|call|><|channel|>final<|message|>Hi."
-    assert whole("channels", text) == ("to=functions.look<|message|>{nothing}<|call|>Hi.", "", [])
+    assert whole("channels", text) == ("Hi.", "", [("look", "{nothing}")]), "its arguments are streamed as they come"
     good = '<calls> [{"name": "look"}, {"name": "x", "arguments": {"s": "</call>"}}]</call>'
     text = f"<call>nothing</call>{good} a <call>\n3</calls>é<call>"
     assert whole("patterned", text) == (
@@ -344,7 +345,7 @@ def test_a_prompt_without_the_anchor_begins_nothing(name: str) -> None:
 
 
 def test_a_format_without_parts_is_content() -> None:
-    parser = ReplyParser(None, PROMPT)
+    parser = ReplyParser(CONTENT, PROMPT)
     text = " <think>a</think><tool_call>{}</tool_call> \n"
     assert parser.push(text) + parser.finish() == ReplyDelta(content=text)
     assert not parser.has_calls
@@ -352,7 +353,7 @@ def test_a_format_without_parts_is_content() -> None:
 
 @IN_TAGS
 def test_reasoning_tokens_are_counted(name: str) -> None:
-    parser = ReplyParser(TEMPLATES[name], PROMPT)
+    parser = ReplyParser(Reading(TEMPLATES[name]), PROMPT)
     for piece in ("<think>", "a", " b", "</think>", "c", "d"):
         parser.push(piece, num_tokens=1)
     assert parser.num_reasoning_tokens == 3, "two inside and the one that closes"

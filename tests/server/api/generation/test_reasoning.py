@@ -112,7 +112,7 @@ def test_every_token_is_told_once(begun: Server, text: str) -> None:
 
 @pytest.mark.parametrize("stop", ["STOP", "\nSTOP", "é!"])
 def test_a_stop_across_tokens_never_leaks(begun: Server, stop: str) -> None:
-    for before in ("hm</think>yes", "hm", f"</think>{CALL}\nx", "</think>a <tool_"):
+    for before in ("hm</think>yes", f"</think>{CALL}\nx", "</think>a <tool_"):
         text = f"{before}{stop}and more"
         options: dict[str, Any] = {"tools": [LOOK], "stop": [stop], **IDS}
         whole = ask(begun, text, **options).choices[0]
@@ -126,6 +126,12 @@ def test_a_stop_across_tokens_never_leaks(begun: Server, stop: str) -> None:
         assert whole.finish_reason == ("tool_calls" if message.tool_calls else "stop")
         ids = [token_id for part in parts for token_id in (part.model_extra or {}).get("token_ids", [])]
         assert ids == byte_tokenizer(None).encode(before + stop, add_special_tokens=False)
+
+
+def test_a_stop_in_the_reasoning_is_reasoning(begun: Server, thinking: Server) -> None:
+    assert told(begun, "hm STOP hm</think>yes STOP no", stop=["STOP"])[:2] == ("yes ", "hm STOP hm")
+    assert told(thinking, "<think>a STOP</think>b STOP c", stop=[" STOP"])[:2] == ("b", "a STOP")
+    assert told(thinking, "a<think>STOP</think>", stop=["STOP"])[:2] == ("a<think>", None)
 
 
 def test_a_constrained_answer_may_be_thought_about(thinking: Server, begun: Server) -> None:

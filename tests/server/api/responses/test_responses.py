@@ -314,7 +314,7 @@ def test_reasoning_text_and_calls_are_items_in_their_order(size: int) -> None:
     """However the text is cut into pieces, which a model's tokens do."""
     text = TextProcessor(byte_tokenizer(THINKING))
     prompt = text.render_chat([{"role": "user", "content": "weather?"}])
-    parser = ReplyParser(text.chat_format.template(with_calls=True), prompt)
+    parser = ReplyParser(text.reading(["weather"]), prompt)
     output = ResponseOutput(text.table, None)
     events: list[Any] = []
     for start in range(0, len(REPLY), size):

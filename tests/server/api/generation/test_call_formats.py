@@ -1,0 +1,239 @@
+"""Calls in the format of each published family, through the official SDK: read, constrained, streamed and replayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.answers.call_templates import CHANNEL_TAGS, CHANNELS, FAMILIES, Family
+from tests.server.answers.chat_templates import tokenizer_with
+from tests.server.api.generation.dictating import serving_chats
+from tests.server.api.serving import Server, vector
+
+WEATHER: dict[str, Any] = {
+    "name": "weather",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "enum": ["Paris", "<think>"]},
+            "days": {"type": "integer", "minimum": 1, "maximum": 9},
+            "brief": {"type": "boolean"},
+        },
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    },
+}
+REST: dict[str, Any] = {
+    "name": "rest",
+    "parameters": {"type": "object", "properties": {}, "additionalProperties": False},
+}
+TOOLS: Any = [{"type": "function", "function": function} for function in (WEATHER, REST)]
+STRICT: Any = [{"type": "function", "function": function | {"strict": True}} for function in (WEATHER, REST)]
+NAMED: Any = {"type": "function", "function": {"name": "rest"}}
+NOTE: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "note",
+            "parameters": {
+                "type": "object",
+                "properties": {"text": {"type": "string"}, "count": {"type": "integer"}, "last": {"type": "boolean"}},
+            },
+        },
+    }
+]
+SCHEMA: Any = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "s",
+        "schema": {"type": "object", "properties": {"a": {"enum": ["<tool_call>"]}}, "required": ["a"]},
+    },
+}
+STEERED: dict[str, Any] = {"extra_body": {"steering": [{"vector": "v", "parts": ["content", "tool_calls"]}]}}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> Family:
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(scope="module")
+def server(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A model of the family, which says what it is told."""
+    tokenizer = tokenizer_with(family.template, specials=family.tags if family.is_special else ())
+    if not family.is_special:
+        tokenizer.add_tokens(list(family.tags))
+    folder: Path = tmp_path_factory.mktemp("data")
+    with serving_chats(folder, family.template, tokenizer=tokenizer) as running:
+        running.store.put("v", vector(1))
+        yield running
+
+
+def ask(server: Server, said: str, **options: Any) -> Any:
+    """The choice of an answer that begins with `said`, and the same from its stream."""
+    body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": said}], "seed": 3} | options
+    whole = server.sdk.chat.completions.create(**body).choices[0]
+    chunks = [chunk.choices[0] for chunk in server.sdk.chat.completions.create(**body, stream=True) if chunk.choices]
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == (whole.message.content or "")
+    calls: dict[int, list[str]] = {}
+    for chunk in chunks:
+        for call in chunk.delta.tool_calls or []:
+            calls.setdefault(call.index, ["", ""])
+            calls[call.index][0] += call.function.name or ""
+            calls[call.index][1] += call.function.arguments or ""
+    assert [tuple(call) for call in calls.values()] == told(whole, parsed=False)
+    return whole
+
+
+def told(choice: Any, *, parsed: bool = True) -> list[Any]:
+    calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or []]
+    return [(name, json.loads(arguments)) for name, arguments in calls] if parsed else calls
+
+
+def written(server: Server, *calls: tuple[str, dict[str, Any]]) -> str:
+    """Calls as the template writes them."""
+    made = [
+        {"id": f"abcdefgh{index}", "type": "function", "function": {"name": name, "arguments": arguments}}
+        for index, (name, arguments) in enumerate(calls)
+    ]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
+    messages.append({"role": "assistant", "content": "", "tool_calls": made})
+    rendered = server.text.render_chat(messages, add_generation_prompt=False)
+    return rendered.rpartition("<|im_start|>assistant\n")[2].removesuffix("<|im_end|>\n")
+
+
+def test_what_the_template_writes_is_read(server: Server, family: Family) -> None:
+    calls = [
+        ("note", {"text": 'a "b" < c', "count": 7, "last": True}),
+        ("note", {"text": "d", "count": -1, "last": False}),
+    ]
+    calls = calls if family.repeats else calls[:1]
+    answer = ask(server, written(server, *calls), tools=NOTE)
+    assert (answer.finish_reason, answer.message.content) == ("tool_calls", None)
+    assert told(answer) == calls
+
+
+def test_text_is_text(server: Server, family: Family) -> None:
+    for text in ("plain", "a < b, {}", '{"name": "other"}', "let me see: <tool", "[note] (x)"):
+        answer = ask(server, text, tools=NOTE)
+        assert (answer.message.content, answer.message.tool_calls) == (text, None)
+    for tag in family.tags:  # letter by letter, it is only text
+        answer = ask(server, "x", tools=NOTE, stop=[tag])
+        assert answer.message.content == "x"
+
+
+@pytest.mark.parametrize("options", [{}, STEERED], ids=["", "steered"])
+def test_required_calls_come_and_are_valid(server: Server, family: Family, options: dict[str, Any]) -> None:
+    thought = "<think>hm</think>" if family.thinks else ""
+    for choice in ("required", NAMED):
+        answer = ask(server, thought, tools=TOOLS, tool_choice=choice, parallel_tool_calls=False, **options)
+        ((name, arguments),) = told(answer)
+        check(name, arguments)
+        assert (answer.finish_reason, answer.message.content) == ("tool_calls", None)
+        assert choice == "required" or name == "rest"
+        assert (answer.message.model_extra or {}).get("reasoning_content") == ("hm" if family.thinks else None)
+    many = ask(server, thought, tools=TOOLS, tool_choice="required", max_tokens=300, temperature=1.5)
+    for name, arguments in told(many)[: None if many.finish_reason == "tool_calls" else -1]:
+        check(name, arguments)
+    if many.finish_reason == "tool_calls":
+        assert len(told(many)) == 1 or family.repeats
+
+
+def check(name: str, arguments: dict[str, Any]) -> None:
+    assert name in ("weather", "rest")
+    if name == "weather":
+        assert arguments["city"] in ("Paris", "<think>")
+        assert 1 <= arguments["days"] <= 9
+        assert isinstance(arguments.get("brief", True), bool)
+    else:
+        assert arguments == {}
+
+
+def test_strict_calls_are_kept_to_their_schema(server: Server, family: Family) -> None:
+    beginning = written(server, ("weather", {"city": "Paris", "days": 3})).partition("weather")[0]
+    answer = ask(server, beginning + "wea", tools=STRICT, parallel_tool_calls=False)
+    ((name, arguments),) = told(answer)
+    assert name == "weather"
+    check(name, arguments)
+    free = ask(server, "No calls.", tools=STRICT, max_tokens=15)
+    assert (free.message.content or "").startswith("No calls.")
+
+
+def test_structured_output_quotes_a_tag(server: Server, family: Family) -> None:
+    thought = "<think>hm</think>" if family.thinks else ""
+    for options in ({}, {"tools": TOOLS, "tool_choice": "none"}):
+        answer = ask(server, thought + '{"a"', response_format=SCHEMA, **options)
+        assert json.loads(answer.message.content) == {"a": "<tool_call>"}
+
+
+def test_a_call_can_be_answered_and_a_cut_one_replayed(server: Server, family: Family) -> None:
+    thought = "<think></think>" if family.thinks else ""
+    answer = ask(server, thought, tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
+    (call,) = answer.message.tool_calls
+    for arguments in (call.function.arguments, call.function.arguments[:-1], '{"city": "Par', ""):
+        made = {"id": call.id, "type": "function", "function": {"name": "weather", "arguments": arguments}}
+        messages = [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": None, "tool_calls": [made]},
+            {"role": "tool", "tool_call_id": call.id, "content": "sunny"},
+            {"role": "user", "content": "yes"},
+        ]
+        replayed = server.sdk.chat.completions.create(model="tiny", messages=messages, tools=TOOLS)  # type: ignore[arg-type]
+        assert replayed.choices[0].message.content == "yes"
+
+
+@pytest.fixture(scope="module")
+def channels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A model that answers in channels."""
+    tokenizer = tokenizer_with(CHANNELS, specials=CHANNEL_TAGS)
+    with serving_chats(tmp_path_factory.mktemp("data"), CHANNELS, tokenizer=tokenizer) as running:
+        running.store.put("v", vector(1))
+        yield running
+
+
+THOUGHT = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+
+
+def test_channels_are_read(channels: Server) -> None:
+    answer = ask(channels, f"{THOUGHT}<|channel|>final<|message|>Hello.", tools=TOOLS, stop=["hm"])
+    assert (answer.message.content, answer.message.model_extra) == ("Hello.", {"reasoning_content": "hm"})
+    for header in (
+        "<|channel|>commentary to=functions.rest <|constrain|>json",
+        " to=functions.rest<|channel|>commentary json",
+    ):
+        answer = ask(channels, f"{THOUGHT}{header}<|message|>{{}}", tools=TOOLS)
+        assert (told(answer), answer.finish_reason) == ([("rest", {})], "tool_calls")
+
+
+@pytest.mark.parametrize("options", [{}, STEERED], ids=["", "steered"])
+@pytest.mark.parametrize("thought", ["", THOUGHT])
+def test_answers_in_channels_are_constrained(channels: Server, options: dict[str, Any], thought: str) -> None:
+    if not thought:  # the model is not to begin one that never ends
+        thought = "<|channel|>commentary"
+    ((name, arguments),) = told(ask(channels, thought, tools=TOOLS, tool_choice="required", **options))
+    check(name, arguments)
+    assert told(ask(channels, thought, tools=TOOLS, tool_choice=NAMED, **options)) == [("rest", {})]
+    if thought == THOUGHT:
+        answer = ask(channels, f"{thought}<|channel|>final", response_format=SCHEMA, **options)
+        assert json.loads(answer.message.content) == {"a": "<tool_call>"}
+        free = ask(channels, f"{thought}<|channel|>final<|message|>No", tools=STRICT, max_tokens=40, **options)
+        assert free.message.content.startswith("No")
+
+
+def test_the_tokenizers_end_token_ends_an_answer(tmp_path: Path) -> None:
+    """Although the model's configuration names another one."""
+    tokenizer = tokenizer_with(FAMILIES["hermes"].template)
+    tokenizer.eos_token = "!"
+    with serving_chats(tmp_path, FAMILIES["hermes"].template, tokenizer=tokenizer) as server:
+        assert ask(server, "yes! more").message.content == "yes"
+        ignoring = server.sdk.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": "yes! more"}],
+            extra_body={"ignore_eos": True},
+            max_tokens=9,
+        )
+        assert (ignoring.choices[0].message.content or "").endswith("more")

@@ -1,0 +1,71 @@
+"""Marks: a delimiter's token is one character that no text contains, and comes back as its text."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from server.detokenizer import ChoiceText, TokenTable
+from server.marks import Marks, hidden_marks, is_tag
+from tests.server.answers.chat_templates import tokenizer_with
+
+MARKS = Marks({7: "<think>", 8: "</think>", 9: "<|channel|>"})
+
+
+def test_marks_come_back_as_their_text() -> None:
+    text = "a<think>b</think><|channel|>c"
+    marked = MARKS.marked(text)
+    assert len(marked) == 6
+    assert MARKS.plain(marked) == text
+    assert MARKS.without(marked) == "abc"
+    assert {MARKS.of(7), MARKS.of(8), MARKS.of(9)} == set(marked) - set("abc")
+    assert MARKS.of(1) is None
+    with pytest.raises(UnicodeEncodeError):
+        marked.encode()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (r"<\|channel\|>final", "<|channel|>final"),
+        (r"<think>\s*", "<think>  "),
+        (re.escape("</think>"), "</think>"),
+    ],
+)
+def test_patterns_are_marked_escaped_or_not(pattern: str, text: str) -> None:
+    assert re.fullmatch(MARKS.marked_pattern(pattern), MARKS.marked(text))
+
+
+def test_what_is_a_tag() -> None:
+    assert all(map(is_tag, ("<think>", "[TOOL_CALLS]", "<｜tool▁sep｜>", "</s>")))
+    assert not any(map(is_tag, ("name", "\n\n", "  ", "<>", " <a>")))
+    assert hidden_marks({7: "<x>"}).of(7) != Marks({7: "<x>"}).of(7)
+
+
+WORDS = ["õ", "naïve", "ação", "Škoda", "<tool_call>"]
+
+
+def test_added_words_are_their_letters() -> None:
+    tokenizer = tokenizer_with(None)
+    tokenizer.add_tokens(WORDS)
+    table = TokenTable(tokenizer)
+    for word in WORDS:
+        (token_id,) = tokenizer.encode(word, add_special_tokens=False)
+        assert table.bytes_of(token_id).decode() == word
+
+
+def test_a_stop_may_name_a_control_token_and_part_of_a_mark() -> None:
+    tokenizer = tokenizer_with(None, specials=["<think>"])
+    table = TokenTable(tokenizer)
+    mark_id = tokenizer.convert_tokens_to_ids("<think>")
+    for stop in ("<|im_start|>", "a<|im_start|>", "x"):
+        text = ChoiceText(table, begins_text=True, stops=[stop])
+        shown = "".join(
+            text.push(token_id) for token_id in tokenizer.encode("hia<|im_start|>", add_special_tokens=False)
+        )
+        assert (shown + text.flush(), text.is_stopped) == ("hi" if stop[0] == "a" else "hia", stop != "x")
+    text = ChoiceText(table, begins_text=True, stops=["ink>!"], marks=Marks({mark_id: "<think>"}))
+    assert text.push(mark_id) == ""
+    assert text.push(tokenizer.encode("!", add_special_tokens=False)[0]) == ""
+    assert text.is_stopped
