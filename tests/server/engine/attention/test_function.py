@@ -42,7 +42,6 @@ def test_each_argument_counts_and_a_missing_scale_is_the_usual_one() -> None:
         assert torch.equal(call(scaling=8**-0.5), plain)
         changes: tuple[dict[str, Any], ...] = (
             {"scaling": 1.0},
-            {"sliding_window": 2},
             {"softcap": 0.5},
             {"s_aux": torch.ones(4)},
         )
