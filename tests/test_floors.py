@@ -198,7 +198,7 @@ FLOORS: dict[str, str] = {
         engine
     """,
     "server.engine.attention": """
-        __init__ interface partial
+        __init__ interface latent partial
         function stretches
         choice
     """,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +27,7 @@ from server.engine.attention.interface import (
     PagedAttention,
     Segment,
 )
+from server.engine.attention.latent import LatentProbe, LatentSizes
 from server.engine.masks import MaskLog, Sight, build_logged_mask, current_masks, logging_masks
 from server.engine.recurrent.probe import layers_with_attention
 from server.engine.refusal import ModelRefused
@@ -40,11 +42,12 @@ _FARTHEST = 2**20
 
 
 class _Look(AttentionStep):
-    """Records the arguments of each layer and returns zeros."""
+    """Records what each layer asks for and returns zeros."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
         self.layers: dict[int, LayerAttention] = {}
+        self._given: dict[int, tuple[Tensor, Tensor]] = {}
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Keep nothing."""
@@ -60,23 +63,47 @@ class _Look(AttentionStep):
             value_dim=values.shape[-1],
             softcap=arguments.softcap,
             has_sinks=arguments.sinks is not None,
+            shares=self._layer_with(keys, values),
         )
+        self._given[layer] = keys, values
         return queries.new_zeros(*queries.shape[:2], values.shape[-1])
+
+    def complete(self, layer: int, window: int | None, latent: LatentSizes | None) -> None:
+        """Note what the call of `layer` does not show: the `window` asked for, and its latents if it has any."""
+        asked = replace(self.layers[layer], window=window)
+        if latent is not None:
+            key_dim = latent.rank + latent.rotary_dim
+            asked = replace(asked, kv_heads=1, key_dim=key_dim, value_dim=latent.rank, is_latent=True)
+        self.layers[layer] = asked
+
+    def _layer_with(self, keys: Tensor, values: Tensor) -> int | None:
+        """The earlier layer that was given these very tensors."""
+        for layer, (earlier_keys, earlier_values) in self._given.items():
+            if _is_same(keys, earlier_keys) and _is_same(values, earlier_values):
+                return layer
+        return None
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
 
 
 def _probed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **others: Any
 ) -> tuple[Tensor, None]:
     """The attention function of the first pass: notes what the layer may see, then does as the engine's own."""
-    masks, layer = current_masks(), int(module.layer_idx)  # type: ignore[arg-type]
+    masks, layer, (look, latents) = current_masks(), int(module.layer_idx), _current_look.get()  # type: ignore[arg-type]
     if attention_mask is not None:
         if (sight := masks.sight_of(attention_mask)) is not None:
             masks.sights[layer] = sight
     elif False in (getattr(module, "is_causal", None), others.get("is_causal")):
         masks.sights[layer] = Sight(other="lets tokens see later ones (bidirectional attention)")
-    masks.windows[layer] = others.get("sliding_window")
-    return paged_attention(module, query, key, value, None, **others)
+    output = paged_attention(module, query, key, value, None, **others)
+    look.complete(layer, others.get("sliding_window"), latents.find(module, key[0], value[0]))
+    return output
 
+
+_current_look: ContextVar[tuple[_Look, LatentProbe]] = ContextVar("tiller_look")
 
 AttentionInterface.register(_PROBE_NAME, _probed_attention)
 AttentionMaskInterface.register(_PROBE_NAME, build_logged_mask)
@@ -108,10 +135,14 @@ def hand_over_attention(
     architecture = type(module).__name__
     look = _Look()
     module.set_attn_implementation(_PROBE_NAME)
-    with logging_masks(context) as masks:
-        _run(module, look)
+    with logging_masks(context) as masks, LatentProbe(module) as latents:
+        token = _current_look.set((look, latents))
+        try:
+            _run(module, look)
+        finally:
+            _current_look.reset(token)
     _check_calls(module, look.calls, num_layers)
-    layers = {layer: _with_sight(architecture, layer, asked, masks, context) for layer, asked in look.layers.items()}
+    layers = {layer: _with_sight(architecture, layer, asked, masks) for layer, asked in look.layers.items()}
     module.set_attn_implementation(ATTENTION_NAME)
     return tuple(layers.get(layer) for layer in range(num_layers))
 
@@ -139,20 +170,17 @@ def run_with_cache(module: PreTrainedModel, cache: Any) -> None:
     _run(module, _Look(), use_cache=True, **{name: cache})
 
 
-def _with_sight(architecture: str, layer: int, asked: LayerAttention, masks: MaskLog, context: int) -> LayerAttention:
+def _with_sight(architecture: str, layer: int, asked: LayerAttention, masks: MaskLog) -> LayerAttention:
     """What `layer` asks for, by its arguments and, if it is given a mask, by that. Raises `ModelRefused`."""
-    sight = masks.sights.get(layer) or Sight(window=masks.windows[layer])
+    sight = masks.sights.get(layer)
+    if sight is None:
+        return asked
     if sight.other is not None:
         raise ModelRefused(
             f"{architecture}: layer {layer} {sight.other}, which paged attention does not support; "
             "serve it with transformers"
         )
-    if sight.chunk is not None:
-        raise ModelRefused(
-            f"{architecture}: layer {layer} attends within chunks of {sight.chunk} tokens, which paged attention does "
-            f"not support; serve it with --max-model-len {sight.chunk}"
-        )
-    return replace(asked, window=sight.window)
+    return replace(asked, window=sight.window, chunk=sight.chunk)
 
 
 def working_sites(

@@ -39,16 +39,12 @@ CAUSAL = Sight()
 
 
 class MaskLog:
-    """The masks built during one forward pass. `sights`: what each layer that was given one sees, by its mask.
-
-    `windows`: the sliding windows that layers passed to their attention function, which masks go before.
-    """
+    """The masks built during one forward pass. `sights`: what each layer that was given one sees, by its mask."""
 
     def __init__(self, context: int) -> None:
         self._context = context
         self._built: list[tuple[Tensor, Sight | None]] = []
         self.sights: dict[int, Sight] = {}
-        self.windows: dict[int, int | None] = {}
 
     def build(self, mask_function: MaskFunction, **sizes: Any) -> Tensor:
         """The mask `[batch, 1, queries, keys]`, True where attended to; remembers what it says."""

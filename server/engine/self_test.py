@@ -9,6 +9,7 @@ is shows only there, so the test is repeated at the end of the context, after a 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,7 +113,12 @@ def check_exactness(
             "a mask or a scale of its own; serve it with transformers"
         )
 
+    chunks = [layer.chunk for layer in layers if layer is not None and layer.chunk is not None]
+
     def difference_at(first: int) -> Difference | None:
+        first -= first % math.lcm(*chunks)  # where no claimed token is seen
+        if first <= 0:
+            return None
         with _own_attention(module):
             far = compute_reference(module, sites, prompts, first=first)
         return largest_difference(forward, sites, attention, layers, states, far, dtype, tolerance)

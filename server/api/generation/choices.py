@@ -22,9 +22,7 @@ from server.steering.parts import PartReader
 from server.steering.plan import SteeringPlan
 
 
-def sampling_of(
-    request: GenerationFields, model: ModelInfo, end_token_ids: Collection[int] = ()
-) -> SamplingParams:
+def sampling_of(request: GenerationFields, model: ModelInfo, end_token_ids: Collection[int] = ()) -> SamplingParams:
     """The sampling of a request without its seed: the request's own values, else the model's defaults.
 
     Tokens that the model's generation config suppresses stay out, whatever their bias. `end_token_ids` end an answer

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from server.engine.attention.interface import AttentionArguments, AttentionStep
+from server.engine.attention.latent import as_latent
 
 ATTENTION_NAME = "tiller_paged"
 
@@ -21,7 +22,7 @@ _HARMLESS_ARGUMENTS = frozenset(
     {
         "dropout", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "is_causal",
         "cache_position", "output_router_logits", "position_embeddings", "logits_to_keep", "layer_idx",
-        "past_key_values", "sliding_window",
+        "past_key_values",
     }
 )  # fmt: skip
 
@@ -46,15 +47,16 @@ def paged_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The attention function: query `[1, heads, tokens, dim]`, key and value `[1, kv_heads, tokens, dim]`.
 
-    Returns `[1, tokens, heads, dim]`, contiguous. `s_aux`: one sink logit per head. What each
-    layer sees is settled before the first step, so a `sliding_window` is not read here. Raises `NotImplementedError`,
-    naming the argument, for an unknown one, and `RuntimeError` outside of an `attention_step`.
+    Returns `[1, tokens, heads, dim]`, contiguous. `s_aux`: one sink logit per head. `sliding_window` was noted when the
+    model was loaded. Raises `NotImplementedError`, naming the argument, for an unknown one, and `RuntimeError` outside
+    of an `attention_step`.
     """
     step = _current.get()
     if step is None:
@@ -66,9 +68,14 @@ def paged_attention(
             raise NotImplementedError(f"paged attention does not support the argument {name!r}, which the model passes")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    keys, values = key[0], value[0]
-    step.write(layer, keys, values)
-    output = step.attend(layer, query[0], keys, values, AttentionArguments(scale, softcap, s_aux))
+    arguments = AttentionArguments(scale, softcap, s_aux)
+    latent = as_latent(module, query[0], key[0])
+    if latent is None:
+        step.write(layer, key[0], value[0])
+        output = step.attend(layer, query[0], key[0], value[0], arguments)
+    else:
+        step.write(layer, latent.keys, latent.values)
+        output = latent.expand(step.attend(layer, latent.queries, latent.keys, latent.values, arguments))
     return output.transpose(0, 1).contiguous().unsqueeze(0), None  # some models view it
 
 

@@ -51,24 +51,44 @@ class Segment:
 class LayerAttention:
     """What one layer of a model asks of its attention.
 
-    A token's keys are `[kv_heads, key_dim]`, its values `[kv_heads, value_dim]`. `window`: how many tokens each token
-    sees, itself included; None for all. `softcap`: the bound on the logits; None for no bound. `has_sinks`: True when
-    each head has a sink, a logit that takes part in the softmax and has no value.
+    A token's keys are `[kv_heads, key_dim]`, its values `[kv_heads, value_dim]`. A token sees those before it and
+    itself: with a `window` the last `window` of them, with a `chunk` those from the latest multiple of `chunk` on.
+    `softcap`: the bound on the logits; None for no bound. `has_sinks`: True when each head has a sink, a logit that
+    takes part in the softmax and has no value.
+
+    `is_latent`: a token's values are the first `value_dim` of its keys, so they are not kept again. `shares`: the
+    earlier layer whose keys and values this layer is given, so that it keeps none; None when it has its own.
     """
 
     kv_heads: int
     key_dim: int
     value_dim: int
     window: int | None = None
+    chunk: int | None = None
     softcap: float | None = None
     has_sinks: bool = False
+    is_latent: bool = False
+    shares: int | None = None
+
+    @property
+    def numbers_per_token(self) -> int:
+        """How many numbers the layer keeps of a token."""
+        if self.shares is not None:
+            return 0
+        return self.kv_heads * (self.key_dim + (0 if self.is_latent else self.value_dim))
+
+    def first_seen(self, position: int) -> int:
+        """The first position that a token at `position` sees."""
+        if self.chunk is not None:
+            return position - position % self.chunk
+        return 0 if self.window is None else max(0, position + 1 - self.window)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionArguments:
     """How a layer attends: logits are `scale * query . key`, then `softcap * tanh(logits / softcap)`.
 
-    `sinks`: one logit per head, `[heads]`, or None. What a token sees is in `LayerAttention`.
+    `sinks`: one logit per head, `[heads]`, or None. What a token sees is in the layer's `LayerAttention`.
     """
 
     scale: float

@@ -33,7 +33,7 @@ class StretchAttention(PagedAttention):
     @classmethod
     def bytes_per_token(cls, layers: Sequence[LayerAttention | None], dtype: torch.dtype) -> int:
         """See `PagedAttention.bytes_per_token`."""
-        return sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in layers if layer) * dtype.itemsize
+        return sum(layer.numbers_per_token for layer in layers if layer) * dtype.itemsize
 
     def __init__(
         self,
@@ -44,16 +44,26 @@ class StretchAttention(PagedAttention):
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._layers = layers
-        num_slots = num_pages * page_size + 1
-        shapes = [(layer.kv_heads, layer.key_dim, layer.value_dim) if layer else (0, 0, 0) for layer in layers]
-        self._keys = [torch.zeros(heads, num_slots, dim, dtype=dtype, device=device) for heads, dim, _ in shapes]
-        self._values = [torch.zeros(heads, num_slots, dim, dtype=dtype, device=device) for heads, _, dim in shapes]
+        self._num_slots = num_pages * page_size + 1
+        self._layers = tuple(layers)
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        for layer in layers:
+            if layer is not None and layer.shares is not None:
+                self._keys.append(self._keys[layer.shares])
+                self._values.append(self._values[layer.shares])
+                continue
+            heads, key_dim, value_dim = (layer.kv_heads, layer.key_dim, layer.value_dim) if layer else (0, 0, 0)
+            keys = torch.zeros(heads, self._num_slots, key_dim, dtype=dtype, device=device)
+            is_latent = layer is not None and layer.is_latent
+            values = keys[..., :value_dim] if is_latent else keys.new_zeros(heads, self._num_slots, value_dim)
+            self._keys.append(keys)
+            self._values.append(values)
 
     def plan(self, segments: Sequence[Segment], slots: Tensor) -> AttentionStep:
         """See `PagedAttention.plan`."""
         if any(segment.is_branching for segment in segments):
-            slots = torch.where(slots >= 0, slots, self._keys[0].shape[1] - 1)
+            slots = torch.where(slots >= 0, slots, self._num_slots - 1)
         return _StretchStep(self._layers, self._keys, self._values, segments, slots)
 
     def close(self) -> None:
@@ -89,35 +99,41 @@ class _StretchStep(AttentionStep):
         self._decoding = [segment for segment in segments if segment.num_new == 1 and not segment.is_branching]
         self._chunks = [segment for segment in segments if segment.num_new > 1 or segment.is_branching]
         self._decode_tokens = self._on_device([segment.start for segment in self._decoding])
-        self._spans: dict[int | None, _DecodeSpans] = {}
+        self._spans: dict[tuple[int | None, int | None], _DecodeSpans] = {}
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """See `AttentionStep.write`."""
+        about = self._about(layer)
+        if about.shares is not None:
+            return
         self._keys[layer].index_copy_(1, self._slots, keys)
-        self._values[layer].index_copy_(1, self._slots, values)
+        if not about.is_latent:
+            self._values[layer].index_copy_(1, self._slots, values)
+
+    def _about(self, layer: int) -> LayerAttention:
+        about = self._layers[layer]
+        assert about is not None, f"layer {layer} has no attention"
+        return about
 
     def attend(
         self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, arguments: AttentionArguments
     ) -> Tensor:
         """See `AttentionStep.attend`."""
-        asked = self._layers[layer]
-        assert asked is not None, f"layer {layer} has no attention"
-        window = asked.window
         if not self._chunks:
-            output, mass = self._attend_decoding(layer, queries, arguments, window)
+            output, mass = self._attend_decoding(layer, queries, arguments)
         else:
             output = queries.new_empty(*queries.shape[:2], values.shape[-1])
             mass = torch.empty(queries.shape[:2], dtype=torch.float32, device=queries.device)
             if self._decoding:
                 rows = queries.index_select(1, self._decode_tokens)
-                decoded, decoded_mass = self._attend_decoding(layer, rows, arguments, window)
+                decoded, decoded_mass = self._attend_decoding(layer, rows, arguments)
                 output.index_copy_(1, self._decode_tokens, decoded)
                 mass.index_copy_(1, self._decode_tokens, decoded_mass)
             for segment in self._chunks:
                 own = slice(segment.start, segment.end)
                 attend = self._attend_branches if segment.is_branching else self._attend_chunk
                 output[:, own], mass[:, own] = attend(
-                    layer, segment, queries[:, own], keys[:, own], values[:, own], arguments, window
+                    layer, segment, queries[:, own], keys[:, own], values[:, own], arguments
                 )
         if arguments.sinks is not None:
             share = torch.sigmoid(mass - arguments.sinks.to(torch.float32)[:, None])
@@ -137,11 +153,9 @@ class _StretchStep(AttentionStep):
         keys, values = self._keys[layer][:, first:last], self._values[layer][:, first:last]
         return attend_part(queries, keys, values, arguments.scale, arguments.softcap, mask)
 
-    def _attend_decoding(
-        self, layer: int, queries: Tensor, arguments: AttentionArguments, window: int | None
-    ) -> Attended:
-        """All decoding tokens, `[heads, rows, dim]`: their KV is already written, a window is a shorter view."""
-        plan = self._decode_spans(window)
+    def _attend_decoding(self, layer: int, queries: Tensor, arguments: AttentionArguments) -> Attended:
+        """All decoding tokens, `[heads, rows, dim]`: their KV is written; a window or chunk is a shorter view."""
+        plan = self._decode_spans(self._about(layer))
         parts = [
             self._attend_slots(
                 layer,
@@ -168,10 +182,9 @@ class _StretchStep(AttentionStep):
         new_keys: Tensor,
         new_values: Tensor,
         arguments: AttentionArguments,
-        window: int | None,
     ) -> Attended:
         """A chunk of a prompt, `[heads, new, dim]`: its past by stretches, then itself, causally."""
-        scale, softcap = arguments.scale, arguments.softcap
+        scale, softcap, about = arguments.scale, arguments.softcap, self._about(layer)
         num_past, num_new = segment.num_past, segment.num_new
         parts = []
         offset = 0
@@ -179,15 +192,14 @@ class _StretchStep(AttentionStep):
             num = min(last - first, num_past - offset)
             if num <= 0:
                 break
-            mask = None
-            if window is not None and num_past + num_new - offset > window:
-                mask = distances(num_past, num_new, offset, num, queries.device) < window
-            if mask is None or bool(mask.any()):
+            if about.first_seen(num_past) < offset + num:
+                mask = None
+                if about.first_seen(num_past + num_new - 1) > offset:
+                    mask = _seen_by(about, num_past, num_new, offset, num, queries.device)
                 parts.append(self._attend_slots(layer, first, first + num, queries, arguments, mask))
             offset += num
-        if window is not None and num_new > window:
-            apart = distances(0, num_new, 0, num_new, queries.device)
-            mask = (apart >= 0) & (apart < window)
+        if about.first_seen(num_past + num_new - 1) > num_past:
+            mask = _seen_by(about, num_past, num_new, num_past, num_new, queries.device)
             parts.append(attend_part(queries, new_keys, new_values, scale, softcap, mask))
         else:
             parts.append(attend_part(queries, new_keys, new_values, scale, softcap, is_causal=True))
@@ -201,7 +213,6 @@ class _StretchStep(AttentionStep):
         own_keys: Tensor,
         own_values: Tensor,
         arguments: AttentionArguments,
-        window: int | None,
     ) -> Attended:
         """Branches, `[heads, new, dim]`, all at the position after the past: each sees the past and itself."""
         groups = queries.shape[0] // own_keys.shape[0]
@@ -209,24 +220,25 @@ class _StretchStep(AttentionStep):
         if arguments.softcap is not None:
             own = torch.tanh(own / arguments.softcap) * arguments.softcap
         parts = [(own_values.repeat_interleave(groups, 0), own)]
-        for first, last in segment.stretches_from(_first_seen(segment, window)):
+        for first, last in segment.stretches_from(self._about(layer).first_seen(segment.num_past)):
             parts.append(self._attend_slots(layer, first, last, queries, arguments))
         return merge_parts(parts)
 
-    def _decode_spans(self, window: int | None) -> _DecodeSpans:
-        """The spans under a sliding window of that many tokens (None: all); computed once per step.
+    def _decode_spans(self, about: LayerAttention) -> _DecodeSpans:
+        """The spans of a layer that is like `about`; computed once per step for each window and chunk.
 
         Tokens whose sequences share a stretch of pages attend to it together.
         """
-        spans = self._spans.get(window)
+        kind = (about.window, about.chunk)
+        spans = self._spans.get(kind)
         if spans is None:
-            spans = self._spans[window] = self._find_spans(window)
+            spans = self._spans[kind] = self._find_spans(about)
         return spans
 
-    def _find_spans(self, window: int | None) -> _DecodeSpans:
+    def _find_spans(self, about: LayerAttention) -> _DecodeSpans:
         rows_of: dict[tuple[int, int], list[int]] = {}
         for row, segment in enumerate(self._decoding):
-            for stretch in segment.stretches_from(_first_seen(segment, window)):
+            for stretch in segment.stretches_from(about.first_seen(segment.num_past)):
                 rows_of.setdefault(stretch, []).append(row)
         parts = [row for rows in rows_of.values() for row in rows]
         is_plain = parts == list(range(len(self._decoding)))
@@ -244,6 +256,15 @@ class _StretchStep(AttentionStep):
         return torch.tensor(numbers, dtype=torch.int64, device=self._slots.device)
 
 
-def _first_seen(segment: Segment, window: int | None) -> int:
-    """The first position that a token at the end of the past, or in its place, sees under `window`."""
-    return 0 if window is None else max(0, segment.num_past + 1 - window)
+def _seen_by(
+    about: LayerAttention, first_row: int, num_rows: int, first_column: int, num_columns: int, device: torch.device
+) -> Tensor:
+    """Which positions `[first_column, …)` the tokens at `[first_row, …)` see, bool `[rows, columns]`."""
+    apart = distances(first_row, num_rows, first_column, num_columns, device)
+    seen = apart >= 0
+    if about.window is not None:
+        seen &= apart < about.window
+    if about.chunk is not None:
+        rows = torch.arange(first_row, first_row + num_rows, device=device)
+        seen &= apart <= (rows % about.chunk)[:, None]
+    return seen

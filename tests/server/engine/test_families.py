@@ -83,7 +83,7 @@ def test_a_window_that_only_the_models_mask_has_is_kept() -> None:
     engine.close()
 
 
-def test_layers_of_an_unknown_kind_are_refused() -> None:
+def test_chunks_that_only_the_models_mask_has_are_kept() -> None:
     config = transformers.Llama4TextConfig(
         vocab_size=50,
         hidden_size=16,
@@ -97,10 +97,24 @@ def test_layers_of_an_unknown_kind_are_refused() -> None:
         interleave_moe_layer_step=1,
         attention_chunk_size=8,
         max_position_embeddings=64,
+        initializer_range=0.3,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
     )
-    model = transformers.Llama4ForCausalLM(config).eval()
-    with pytest.raises(ModelRefused, match="layer 0 attends within chunks of 8 tokens"):
-        prepare_model(model)
+    torch.manual_seed(0)
+    model: Any = transformers.Llama4ForCausalLM(config).eval()
+    prompts = [prompt_of(length, vocabulary=50) for length in (5, 20)]
+    expected = [
+        model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :].tolist()
+        for prompt in prompts
+    ]
+    loaded = prepare_model(model)
+    assert [layer.chunk for layer in loaded.attention_layers if layer] == [8, 8, 8, None]
+    engine = engine_of(loaded, max_batch_tokens=6)
+    outputs = run(engine, [EngineRequest(str(n), prompt, Generate(8, GREEDY)) for n, prompt in enumerate(prompts)])
+    assert [tokens_of(outputs[str(n)]) for n in range(2)] == expected
+    engine.close()
 
 
 def test_a_site_without_one_activation_a_token_is_not_offered() -> None:

@@ -24,7 +24,13 @@ from server.engine.attention.interface import (
 
 PAGE_SIZE = 4
 NUM_PAGES = 60
-LAYERS = (LayerAttention(2, 8, 8), LayerAttention(1, 16, 16), LayerAttention(3, 8, 4))
+SHAPES = (
+    LayerAttention(2, 8, 8),
+    LayerAttention(1, 16, 16),
+    LayerAttention(3, 8, 4),
+    LayerAttention(1, 12, 8, is_latent=True),
+    LayerAttention(2, 8, 8, shares=0),
+)
 TokenKV = tuple[Tensor, Tensor]
 """One token's key `[kv_heads, key_dim]` and value `[kv_heads, value_dim]`."""
 
@@ -34,7 +40,7 @@ class Story:
     """A sequence as a reference keeps it: every layer's KV, token by token; and the pages that it lies in."""
 
     pages: list[int]
-    kv: list[list[TokenKV]] = field(default_factory=lambda: [[] for _ in LAYERS])
+    kv: list[list[TokenKV]] = field(default_factory=lambda: [[] for _ in SHAPES])
 
     @property
     def length(self) -> int:
@@ -65,9 +71,11 @@ class Part:
     is_branching: bool = False
 
 
-def expected(query: Tensor, seen: Sequence[TokenKV], arguments: AttentionArguments, window: int | None) -> Tensor:
-    """Plain attention of one token, `[heads, key_dim]` -> `[heads, value_dim]`, over what it sees: its window's end."""
-    seen = seen if window is None else seen[-window:]
+def expected(query: Tensor, before: Sequence[TokenKV], layer: LayerAttention, arguments: AttentionArguments) -> Tensor:
+    """Plain attention of the last token of `before`, `[heads, key_dim]` -> `[heads, value_dim]`, over what it sees."""
+    seen = before if layer.window is None else before[-layer.window :]
+    if layer.chunk is not None:
+        seen = before[(len(before) - 1) // layer.chunk * layer.chunk :]
     num_groups = query.shape[0] // seen[0][0].shape[0]
     keys = torch.stack([key for key, _ in seen]).double().repeat_interleave(num_groups, dim=1)
     values = torch.stack([value for _, value in seen]).double().repeat_interleave(num_groups, dim=1)
@@ -81,10 +89,10 @@ def expected(query: Tensor, seen: Sequence[TokenKV], arguments: AttentionArgumen
 
 def check_step(
     attention: PagedAttention,
+    layers: Sequence[LayerAttention],
     parts: Sequence[Part],
     num_groups: int,
     *,
-    window: int | None,
     softcap: float | None,
     has_sinks: bool,
 ) -> None:
@@ -98,13 +106,20 @@ def check_step(
         length = part.story.length
         slots += [NO_SLOT] * part.num_new if part.is_branching else part.story.slots(length, length + part.num_new)
     step = attention.plan(segments, torch.tensor(slots))
-    for layer, shape in enumerate(LAYERS):
+    given: dict[int, TokenKV] = {}
+    for layer, shape in enumerate(layers):
         heads = shape.kv_heads * num_groups
         sinks = torch.randn(heads) if has_sinks else None
         arguments = AttentionArguments(0.3, softcap, sinks)
         queries = 3 * torch.randn(len(slots), heads, shape.key_dim).transpose(0, 1)
         keys = torch.randn(len(slots), shape.kv_heads, shape.key_dim).transpose(0, 1)
         values = torch.randn(len(slots), shape.kv_heads, shape.value_dim).transpose(0, 1)
+        if shape.is_latent:
+            values = keys[..., : shape.value_dim]
+        if shape.shares is None:
+            given[layer] = keys, values
+        else:
+            keys, values = given[shape.shares]
         step.write(layer, keys, values)
         output = step.attend(layer, queries, keys, values, arguments)
         assert output.shape == (heads, len(slots), shape.value_dim)
@@ -112,7 +127,7 @@ def check_step(
             kept = part.story.kv[layer]
             for token in range(segment.start, segment.end):
                 own = (keys[:, token], values[:, token])
-                wanted = expected(queries[:, token], [*kept, own], arguments, window)
+                wanted = expected(queries[:, token], [*kept, own], shape, arguments)
                 torch.testing.assert_close(output[:, token].double(), wanted, atol=1e-5, rtol=1e-5)
                 if not part.is_branching:
                     kept.append(own)
@@ -130,23 +145,27 @@ def twin_of(story: Story, num_pages: int, pages: Sequence[int]) -> Story:
 
 
 @pytest.mark.parametrize("implementation", ATTENTIONS)
-@pytest.mark.parametrize("window", [None, 1, 6])
+@pytest.mark.parametrize("sight", [{}, {"window": 1}, {"window": 6}, {"chunk": 1}, {"chunk": 6}], ids=str)
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("has_sinks", [False, True])
 @pytest.mark.parametrize("num_groups", [1, 3])
 def test_every_token_attends_to_what_it_sees(
-    implementation: type[PagedAttention], window: int | None, softcap: float | None, has_sinks: bool, num_groups: int
+    implementation: type[PagedAttention],
+    sight: dict[str, int],
+    softcap: float | None,
+    has_sinks: bool,
+    num_groups: int,
 ) -> None:
-    generator = random.Random(f"{window} {softcap} {has_sinks} {num_groups}")
+    layers = [replace(shape, **sight) for shape in SHAPES]  # type: ignore[arg-type]
+    generator = random.Random(f"{sight} {softcap} {has_sinks} {num_groups}")
     torch.manual_seed(generator.randrange(2**32))
-    layers = [replace(layer, window=window) for layer in LAYERS]
     attention = implementation(
         layers, num_pages=NUM_PAGES, page_size=PAGE_SIZE, dtype=torch.float32, device=torch.device("cpu")
     )
 
     def check(parts: list[Part]) -> None:
         generator.shuffle(parts)
-        check_step(attention, parts, num_groups, window=window, softcap=softcap, has_sinks=has_sinks)
+        check_step(attention, layers, parts, num_groups, softcap=softcap, has_sinks=has_sinks)
 
     pages = pages_in_runs(generator)
     a, b, c, d, e = (Story([pages.pop() for _ in range(6)]) for _ in range(5))
@@ -164,11 +183,17 @@ class Reserved(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.num_bytes = 0
+        self._storages: dict[int, torch.UntypedStorage] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes so far; views of a tensor take none."""
+        return sum(storage.nbytes() for storage in self._storages.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.num_bytes += result.nbytes
+        storage = result.untyped_storage()
+        self._storages[storage.data_ptr()] = storage
         return result
 
 
@@ -177,6 +202,6 @@ class Reserved(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_the_kv_takes_the_bytes_that_are_announced(implementation: type[PagedAttention], dtype: torch.dtype) -> None:
     reserved = Reserved()
     with reserved:
-        implementation(LAYERS, num_pages=100, page_size=PAGE_SIZE, dtype=dtype, device=torch.device("cpu"))
-    per_page = implementation.bytes_per_token(LAYERS, dtype) * PAGE_SIZE
+        implementation(SHAPES, num_pages=100, page_size=PAGE_SIZE, dtype=dtype, device=torch.device("cpu"))
+    per_page = implementation.bytes_per_token(SHAPES, dtype) * PAGE_SIZE
     assert 100 * per_page <= reserved.num_bytes <= 101 * per_page
