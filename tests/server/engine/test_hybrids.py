@@ -103,6 +103,7 @@ def test_the_next_turn_starts_within_the_answer_before_it(model: LoadedModel) ->
     engine = engine_of(model)
     prompt = prompt_of(13, 1)
     answer = tokens_of(run(engine, [EngineRequest("x", prompt, Generate(12, GREEDY))])["x"])
+    run(engine, [EngineRequest("z", prompt_of(9, 5), Generate(2, GREEDY))])  # its state overwrites the one of "x"
     turn = EngineRequest("y", (*prompt, *answer, *prompt_of(5, 2)), Generate(6, GREEDY))
     events = run(engine, [turn])["y"]
     assert events[-1].num_cached_tokens == 24  # of 13 + 12 tokens, the last of which was never computed
