@@ -45,7 +45,7 @@ def site_module(model: nn.Module, site: str, layer: int) -> nn.Module:
     names = {
         "attention": ("self_attn", "attention", "linear_attn", "conv", "mamba"),
         "mlp": ("mlp", "block_sparse_moe", "feed_forward"),
-        "post_attention_norm": ("post_attention_layernorm",),
+        "post_attention_norm": ("post_attention_layernorm", "ffn_norm"),
     }[site]
     return block.get_submodule(next(name for name in names if hasattr(block, name)))
 

@@ -19,8 +19,8 @@ FAULTS: tuple[Kind, ...] = ("wrong", "traceback")
 class Verdict:
     """What came of a family.
 
-    `why`: the refusal's message, or what is wrong. `sites`: by site offered, its module and how its output joins the
-    residual stream (`joins.py`); "block" says what is peculiar to the block.
+    `why`: the refusal's message, or what is wrong, or how exact. `sites`: by site offered, its module and how its
+    output joins the residual stream (`joins.py`); "block" says what is peculiar to the block.
     """
 
     kind: Kind
