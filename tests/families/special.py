@@ -297,7 +297,11 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "chameleon": {"vocabulary_map": {"<image>": 507}},
     "cosmos3_edge": {"text_config": {"rope_parameters": _MULTIMODAL_ROPE}},
     "deepseek_ocr2": {"text_config": _DENSE_FIRST},
-    "dots3_note": {"text_config": _DOTS3, "vision_config": {"num_hidden_layers": ABSENT, "adapter_input_size": HIDDEN}},
+    "dots3_note": {
+        "text_config": _DOTS3,
+        "vision_config": {"num_hidden_layers": ABSENT},
+        "audio_config": {"adapter_input_size": HIDDEN},
+    },
     "evolla": {"pad_token_id": 0},
     "florence2": {"vision_config": {"patch_size": ABSENT, "num_heads": ABSENT, "depth": ABSENT, "window_size": ABSENT}},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},

@@ -44,5 +44,7 @@ def read_verdicts(path: Path) -> dict[str, Verdict]:
 
 def write_verdicts(path: Path, verdicts: dict[str, Verdict]) -> None:
     """Write a family a line, in the order of their names, so that a change reads well."""
-    lines = [f"{json.dumps(name)}: {json.dumps(verdicts[name].as_json())}" for name in sorted(verdicts)]
+    lines = [
+        f"{json.dumps(name)}: {json.dumps(verdicts[name].as_json(), ensure_ascii=False)}" for name in sorted(verdicts)
+    ]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
