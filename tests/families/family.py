@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from server.engine.model import LoadedModel, load_model
 from server.engine.refusal import ModelRefused
-from tests.families.checks import TOLERANCE, check_model, check_runs
+from tests.families.checks import check_model, check_runs
 from tests.families.joins import describe_sites
 from tests.families.models import load_plain, make_model, save_model
 from tests.families.verdict import Verdict
@@ -50,11 +50,7 @@ def _judge(folder: Path, load_reference: Callable[[], PreTrainedModel]) -> Verdi
         return Verdict("wrong", shown + (f"; and {more} more" if more > 0 else ""))
     described = {"residual": "", **describe_sites(plain, find_sites(plain))}
     offered = {place: words for place, words in described.items() if place in (*loaded.info.sites, "block")}
-    own = findings.own_difference
-    why = (
-        f"within {findings.tolerance:.0e}: `generate` differs from a full pass by {own:.0e}" if own > TOLERANCE else ""
-    )
-    return Verdict("exact", why, offered)
+    return Verdict("exact", findings.caveat, offered)
 
 
 def _load(folder: Path, dtype: str) -> LoadedModel:

@@ -36,7 +36,12 @@ LLAMA = {
 
 def test_a_family_is_judged_from_its_folder() -> None:
     assert judge("llama") == Verdict("exact", sites=LLAMA)
-    refused = judge("bloom")
+
+
+@pytest.mark.parametrize("family", ["bloom", "xlm"])
+def test_a_family_that_cannot_be_run_is_refused_with_a_message(family: str) -> None:
+    """XLM raises in a pass without the arguments of its own, before its attention is looked at."""
+    refused = judge(family)
     assert (refused.kind, refused.sites) == ("refused", {})
     assert "attention function" in refused.why
 
