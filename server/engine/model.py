@@ -138,8 +138,8 @@ def load_model(
 def _drop_towers(module: PreTrainedModel) -> None:
     try:
         dropped = drop_unused_towers(module, find_sites(module))
-    except SitesNotFound:
-        return  # `prepare_model` refuses it
+    except Exception:  # the model's own code may raise anything: `prepare_model` says what, and refuses it
+        return
     if dropped:
         _log.warning("served as text: %s left out", ", ".join(dropped))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.families.children import Outcome, judge_each
 from tests.families.results import RECORDED, counted, failures, news, outcomes_markdown
-from tests.families.verdict import read_verdicts, write_verdicts
+from tests.families.verdict import FAULTS, read_verdicts, write_verdicts
 
 
 def main(arguments: list[str]) -> int:
@@ -64,7 +64,8 @@ def _conclude(outcomes: list[Outcome], records: bool, output: Path | None) -> in
     for line in failed:
         print(f"FAILED {line}")
     if records:
-        write_verdicts(RECORDED, recorded | found)
+        sound = {name: verdict for name, verdict in found.items() if verdict.kind not in FAULTS}
+        write_verdicts(RECORDED, recorded | sound)
     else:
         for line in news(found, recorded):
             print(f"not as recorded: {line}")

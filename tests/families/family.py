@@ -50,7 +50,7 @@ def _judge(folder: Path, load_reference: Callable[[], PreTrainedModel]) -> Verdi
         return Verdict("wrong", shown + (f"; and {more} more" if more > 0 else ""))
     described = {"residual": "", **describe_sites(plain, find_sites(plain))}
     offered = {place: words for place, words in described.items() if place in (*loaded.info.sites, "block")}
-    return Verdict("exact", sites=offered)
+    return Verdict("exact", findings.caveat, offered)
 
 
 def _load(folder: Path, dtype: str) -> LoadedModel:

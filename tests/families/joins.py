@@ -113,7 +113,7 @@ class _Block:
             direction = _direction(self._before.at(module), seed) * length
             after = self._run(added=(module, direction), repeated=self._with_matrix)
             changes.append((direction, after.at(self._block) - self._before.at(self._block)))
-        return _words_for(changes, self._model)
+        return self._words_for(changes)
 
     def _reacts(self, reader: nn.Module, source: nn.Module) -> bool:
         """Whether the output of `reader` changes with that of `source`, in the same block."""
@@ -135,10 +135,34 @@ class _Block:
             if not torch.allclose(after, held, atol=_CLOSE):
                 parts.append(f"`{name}`")
         words = [f"also {', '.join(parts)}"] if parts else []
-        stream = _words_for([(direction, held - self._before.at(self._block))], self._model)
+        stream = self._words_for([(direction, held - self._before.at(self._block))])
         if stream != "added":
             words.append(f"the stream itself: {stream}")
         return "; ".join(words)
+
+    def _words_for(self, changes: Sequence[tuple[Tensor, Tensor]]) -> str:
+        """The words for pairs of what was added and what arrived; the third, if given, is twice the first."""
+        if all(_are_close(arrived, torch.zeros_like(arrived)) for _, arrived in changes):
+            return "not added"
+        factors = [float((arrived @ direction) / (direction @ direction)) for direction, arrived in changes]
+        if all(_are_close(arrived, factors[0] * direction) for direction, arrived in changes):
+            return "added" if abs(factors[0] - 1) < _CLOSE else f"added × {self._named(factors[0])}"
+        by_channel = changes[0][1] / changes[0][0]
+        if len(changes) > 1 and all(_are_close(arrived, by_channel * direction) for direction, arrived in changes):
+            return "scaled by channel, then added"
+        return "normed, then added" if len(changes) > 1 else "normed"
+
+    def _named(self, factor: float) -> str:
+        """Where `factor` comes from: a scale of the checkpoint, or a setting of the configuration."""
+        scales = [tensor for tensor in self._block.state_dict().values() if tensor.numel() == 1]
+        if any(abs(float(scale) - factor) < _CLOSE for scale in scales):
+            return "a learned scale"
+        config = self._model.config.get_text_config(decoder=True)
+        for what, divisor in (("", 1.0), (" / √layers", config.num_hidden_layers**0.5)):
+            names = [name for name, value in _numbers(vars(config)) if abs(value / divisor - factor) < _CLOSE]
+            if names:
+                return f"`{min(names, key=len)}`{what}"
+        return f"{factor:.3g}"
 
     @torch.no_grad()
     def _run(
@@ -180,26 +204,6 @@ class _Block:
                 stack.callback(module.register_forward_hook(leave).remove)
             self._model(input_ids=torch.tensor([_TOKENS]), use_cache=False)
         return _Pass(outputs, inputs)
-
-
-def _words_for(changes: Sequence[tuple[Tensor, Tensor]], model: PreTrainedModel) -> str:
-    """The words for pairs of what was added and what arrived; the third, if given, is twice the first."""
-    if all(_are_close(arrived, torch.zeros_like(arrived)) for _, arrived in changes):
-        return "not added"
-    factors = [float((arrived @ direction) / (direction @ direction)) for direction, arrived in changes]
-    if all(_are_close(arrived, factors[0] * direction) for direction, arrived in changes):
-        return "added" if abs(factors[0] - 1) < _CLOSE else f"added × {_named(factors[0], model)}"
-    by_channel = changes[0][1] / changes[0][0]
-    if len(changes) > 1 and all(_are_close(arrived, by_channel * direction) for direction, arrived in changes):
-        return "scaled by channel, then added"
-    return "normed, then added" if len(changes) > 1 else "normed"
-
-
-def _named(factor: float, model: PreTrainedModel) -> str:
-    """The setting of the configuration that `factor` is, if one is."""
-    config = model.config.get_text_config(decoder=True)
-    names = [name for name, value in _numbers(vars(config)) if abs(value - factor) < _CLOSE]
-    return f"`{min(names, key=len)}`" if names else "a learned scale"
 
 
 def _numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

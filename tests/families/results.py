@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tests.families.children import Outcome
-from tests.families.verdict import FAULTS, KINDS, Verdict, read_verdicts
+from tests.families.verdict import FAULTS, KINDS, Kind, Verdict, read_verdicts
 from vectors.vocabulary import SITES
 
 RECORDED = Path(__file__).with_name("recorded.json")
@@ -71,15 +72,30 @@ def sites_markdown() -> str:
 
 def refusals_markdown() -> str:
     """The table of the documents: the families that are refused, by what they are told."""
+    return _by_reason("refused", "the message")
+
+
+def unbuilt_markdown() -> str:
+    """The table of the documents: the families that transformers cannot make a tiny model of here."""
+    return _by_reason("unbuilt", "what transformers says")
+
+
+def _by_reason(kind: Kind, head: str) -> str:
     rows: dict[str, list[str]] = {}
     for name, verdict in read_verdicts(RECORDED).items():
-        if verdict.kind == "refused":
-            told = verdict.why.split(": ", 1)[-1] if verdict.why.split(":")[0].isidentifier() else verdict.why
-            rows.setdefault(_cell(told), []).append(f"`{name}`")
-    lines = [
-        f"| {', '.join(names)} | {why} |" for why, names in sorted(rows.items(), key=lambda row: (-len(row[1]), row))
-    ]
-    return "\n".join(["| family | the message |", "|---|---|", *lines]) + "\n"
+        if verdict.kind == kind:
+            rows.setdefault(_cell(_in_general(verdict.why, name)), []).append(f"`{name}`")
+    ordered = sorted(rows.items(), key=lambda row: (-len(row[1]), row))
+    lines = [f"| {', '.join(names)} | {why} |" for why, names in ordered]
+    return "\n".join([f"| family | {head} |", "|---|---|", *lines]) + "\n"
+
+
+def _in_general(message: str, name: str) -> str:
+    """A message without what only this family has: its class, its name, its numbers."""
+    first, _, rest = message.partition(" ")
+    if first.rstrip(":").isidentifier() and first != first.lower():
+        message = f"… {rest}"
+    return re.sub(r"\d+(\.\d+)?%", "…%", message.replace(name, "…"))
 
 
 def _cell(text: str) -> str:

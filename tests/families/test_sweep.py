@@ -14,7 +14,15 @@ from tests.families.ends import answer
 from tests.families.family import judge
 from tests.families.joins import describe_sites
 from tests.families.models import make_model
-from tests.families.results import RECORDED, failures, news, outcomes_markdown, refusals_markdown, sites_markdown
+from tests.families.results import (
+    RECORDED,
+    failures,
+    news,
+    outcomes_markdown,
+    refusals_markdown,
+    sites_markdown,
+    unbuilt_markdown,
+)
 from tests.families.verdict import Verdict, read_verdicts, write_verdicts
 from vectors.sites import find_sites
 
@@ -28,7 +36,12 @@ LLAMA = {
 
 def test_a_family_is_judged_from_its_folder() -> None:
     assert judge("llama") == Verdict("exact", sites=LLAMA)
-    refused = judge("bloom")
+
+
+@pytest.mark.parametrize("family", ["bloom", "xlm"])
+def test_a_family_that_cannot_be_run_is_refused_with_a_message(family: str) -> None:
+    """XLM raises in a pass without the arguments of its own, before its attention is looked at."""
+    refused = judge(family)
     assert (refused.kind, refused.sites) == ("refused", {})
     assert "attention function" in refused.why
 
@@ -116,7 +129,8 @@ def test_the_recorded_list_is_of_families_that_there_are(tmp_path: Path) -> None
 
 def test_the_tables_name_every_family_once() -> None:
     recorded = read_verdicts(RECORDED)
-    for kind, table in (("exact", sites_markdown()), ("refused", refusals_markdown())):
+    tables = {"exact": sites_markdown(), "refused": refusals_markdown(), "unbuilt": unbuilt_markdown()}
+    for kind, table in tables.items():
         named = [name.strip("` ") for row in table.splitlines()[2:] for name in row.split("|")[1].split(",")]
         assert sorted(named) == sorted(name for name, verdict in recorded.items() if verdict.kind == kind)
     outcomes = [Outcome(name, verdict, 1.0) for name, verdict in recorded.items()]

@@ -19,8 +19,8 @@ FAULTS: tuple[Kind, ...] = ("wrong", "traceback")
 class Verdict:
     """What came of a family.
 
-    `why`: the refusal's message, or what is wrong. `sites`: by site offered, its module and how its output joins the
-    residual stream (`joins.py`); "block" says what is peculiar to the block.
+    `why`: the refusal's message, or what is wrong, or how exact. `sites`: by site offered, its module and how its
+    output joins the residual stream (`joins.py`); "block" says what is peculiar to the block.
     """
 
     kind: Kind
@@ -44,5 +44,7 @@ def read_verdicts(path: Path) -> dict[str, Verdict]:
 
 def write_verdicts(path: Path, verdicts: dict[str, Verdict]) -> None:
     """Write a family a line, in the order of their names, so that a change reads well."""
-    lines = [f"{json.dumps(name)}: {json.dumps(verdicts[name].as_json())}" for name in sorted(verdicts)]
+    lines = [
+        f"{json.dumps(name)}: {json.dumps(verdicts[name].as_json(), ensure_ascii=False)}" for name in sorted(verdicts)
+    ]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
