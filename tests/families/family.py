@@ -27,10 +27,14 @@ def judge(name: str) -> Verdict:
         try:
             model = make_model(name)
             save_model(model, folder)
+        except MemoryError:
+            raise
         except Exception as error:  # whatever transformers raises is the answer
             return Verdict("unbuilt", _short(error))
         try:
             return _judge(folder, lambda: load_plain(folder, model))
+        except MemoryError:  # the parent says how much there is
+            raise
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
             return Verdict("traceback", f"{_short(error)} ({Path(frames[-1].filename).name}:{frames[-1].lineno})")
