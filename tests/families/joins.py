@@ -162,7 +162,7 @@ class _Block:
             names = [name for name, value in _numbers(vars(config)) if abs(value / divisor - factor) < _CLOSE]
             if names:
                 return f"`{min(names, key=len)}`{what}"
-        return f"{factor:.3g}"
+        return "a scale of its own"
 
     @torch.no_grad()
     def _run(
