@@ -54,10 +54,15 @@ def outcomes_markdown(outcomes: Iterable[Outcome]) -> str:
 
 
 def sites_markdown() -> str:
-    """The table of the documents: each exact family's sites. Families that are alike share a row."""
+    """The table of the documents: each exact family's sites. Families that are alike share a row.
+
+    Below it: which families are exact in a weaker sense, and in which.
+    """
     rows: dict[tuple[str, ...], list[str]] = {}
+    weaker = []
     for name, verdict in read_verdicts(RECORDED).items():
         if verdict.kind == "exact":
+            weaker += [f"- `{name}` is exact {verdict.why}."] if verdict.why else []
             places = (*(site for site in SITES if site != "residual"), "block")
             cells = tuple(_cell(verdict.sites.get(place, "–")) for place in places)
             no_residual = "" if "residual" in verdict.sites else "no `residual`; "
@@ -67,7 +72,7 @@ def sites_markdown() -> str:
         for cells, names in sorted(rows.items(), key=lambda row: (-len(row[1]), row[1]))
     ]
     head = "| family | `attention` | `mlp` | `post_attention_norm` | the block |"
-    return "\n".join([head, "|---|---|---|---|---|", *lines]) + "\n"
+    return "\n".join([head, "|---|---|---|---|---|", *lines, *(["", *weaker] if weaker else [])]) + "\n"
 
 
 def refusals_markdown() -> str:
