@@ -40,8 +40,9 @@ FLOORS: dict[str, str] = {
         __init__
     """,
     "vectors.formats": """
-        archive options
-        codec
+        archive facts options
+        codec making
+        interpretation
         gguf pytorch safetensors
         __init__
     """,

@@ -89,6 +89,13 @@ def resolve_vector(
             "site_not_available",
         )
     scale = vector.default_scale if scale is None else float(scale)
+    if layers is None and vector.default_layers == "none":
+        raise CannotSteer(
+            f"{called} is applied at layers that the request names, and it names none: expected layers, some of "
+            f"{_show(vector.layers)}; or set its default_layers to all",
+            "layers",
+            "invalid_layers",
+        )
     directions = _directions_at(vector, vector.layers if layers is None else layers, model, called)
     longest = max(vector.norms.values())
     if not abs(scale) * longest < _LARGEST:  # also true of NaN

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from vectors.vocabulary import (
+    DEFAULT_LAYERS,
+    DEFAULT_LAYERS_CHOICES,
     DEFAULT_OPERATION,
     DEFAULT_PARTS,
     DEFAULT_POSITIONS,
@@ -25,6 +27,7 @@ from vectors.vocabulary import (
     PARTS,
     POSITIONS,
     SITES,
+    DefaultLayers,
     Operation,
     Part,
     Positions,
@@ -114,6 +117,11 @@ class VectorDefaults:
         flag="--parts",
         metavar="PART,…",
     )
+    default_layers: DefaultLayers = _default(
+        DEFAULT_LAYERS,
+        _one_of(DEFAULT_LAYERS_CHOICES),
+        "the layers of a request that names none; with `none`, it must name them",
+    )
     description: str = _default(
         "",
         {"type": "string", "maxLength": MAX_DESCRIPTION},
@@ -148,6 +156,7 @@ class ChangedDefaults(TypedDict, total=False):
     operation: Operation
     positions: Positions
     parts: Sequence[Part]
+    default_layers: DefaultLayers
     description: str
     metadata: Mapping[str, Any]
 

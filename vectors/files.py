@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from vectors.errors import InvalidVector
 from vectors.formats import ImportOptions, decode, encode
 from vectors.sites import find_sites
 from vectors.vector import SteeringVector
-from vectors.vocabulary import FILE_FORMATS, Convention, FileFormat
+from vectors.vocabulary import FILE_FORMATS, Convention, FileFormat, parse_layers
 
 
 def load(
@@ -23,18 +24,21 @@ def load(
     num_layers: int | None = None,
     hidden_size: int | None = None,
     layer: int | None = None,
+    layers: str | Sequence[int] | None = None,
+    row: int | None = None,
     convention: Convention | None = None,
     **defaults: Any,
 ) -> SteeringVector:
-    """The vector in a file: safetensors, a GGUF control vector, or a `.pt` archive, told from its content.
+    """The vector in a file of any format in docs/vectors.md, told from its content.
 
     `model` is the transformers model that the vector must fit. Without one, a `.pt` file of rows needs `num_layers`,
     the model's number of blocks; `num_layers` and `hidden_size` are checked if they are given. `layer` is the block of
-    a file with a single bare direction, `convention` how a GGUF file counts its layers. `defaults` are fields of
-    `SteeringVector` that override the file's own, such as `default_scale=0.5`. Raises `InvalidVector` and `OSError`,
-    and `SitesNotFound` for a model that cannot be steered.
+    a file with one direction, or the only one kept of several, and `layers` are those kept; `row` picks one of several
+    alternatives for `layer`; `convention` is how the file counts its layers. `defaults` are fields of
+    `SteeringVector` that override the file's own, such as `default_scale=0.5`. Raises `InvalidVector`,
+    `InvalidLayers` and `OSError`, and `SitesNotFound` for a model that cannot be steered.
     """
-    options = ImportOptions(layer, convention, defaults)
+    options = ImportOptions(layer, convention, defaults, None if layers is None else parse_layers(layers), row)
     content = Path(path).read_bytes()
     if model is None:
         vector = decode(content, options=options, num_layers=num_layers, hidden_size=hidden_size)

@@ -20,6 +20,8 @@ from torch import Tensor
 from vectors.defaults import DEFAULTS, VectorDefaults
 from vectors.errors import InvalidVector
 from vectors.vocabulary import (
+    DEFAULT_LAYERS,
+    DEFAULT_LAYERS_CHOICES,
     DEFAULT_PARTS,
     MAX_DESCRIPTION,
     MAX_LAYER,
@@ -55,6 +57,7 @@ class SteeringVector(VectorDefaults):
         _check_choice("site", self.site, SITES)
         _check_choice("operation", self.operation, OPERATIONS)
         _check_choice("positions", self.positions, POSITIONS)
+        _check_choice("default_layers", self.default_layers, DEFAULT_LAYERS_CHOICES)
         object.__setattr__(self, "parts", checked_parts(self.parts))
         object.__setattr__(self, "default_scale", _finite("default_scale", self.default_scale))
         for name, text, longest in (
@@ -95,11 +98,14 @@ class SteeringVector(VectorDefaults):
     def defaults(self) -> dict[str, Any]:
         """Everything except the directions, as JSON; the canonical file keeps it under `steering_vector`.
 
-        `parts` is included only if it differs from the default, so older files keep their revision.
+        `parts` and `default_layers` are included only if they differ from the default, so older files keep their
+        revision.
         """
         said = {row.name: _plain(getattr(self, row.name)) for row in DEFAULTS}
         if self.parts == DEFAULT_PARTS:
             del said["parts"]
+        if self.default_layers == DEFAULT_LAYERS:
+            del said["default_layers"]
         return said
 
     @cached_property

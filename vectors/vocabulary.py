@@ -30,20 +30,25 @@ Part: TypeAlias = Literal["reasoning", "content", "structured", "tool_calls"]
 FileFormat: TypeAlias = Literal["safetensors", "gguf"]
 """A format in which vectors are written; `vectors.formats` also reads others."""
 
-Convention: TypeAlias = Literal["as_applied", "as_derived"]
-"""How a GGUF's `direction.N` counts: block N, where llama.cpp adds it, or block N-1, where its generator read it."""
+Convention: TypeAlias = Literal["as_applied", "as_derived", "one_based"]
+"""How a file counts layers: where its library adds them, where it read them, or from 1."""
+
+DefaultLayers: TypeAlias = Literal["all", "none"]
+"""Where a vector steers if a request names no layers: at each of its own, or nowhere, so that layers must be named."""
 
 SITES: tuple[Site, ...] = get_args(Site)
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 POSITIONS: tuple[Positions, ...] = get_args(Positions)
 PARTS: tuple[Part, ...] = get_args(Part)
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
+DEFAULT_LAYERS_CHOICES: tuple[DefaultLayers, ...] = get_args(DefaultLayers)
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 
 DEFAULT_SITE: Site = "residual"
 DEFAULT_OPERATION: Operation = "add"
 DEFAULT_POSITIONS: Positions = "response"
 DEFAULT_SCALE = 1.0
+DEFAULT_LAYERS: DefaultLayers = "all"
 DEFAULT_PARTS: tuple[Part, ...] = ("reasoning", "content", "structured")
 """Tool calls are read by programs, so they are steered only on request."""
 

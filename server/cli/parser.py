@@ -100,8 +100,12 @@ def _add_vectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     put = _add_action(actions, "put", "upload a vector, as a new name or as a new revision of one", "NAME")
     put.add_argument("file", metavar="FILE", help=format_titles())
-    put.add_argument("--layer", type=int, metavar="N", help="decoder block of a file with a single bare direction")
-    put.add_argument("--convention", choices=CONVENTIONS, help="how a GGUF file counts its layers (see the docs)")
+    put.add_argument(
+        "--layer", type=int, metavar="N", help="decoder block of a file with one direction, or the only one kept"
+    )
+    put.add_argument("--layers", metavar="LAYERS", help="the layers kept of a file with several, such as 12-16,20")
+    put.add_argument("--row", type=int, metavar="N", help="which of several alternatives for --layer, from 0")
+    put.add_argument("--convention", choices=CONVENTIONS, help="how the file counts its layers (see the docs)")
     for row in DEFAULTS:
         if row.flag:
             _add_default(put, row)

@@ -37,7 +37,7 @@ CREATABLE = {row.name for row in DEFAULTS if row.is_creatable}
         (set(get_type_hints(ChangedDefaults)), CHANGEABLE),
         (set(get_type_hints(CreatedDefaults)), CREATABLE),
         (set(get_type_hints(UploadedDefaults)), NAMES),
-        (set(get_type_hints(FileFacts)) - {"layer", "convention"}, NAMES),
+        (set(get_type_hints(FileFacts)) - {"layer", "layers", "row", "convention"}, NAMES),
         (set(PatchVectorRequest.model_fields), CHANGEABLE),
         (set(CreateVectorRequest.model_fields) - {"name", "directions"}, CREATABLE),
         (set(get_type_hints(Vector)) & NAMES, NAMES),

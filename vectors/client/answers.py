@@ -62,6 +62,7 @@ class RegisteredVector:
     description: str
     metadata: Mapping[str, Any]
     training: Mapping[str, Any] | None
+    default_layers: str = "all"
     history: tuple[HistoryEntry, ...] | None = None
 
 

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -53,10 +53,13 @@ class Page:
 class FileFacts(UploadedDefaults, total=False):
     """What a file does not say, or what should override it.
 
-    `layer`: the block of a file of one bare direction; `convention`: how a GGUF file counts its layers.
+    `layer`: the block of a file of one direction, or the only one kept of several; `layers`: those kept; `row`: which
+    of several alternatives for `layer`; `convention`: how the file counts its layers.
     """
 
     layer: int
+    layers: Sequence[int] | str
+    row: int
     convention: Convention
 
 

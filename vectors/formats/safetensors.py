@@ -17,6 +17,8 @@ from torch import Tensor
 
 from vectors.errors import InvalidVector
 from vectors.formats.codec import Codec
+from vectors.formats.interpretation import Content, interpret
+from vectors.formats.making import make_vector
 from vectors.formats.options import OVERRIDES, ImportOptions
 from vectors.vector import SteeringVector, canonical_json
 from vectors.vocabulary import SITES
@@ -45,14 +47,11 @@ def encode_safetensors(vector: SteeringVector) -> bytes:
 
 def decode_safetensors(data: bytes, options: ImportOptions) -> SteeringVector:
     """Read the canonical format. Raises `InvalidVector`."""
-    options.refuse_convention()
-    options.refuse_layer("the tensors' names give their layers")
+    options.choose_convention("safetensors")
+    options.refuse_row("the tensors' names give their layers")
     header = _read_header(data)
     defaults = _read_defaults(header)
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
-        raise InvalidVector(f"the safetensors file is damaged: {str(error)[:200]}") from None
+    tensors = _read_tensors(data)
     directions: dict[int, Tensor] = {}
     sites = set()
     for name, tensor in tensors.items():
@@ -82,7 +81,32 @@ def decode_safetensors(data: bytes, options: ImportOptions) -> SteeringVector:
             raise InvalidVector(f"steering_vector has other {name} than the tensors", f"{_KEY}.{name}")
     if options.overrides.get("site", site) != site:
         raise InvalidVector(f"the upload has another site than the tensors' names ({site})", "site")
+    if options.asked is not None:
+        return make_vector(directions, options, {"format": "safetensors"}, defaults)
     return SteeringVector(directions, **(defaults | dict(options.overrides)))
+
+
+def decode_any_safetensors(
+    data: bytes, options: ImportOptions, num_layers: int | None, hidden_size: int | None
+) -> SteeringVector:
+    """Read the canonical format, or the tensors of another library. Raises `InvalidVector`."""
+    header = _read_header(data)
+    metadata = header.get("__metadata__", {})
+    names = [name for name in header if name != "__metadata__"]
+    sites = [match[1] for name in names if (match := _TENSOR_NAME.fullmatch(name))]
+    if not names or any(site in SITES for site in sites) or not isinstance(metadata, dict) or _KEY in metadata:
+        return decode_safetensors(data, options)
+    return interpret(
+        Content("safetensors", "safetensors", _read_tensors(data), metadata), options, num_layers, hidden_size
+    )
+
+
+def _read_tensors(data: bytes) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+        raise InvalidVector(f"the safetensors file is damaged: {str(error)[:200]}") from None
+    return tensors
 
 
 def _read_header(data: bytes) -> dict[str, Any]:
@@ -117,6 +141,4 @@ def _read_defaults(header: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in defaults.items() if value is not None and name not in _DERIVED}
 
 
-CODEC = Codec(
-    is_safetensors, lambda data, options, num_layers, hidden_size: decode_safetensors(data, options), encode_safetensors
-)
+CODEC = Codec(is_safetensors, decode_any_safetensors, encode_safetensors)

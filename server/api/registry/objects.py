@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 from server.api.generation.objects import Revision, UnixSeconds
 from server.api.http.objects import PageFields
-from vectors.vocabulary import Operation, Part, Positions, Site
+from vectors.vocabulary import DefaultLayers, Operation, Part, Positions, Site
 
 
 class VectorRevision(TypedDict):
@@ -36,6 +36,7 @@ class Vector(TypedDict):
     layers: list[int]
     norms: dict[str, float]
     parts: list[Part]
+    default_layers: DefaultLayers
     site: Site
     default_scale: float
     operation: Operation

@@ -289,6 +289,7 @@ def _object_of(stored: StoredVector) -> Vector:
         "operation": vector.operation,
         "positions": vector.positions,
         "parts": list(vector.parts),
+        "default_layers": vector.default_layers,
         "description": vector.description,
         "metadata": dict(vector.metadata),
         "training": None if vector.training is None else dict(vector.training),

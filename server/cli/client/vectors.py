@@ -108,7 +108,7 @@ def _show(client: VectorClient, arguments: argparse.Namespace) -> None:
 def _put(client: VectorClient, arguments: argparse.Namespace) -> None:
     file = Path(arguments.file)
     facts: dict[str, Any] = {}
-    for name in ("layer", "convention", *(row.name for row in DEFAULTS if row.flag)):
+    for name in ("layer", "layers", "row", "convention", *(row.name for row in DEFAULTS if row.flag)):
         value = getattr(arguments, name)
         if value is not None:
             facts[name] = value

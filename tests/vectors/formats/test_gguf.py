@@ -145,8 +145,10 @@ def test_upload_sets_fields_and_adds_to_the_metadata(tmp_path: Path) -> None:
     for metadata in nothings:
         with pytest.raises(InvalidVector, match="metadata must be a JSON object"):
             read(data, metadata=metadata)
+    with pytest.raises(InvalidVector, match="no direction for layers 2; its layers are 1"):
+        read(data, layer=2)
     with pytest.raises(InvalidVector, match="names give their layers"):
-        read(data, layer=1)
+        read(data, layer=1, row=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -233,9 +235,11 @@ def test_versions_and_alignments() -> None:
         (raw(num_fields=2), "."),
         (raw(num_tensors=2), "."),
         (raw(num_tensors=0), "has no directions"),
-        (raw(num_fields=0, num_tensors=0), "is not a control vector"),
-        (raw([field("general.architecture", 8, text("llama"))]), "is not a control vector"),
-        (raw([field("general.architecture", 9, struct.pack("<IQ", 0, 0))]), "is not a control vector"),
+        (raw(num_fields=0, num_tensors=0), "has no directions"),
+        (
+            raw([field("general.architecture", 8, text("llama"))], infos=[info("blk.0.attn_q.weight")]),
+            r"GGUF \(architecture llama\): expected tensors named direction.\{layer\}, got 'blk.0.attn_q.weight'",
+        ),
         (raw([text("a") + struct.pack("<I", 8) + struct.pack("<Q", 1 << 60)]), "truncated"),
         (raw([struct.pack("<Q", (1 << 64) - 1)]), "truncated"),
         (raw([text(b"\xff\xfe") + struct.pack("<IB", 0, 1)]), "not UTF-8"),
@@ -261,7 +265,7 @@ def test_versions_and_alignments() -> None:
         (raw(infos=[info("direction.-1")]), "expected tensors named"),
         (raw(infos=[info("direction.\u0661")]), "expected tensors named"),
         (raw(infos=[info("direction.9999")]), "expected layers from 0 to 4095"),
-        (raw(infos=[info(shape=())]), r"expected shape \[hidden\], got 0 dimensions"),
+        (raw(infos=[info(shape=())]), r"expected shape \[hidden\] or .*, got 0 dimensions"),
         (raw(infos=[info(shape=(1, HIDDEN))]), "got 2 dimensions"),
         (raw(infos=[text("direction.1") + struct.pack("<I", 1 << 31)]), "."),
         (raw(infos=[info(shape=(0,))]), "direction.1 is empty"),
@@ -270,7 +274,7 @@ def test_versions_and_alignments() -> None:
         (raw(infos=[info(offset=(1 << 64) - 1)]), "extends past the end"),
         (raw(infos=[info(), info()]), "direction.1 appears twice"),
         (raw(infos=[info(kind=8)]), "got a quantised"),
-        (raw(infos=[info(kind=28)]), "got a quantised or unknown type"),
+        (raw(infos=[info(kind=29)]), "got a quantised or unknown type"),
         (raw(body=bytes(20)), "residual.1 is all zeros"),
         (raw(body=struct.pack("<5f", 1, 2, float("nan"), 4, 5)), "residual.1 contains NaN at index 2"),
         (raw(body=b""), "extends past the end"),

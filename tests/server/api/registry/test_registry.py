@@ -22,7 +22,7 @@ from vectors.formats.safetensors import encode_safetensors
 PATH = "/v1/steering/vectors"
 FIELDS = {
     "object", "id", "name", "revision", "created_at", "bytes", "model", "hidden_size", "layers", "site", "operation",
-    "positions", "parts", "default_scale", "norms", "description", "metadata", "training",
+    "positions", "parts", "default_layers", "default_scale", "norms", "description", "metadata", "training",
 }  # fmt: skip
 
 
@@ -344,7 +344,7 @@ def exchange(server: Server, request: bytes, *, half_close: bool = False) -> byt
         (safetensors.torch.save({"residual.0": torch.zeros(HIDDEN)}), "zero"),
         (safetensors.torch.save({"residual.0": torch.ones(HIDDEN - 1)}), "hidden size"),
         (safetensors.torch.save({"residual.3": torch.ones(HIDDEN)}), "outside the model"),
-        (safetensors.torch.save({"nowhere.0": torch.ones(HIDDEN)}), "nowhere.0"),
+        (safetensors.torch.save({"nowhere.0": torch.ones(HIDDEN), "b": torch.ones(HIDDEN)}), "nowhere.0"),
         (safetensors.torch.save({"residual.0": torch.ones(HIDDEN), "mlp.0": torch.ones(HIDDEN)}), "one site"),
         (safetensors.torch.save({"residual.0": torch.ones(1, HIDDEN)}), "shape"),
         (safetensors.torch.save({"residual.0": torch.ones(HIDDEN, dtype=torch.float64)}), "float64"),
