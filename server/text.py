@@ -191,7 +191,14 @@ class TextProcessor:
                     code="invalid_value",
                     param=f"chat_template_kwargs.{name[:60]}",
                 )
-        adapted = self.chat_format.conventions.adapted(messages)
+        try:
+            adapted = self.chat_format.conventions.adapted(messages)
+        except ValueError as error:
+            raise InvalidRequest(
+                f"{param}: the model's chat template cannot render these: {error}",
+                code="chat_template_error",
+                param=param,
+            ) from None
         options = {"tools": tools, "add_generation_prompt": add_generation_prompt, **kwargs}
         try:
             try:

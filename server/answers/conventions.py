@@ -12,6 +12,9 @@ from typing import Any, Literal
 IdForm = Literal["any", "nine", "counted"]
 """`nine`: nine letters and digits. `counted`: `functions.name:number`, from which the template takes the name."""
 
+TextBesideCalls = Literal["together", "apart", "lost"]
+"""How text and calls of one turn are kept: in that turn, in a turn for each, or not, since the template drops one."""
+
 _NINE = re.compile(r"[A-Za-z0-9]{9}")
 
 
@@ -20,17 +23,36 @@ class Conventions:
     """How calls are passed to a chat template.
 
     `arguments_as_text`: as JSON text instead of an object. `empty_content`: a turn that consists of calls has the
-    content `""`, not null.
+    content `""`, not null. `text`: how a turn is passed that consists of text and calls.
     """
 
     ids: IdForm = "any"
     arguments_as_text: bool = False
     empty_content: bool = True
+    text: TextBesideCalls = "together"
 
     def adapted(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """`messages`, in which the arguments of calls are objects (or text that is not one), as the template wants."""
+        """`messages`, in which the arguments of calls are objects (or text that is not one), as the template wants.
+
+        Raises `ValueError` for a turn with text and calls of which the template would drop one.
+        """
         ids: dict[str, str] = {}
-        return [self._adapted(message, ids) for message in messages]
+        return [self._adapted(part, ids) for message in messages for part in self._parts(message)]
+
+    def _parts(self, message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The turns that `message` is passed as."""
+        if self.text == "together" or not message.get("tool_calls"):
+            return [message]
+        text = message.get("content")
+        if not text or (isinstance(text, str) and text.isspace()):
+            return [{**message, "content": ""}]
+        if self.text == "lost":
+            raise ValueError(
+                "it writes either the text or the tool calls of an assistant message, not both; "
+                "send messages with tool_calls without content"
+            )
+        said = {name: value for name, value in message.items() if name != "tool_calls"}
+        return [said, {"role": message["role"], "content": "", "tool_calls": message["tool_calls"]}]
 
     def _adapted(self, message: Mapping[str, Any], ids: dict[str, str]) -> dict[str, Any]:
         adapted = dict(message)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product, takewhile
 from typing import Any
 
 from server.answers.call_shape import ANY_ID, ANY_NUMBER, CallShape, TaggedArguments
-from server.answers.conventions import USUAL, Conventions, IdForm
+from server.answers.conventions import USUAL, Conventions, IdForm, TextBesideCalls
 
 Render = Callable[..., str]
 """`(messages, *, tools=(), add_generation_prompt=False)` -> text; raises whatever the template raises."""
@@ -80,7 +80,8 @@ def find_calls(render: Render) -> FoundCalls:
             conventions = Conventions(ids, as_text, has_empty)
             written = _rendered(render, conventions, num_calls, "", allows_tags=allows_tags)
             if written is not None:
-                return FoundCalls(conventions, _shape(render, conventions, written, allows_tags=allows_tags))
+                shape = _shape(render, conventions, written, allows_tags=allows_tags)
+                return FoundCalls(replace(conventions, text=_text_beside(render, conventions, num_calls)), shape)
     return FoundCalls(USUAL, None)
 
 
@@ -90,6 +91,35 @@ def _conversation(conventions: Conventions, num_calls: int, said: str) -> list[d
         for index, name in enumerate(_NAMES[:num_calls])
     ]
     return conventions.adapted([QUESTION, {"role": "assistant", "content": said, "tool_calls": calls}])
+
+
+def _text_beside(render: Render, conventions: Conventions, num_calls: int) -> TextBesideCalls:
+    """How the text beside calls is kept."""
+    if _keeps_all(render, conventions, num_calls, _SAID):
+        return "together"
+    apart = replace(conventions, text="apart")
+    if not _keeps_all(render, apart, num_calls, _SAID):
+        return "lost"
+    # two turns in a row may be too many for a template that counts them; it notices later
+    if _keeps_all(render, conventions, num_calls, "", goes_on=True):
+        return "apart" if _keeps_all(render, apart, num_calls, _SAID, goes_on=True) else "lost"
+    return "apart"
+
+
+def _keeps_all(render: Render, conventions: Conventions, num_calls: int, said: str, *, goes_on: bool = False) -> bool:
+    """True when the template writes what is `said`, and all calls; `goes_on`: also with their results and an answer."""
+    later: list[dict[str, Any]] = []
+    conversation = _conversation(conventions, num_calls, said)
+    if goes_on:
+        results = [
+            {"role": "tool", "tool_call_id": call["id"], "content": "7"} for call in conversation[-1]["tool_calls"]
+        ]
+        later = [*results, {"role": "assistant", "content": "8"}, {"role": "user", "content": "9"}]
+    try:
+        text = render([*conversation, *later], tools=_TOOLS)
+    except Exception:  # as above
+        return False
+    return said in text and text.count(_TEXTS["tiller_a"]) >= num_calls
 
 
 def _rendered(

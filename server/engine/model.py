@@ -39,6 +39,8 @@ from vectors.sites import ModelSites, SitesNotFound, find_sites
 
 _log = logging.getLogger(__name__)
 
+_WAY_OUT = "serve it with transformers"
+
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -152,12 +154,12 @@ def prepare_model(module: PreTrainedModel, *, model_id: str = "model", max_model
     except ModelRefused:
         raise
     except SitesNotFound as error:
-        raise ModelRefused(f"{error}; a block that has several attentions cannot be served") from error
+        raise ModelRefused(f"{error}; a block that has several attentions cannot be served; {_WAY_OUT}") from error
     except NotImplementedError as error:
-        raise ModelRefused(f"{architecture}: {error}") from error
+        raise ModelRefused(f"{architecture}: {error}; {_WAY_OUT}") from error
     except Exception as error:  # the model's own code may raise anything
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise ModelRefused(f"{architecture} cannot run in packed batches: {reason}") from error
+        raise ModelRefused(f"{architecture} cannot run in packed batches: {reason}; {_WAY_OUT}") from error
 
 
 def _prepare(module: PreTrainedModel, model_id: str, max_model_len: int | None) -> LoadedModel:
@@ -165,10 +167,10 @@ def _prepare(module: PreTrainedModel, model_id: str, max_model_len: int | None) 
     sites = find_sites(module)
     parameter = next(module.parameters())
     layers = hand_over_attention(module, sites.num_layers, context=known_context(module, max_model_len))
-    context = settle_context(module, max_model_len)
     states = hand_over_recurrence(module, functools.partial(run_with_cache, module))
     attention = attention_for(layers, parameter.dtype, parameter.device)
     all_sites, sites = sites, working_sites(module, sites, attention, layers)
+    context = settle_context(module, max_model_len)  # last, so that it asks only for what lets the model be served
     info = describe_model(module, sites, model_id=model_id, max_model_len=context)
     keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
     model = LoadedModel(module, sites, info, layers, attention, parameter.dtype, parameter.device, keeps_logits, states)

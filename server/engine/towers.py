@@ -13,7 +13,26 @@ from vectors.sites import ModelSites
 
 
 class UnusedPart(nn.Module):
-    """Stands where a part of the model was that text does not use."""
+    """Stands where a `part` of the model was that text does not use.
+
+    A forward pass of text may still read the part's `device`, `dtype` and `config`.
+    """
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        like = next(part.parameters())
+        self.register_buffer("_empty", like.new_empty(0), persistent=False)  # moves with the model
+        self.config = getattr(part, "config", None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the part would be."""
+        return self._empty.device  # type: ignore[return-value]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the part would compute in."""
+        return self._empty.dtype  # type: ignore[return-value]
 
 
 def drop_unused_towers(module: PreTrainedModel, sites: ModelSites) -> tuple[str, ...]:
@@ -40,7 +59,7 @@ def drop_unused_towers(module: PreTrainedModel, sites: ModelSites) -> tuple[str,
         if name in called or any(id(parameter) in shared for parameter in part.parameters()):
             continue
         parent, _, own = name.rpartition(".")
-        setattr(module.get_submodule(parent), own, UnusedPart())
+        setattr(module.get_submodule(parent), own, UnusedPart(part))
         dropped.append(name)
     del candidates
     gc.collect()

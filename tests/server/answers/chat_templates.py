@@ -196,3 +196,25 @@ def tokenizer_with(
     if response_template is not None:
         tokenizer.response_template = copy.deepcopy(response_template)
     return tokenizer
+
+
+TEXT_OR_CALLS_BY_CONTENT = _template(
+    "{% if message['content'] is none %}" + _calls(_HERMES) + "{% endif %}",
+)
+"""Writes the calls of a turn only when its content is null."""
+
+TEXT_OR_CALLS_BY_CALLS = _TOOLS + (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['tool_calls'] %}"
+    + _calls(_HERMES)
+    + "{% else %}{{ message['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    + _PROMPT
+)
+"""Writes the text of a turn only when it has no calls."""
+
+COUNTS_TURNS = (
+    "{% set turns = namespace(number=0) %}{% for message in messages %}"
+    "{% if message['role'] != 'tool' and not message['tool_calls'] %}"
+    "{% if (message['role'] == 'user') != (turns.number % 2 == 0) %}{{ raise_exception('turns must alternate') }}"
+    "{% endif %}{% set turns.number = turns.number + 1 %}{% endif %}{% endfor %}" + TEXT_OR_CALLS_BY_CALLS
+)
+"""Writes the text of a turn only when it has no calls, and allows no two answers in a row."""

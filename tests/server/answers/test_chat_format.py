@@ -190,3 +190,39 @@ def test_a_template_that_raises_says_so() -> None:
     calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}] * 2
     with pytest.raises(InvalidRequest, match="one call at a time"):
         text_with(styles.REFUSES_TWO_CALLS).render_chat([{"role": "assistant", "content": "", "tool_calls": calls}])
+
+
+def _calling(content: str | None) -> dict[str, Any]:
+    call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": {"where": "under the bed"}}}
+    return {"role": "assistant", "content": content, "tool_calls": [call]}
+
+
+RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "dust"}
+
+
+@pytest.mark.parametrize(
+    "template", [styles.HERMES, styles.TEXT_OR_CALLS_BY_CONTENT, styles.TEXT_OR_CALLS_BY_CALLS, styles.XML_PARAMETERS]
+)
+def test_text_and_calls_of_one_turn_both_reach_the_model(template: str) -> None:
+    text = text_with(template)
+    rendered = text.render_chat([QUESTION, _calling("I shall look."), RESULT], tools=[TOOL])
+    assert rendered.index("I shall look.") < rendered.index("under the bed") < rendered.index("dust")
+    assert (rendered.count("I shall look."), rendered.count("under the bed")) == (1, 1)
+
+
+@pytest.mark.parametrize("content", ["", None, "\n\n"])
+@pytest.mark.parametrize(
+    "template", [styles.TEXT_OR_CALLS_BY_CONTENT, styles.TEXT_OR_CALLS_BY_CALLS, styles.COUNTS_TURNS]
+)
+def test_calls_without_text_stay_one_turn(template: str, content: str | None) -> None:
+    answer = {"role": "assistant", "content": "Dust."}
+    rendered = text_with(template).render_chat([QUESTION, _calling(content), RESULT, answer, QUESTION], tools=[TOOL])
+    assert rendered.count("under the bed") == 1
+    assert rendered.count("<|im_start|>assistant") == 3
+
+
+def test_text_that_a_template_would_drop_beside_calls_is_refused() -> None:
+    text = text_with(styles.COUNTS_TURNS)
+    with pytest.raises(InvalidRequest, match=r"either the text or the tool calls .* without content") as caught:
+        text.render_chat([QUESTION, _calling("I shall look."), RESULT], tools=[TOOL])
+    assert (caught.value.code, caught.value.param) == ("chat_template_error", "messages")

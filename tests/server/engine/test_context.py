@@ -101,3 +101,17 @@ def test_longrope_beyond_the_original_length_takes_its_long_factors_at_every_pos
 def test_a_context_beyond_the_models_is_refused() -> None:
     with pytest.raises(ModelRefused, match="expected at most 256"):
         prepare_model(scaled(rope_type="linear", factor=4.0), max_model_len=257)
+
+
+def test_a_context_is_asked_for_only_where_it_lets_the_model_be_served() -> None:
+    config = transformers.RecurrentGemmaConfig(
+        vocab_size=101, hidden_size=32, num_hidden_layers=3, intermediate_size=96, num_attention_heads=4, lru_width=32
+    )
+    refused = transformers.RecurrentGemmaForCausalLM(config).eval()
+    with pytest.raises(ModelRefused, match=r"keeps its state outside .*; serve it with transformers"):
+        prepare_model(refused)
+    served = transformers.MambaConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2, state_size=8)
+    with pytest.raises(ModelRefused, match="set --max-model-len"):
+        prepare_model(transformers.MambaForCausalLM(served).eval())
+    model = prepare_model(transformers.MambaForCausalLM(served).eval(), max_model_len=64)
+    assert model.info.max_model_len == 64

@@ -7,6 +7,7 @@ import torch
 
 from server.engine.evidence import hand_over_attention
 from server.engine.model import prepare_model
+from server.engine.refusal import ModelRefused
 from tests.families import CONFIGS, LAYERS, build
 
 RECURRENT_KINDS = ("linear_attention", "conv", "mamba")
@@ -38,3 +39,15 @@ def test_each_layer_asks_for_what_the_configuration_says(family: str) -> None:
 def test_the_kv_of_a_token_is_sized_by_the_layers_and_the_dtype(dtype: torch.dtype) -> None:
     model = prepare_model(build("llama").to(dtype))  # type: ignore[arg-type]
     assert model.kv_bytes_per_token == LAYERS * 2 * (8 + 8) * dtype.itemsize
+
+
+def test_an_error_of_the_models_own_code_is_refused_with_a_way_out() -> None:
+    model = build("llama")
+
+    def forward(*values: object, **named: object) -> None:
+        raise ValueError("You have to specify pixel_values")
+
+    model.model.layers[0].forward = forward
+    message = "cannot run in packed batches: ValueError: You have to specify pixel_values; serve it with transformers"
+    with pytest.raises(ModelRefused, match=message):
+        prepare_model(model)

@@ -83,11 +83,25 @@ def _emu3() -> Any:
     return transformers.Emu3ForConditionalGeneration(config)
 
 
+def _qwen2_audio() -> Any:
+    """Its forward pass reads the device of the tower before it looks whether there is any audio."""
+    config = transformers.Qwen2AudioConfig(
+        text_config=_TEXT | {"model_type": "qwen2", "pad_token_id": 0},
+        audio_config={
+            "num_mel_bins": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
+            "d_model": 32, "max_source_positions": 16,
+        },
+        audio_token_index=99,
+    )  # fmt: skip
+    return transformers.Qwen2AudioForConditionalGeneration(config)
+
+
 FAMILIES: dict[str, tuple[Any, str]] = {
     "mistral3": (_mistral3, "vision_tower"),
     "qwen2_vl": (_qwen2_vl, "visual"),
     "gemma3": (_gemma3, "vision_tower"),
     "emu3": (_emu3, "vqmodel"),
+    "qwen2_audio": (_qwen2_audio, "audio_tower"),
 }
 
 
