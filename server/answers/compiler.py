@@ -23,6 +23,7 @@ _LIMITS = LLParserLimits(max_grammar_size=20_000, step_max_items=20_000, max_lex
 
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
 _TOO_SLOW = "computing the allowed tokens takes too long"
+_LACKS_TOKENS = "it needs a token that this model's vocabulary does not have"
 _NUM_TRIED = 4
 _SECONDS_AT_ONCE = 1.0
 _SECONDS_PER_MASK = 0.005
@@ -36,7 +37,8 @@ class GrammarRefused(Exception):
 class GrammarCompiler:
     """Compiles grammars and caches the latest. Thread-safe; the first use reads the tokenizer's vocabulary.
 
-    `marker_ids`: the tokens that grammars name by their ids, beside the control tokens.
+    `marker_ids`: the tokens that grammars name by their ids, beside the control tokens. Tokens of the tokenizer that a
+    model of `vocab_size` tokens does not have are never allowed.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class GrammarCompiler:
         self._source = tokenizer
         self._marker_ids = frozenset(marker_ids)
         self._vocab_size = vocab_size
-        self._end_token_ids = sorted(end_token_ids)
+        self._end_token_ids = sorted(token_id for token_id in end_token_ids if token_id < vocab_size)
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
         self._known: OrderedDict[str, _CompiledGrammar | str] = OrderedDict()
@@ -97,26 +99,34 @@ def _compiled(source: str, tokenizer: LLTokenizer, vocab_size: int) -> _Compiled
     What the walk computed stays cached in the matcher and its copies.
     """
     matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS)
-    words = new_mask(vocab_size)
-    num_walked = 0
-    while num_walked < _NUM_TRIED and not matcher.is_stopped():
-        matcher.unsafe_compute_mask_ptr(words.data_ptr(), words.numel() * words.element_size())
-        allowed = unpack_mask(words, vocab_size).nonzero()
-        if matcher.is_error() or not len(allowed):
+    num_read = tokenizer.vocab_size
+    words = new_mask(num_read)
+    for _ in range(_NUM_TRIED):
+        if matcher.is_stopped():
             break
+        matcher.unsafe_compute_mask_ptr(words.data_ptr(), words.numel() * words.element_size())
+        if matcher.is_error():
+            break
+        allowed = unpack_mask(words, num_read)[:vocab_size].nonzero()
+        if not len(allowed):
+            return _LACKS_TOKENS
         matcher.consume_token(int(allowed[0]))
-        num_walked += 1
     if matcher.is_error() or not matcher.reset():
         return _reason(matcher)
-    return _CompiledGrammar(matcher)
+    return _CompiledGrammar(matcher, vocab_size, num_read)
 
 
 class _CompiledGrammar:
-    """A grammar whose states are copies of one matcher that never advances."""
+    """A grammar whose states are copies of one matcher that never advances.
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    `vocab_size` is the model's number of tokens, and `num_read` how many the matcher knows.
+    """
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int, num_read: int) -> None:
         self._matcher = matcher
         self._seconds_left = _SECONDS_AT_ONCE
+        self.vocab_size = vocab_size
+        self.num_read = num_read
 
     def start(self) -> _CompiledState:
         return _CompiledState(self._matcher.deep_copy(), self)
@@ -144,9 +154,19 @@ class _CompiledState:
 
     def fill_mask(self, words: Tensor) -> None:
         started = time.thread_time()
-        self._matcher.unsafe_compute_mask_ptr(words.data_ptr(), words.numel() * words.element_size())
+        has_more = self._grammar.num_read > self._grammar.vocab_size
+        filled = new_mask(self._grammar.num_read) if has_more else words
+        self._matcher.unsafe_compute_mask_ptr(filled.data_ptr(), filled.numel() * filled.element_size())
         self._check()
+        if has_more:
+            self._copy_known(filled, words)
         self._grammar.spend(time.thread_time() - started)
+
+    def _copy_known(self, filled: Tensor, words: Tensor) -> None:
+        """Copy the bits of the tokens that the model has. Raises `GrammarFailed` when none is set."""
+        words.copy_(filled[: words.numel()])
+        if not unpack_mask(words, self._grammar.vocab_size).any():
+            raise GrammarFailed(f"the constraint failed: {_LACKS_TOKENS}")
 
     def accept(self, token_id: int) -> None:
         self._matcher.consume_token(token_id)

@@ -28,6 +28,7 @@ def read_vocabulary(
     """The vocabulary of a model with `vocab_size` tokens. Raises `ValueError` when it cannot be read.
 
     No text spells a control token, nor one of `marker_ids`: a grammar names them by id. Every other token is its text.
+    Tokens that only the tokenizer has are kept, because a grammar may name them.
     """
     data = json.loads(tokenizer.backend_tokenizer.to_str())
     data |= {"padding": None, "truncation": None}
@@ -47,7 +48,12 @@ def read_vocabulary(
     _rename(data["model"], names)
     if is_spelled:
         _spell(data["model"]["vocab"], spellings)
-    return LLTokenizer(json.dumps(data), n_vocab=vocab_size, eos_token=sorted(end_token_ids))
+    return LLTokenizer(json.dumps(data), n_vocab=_size_with(tokenizer, vocab_size), eos_token=sorted(end_token_ids))
+
+
+def _size_with(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> int:
+    """The number of ids that the model or the tokenizer has."""
+    return max(vocab_size, 1 + max(tokenizer.get_vocab().values(), default=0))
 
 
 def _spell(vocabulary: dict[str, int], spellings: dict[str, int]) -> None:

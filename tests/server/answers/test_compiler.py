@@ -18,6 +18,7 @@ from server.answers.grammar_source import json_answer
 from server.answers.json_schema import SchemaRefused
 from server.demo import MODEL_DIR
 from server.engine.grammar import Grammar, GrammarFailed, allowed_tokens
+from tests.server.answers.chat_templates import tokenizer_with
 from tests.server.answers.schemas import Generated, judge, schemas
 from tests.server.api.serving import byte_tokenizer
 
@@ -267,3 +268,34 @@ def test_answers_of_one_grammar_know_nothing_of_each_other(compiler: GrammarComp
     assert (allowed_tokens(other, VOCABULARY) == before).all()
     assert not (allowed_tokens(one, VOCABULARY) == before).all()
     assert compiled(compiler, {"enum": ["ab", "cd"]}) is grammar
+
+
+def test_tokens_that_only_the_tokenizer_has_are_never_allowed() -> None:
+    """Every other token is allowed as it is for a model that has them all."""
+    tokenizer = tokenizer_with(None, specials=["<think>", "<call>"])
+    tokenizer.add_tokens(["ab", *(f"ab{number}" for number in range(80))])
+    size, think, call = len(tokenizer), VOCABULARY, VOCABULARY + 1
+    beyond, whole = (GrammarCompiler(tokenizer, number, {END, size - 1}, {call}) for number in (VOCABULARY, size))
+    schema = {"type": "object", "properties": {"ab1": {"enum": ["ab", "b"]}}, "required": ["ab1"]}
+    rule = json_answer(schema).removeprefix("start: answer\nanswer: ")
+    for source in (json_answer(schema), f'start: answer\nanswer: (<[{think}]> "x")? json\njson: {rule}'):
+        known, full = beyond.compile(source).start(), whole.compile(source).start()
+        seen = 0
+        for token in byte_tokenizer().encode('{"ab1": "ab"}'):
+            allowed = allowed_tokens(full, size)
+            seen += int(allowed[VOCABULARY:].sum())
+            assert (allowed_tokens(known, VOCABULARY) == allowed[:VOCABULARY]).all()
+            assert allowed[token]
+            known.accept(token)
+            full.accept(token)
+        assert seen
+        assert known.is_complete or allowed_tokens(known, VOCABULARY)[END]
+    with pytest.raises(GrammarRefused, match="needs a token that this model's vocabulary does not have"):
+        beyond.compile(f'start: answer\nanswer: <[{call}]> "x"\n')
+    late = beyond.compile(f'start: answer\nanswer: "abcdefgh" <[{call}]>\n').start()
+    for token in byte_tokenizer().encode("abcdefgh"):
+        late.accept(token)
+    with pytest.raises(GrammarFailed, match="needs a token that this model's vocabulary does not have"):
+        allowed_tokens(late, VOCABULARY)
+    with pytest.raises(GrammarRefused, match="needs an end token"):
+        GrammarCompiler(tokenizer, VOCABULARY, {size - 1}).compile(json_answer(schema))
