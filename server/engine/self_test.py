@@ -105,6 +105,11 @@ def check_exactness(
     prompts = make_prompts(module, context)
     with _own_attention(module):
         near = compute_reference(module, sites, prompts)
+    if not all(bool(torch.isfinite(logits.amax(-1)).all()) for logits in near.logits):
+        raise ModelRefused(
+            f"{type(module).__name__}: the model's own output is not finite in {str(dtype).removeprefix('torch.')}; "
+            "try another --dtype, or check the weights"
+        )
     difference = largest_difference(forward, sites, attention, layers, states, near, dtype, tolerance)
     if difference is not None:
         raise ModelRefused(

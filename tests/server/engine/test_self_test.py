@@ -130,3 +130,11 @@ def test_whatever_a_models_code_raises_is_a_refusal_with_its_text() -> None:
 def test_contexts_of_a_few_tokens_are_served() -> None:
     for length in (1, 7, 8, 9, 26):
         assert prepare_model(build("llama"), max_model_len=length).info.max_model_len == length
+
+
+def test_weights_that_overflow_are_called_that() -> None:
+    model = build("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.fill_(torch.inf)
+    with pytest.raises(ModelRefused, match="own output is not finite in float32; try another --dtype"):
+        prepare_model(model)

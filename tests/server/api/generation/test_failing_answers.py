@@ -75,10 +75,10 @@ def test_the_client_does_not_try_it_again(server: Server) -> None:
 
 
 def test_a_model_that_overflows_by_itself_is_not_blamed_on_steering(tmp_path: Path) -> None:
-    module = tiny_module()
+    model = prepare_model(tiny_module(), model_id=MODEL)
     with torch.no_grad():
-        module.model.layers[0].mlp.down_proj.weight.fill_(torch.inf)
-    with serving(tmp_path, model=prepare_model(module, model_id=MODEL), tokenizer=byte_tokenizer()) as server:
+        model.module.get_submodule("model.layers.0.mlp.down_proj").weight.fill_(torch.inf)  # type: ignore[operator]
+    with serving(tmp_path, model=model, tokenizer=byte_tokenizer()) as server:
         response = server.http.post("/v1/completions", json=ROUTES["/v1/completions"])
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (500, "output_not_finite", None)
