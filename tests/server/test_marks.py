@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -25,6 +26,11 @@ def test_marks_come_back_as_their_text() -> None:
     assert MARKS.of(1) is None
     with pytest.raises(UnicodeEncodeError):
         marked.encode()
+
+
+def test_marks_in_json_are_escaped() -> None:
+    quote = Marks({5: '<|"|>'})
+    assert json.loads(quote.plain_json(f'{{"a": "{quote.of(5)}b"}}')) == {"a": '<|"|>b'}
 
 
 @pytest.mark.parametrize(
