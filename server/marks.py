@@ -6,6 +6,7 @@ such token is one character that no text contains: a lone surrogate.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 
@@ -49,6 +50,12 @@ class Marks:
         if self._any_mark is None:
             return text
         return self._any_mark.sub(lambda found: self._names[found[0]], text)
+
+    def plain_json(self, text: str) -> str:
+        """The JSON that `text` stands for, where marks occur within strings."""
+        if self._any_mark is None:
+            return text
+        return self._any_mark.sub(lambda found: json.dumps(self._names[found[0]], ensure_ascii=False)[1:-1], text)
 
     def without(self, text: str) -> str:
         """`text` without marks."""

@@ -235,7 +235,7 @@ def _plain(delta: ReplyDelta, marks: Marks) -> ReplyDelta:
     if not marks.names:
         return delta
     calls = (
-        ToolCallDelta(call.index, call.call_id, call.name and marks.plain(call.name), marks.plain(call.arguments))
+        ToolCallDelta(call.index, call.call_id, call.name and marks.plain(call.name), marks.plain_json(call.arguments))
         for call in delta.tool_calls
     )
     return ReplyDelta(marks.plain(delta.content), marks.plain(delta.reasoning), tuple(calls))

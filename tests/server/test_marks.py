@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
+from server.answers.parts import AnswerParts
 from server.detokenizer import ChoiceText, TokenTable
 from server.marks import Marks, hidden_marks, is_tag
-from tests.server.answers.chat_templates import tokenizer_with
+from server.text import TextProcessor
+from tests.server.answers.chat_templates import THINKING_SWITCH, tokenizer_with
 
 MARKS = Marks({7: "<think>", 8: "</think>", 9: "<|channel|>"})
 
@@ -23,6 +26,11 @@ def test_marks_come_back_as_their_text() -> None:
     assert MARKS.of(1) is None
     with pytest.raises(UnicodeEncodeError):
         marked.encode()
+
+
+def test_marks_in_json_are_escaped() -> None:
+    quote = Marks({5: '<|"|>'})
+    assert json.loads(quote.plain_json(f'{{"a": "{quote.of(5)}b"}}')) == {"a": '<|"|>b'}
 
 
 @pytest.mark.parametrize(
@@ -69,3 +77,18 @@ def test_a_stop_may_name_a_control_token_and_part_of_a_mark() -> None:
     assert text.push(mark_id) == ""
     assert text.push(tokenizer.encode("!", add_special_tokens=False)[0]) == ""
     assert text.is_stopped
+
+
+def test_a_stop_inside_a_thought_does_not_stop() -> None:
+    """Whether the thought's delimiters are tokens or letters; a stop after it does."""
+    for specials in ([], ["<think>", "</think>"]):
+        processor = TextProcessor(tokenizer_with(THINKING_SWITCH, specials=specials))
+        reading = processor.reading(())
+        thought = AnswerParts(processor.table, reading).start()
+        text = ChoiceText(processor.table, begins_text=True, stops=["hm"], marks=processor.marks, thought=thought)
+        shown = ""
+        for token_id in processor.encode("<think>hm, h</think>m, hm, more", add_special_tokens=False):
+            shown += text.push(token_id)
+            if text.is_stopped:
+                break
+        assert (processor.marks.plain(shown), text.is_stopped) == ("<think>hm, h</think>m, ", True)
