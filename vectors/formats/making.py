@@ -48,7 +48,7 @@ def make_vector(
     elif behind_norm in kept and len(kept) > 1:
         del kept[behind_norm]
         noted["left_out"] = (
-            f"layer {behind_norm}, the last one: libraries that write this layout read it behind the final norm; "
+            f"layer {behind_norm}, the last one: some libraries that write this layout read it behind the final norm; "
             "name it in layers to keep it"
         )
     if uses_one_layer and options.asked is None and len(kept) > 1:
