@@ -42,7 +42,7 @@ class Marks:
         """A regular expression in which the texts of the tokens, escaped or not, are replaced by their marks."""
         for name in sorted(self._by_name, key=len, reverse=True):
             spelled = "".join(rf"\\?{re.escape(character)}" for character in name)
-            pattern = re.sub(spelled, lambda _, mark=self._by_name[name]: mark, pattern)  # type: ignore[misc]
+            pattern = re.sub(spelled, self._by_name[name], pattern)
         return pattern
 
     def plain(self, text: str) -> str:

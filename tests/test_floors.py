@@ -184,7 +184,7 @@ FLOORS: dict[str, str] = {
         train
     """,
     "server.engine": """
-        errors
+        current errors
         __init__ attention generation_config grammar masks pacing refusal
         recurrent
         cache checkpoint_files context evidence request self_test towers

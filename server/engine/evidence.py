@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from server.engine.attention.function import ATTENTION_NAME, attention_step, paged_attention
+from server.engine.attention.function import ATTENTION_NAME, attention_step, layer_of, paged_attention
 from server.engine.attention.interface import (
     AttentionArguments,
     AttentionStep,
@@ -28,6 +27,7 @@ from server.engine.attention.interface import (
     Segment,
 )
 from server.engine.attention.latent import LatentProbe, LatentSizes
+from server.engine.current import Current
 from server.engine.masks import MaskLog, Sight, build_logged_mask, current_masks, logging_masks
 from server.engine.recurrent.probe import layers_with_attention
 from server.engine.refusal import ModelRefused
@@ -92,7 +92,7 @@ def _probed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **others: Any
 ) -> tuple[Tensor, None]:
     """The attention function of the first pass: notes what the layer may see, then does as the engine's own."""
-    masks, layer, (look, latents) = current_masks(), int(module.layer_idx), _current_look.get()  # type: ignore[arg-type]
+    masks, layer, (look, latents) = current_masks(), layer_of(module), _current_look.require()
     if attention_mask is not None:
         if (sight := masks.sight_of(attention_mask)) is not None:
             masks.sights[layer] = sight
@@ -103,7 +103,7 @@ def _probed_attention(
     return output
 
 
-_current_look: ContextVar[tuple[_Look, LatentProbe]] = ContextVar("tiller_look")
+_current_look: Current[tuple[_Look, LatentProbe]] = Current("tiller_look")
 
 AttentionInterface.register(_PROBE_NAME, _probed_attention)
 AttentionMaskInterface.register(_PROBE_NAME, build_logged_mask)
@@ -135,12 +135,8 @@ def hand_over_attention(
     architecture = type(module).__name__
     look = _Look()
     module.set_attn_implementation(_PROBE_NAME)
-    with logging_masks(context) as masks, LatentProbe(module) as latents:
-        token = _current_look.set((look, latents))
-        try:
-            _run(module, look)
-        finally:
-            _current_look.reset(token)
+    with logging_masks(context) as masks, LatentProbe(module) as latents, _current_look.set_to((look, latents)):
+        _run(module, look)
     _check_calls(module, look.calls, num_layers)
     layers = {layer: _with_sight(architecture, layer, asked, masks) for layer, asked in look.layers.items()}
     module.set_attn_implementation(ATTENTION_NAME)

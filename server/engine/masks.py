@@ -7,15 +7,16 @@ tells a window of 4096 tokens from causal attention.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.masking_utils import sdpa_mask
+
+from server.engine.current import Current
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """transformers' form: (batch, head, query position, key position), int64 tensors that broadcast -> bool."""
@@ -78,25 +79,17 @@ class MaskLog:
         return sights.pop() if len(sights) == 1 else _recognise_grid(mask[0, 0])
 
 
-_current: ContextVar[MaskLog | None] = ContextVar("tiller_mask_log", default=None)
+_current: Current[MaskLog] = Current("tiller_mask_log")
 
 
-@contextmanager
-def logging_masks(context: int) -> Iterator[MaskLog]:
+def logging_masks(context: int) -> AbstractContextManager[MaskLog]:
     """Masks built by `build_logged_mask` inside are remembered; a window of `context` tokens or more is no window."""
-    log = MaskLog(context)
-    token = _current.set(log)
-    try:
-        yield log
-    finally:
-        _current.reset(token)
+    return _current.set_to(MaskLog(context))
 
 
 def current_masks() -> MaskLog:
     """The log of the pass that is running, inside `logging_masks`."""
-    log = _current.get()
-    assert log is not None, "no masks are being logged"
-    return log
+    return _current.require()
 
 
 def build_logged_mask(*, mask_function: MaskFunction, **sizes: Any) -> Tensor:

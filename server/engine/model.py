@@ -129,7 +129,7 @@ def load_model(
     on_progress(f"moving to {target}")
     try:
         _drop_towers(module)
-        module.to(target).eval()  # type: ignore[arg-type]
+        module.to(target).eval()  # type: ignore[arg-type]  # its decorator hides that `to` is a method
     except RuntimeError as error:
         raise ModelRefused(f"{source} does not fit on {target}: {error}") from error
     on_progress("probing the attention")

@@ -88,7 +88,7 @@ class Runner:
             logits = self._model.forward(inputs.tokens, inputs.positions, inputs.wanted)
         return list(_results(batch, logits, activations.captured))
 
-    def _recurrent_step(self, batch: StepBatch) -> contextlib.AbstractContextManager[None]:
+    def _recurrent_step(self, batch: StepBatch) -> contextlib.AbstractContextManager[object]:
         """The step of the recurrent layers, after the copies of states that were noted since the last one."""
         if self._slots is None:
             return contextlib.nullcontext()

@@ -348,10 +348,9 @@ class _Comparison:
     def compare(self, place: Place, activation: Tensor) -> Tensor | None:
         """Compare an activation; returns the reference in its place if it is a block's output."""
         site, layer = place
-        references = [seen.get(place) for seen in self.reference.activations]
-        if any(reference is None for reference in references):
+        known = self._references(place)
+        if not known:
             return None
-        known = [reference for reference in references if reference is not None]
         dim = _token_dim(known)
         if dim is None:
             return None
@@ -360,11 +359,16 @@ class _Comparison:
             return None
         scale = expected
         if site == "residual" and layer > 0:
-            before = [seen.get((site, layer - 1)) for seen in self.reference.activations]
-            if all(a is not None and a.shape == b.shape for a, b in zip(before, known, strict=True)):
-                scale = expected.float() - self._packed(before, dim).float()  # type: ignore[arg-type]
+            before = self._references((site, layer - 1))
+            if [each.shape for each in before] == [each.shape for each in known]:
+                scale = expected.float() - self._packed(before, dim).float()
         self._note(f"{'attention' if site == 'attention' else 'block'} {layer}", activation, expected, scale, dim)
         return expected if site == "residual" else None
+
+    def _references(self, place: Place) -> list[Tensor]:
+        """The activation of each prompt at `place`; empty when one has none."""
+        known = [seen[place] for seen in self.reference.activations if place in seen]
+        return known if len(known) == len(self.reference.activations) else []
 
     def compare_logits(self, logits: Tensor) -> None:
         """Compare logits `[tokens, vocabulary]`."""
@@ -378,11 +382,6 @@ class _Comparison:
             if not median <= tolerance:
                 return Difference(where, median)
         return None
-
-    @property
-    def medians(self) -> dict[tuple[str, str], float]:
-        """The median difference by place and group."""
-        return {key: torch.tensor(shares).median().item() for key, shares in self._shares.items()}
 
     def _packed(self, references: Sequence[Tensor], dim: int) -> Tensor:
         parts = [

@@ -232,7 +232,6 @@ class TokenSequence:
 
     def _num_cached(self, pool: PagePool) -> int:
         """Pages of the longest prefix that the pool has; if there are states, of the longest with a snapshot."""
-        num_pages = 0
         num_pages = self._num_pages_in(pool)
         if pool.states is not None:
             while num_pages > 0 and not pool.states.has(self._key_of_page(num_pages - 1)):

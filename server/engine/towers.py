@@ -18,6 +18,8 @@ class UnusedPart(nn.Module):
     A forward pass of text may still read the part's `device`, `dtype` and `config`.
     """
 
+    _empty: torch.Tensor
+
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
         like = next(part.parameters())
@@ -27,12 +29,12 @@ class UnusedPart(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the part would be."""
-        return self._empty.device  # type: ignore[return-value]
+        return self._empty.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the part would compute in."""
-        return self._empty.dtype  # type: ignore[return-value]
+        return self._empty.dtype
 
 
 def drop_unused_towers(module: PreTrainedModel, sites: ModelSites) -> tuple[str, ...]:

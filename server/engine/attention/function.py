@@ -5,9 +5,7 @@ It checks the arguments, refuses those that no implementation supports, and call
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from transformers import AttentionInterface
 
 from server.engine.attention.interface import AttentionArguments, AttentionStep
 from server.engine.attention.latent import as_latent
+from server.engine.current import Current
 
 ATTENTION_NAME = "tiller_paged"
 
@@ -26,18 +25,19 @@ _HARMLESS_ARGUMENTS = frozenset(
     }
 )  # fmt: skip
 
-_current: ContextVar[AttentionStep | None] = ContextVar("tiller_attention_step", default=None)
+_current: Current[AttentionStep] = Current("tiller_attention_step")
 
 
-@contextmanager
-def attention_step(step: AttentionStep) -> Iterator[None]:
+def attention_step(step: AttentionStep) -> AbstractContextManager[AttentionStep]:
     """Make `step` the current step of the attention function; does not nest."""
-    assert _current.get() is None, "a step is already running"
-    token = _current.set(step)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    return _current.set_to(step)
+
+
+def layer_of(module: nn.Module) -> int:
+    """The number of the block that the attention `module` belongs to, as transformers counts."""
+    layer = module.layer_idx
+    assert isinstance(layer, int), f"{type(module).__name__} has no layer_idx"
+    return layer
 
 
 def paged_attention(
@@ -66,7 +66,7 @@ def paged_attention(
     for name, argument in others.items():
         if argument is not None and name not in _HARMLESS_ARGUMENTS:
             raise NotImplementedError(f"paged attention does not support the argument {name!r}, which the model passes")
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    layer = layer_of(module)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     arguments = AttentionArguments(scale, softcap, s_aux)
     latent = as_latent(module, query[0], key[0])

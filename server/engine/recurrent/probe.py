@@ -58,7 +58,7 @@ def hand_over_recurrence(module: PreTrainedModel, run: Callable[[Any], None]) ->
         cache_name = _cache_name(type(module).__name__, seen, cache)
         original = getattr(seen.module.forward, "original", seen.module.forward)
         is_stepwise = _is_stepwise(original, cache_name, seen, layout)
-        setattr(seen.module, "forward", PackedForward(original, cache_name, is_stepwise=is_stepwise))  # noqa: B010
+        setattr(seen.module, "forward", PackedForward(original, cache_name, is_stepwise=is_stepwise))  # noqa: B010 - mypy allows no other assignment to a method
     return layout
 
 

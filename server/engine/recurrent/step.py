@@ -8,15 +8,15 @@ beginning or not. All sequences that decode are one call.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from server.engine.current import Current
 from server.engine.recurrent.states import RecurrentStates, StateCache
 
 
@@ -163,15 +163,9 @@ class PackedForward:
         return step.run(self, dict(zip(self._names, values, strict=False)) | named)
 
 
-_current: ContextVar[RecurrentStep | None] = ContextVar("tiller_recurrent_step", default=None)
+_current: Current[RecurrentStep] = Current("tiller_recurrent_step")
 
 
-@contextmanager
-def recurrent_step(step: RecurrentStep) -> Iterator[None]:
+def recurrent_step(step: RecurrentStep) -> AbstractContextManager[RecurrentStep]:
     """Make `step` the current step of all recurrent modules; does not nest."""
-    assert _current.get() is None, "a step is already running"
-    token = _current.set(step)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    return _current.set_to(step)
