@@ -185,12 +185,14 @@ FLOORS: dict[str, str] = {
     """,
     "server.engine": """
         current errors
-        __init__ attention generation_config grammar masks pacing refusal
-        recurrent
+        __init__ attention generation_config grammar pacing refusal
+        masks recurrent
         cache checkpoint_files context evidence request self_test towers
         checkpoint protocol sampler wanted
         adapter
-        admission description queries sequence
+        admission description kv_pages queries
+        page_table
+        sequence
         model scheduler
         memory step
         buffers

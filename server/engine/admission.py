@@ -12,8 +12,8 @@ from server.steering.plan import SteeringPlan
 from vectors.positions import Phase
 
 
-def check_request(request: EngineRequest, info: ModelInfo, num_slots: int) -> None:
-    """Raise `RequestRefused` if the model of `info`, with KV for `num_slots` tokens, cannot run `request`."""
+def check_request(request: EngineRequest, info: ModelInfo, max_tokens: int) -> None:
+    """Raise `RequestRefused` if the model of `info` cannot run `request`; sequences may have `max_tokens` tokens."""
     if not request.prompt:
         raise EmptyPrompt
     num_to_generate = 0
@@ -34,9 +34,8 @@ def check_request(request: EngineRequest, info: ModelInfo, num_slots: int) -> No
         case _ as unknown:
             assert_never(unknown)
     num_known = len(request.prompt) + len(response)
-    limit = min(info.max_model_len, num_slots)
-    if num_known + num_to_generate > limit:
-        raise ContextTooLong(limit, num_known, num_to_generate)
+    if num_known + num_to_generate > max_tokens:
+        raise ContextTooLong(max_tokens, num_known, num_to_generate)
     tokens = (*request.prompt, *response, *named)
     if min(tokens) < 0 or max(tokens) >= info.vocab_size:
         raise TokenOutsideVocabulary(info.vocab_size)

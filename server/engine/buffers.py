@@ -20,19 +20,19 @@ class StepInputs:
 
     tokens: Tensor
     positions: Tensor
-    slots: Tensor
+    slots: tuple[Tensor, ...]
     wanted: Tensor
     row_of_token: Tensor | None
     low_rank_tokens: Tensor | None
 
 
 class StepBuffers:
-    """The inputs of steps of at most `max_tokens` tokens on `device`."""
+    """The inputs of steps of at most `max_tokens` tokens on `device`, whose KV is in `num_groups` groups of pages."""
 
-    def __init__(self, max_tokens: int, device: torch.device) -> None:
+    def __init__(self, max_tokens: int, num_groups: int, device: torch.device) -> None:
         self._tokens = IndexBuffer(max_tokens, device)
         self._positions = IndexBuffer(max_tokens, device)
-        self._slots = IndexBuffer(max_tokens, device)
+        self._slots = [IndexBuffer(max_tokens, device) for _ in range(num_groups)]
         self._wanted = IndexBuffer(max_tokens, device)
         self._row_of_token = IndexBuffer(max_tokens, device)
         self._low_rank_tokens = IndexBuffer(max_tokens, device)
@@ -42,7 +42,7 @@ class StepBuffers:
         return StepInputs(
             tokens=self._tokens.write(batch.tokens),
             positions=self._positions.write(batch.positions),
-            slots=self._slots.write(batch.slots),
+            slots=tuple(buffer.write(own) for buffer, own in zip(self._slots, batch.slots, strict=True)),
             wanted=self._wanted.write(batch.wanted),
             row_of_token=None if batch.row_of_token is None else self._row_of_token.write(batch.row_of_token),
             low_rank_tokens=(

@@ -1,7 +1,7 @@
 """KV pages: which sequences hold them, where a sequence's next page goes, and which pages can be shared.
 
-A page covers `page_size` consecutive tokens of one sequence, in every layer. Pages are numbers; what holds
-their KV is in `attention/`. A sequence's pages are kept next to each other as far as possible, because attention
+A page covers a fixed number of consecutive tokens of one sequence, in every layer of a group. Pages are numbers; what
+holds their KV is in `attention/`. A sequence's pages are kept next to each other as far as possible, because attention
 reads a stretch of adjacent pages as one view, without copying it.
 
 The prefix cache: a full page is registered under a key that chains (tokens, steering) from the sequence's start, so
@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from server.engine.recurrent.slots import StateSlots
 from server.steering.plan import SteeringPlan
 from vectors.vocabulary import Part
 
@@ -47,17 +46,16 @@ def page_key(
 
 
 class PagePool:
-    """All pages of one engine. Every page is free, held by one or more sequences, or idle (registered, unheld).
+    """All pages of one group. Every page is free, held by one or more sequences, or idle (registered, unheld).
 
-    `states`: the slots of a model with recurrent layers, else None.
+    `on_evict` is told the key of a page that can no longer be shared.
     """
 
     def __init__(
-        self, num_pages: int, page_size: int, *, prefix_cache: bool = True, states: StateSlots | None = None
+        self, num_pages: int, *, prefix_cache: bool = True, on_evict: Callable[[PageKey], None] | None = None
     ) -> None:
         self.num_pages = num_pages
-        self.page_size = page_size
-        self.states = states
+        self._on_evict = on_evict
         self._prefix_cache = prefix_cache
         self._is_free = np.ones(num_pages, dtype=bool)
         self._num_free = num_pages
@@ -65,11 +63,6 @@ class PagePool:
         self._key_of: dict[int, PageKey] = {}
         self._page_of: dict[PageKey, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
-
-    @property
-    def shares_prefixes(self) -> bool:
-        """False when pages are never reused."""
-        return self._prefix_cache
 
     def has(self, key: PageKey) -> bool:
         """True when a page is registered under `key`."""
@@ -131,8 +124,8 @@ class PagePool:
             page, _ = self._idle.popitem(last=False)
             key = self._key_of.pop(page)
             del self._page_of[key]
-            if self.states is not None:
-                self.states.forget(key)
+            if self._on_evict is not None:
+                self._on_evict(key)
             self._free(page)
         return True
 

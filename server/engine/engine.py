@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from server.engine.admission import check_request
-from server.engine.cache import PagePool
 from server.engine.errors import (
     DuplicateRequest,
     EngineStopped,
@@ -29,10 +28,11 @@ from server.engine.errors import (
     WorkFailed,
 )
 from server.engine.grammar import GrammarFailed
+from server.engine.kv_pages import KVPages
 from server.engine.model import LoadedModel
 from server.engine.outputs import branch_scores, last_output, next_scores, sampled_logprobs
 from server.engine.pacing import BackgroundPace
-from server.engine.protocol import EngineStats, ModelInfo, PagingStats
+from server.engine.protocol import EngineStats, ModelInfo, PagingStats, PoolStats
 from server.engine.recurrent.slots import StateSlots
 from server.engine.request import (
     EngineRequest,
@@ -64,7 +64,9 @@ class EngineSettings:
     """The limits of the engine.
 
     `max_running` sequences share a step of at most `max_batch_tokens` tokens; up to `max_queue` live requests wait.
-    `num_pages` of `page_size` tokens hold the KV. A model with recurrent layers keeps `num_snapshots` of their states.
+    `num_pages` of `page_size` tokens hold the KV of the layers that see farthest, and `num_window_pages` that of each
+    further group of `LoadedModel.page_groups`; None: as many. A model with recurrent layers keeps `num_snapshots` of
+    their states.
     """
 
     num_pages: int
@@ -74,6 +76,7 @@ class EngineSettings:
     max_queue: int = 1024
     prefix_cache: bool = True
     num_snapshots: int = 64
+    num_window_pages: Sequence[int] | None = None
 
 
 class BatchingEngine:
@@ -91,18 +94,28 @@ class BatchingEngine:
         if model.states:
             prefix_cache = prefix_cache and settings.num_snapshots > 0
             slots = StateSlots(settings.max_running, settings.num_snapshots if prefix_cache else 0)
-        self._pool = PagePool(settings.num_pages, settings.page_size, prefix_cache=prefix_cache, states=slots)
+        num_groups = len(model.page_groups)
+        num_pages = (settings.num_pages, *(settings.num_window_pages or [settings.num_pages] * (num_groups - 1)))
+        self._kv = KVPages(
+            model.page_groups,
+            num_pages,
+            settings.page_size,
+            max_chunk=settings.max_batch_tokens,
+            prefix_cache=prefix_cache,
+            states=slots,
+        )
+        self._max_tokens = self._kv.max_tokens(model.info.max_model_len)
         self._bank = SteeringBank(model.info.num_layers, model.info.hidden_size, model.device)
         self._runner = Runner(
             model,
             self._bank,
-            num_pages=settings.num_pages,
+            num_pages=num_pages,
             page_size=settings.page_size,
             max_batch_tokens=settings.max_batch_tokens,
             slots=slots,
         )
         self._scheduler = Scheduler(
-            self._pool, max_running=settings.max_running, max_batch_tokens=settings.max_batch_tokens
+            self._kv, max_running=settings.max_running, max_batch_tokens=settings.max_batch_tokens
         )
         self._background_pace = BackgroundPace()
         self._sequences: dict[str, TokenSequence] = {}
@@ -166,8 +179,8 @@ class BatchingEngine:
 
     def submit(self, request: EngineRequest, sink: OutputSink) -> None:
         """See `protocol.Engine.submit`."""
-        check_request(request, self._model.info, self._pool.num_pages * self._pool.page_size)
-        sequence = TokenSequence(request, sink, self._model.info.eos_token_ids, self._settings.page_size)
+        check_request(request, self._model.info, self._max_tokens)
+        sequence = TokenSequence(request, sink, self._model.info.eos_token_ids, self._kv)
         with self._changed:
             if not self._accepts:
                 raise EngineStopped
@@ -280,7 +293,7 @@ class BatchingEngine:
                 sequence.add_branch_scores(branch_scores(result.branch_logits, sequence.wanted.next_token_ids))
             else:
                 self._note_known(result)
-                sequence.advance(result.chunk.num_new, self._pool)
+                sequence.advance(result.chunk.num_new)
             if is_last and sequence.wanted.max_tokens > 0:
                 sampling.append(result)
             elif is_last:
@@ -386,11 +399,10 @@ class BatchingEngine:
             total_generated_tokens=self._totals["generated"],
             total_steps=self._totals["steps"],
             num_rows_in_use=self._bank.num_rows_in_use,
-            num_states_in_use=0 if self._pool.states is None else self._pool.states.num_held,
+            num_states_in_use=0 if self._kv.states is None else self._kv.states.num_held,
             paging=PagingStats(
-                num_pages=self._pool.num_pages,
-                num_free_pages=self._pool.num_available,
-                page_size=self._pool.page_size,
+                pools=tuple(PoolStats(pool.num_pages, pool.num_available) for pool in self._kv.pools),
+                page_size=self._kv.page_size,
                 total_preemptions=self._scheduler.num_preemptions,
             ),
         )

@@ -24,11 +24,14 @@ from server.engine.attention.interface import (
     AttentionStep,
     LayerAttention,
     PagedAttention,
+    Reach,
     Segment,
+    Stretches,
+    page_groups,
 )
 from server.engine.attention.latent import LatentProbe, LatentSizes
 from server.engine.current import Current
-from server.engine.masks import MaskLog, Sight, build_logged_mask, current_masks, logging_masks
+from server.engine.masks import MaskLog, build_logged_mask, current_masks, logging_masks
 from server.engine.recurrent.probe import layers_with_attention
 from server.engine.refusal import ModelRefused
 from vectors.sites import ModelSites, activation_of
@@ -70,7 +73,7 @@ class _Look(AttentionStep):
 
     def complete(self, layer: int, window: int | None, latent: LatentSizes | None) -> None:
         """Note what the call of `layer` does not show: the `window` asked for, and its latents if it has any."""
-        asked = replace(self.layers[layer], window=window)
+        asked = replace(self.layers[layer], reach=Reach(window=window))
         if latent is not None:
             key_dim = latent.rank + latent.rotary_dim
             asked = replace(asked, kv_heads=1, key_dim=key_dim, value_dim=latent.rank, is_latent=True)
@@ -97,7 +100,7 @@ def _probed_attention(
         if (sight := masks.sight_of(attention_mask)) is not None:
             masks.sights[layer] = sight
     elif False in (getattr(module, "is_causal", None), others.get("is_causal")):
-        masks.sights[layer] = Sight(other="lets tokens see later ones (bidirectional attention)")
+        masks.sights[layer] = "lets tokens see later ones (bidirectional attention)"
     output = paged_attention(module, query, key, value, None, **others)
     look.complete(layer, others.get("sliding_window"), latents.find(module, key[0], value[0]))
     return output
@@ -171,12 +174,11 @@ def _with_sight(architecture: str, layer: int, asked: LayerAttention, masks: Mas
     sight = masks.sights.get(layer)
     if sight is None:
         return asked
-    if sight.other is not None:
+    if isinstance(sight, str):
         raise ModelRefused(
-            f"{architecture}: layer {layer} {sight.other}, which paged attention does not support; "
-            "serve it with transformers"
+            f"{architecture}: layer {layer} {sight}, which paged attention does not support; serve it with transformers"
         )
-    return replace(asked, window=sight.window, chunk=sight.chunk)
+    return replace(asked, reach=sight)
 
 
 def working_sites(
@@ -200,13 +202,17 @@ def working_sites(
         return hook
 
     parameter = next(module.parameters())
-    kv = attention(layers, num_pages=1, page_size=_LENGTH, dtype=parameter.dtype, device=parameter.device)
+    num_groups = len(page_groups(layers))
+    kv = attention(
+        layers, num_pages=[1] * num_groups, page_size=_LENGTH, dtype=parameter.dtype, device=parameter.device
+    )
     slots = torch.arange(_LENGTH, device=parameter.device)
+    segment = Segment(0, _LENGTH, 0, (Stretches(((0, _LENGTH),)),) * num_groups)
     handles = [
         module.register_forward_hook(look(site)) for site, modules in sites.modules.items() for module in modules
     ]
     try:
-        _run(module, kv.plan([Segment(0, _LENGTH, 0, ((0, _LENGTH),))], slots))
+        _run(module, kv.plan([segment], [slots] * num_groups))
     finally:
         for handle in handles:
             handle.remove()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.masking_utils import sdpa_mask
 
+from server.engine.attention.interface import Reach
 from server.engine.current import Current
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -24,19 +24,10 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 _NEAR = 48
 
 
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """What a token sees: all before it and itself (causal), the last `window` tokens, or its `chunk` up to itself.
+Sight = Reach | str
+"""What a token sees, or in words what it sees instead of that."""
 
-    `other` says in words what it sees instead, when it is none of these.
-    """
-
-    window: int | None = None
-    chunk: int | None = None
-    other: str | None = None
-
-
-CAUSAL = Sight()
+CAUSAL = Reach()
 
 
 class MaskLog:
@@ -71,10 +62,10 @@ class MaskLog:
         if mask.dtype != torch.bool:
             allowed = mask == 0
             if not bool((allowed | (mask <= -1e4)).all()):
-                return Sight(other="adds a bias of its own to the attention's logits")
+                return "adds a bias of its own to the attention's logits"
             mask = allowed
         if mask.ndim != 4 or not bool((mask == mask[:1, :1]).all()):
-            return Sight(other="has a mask of its own for each head")
+            return "has a mask of its own for each head"
         sights = {sight for built, sight in self._built if torch.equal(built[0, 0], mask[0, 0])}
         return sights.pop() if len(sights) == 1 else _recognise_grid(mask[0, 0])
 
@@ -118,7 +109,7 @@ def _at(mask_function: MaskFunction, zero: Tensor, queries: Tensor, keys: Tensor
 def _recognise_grid(allowed: Tensor) -> Sight | None:
     """The same for a mask that is only known as bool `[queries, keys]`, from the first position on; None if causal."""
     if allowed.shape[0] != allowed.shape[1]:
-        return Sight(other="attends to other tokens than those of its sequence")
+        return "attends to other tokens than those of its sequence"
     positions = torch.arange(len(allowed), device=allowed.device)
     hides_first = torch.nonzero(~allowed[:, 0])
     size = None if len(hides_first) == 0 else int(hides_first[0])
@@ -133,9 +124,9 @@ def _match(allowed: Tensor, queries: Tensor, keys: Tensor, size: int | None) -> 
         return CAUSAL
     if size is not None and size > 0:
         if torch.equal(allowed, causal & (queries - keys < size)):
-            return Sight(window=size)
+            return Reach(window=size)
         if torch.equal(allowed, causal & (queries // size == keys // size)):
-            return Sight(chunk=size)
+            return Reach(chunk=size)
     if bool((allowed & ~causal).any()):
-        return Sight(other="lets tokens see later ones (bidirectional attention)")
-    return Sight(other="has a mask that is neither causal, nor a sliding window, nor chunks")
+        return "lets tokens see later ones (bidirectional attention)"
+    return "has a mask that is neither causal, nor a sliding window, nor chunks"

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from server.engine.adapter import merge_adapter
 from server.engine.attention.choice import attention_for
-from server.engine.attention.interface import LayerAttention, PagedAttention
+from server.engine.attention.interface import LayerAttention, PagedAttention, Reach, page_groups
 from server.engine.checkpoint import load_checkpoint
 from server.engine.context import known_context, settle_context
 from server.engine.description import describe_model
@@ -67,8 +67,13 @@ class LoadedModel:
     states: StateLayout = field(default_factory=StateLayout)
 
     @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of KV per token, over all layers."""
+    def page_groups(self) -> tuple[Reach, ...]:
+        """The groups of layers that have KV pages of their own: how far each sees, the farthest first."""
+        return page_groups(self.attention_layers)
+
+    @property
+    def kv_bytes_per_token(self) -> tuple[int, ...]:
+        """Bytes of KV per token, over all layers of each group of `page_groups`."""
         return self.attention.bytes_per_token(self.attention_layers, self.dtype)
 
     def forward(self, tokens: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:

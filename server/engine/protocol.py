@@ -40,11 +40,26 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class PagingStats:
-    """Counters of an engine that keeps its KV in pages. A new request could take `num_free_pages`."""
+class PoolStats:
+    """The KV pages of one group of layers. A new request could take `num_free_pages`."""
 
     num_pages: int
     num_free_pages: int
+
+    @property
+    def usage(self) -> float:
+        """The share of pages in use, 0 to 1."""
+        return 1 - self.num_free_pages / self.num_pages if self.num_pages else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PagingStats:
+    """Counters of an engine that keeps its KV in pages of `page_size` tokens.
+
+    `pools`: first that of the layers that see farthest, then those of layers with smaller windows or chunks.
+    """
+
+    pools: tuple[PoolStats, ...]
     page_size: int
     total_preemptions: int
 

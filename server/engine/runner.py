@@ -45,9 +45,9 @@ class ChunkResult:
 
 
 class Runner:
-    """Runs steps of at most `max_batch_tokens` tokens on one model, with `num_pages` KV pages of `page_size` tokens.
+    """Runs steps of at most `max_batch_tokens` tokens on one model, with KV pages of `page_size` tokens.
 
-    `slots`: those of a model with recurrent layers, else None.
+    `num_pages`: of each group of layers. `slots`: those of a model with recurrent layers, else None.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Runner:
         model: LoadedModel,
         bank: SteeringBank,
         *,
-        num_pages: int,
+        num_pages: Sequence[int],
         page_size: int,
         max_batch_tokens: int,
         slots: StateSlots | None = None,
@@ -68,7 +68,7 @@ class Runner:
         )
         self._slots = slots
         self._states = RecurrentStates(model.states, 0 if slots is None else slots.num_slots, model.device)
-        self._buffers = StepBuffers(max_batch_tokens, model.device)
+        self._buffers = StepBuffers(max_batch_tokens, len(num_pages), model.device)
 
     def close(self) -> None:
         """Remove the hooks from the model and free the KV and the states."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from server.engine.cache import PagePool
+from server.engine.kv_pages import KVPages
 from server.engine.request import Priority, RequestState
 from server.engine.sequence import TokenSequence
 
@@ -35,8 +35,8 @@ class Chunk:
 class Scheduler:
     """The queues, and admission by pages and budget. Used only by the engine's thread."""
 
-    def __init__(self, pool: PagePool, *, max_running: int, max_batch_tokens: int) -> None:
-        self._pool = pool
+    def __init__(self, kv: KVPages, *, max_running: int, max_batch_tokens: int) -> None:
+        self._kv = kv
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
         self._waiting: dict[Priority, deque[TokenSequence]] = {priority: deque() for priority in Priority}
@@ -81,7 +81,7 @@ class Scheduler:
             self._waiting[sequence.request.priority].remove(sequence)
         else:
             self._running.remove(sequence)
-            sequence.release_pages(self._pool)
+            sequence.release_pages()
         sequence.become(state)
 
     def schedule(self, max_background_tokens: int | None = None) -> list[Chunk]:
@@ -108,13 +108,13 @@ class Scheduler:
         """Continue the running sequences of `priority`: those that decode, then those that prefill."""
         running = [sequence for sequence in self._running if sequence.request.priority is priority]
         for sequence in sorted(running, key=lambda sequence: sequence.num_to_compute > 1):
-            wanted = sequence.next_chunk(self._budget(priority, num_new), self._pool, is_alone=not num_new)
+            wanted = sequence.next_chunk(self._budget(priority, num_new), is_alone=not num_new)
             if sequence.state is not RequestState.QUEUED and wanted > 0 and self._make_room(sequence, wanted, num_new):
                 num_new[sequence] = wanted
 
     def _make_room(self, sequence: TokenSequence, wanted: int, num_new: dict[TokenSequence, int]) -> bool:
         """Pages for `wanted` more tokens, at the cost of less urgent sequences; False if it had to yield itself."""
-        while not sequence.reserve(self._pool, sequence.num_slots_with(wanted)):
+        while not sequence.reserve(wanted):
             victim = self._running[-1]
             num_new.pop(victim, None)
             self._preempt(victim)
@@ -132,7 +132,9 @@ class Scheduler:
             sequence = queue[index]
             if self._is_being_computed(sequence, num_new):
                 index += 1
-            elif len(self._running) < self._max_running and (first_chunk := self._start(sequence, budget, num_new)):
+            elif len(self._running) < self._max_running and (
+                first_chunk := sequence.start(budget, is_alone=not num_new)
+            ):
                 del queue[index]
                 if sequence.num_cached_tokens is None:
                     sequence.num_cached_tokens = sequence.num_computed
@@ -147,7 +149,7 @@ class Scheduler:
 
     def _least_chunk(self, num_new: dict[TokenSequence, int]) -> int:
         """Tokens below which no sequence is started in this step; see `TokenSequence.next_chunk`."""
-        return 2 if self._pool.states is not None and num_new else 1
+        return 2 if self._kv.states is not None and num_new else 1
 
     def _is_being_computed(self, sequence: TokenSequence, num_new: dict[TokenSequence, int]) -> bool:
         """True when what `sequence` would have to compute first is being computed by a running one."""
@@ -156,32 +158,19 @@ class Scheduler:
             for other in self._running
             if other.state is RequestState.PREFILLING and other.request.priority <= sequence.request.priority
         ]
-        if not running or not self._pool.shares_prefixes:
+        if not running or not self._kv.shares_prefixes:
             return False
-        if self._pool.states is not None:
-            other = next((other for other in running if sequence.waits_for_state(other, self._pool)), None)
+        if self._kv.states is not None:
+            other = next((other for other in running if sequence.waits_for_state(other)), None)
             if other in num_new:  # its chunk has to end where the snapshot is wanted
-                num_new[other] = other.next_chunk(num_new[other], self._pool, is_alone=True)
+                num_new[other] = other.next_chunk(num_new[other], is_alone=True)
             return other is not None
-        missing = sequence.first_missing_page(self._pool)
+        missing = sequence.first_missing_page
         return missing is not None and any(other.next_page == missing for other in running)
-
-    def _start(self, sequence: TokenSequence, budget: int, num_new: dict[TokenSequence, int]) -> int:
-        """Take the pages of a waiting sequence's first chunk, cached ones included.
-
-        Returns its length, or 0 when it has to wait.
-        """
-        sequence.take_cached_pages(self._pool)
-        length = sequence.next_chunk(budget, self._pool, is_alone=not num_new)
-        if length > 0 and sequence.reserve(self._pool, sequence.num_slots_with(length)):
-            sequence.take_state(self._pool)
-            return length
-        sequence.release_pages(self._pool)
-        return 0
 
     def _preempt(self, sequence: TokenSequence) -> None:
         self._running.remove(sequence)
-        sequence.release_pages(self._pool)
+        sequence.release_pages()
         sequence.become(RequestState.QUEUED)
         self._waiting[sequence.request.priority].appendleft(sequence)
         self.num_preemptions += 1

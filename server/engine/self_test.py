@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from server.engine.attention.function import ATTENTION_NAME, attention_step
-from server.engine.attention.interface import LayerAttention, PagedAttention, Segment
+from server.engine.attention.interface import LayerAttention, PagedAttention, Segment, Stretches, page_groups
 from server.engine.recurrent.states import RecurrentStates, StateLayout
 from server.engine.recurrent.step import RecurrentStep, Span, recurrent_step
 from server.engine.refusal import ModelRefused
@@ -118,7 +118,7 @@ def check_exactness(
             "a mask or a scale of its own; serve it with transformers"
         )
 
-    chunks = [layer.chunk for layer in layers if layer is not None and layer.chunk is not None]
+    chunks = [layer.reach.chunk for layer in layers if layer is not None and layer.reach.chunk is not None]
 
     def difference_at(first: int) -> Difference | None:
         first -= first % math.lcm(*chunks)  # where no claimed token is seen
@@ -229,13 +229,15 @@ def largest_difference(
     `dtype`: of the KV.
     """
     device = reference.prompts[0].device
-    kv = attention(layers, num_pages=sum(map(len, _PAGES)), page_size=_PAGE_SIZE, dtype=dtype, device=device)
+    num_groups = len(page_groups(layers))
+    num_pages = [sum(map(len, _PAGES))] * num_groups
+    kv = attention(layers, num_pages=num_pages, page_size=_PAGE_SIZE, dtype=dtype, device=device)
     states = RecurrentStates(layout, len(reference.prompts), device)
     comparison = _Comparison(reference)
     try:
         spans = [_spans(len(prompt), in_chunks=reference.first == 0) for prompt in reference.prompts]
         for step in zip(*spans, strict=True):
-            _run_step(forward, sites, kv, states, comparison, step)
+            _run_step(forward, sites, kv, num_groups, states, comparison, step)
     finally:
         kv.close()
         states.close()
@@ -246,6 +248,7 @@ def _run_step(
     forward: Forward,
     sites: ModelSites,
     kv: PagedAttention,
+    num_groups: int,
     states: RecurrentStates,
     comparison: _Comparison,
     step: Sequence[tuple[int, int]],
@@ -255,14 +258,14 @@ def _run_step(
     segments, slots, start = [], [], 0
     for (first, last), pages in zip(step, _PAGES, strict=True):
         own = [page * _PAGE_SIZE + offset for page in pages for offset in range(_PAGE_SIZE)][:last]
-        segments.append(Segment(start, start + last - first, first, _stretches(own)))
+        segments.append(Segment(start, start + last - first, first, (_stretches(own),) * num_groups))
         slots += own[first:last]
         start += last - first
     device = reference.prompts[0].device
     tokens = torch.cat([prompt[slice(*span)] for prompt, span in zip(reference.prompts, step, strict=True)])
     positions = torch.cat([torch.arange(*span, device=device) for span in step]) + reference.first
     comparison.begin(step)
-    planned = kv.plan(segments, torch.tensor(slots, device=device))
+    planned = kv.plan(segments, [torch.tensor(slots, device=device)] * num_groups)
     recurrent = RecurrentStep(states, [_span(slot, segment) for slot, segment in enumerate(segments)], device)
     with (
         torch.inference_mode(),
@@ -287,7 +290,7 @@ def _spans(length: int, *, in_chunks: bool) -> list[tuple[int, int]]:
     return [(0, read // 2), (read // 2, read), *decoded]
 
 
-def _stretches(slots: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def _stretches(slots: Sequence[int]) -> Stretches:
     """Ascending slots as runs `[first, last)`."""
     stretches: list[tuple[int, int]] = []
     for slot in slots:
@@ -295,7 +298,7 @@ def _stretches(slots: Sequence[int]) -> tuple[tuple[int, int], ...]:
             stretches[-1] = (stretches[-1][0], slot + 1)
         else:
             stretches.append((slot, slot + 1))
-    return tuple(stretches)
+    return Stretches(tuple(stretches))
 
 
 class _Hooks:

@@ -1,4 +1,4 @@
-"""A request while the engine works on it: its tokens, pages, rows, and what is still missing.
+"""A request while the engine works on it: its tokens, rows, and what is still missing.
 
 `TokenSequence.become` owns the transitions between states.
 """
@@ -12,8 +12,10 @@ import time
 from torch import Tensor
 
 from server.engine.attention.interface import Segment
-from server.engine.cache import ROOT_KEY, PageKey, PagePool, page_key
+from server.engine.cache import ROOT_KEY, PageKey, page_key
 from server.engine.grammar import GrammarState, allowed_tokens
+from server.engine.kv_pages import KVPages
+from server.engine.page_table import SequencePages
 from server.engine.recurrent.slots import StateSlots
 from server.engine.request import (
     EngineRequest,
@@ -46,9 +48,9 @@ _NEXT_STATES: dict[RequestState, frozenset[RequestState]] = {
 
 
 class TokenSequence:
-    """The engine's mutable record of one request."""
+    """The engine's mutable record of one request, whose KV is in pages of `kv`."""
 
-    def __init__(self, request: EngineRequest, sink: OutputSink, eos_token_ids: frozenset[int], page_size: int) -> None:
+    def __init__(self, request: EngineRequest, sink: OutputSink, eos_token_ids: frozenset[int], kv: KVPages) -> None:
         self.request = request
         self.wanted = wanted_by(request)
         self.sink = sink
@@ -67,7 +69,7 @@ class TokenSequence:
         self._part_reader = None if generate is None or generate.parts is None else generate.parts.start()
         self.parts: list[Part] | None = None if self._part_reader is None else [self._part_reader.part]
         self.rows: PlanRows | None = None
-        self.pages: list[int] = []
+        self.pages = SequencePages(kv)
         self.state_slot: int | None = None
         self._snapshot_pages: set[int] = set()
         self._moving_snapshot: PageKey | None = None
@@ -76,9 +78,7 @@ class TokenSequence:
         self.next_scores: tuple[float, ...] = ()
         self.branch_scores: list[Tensor] = []
         self._num_branches_done = 0
-        self._page_size = page_size
-        self._stretches: list[list[int]] = []
-        self._num_shared = 0
+        self._kv = kv
         self._keys: list[PageKey] = []
         start = self.wanted.logprobs_start
         if start == 0:
@@ -120,16 +120,16 @@ class TokenSequence:
             return self.num_prompt - 1 - self.num_computed
         return self.num_to_compute
 
-    def next_chunk(self, budget: int, pool: PagePool, *, is_alone: bool) -> int:
+    def next_chunk(self, budget: int, *, is_alone: bool) -> int:
         """Tokens of the next chunk, at most `budget`; 0 when a step that is not this sequence's alone has too few left.
 
         Chunks of recurrent layers end where a snapshot is wanted, else at the end of a page if they can. And they are
         not cut down to single tokens, which some models compute otherwise than `generate` does in a prompt.
         """
         wanted = min(self.max_chunk, budget)
-        if pool.states is None or self.is_branching or self.max_chunk == 1:
+        if self._kv.states is None or self.is_branching or self.max_chunk == 1:
             return wanted
-        if pool.shares_prefixes:
+        if self._kv.shares_prefixes:
             wanted = self._end_of_page_before(self.num_computed + wanted) - self.num_computed
         if wanted == self.max_chunk - 1 and wanted > 1:
             wanted -= 1
@@ -137,19 +137,16 @@ class TokenSequence:
 
     def _end_of_page_before(self, end: int) -> int:
         """Where a chunk that could reach `end` should end."""
-        last = min(end, len(self.tokens) - 2) // self._page_size
-        inside = [pages for pages in self._snapshot_pages if self.num_computed // self._page_size < pages <= last]
+        page_size = self._kv.page_size
+        last = min(end, len(self.tokens) - 2) // page_size
+        inside = [pages for pages in self._snapshot_pages if self.num_computed // page_size < pages <= last]
         pages = min(inside, default=last)
-        return pages * self._page_size if pages * self._page_size > self.num_computed + 1 else end
+        return pages * page_size if pages * page_size > self.num_computed + 1 else end
 
     @property
     def next_branches(self) -> slice:
         """The branches from the first one that is not scored yet."""
         return slice(self._num_branches_done, None)
-
-    def num_slots_with(self, num_new: int) -> int:
-        """Tokens in the KV cache after a chunk of `num_new`; branches leave nothing there."""
-        return self.num_computed + (0 if self.is_branching else num_new)
 
     def add_branch_scores(self, scores: Tensor) -> None:
         """Note the scores `[branches, tokens]` of the next branches."""
@@ -218,138 +215,112 @@ class TokenSequence:
         """True when the logits after the last token choose a token or give scores."""
         return self.wanted.max_tokens > 0 or bool(self.wanted.next_token_ids)
 
-    def take_cached_pages(self, pool: PagePool) -> None:
-        """Start from the longest prefix whose pages the pool already has, and whose state if there are states."""
-        assert not self.pages
-        if pool.states is not None:  # others begin alike: the next one can start where this one differs from them
-            self._snapshot_pages.add(self._num_pages_in(pool))
-        for index in range(self._num_cached(pool)):
-            page = pool.share(self._key_of_page(index))
-            assert page is not None
-            self._append_page(page)
-        self._num_shared = len(self.pages)
-        self.num_computed = len(self.pages) * self._page_size
+    def start(self, budget: int, *, is_alone: bool) -> int:
+        """Hold the pages of the first chunk of at most `budget` tokens, cached ones included, and a recurrent state.
 
-    def _num_cached(self, pool: PagePool) -> int:
-        """Pages of the longest prefix that the pool has; if there are states, of the longest with a snapshot."""
-        num_pages = self._num_pages_in(pool)
-        if pool.states is not None:
-            while num_pages > 0 and not pool.states.has(self._key_of_page(num_pages - 1)):
-                num_pages -= 1
-        return num_pages
-
-    def _num_pages_in(self, pool: PagePool) -> int:
-        num_pages = 0
-        while num_pages < self._num_sharable(pool) and pool.has(self._key_of_page(num_pages)):
-            num_pages += 1
-        return num_pages
-
-    def take_state(self, pool: PagePool) -> None:
-        """Hold a slot for the recurrent state, if the model has any; it starts from the end of the cached pages."""
-        if pool.states is not None:
-            self.state_slot = pool.states.take()
+        Returns the chunk's length, or 0 when the sequence has to wait.
+        """
+        self._take_cached_pages()
+        length = self.next_chunk(budget, is_alone=is_alone)
+        if length == 0 or not self.reserve(length):
+            self.release_pages()
+            return 0
+        if self._kv.states is not None:
+            self.state_slot = self._kv.states.take()
             if self.num_computed:
-                pool.states.restore(self._key_of_page(self.num_computed // self._page_size - 1), self.state_slot)
+                self._kv.states.restore(self._key_of_page(self._num_pages - 1), self.state_slot)
+        return length
 
-    def waits_for_state(self, other: TokenSequence, pool: PagePool) -> bool:
+    def reserve(self, num_new: int) -> bool:
+        """Hold pages for a chunk of `num_new` tokens; when there are too few, take none and return False."""
+        return self.pages.reserve(self.num_computed + (0 if self.is_branching else num_new))
+
+    def _take_cached_pages(self) -> None:
+        """Start from the longest prefix whose pages there are already, and whose state if there are states."""
+        if self._kv.states is not None:  # others begin alike: the next one can start where this one differs from them
+            self._snapshot_pages.add(self._kv.num_matching(self._key_of_page, self._num_sharable))
+        num_cached = self._num_cached
+        self.pages.share([self._key_of_page(index) for index in range(num_cached)])
+        self.num_computed = num_cached * self._kv.page_size
+
+    @property
+    def _num_cached(self) -> int:
+        """Pages that need not be computed."""
+        return self._kv.num_cached(self._key_of_page, self._num_sharable)
+
+    @property
+    def _num_pages(self) -> int:
+        """Pages that are full."""
+        return self.num_computed // self._kv.page_size
+
+    @property
+    def _num_sharable(self) -> int:
+        """Pages that may come from the cache; with recurrent layers two tokens at least are left, see `next_chunk`."""
+        return max(0, self.first_needed_position - (self._kv.states is not None)) // self._kv.page_size
+
+    def waits_for_state(self, other: TokenSequence) -> bool:
         """True when `other`, which is being computed, will leave a snapshot that is worth waiting for; asks it to."""
-        num_pages = min(self._num_sharable(pool), len(other.tokens) // self._page_size)
+        page_size = self._kv.page_size
+        num_pages = min(self._num_sharable, len(other.tokens) // page_size)
         num_shared = bisect.bisect_left(
             range(num_pages), True, key=lambda index: self._key_of_page(index) != other._key_of_page(index)
         )
-        if num_shared * self._page_size <= other.num_computed:
+        if num_shared * page_size <= other.num_computed:
             return False
-        num_cached = self._num_cached(pool)
-        if num_cached >= num_shared or num_cached * self._page_size > other.num_computed:
+        num_cached = self._num_cached
+        if num_cached >= num_shared or num_cached * page_size > other.num_computed:
             return False
         other._snapshot_pages.add(num_shared)
         return True
 
-    def first_missing_page(self, pool: PagePool) -> PageKey | None:
-        """The key of the first sharable page that the pool does not have; None when it has them all."""
-        for index in range(self._num_sharable(pool)):
-            key = self._key_of_page(index)
-            if not pool.has(key):
-                return key
-        return None
+    @property
+    def first_missing_page(self) -> PageKey | None:
+        """The key of the first page to be computed that others could share; None when there is none."""
+        num_cached = self._num_cached
+        return self._key_of_page(num_cached) if num_cached < self._num_sharable else None
 
     @property
     def next_page(self) -> PageKey | None:
         """The key of the page that this sequence will offer next; None when its known tokens fill no further one."""
-        is_full = (self._num_shared + 1) * self._page_size <= len(self.tokens)
-        return self._key_of_page(self._num_shared) if is_full else None
+        is_full = (self.pages.num_offered + 1) * self._kv.page_size <= len(self.tokens)
+        return self._key_of_page(self.pages.num_offered) if is_full else None
 
-    def _num_sharable(self, pool: PagePool) -> int:
-        """Pages that may come from the cache; with recurrent layers two tokens at least are left, see `next_chunk`."""
-        return max(0, self.first_needed_position - (pool.states is not None)) // self._page_size
-
-    def reserve(self, pool: PagePool, num_tokens: int) -> bool:
-        """Hold pages for the first `num_tokens` tokens; when the pool has too few, take none and return False."""
-        if -(-num_tokens // self._page_size) - len(self.pages) > pool.num_available:
-            return False
-        while len(self.pages) * self._page_size < num_tokens:
-            page = pool.allocate(self.pages[-1] if self.pages else None)
-            assert page is not None
-            self._append_page(page)
-        return True
-
-    def release_pages(self, pool: PagePool) -> None:
+    def release_pages(self) -> None:
         """Return every page and the state; the KV is lost, but the generated tokens stay."""
-        pool.release(self.pages)
-        if pool.states is not None and self.state_slot is not None:
-            pool.states.release(self.state_slot)
+        self.pages.release()
+        if self._kv.states is not None and self.state_slot is not None:
+            self._kv.states.release(self.state_slot)
             self.state_slot = None
-        self.pages = []
-        self._stretches = []
-        self._num_shared = 0
         self.num_computed = 0
 
-    def advance(self, num_new: int, pool: PagePool) -> None:
-        """Note that `num_new` more tokens are in the KV cache and offer the pages that became full."""
+    def advance(self, num_new: int) -> None:
+        """Note that `num_new` more tokens are in the KV cache, and offer the pages that became full."""
         self.num_computed += num_new
-        while (self._num_shared + 1) * self._page_size <= self.num_computed:
-            pool.register(self.pages[self._num_shared], self._key_of_page(self._num_shared))
-            self._num_shared += 1
-        if pool.states is not None and self.num_computed % self._page_size == 0:
-            self._save_state(pool, pool.states)
+        self.pages.advance(self.num_computed, self._key_of_page)
+        if self._kv.states is not None and self.num_computed % self._kv.page_size == 0:
+            self._save_state(self._kv.states)
 
-    def _save_state(self, pool: PagePool, states: StateSlots) -> None:
+    def _save_state(self, states: StateSlots) -> None:
         """Leave a snapshot at the end of the latest page. Those where no other is known to begin replace each other."""
-        num_pages = self.num_computed // self._page_size
-        key = self._key_of_page(num_pages - 1)
-        if not pool.has(key):
+        key = self._key_of_page(self._num_pages - 1)
+        if not self._kv.has(key):
             return
         assert self.state_slot is not None
-        if num_pages in self._snapshot_pages or num_pages == (self.num_known - 2) // self._page_size:
+        if self._num_pages in self._snapshot_pages or self._num_pages == (self.num_known - 2) // self._kv.page_size:
             states.save(key, self.state_slot)
         elif states.move(self._moving_snapshot, key, self.state_slot):
             self._moving_snapshot = key
 
     def segment(self, start: int, num_new: int) -> Segment:
-        """The next `num_new` tokens as the attention sees them, at `start` of the pack."""
-        num_slots = self.num_slots_with(num_new)
-        stretches = []
-        for first_page, num_pages in self._stretches:
-            length = min(num_pages * self._page_size, num_slots)
-            if length <= 0:
-                break
-            first = first_page * self._page_size
-            stretches.append((first, first + length))
-            num_slots -= length
-        return Segment(start, start + num_new, self.num_computed, tuple(stretches), self.is_branching)
-
-    def _append_page(self, page: int) -> None:
-        self.pages.append(page)
-        if self._stretches and sum(self._stretches[-1]) == page:
-            self._stretches[-1][1] += 1
-        else:
-            self._stretches.append([page, 1])
+        """The next `num_new` tokens as the attention sees them, at `start` of the pack; branches leave no KV."""
+        num_kept = self.num_computed + (0 if self.is_branching else num_new)
+        return Segment(start, start + num_new, self.num_computed, self.pages.stretches(num_kept), self.is_branching)
 
     def _key_of_page(self, index: int) -> PageKey:
         """The key of a page full of known and sampled tokens; they never change, so neither does the key."""
         while len(self._keys) <= index:
-            start = len(self._keys) * self._page_size
-            tokens = self.tokens[start : start + self._page_size]
+            start = len(self._keys) * self._kv.page_size
+            tokens = self.tokens[start : start + self._kv.page_size]
             parent = self._keys[-1] if self._keys else ROOT_KEY
             self._keys.append(page_key(parent, tokens, start, self.request.plan, self.num_prompt, self.parts))
         return self._keys[index]

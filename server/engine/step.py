@@ -40,17 +40,17 @@ class PackedChunk:
 class StepBatch:
     """The input of one forward pass. Arrays are int64; token indices are positions in the pack.
 
-    `tokens`, `positions` and `slots` `[tokens]`: each token's id, its position in its sequence, and the KV slot that
-    it goes to (`NO_SLOT` if it is not kept). `wanted` `[rows]`: indices of the tokens whose logits are wanted, chunk by
-    chunk. `row_of_token` `[tokens]`: rows of the steering bank; None when no token is steered. `low_rank_tokens`:
-    indices of the tokens whose row takes the low-rank path; None when there are none. `captures`: indices of the
-    tokens to capture at each place.
+    `tokens`, `positions` and `slots` `[tokens]`: each token's id, its position in its sequence, and for each group of
+    pages the KV slot that it goes to (`NO_SLOT` if it is not kept). `wanted` `[rows]`: indices of the tokens whose
+    logits are wanted, chunk by chunk. `row_of_token` `[tokens]`: rows of the steering bank; None when no token is
+    steered. `low_rank_tokens`: indices of the tokens whose row takes the low-rank path; None when there are none.
+    `captures`: indices of the tokens to capture at each place.
     """
 
     chunks: Sequence[PackedChunk]
     tokens: Int64Array
     positions: Int64Array
-    slots: Int64Array
+    slots: Sequence[Int64Array]
     wanted: Int64Array
     row_of_token: Int64Array | None
     low_rank_tokens: Int64Array | None
@@ -71,29 +71,37 @@ def pack_step(chunks: Sequence[Chunk], bank: SteeringBank) -> StepBatch:
         num_tokens += chunk.num_new
     tokens = np.empty(num_tokens, dtype=np.int64)
     positions = np.empty(num_tokens, dtype=np.int64)
-    slots = np.empty(num_tokens, dtype=np.int64)
     for chunk, segment in ((entry.chunk, entry.segment) for entry in packed):
         own = slice(segment.start, segment.end)
         first, last = segment.num_past, segment.num_past + segment.num_new
         if segment.is_branching:
             tokens[own] = chunk.sequence.tokens[-1]
             positions[own] = first
-            slots[own] = NO_SLOT
         else:
             tokens[own] = chunk.sequence.tokens[first:last]
             positions[own] = np.arange(first, last)
-            slots[own] = np.concatenate([np.arange(*stretch) for stretch in segment.stretches_from(first)])
     row_of_token = _steered_rows(packed, num_tokens, bank)
     return StepBatch(
         chunks=packed,
         tokens=tokens,
         positions=positions,
-        slots=slots,
+        slots=_slots([entry.segment for entry in packed], num_tokens),
         wanted=np.array([token for entry in packed for token in entry.wanted], dtype=np.int64),
         row_of_token=row_of_token,
         low_rank_tokens=None if row_of_token is None else _low_rank_tokens(row_of_token, bank),
         captures=_captures(packed),
     )
+
+
+def _slots(segments: Sequence[Segment], num_tokens: int) -> list[Int64Array]:
+    """For each group of pages, the slot of every token."""
+    slots = [np.full(num_tokens, NO_SLOT, dtype=np.int64) for _ in segments[0].stretches]
+    for segment in segments:
+        if not segment.is_branching:
+            for own, stretches in zip(slots, segment.stretches, strict=True):
+                new = [np.arange(*stretch) for stretch in stretches.since(segment.num_past)]
+                own[segment.start : segment.end] = np.concatenate(new)
+    return slots
 
 
 def _place(chunk: Chunk, start: int) -> PackedChunk:

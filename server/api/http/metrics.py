@@ -33,13 +33,14 @@ class _EngineCollector(Collector):
         stats = self._engine.stats()
         pages = free_pages = used = preemptions = None
         if stats.paging is not None:
-            pages, free_pages = stats.paging.num_pages, stats.paging.num_free_pages
-            used = 1 - free_pages / pages if pages else 0.0
+            pools = stats.paging.pools
+            pages, free_pages = (sum(pool.num_pages for pool in pools), sum(pool.num_free_pages for pool in pools))
+            used = max(pool.usage for pool in pools)
             preemptions = stats.paging.total_preemptions
         gauges = (
             ("vllm:num_requests_running", "Requests that are running.", stats.num_running),
             ("vllm:num_requests_waiting", "Requests that are waiting.", stats.num_waiting),
-            ("vllm:kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", used),
+            ("vllm:kv_cache_usage_perc", "Share of KV pages in use, 0 to 1, in the fullest group of layers.", used),
             ("tiller:num_requests_steered", "Steered requests that are running.", stats.num_steered_running),
             ("tiller:steering_rows_in_use", "Rows of the steering bank in use.", stats.num_rows_in_use),
             ("tiller:recurrent_states_in_use", "States of recurrent layers in use.", stats.num_states_in_use),

@@ -150,10 +150,12 @@ def _load_engine(settings: Settings, source: ModelSource, begin: Callable[[str],
         kv_cache_gib=settings.kv_cache_gib,
         free_bytes=free_bytes(model.device),
         max_running=settings.max_running,
+        max_batch_tokens=settings.max_batch_tokens,
         page_size=_PAGE_SIZE,
     )
     limits = EngineSettings(
         num_pages=plan.num_pages,
+        num_window_pages=plan.num_window_pages,
         num_snapshots=plan.num_snapshots,
         page_size=_PAGE_SIZE,
         max_running=settings.max_running,

@@ -39,8 +39,11 @@ class Readiness:
                 "           Run tiller serve MODEL for a real model.",
             ]
         if paging is not None:
-            num_tokens = paging.num_pages * paging.page_size
-            lines.append(f"  memory   {paging.num_pages} KV pages of {paging.page_size} tokens = {num_tokens} tokens")
+            farthest, *windows = paging.pools
+            num_tokens = farthest.num_pages * paging.page_size
+            lines.append(f"  memory   {farthest.num_pages} KV pages of {paging.page_size} tokens = {num_tokens} tokens")
+            for pool in windows:
+                lines[-1] += f", and {pool.num_pages} pages for layers that see less of the past"
         lines += [
             f"  vectors  {self._vectors()}",
             f"  keys     {self._keys()}",
@@ -59,7 +62,8 @@ class Readiness:
         model, paging = self.model, self.stats.paging
         memory = {}
         if paging is not None:
-            memory = {"kv_pages": paging.num_pages, "kv_tokens": paging.num_pages * paging.page_size}
+            farthest = paging.pools[0]
+            memory = {"kv_pages": farthest.num_pages, "kv_tokens": farthest.num_pages * paging.page_size}
         return {
             "url": self.url,
             "model": model.model_id,

@@ -17,13 +17,16 @@ from server.engine.attention.interface import (
     AttentionStep,
     LayerAttention,
     PagedAttention,
+    Reach,
     Segment,
+    groups_of_layers,
+    page_groups,
 )
 from server.engine.attention.partial import Attended, attend_part, distances, merge_parts, merge_rows
 
 
 class StretchAttention(PagedAttention):
-    """Keys and values of each layer, `[kv_heads, slots, dim]`; the last slot takes what is not kept."""
+    """Keys and values of each layer, `[kv_heads, slots of its group, dim]`; the last slot takes what is not kept."""
 
     @classmethod
     def supports(cls, layers: Sequence[LayerAttention | None], dtype: torch.dtype, device: torch.device) -> bool:
@@ -31,40 +34,48 @@ class StretchAttention(PagedAttention):
         return True
 
     @classmethod
-    def bytes_per_token(cls, layers: Sequence[LayerAttention | None], dtype: torch.dtype) -> int:
+    def bytes_per_token(cls, layers: Sequence[LayerAttention | None], dtype: torch.dtype) -> tuple[int, ...]:
         """See `PagedAttention.bytes_per_token`."""
-        return sum(layer.numbers_per_token for layer in layers if layer) * dtype.itemsize
+        numbers = [0] * len(page_groups(layers))
+        for layer, group in zip(layers, groups_of_layers(layers), strict=True):
+            if layer is not None and group is not None:
+                numbers[group] += layer.numbers_per_token
+        return tuple(number * dtype.itemsize for number in numbers)
 
     def __init__(
         self,
         layers: Sequence[LayerAttention | None],
         *,
-        num_pages: int,
+        num_pages: Sequence[int],
         page_size: int,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._num_slots = num_pages * page_size + 1
+        self._num_slots = [number * page_size + 1 for number in num_pages]
         self._layers = tuple(layers)
+        self._groups = groups_of_layers(layers)
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        for layer in layers:
+        for layer, group in zip(layers, self._groups, strict=True):
             if layer is not None and layer.shares is not None:
                 self._keys.append(self._keys[layer.shares])
                 self._values.append(self._values[layer.shares])
                 continue
             heads, key_dim, value_dim = (layer.kv_heads, layer.key_dim, layer.value_dim) if layer else (0, 0, 0)
-            keys = torch.zeros(heads, self._num_slots, key_dim, dtype=dtype, device=device)
+            num_slots = 0 if group is None else self._num_slots[group]
+            keys = torch.zeros(heads, num_slots, key_dim, dtype=dtype, device=device)
             is_latent = layer is not None and layer.is_latent
-            values = keys[..., :value_dim] if is_latent else keys.new_zeros(heads, self._num_slots, value_dim)
+            values = keys[..., :value_dim] if is_latent else keys.new_zeros(heads, num_slots, value_dim)
             self._keys.append(keys)
             self._values.append(values)
 
-    def plan(self, segments: Sequence[Segment], slots: Tensor) -> AttentionStep:
+    def plan(self, segments: Sequence[Segment], slots: Sequence[Tensor]) -> AttentionStep:
         """See `PagedAttention.plan`."""
         if any(segment.is_branching for segment in segments):
-            slots = torch.where(slots >= 0, slots, self._num_slots - 1)
-        return _StretchStep(self._layers, self._keys, self._values, segments, slots)
+            slots = [
+                torch.where(own >= 0, own, num_slots - 1) for own, num_slots in zip(slots, self._num_slots, strict=True)
+            ]
+        return _StretchStep(self._layers, self._groups, self._keys, self._values, segments, slots)
 
     def close(self) -> None:
         """See `PagedAttention.close`."""
@@ -87,33 +98,41 @@ class _StretchStep(AttentionStep):
     def __init__(
         self,
         layers: Sequence[LayerAttention | None],
+        groups: Sequence[int | None],
         keys: Sequence[Tensor],
         values: Sequence[Tensor],
         segments: Sequence[Segment],
-        slots: Tensor,
+        slots: Sequence[Tensor],
     ) -> None:
         self._layers = layers
+        self._groups = groups
         self._keys = keys
         self._values = values
         self._slots = slots
         self._decoding = [segment for segment in segments if segment.num_new == 1 and not segment.is_branching]
         self._chunks = [segment for segment in segments if segment.num_new > 1 or segment.is_branching]
         self._decode_tokens = self._on_device([segment.start for segment in self._decoding])
-        self._spans: dict[tuple[int | None, int | None], _DecodeSpans] = {}
+        self._spans: dict[tuple[int, Reach], _DecodeSpans] = {}
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """See `AttentionStep.write`."""
         about = self._about(layer)
         if about.shares is not None:
             return
-        self._keys[layer].index_copy_(1, self._slots, keys)
+        slots = self._slots[self._group(layer)]
+        self._keys[layer].index_copy_(1, slots, keys)
         if not about.is_latent:
-            self._values[layer].index_copy_(1, self._slots, values)
+            self._values[layer].index_copy_(1, slots, values)
 
     def _about(self, layer: int) -> LayerAttention:
         about = self._layers[layer]
         assert about is not None, f"layer {layer} has no attention"
         return about
+
+    def _group(self, layer: int) -> int:
+        group = self._groups[layer]
+        assert group is not None, f"layer {layer} has no attention"
+        return group
 
     def attend(
         self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, arguments: AttentionArguments
@@ -155,7 +174,7 @@ class _StretchStep(AttentionStep):
 
     def _attend_decoding(self, layer: int, queries: Tensor, arguments: AttentionArguments) -> Attended:
         """All decoding tokens, `[heads, rows, dim]`: their KV is written; a window or chunk is a shorter view."""
-        plan = self._decode_spans(self._about(layer))
+        plan = self._decode_spans(self._group(layer), self._about(layer).reach)
         parts = [
             self._attend_slots(
                 layer,
@@ -184,22 +203,23 @@ class _StretchStep(AttentionStep):
         arguments: AttentionArguments,
     ) -> Attended:
         """A chunk of a prompt, `[heads, new, dim]`: its past by stretches, then itself, causally."""
-        scale, softcap, about = arguments.scale, arguments.softcap, self._about(layer)
+        scale, softcap, reach = arguments.scale, arguments.softcap, self._about(layer).reach
         num_past, num_new = segment.num_past, segment.num_new
         parts = []
-        offset = 0
-        for first, last in segment.stretches:
+        kept = segment.stretches[self._group(layer)]
+        offset = kept.start
+        for first, last in kept.slots:
             num = min(last - first, num_past - offset)
             if num <= 0:
                 break
-            if about.first_seen(num_past) < offset + num:
+            if reach.first_seen(num_past) < offset + num:
                 mask = None
-                if about.first_seen(num_past + num_new - 1) > offset:
-                    mask = _seen_by(about, num_past, num_new, offset, num, queries.device)
+                if reach.first_seen(num_past + num_new - 1) > offset:
+                    mask = _seen_by(reach, num_past, num_new, offset, num, queries.device)
                 parts.append(self._attend_slots(layer, first, first + num, queries, arguments, mask))
             offset += num
-        if about.first_seen(num_past + num_new - 1) > num_past:
-            mask = _seen_by(about, num_past, num_new, num_past, num_new, queries.device)
+        if reach.first_seen(num_past + num_new - 1) > num_past:
+            mask = _seen_by(reach, num_past, num_new, num_past, num_new, queries.device)
             parts.append(attend_part(queries, new_keys, new_values, scale, softcap, mask))
         else:
             parts.append(attend_part(queries, new_keys, new_values, scale, softcap, is_causal=True))
@@ -220,25 +240,25 @@ class _StretchStep(AttentionStep):
         if arguments.softcap is not None:
             own = torch.tanh(own / arguments.softcap) * arguments.softcap
         parts = [(own_values.repeat_interleave(groups, 0), own)]
-        for first, last in segment.stretches_from(self._about(layer).first_seen(segment.num_past)):
+        kept = segment.stretches[self._group(layer)]
+        for first, last in kept.since(self._about(layer).reach.first_seen(segment.num_past)):
             parts.append(self._attend_slots(layer, first, last, queries, arguments))
         return merge_parts(parts)
 
-    def _decode_spans(self, about: LayerAttention) -> _DecodeSpans:
-        """The spans of a layer that is like `about`; computed once per step for each window and chunk.
+    def _decode_spans(self, group: int, reach: Reach) -> _DecodeSpans:
+        """The spans of a layer of `group` that sees as far as `reach`; computed once per step.
 
         Tokens whose sequences share a stretch of pages attend to it together.
         """
-        kind = (about.window, about.chunk)
-        spans = self._spans.get(kind)
+        spans = self._spans.get((group, reach))
         if spans is None:
-            spans = self._spans[kind] = self._find_spans(about)
+            spans = self._spans[group, reach] = self._find_spans(group, reach)
         return spans
 
-    def _find_spans(self, about: LayerAttention) -> _DecodeSpans:
+    def _find_spans(self, group: int, reach: Reach) -> _DecodeSpans:
         rows_of: dict[tuple[int, int], list[int]] = {}
         for row, segment in enumerate(self._decoding):
-            for stretch in segment.stretches_from(about.first_seen(segment.num_past)):
+            for stretch in segment.stretches[group].since(reach.first_seen(segment.num_past)):
                 rows_of.setdefault(stretch, []).append(row)
         parts = [row for rows in rows_of.values() for row in rows]
         is_plain = parts == list(range(len(self._decoding)))
@@ -253,18 +273,18 @@ class _StretchStep(AttentionStep):
         return _DecodeSpans(spans, None if is_plain else self._on_device(parts))
 
     def _on_device(self, numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int64, device=self._slots.device)
+        return torch.tensor(numbers, dtype=torch.int64, device=self._slots[0].device)
 
 
 def _seen_by(
-    about: LayerAttention, first_row: int, num_rows: int, first_column: int, num_columns: int, device: torch.device
+    reach: Reach, first_row: int, num_rows: int, first_column: int, num_columns: int, device: torch.device
 ) -> Tensor:
     """Which positions `[first_column, …)` the tokens at `[first_row, …)` see, bool `[rows, columns]`."""
     apart = distances(first_row, num_rows, first_column, num_columns, device)
     seen = apart >= 0
-    if about.window is not None:
-        seen &= apart < about.window
-    if about.chunk is not None:
+    if reach.window is not None:
+        seen &= apart < reach.window
+    if reach.chunk is not None:
         rows = torch.arange(first_row, first_row + num_rows, device=device)
-        seen &= apart <= (rows % about.chunk)[:, None]
+        seen &= apart <= (rows % reach.chunk)[:, None]
     return seen

@@ -155,7 +155,7 @@ class Server:
         """True when nothing runs and nothing is held."""
         stats = self.engine.stats()
         held = (stats.num_running, stats.num_waiting, stats.num_rows_in_use or 0)
-        return held == (0, 0, 0) and (stats.paging is None or stats.paging.num_free_pages == stats.paging.num_pages)
+        return held == (0, 0, 0) and (stats.paging is None or all(pool.usage == 0 for pool in stats.paging.pools))
 
 
 @contextlib.contextmanager

@@ -58,7 +58,8 @@ def assert_nothing_held(engine: BatchingEngine) -> None:
     """Every page, row and state is back."""
     stats = engine.stats()
     assert stats.paging is not None
-    assert (stats.paging.num_free_pages, stats.num_rows_in_use) == (stats.paging.num_pages, 0)
+    assert all(pool.num_free_pages == pool.num_pages for pool in stats.paging.pools)
+    assert stats.num_rows_in_use == 0
     assert not stats.num_states_in_use
     assert (stats.num_running, stats.num_waiting) == (0, 0)
 

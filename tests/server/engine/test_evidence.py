@@ -30,7 +30,7 @@ def test_each_layer_asks_for_what_the_configuration_says(family: str) -> None:
     assert [(layer.kv_heads, layer.key_dim, layer.value_dim) for layer in layers] == [
         (heads, head_dim, head_dim)
     ] * sum(has_attention)
-    assert [layer.window if layer else None for layer in handed_over] == windows
+    assert [layer.reach.window if layer else None for layer in handed_over] == windows
     assert {layer.softcap for layer in layers} == {getattr(config, "attn_logit_softcapping", None)}
     assert {layer.has_sinks for layer in layers} == {family == "gpt_oss"}
 
@@ -38,7 +38,7 @@ def test_each_layer_asks_for_what_the_configuration_says(family: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kv_of_a_token_is_sized_by_the_layers_and_the_dtype(dtype: torch.dtype) -> None:
     model = prepare_model(build("llama").to(dtype))  # type: ignore[arg-type]
-    assert model.kv_bytes_per_token == LAYERS * 2 * (8 + 8) * dtype.itemsize
+    assert model.kv_bytes_per_token == (LAYERS * 2 * (8 + 8) * dtype.itemsize,)
 
 
 def test_an_error_of_the_models_own_code_is_refused_with_a_way_out() -> None:

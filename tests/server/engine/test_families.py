@@ -77,7 +77,7 @@ def test_a_window_that_only_the_models_mask_has_is_kept() -> None:
     prompt = prompt_of(20, vocabulary=50)
     expected = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, 20:].tolist()
     loaded = prepare_model(model)
-    assert [layer.window for layer in loaded.attention_layers if layer] == [7, 7]
+    assert [layer.reach.window for layer in loaded.attention_layers if layer] == [7, 7]
     engine = engine_of(loaded, max_batch_tokens=6)
     assert tokens_of(run(engine, [EngineRequest("a", prompt, Generate(8, GREEDY))])["a"]) == expected
     engine.close()
@@ -110,7 +110,7 @@ def test_chunks_that_only_the_models_mask_has_are_kept() -> None:
         for prompt in prompts
     ]
     loaded = prepare_model(model)
-    assert [layer.chunk for layer in loaded.attention_layers if layer] == [8, 8, 8, None]
+    assert [layer.reach.chunk for layer in loaded.attention_layers if layer] == [8, 8, 8, None]
     engine = engine_of(loaded, max_batch_tokens=6)
     outputs = run(engine, [EngineRequest(str(n), prompt, Generate(8, GREEDY)) for n, prompt in enumerate(prompts)])
     assert [tokens_of(outputs[str(n)]) for n in range(2)] == expected

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import masking_utils
 
-from server.engine.masks import CAUSAL, MaskFunction, Sight, recognise
+from server.engine.attention.interface import Reach
+from server.engine.masks import CAUSAL, MaskFunction, recognise
 
 CPU = torch.device("cpu")
 _NO_PADDING = torch.zeros(1, dtype=torch.int64)
@@ -15,9 +16,9 @@ _NO_PADDING = torch.zeros(1, dtype=torch.int64)
 @pytest.mark.parametrize("size", [1, 2, 7, 512, 4096, 8192])
 @pytest.mark.parametrize("context", [10_000, 131_072])
 def test_windows_and_chunks_are_recognised(size: int, context: int) -> None:
-    assert recognise(masking_utils.sliding_window_causal_mask_function(size), context, CPU) == Sight(window=size)
+    assert recognise(masking_utils.sliding_window_causal_mask_function(size), context, CPU) == Reach(window=size)
     if size > 1:  # chunks of one are windows of one
-        assert recognise(masking_utils.chunked_causal_mask_function(size, _NO_PADDING), context, CPU) == Sight(
+        assert recognise(masking_utils.chunked_causal_mask_function(size, _NO_PADDING), context, CPU) == Reach(
             chunk=size
         )
 
@@ -45,9 +46,9 @@ def test_a_limit_that_the_context_does_not_reach_is_none(function: MaskFunction)
     ],
 )
 def test_sight_of_later_tokens_is_recognised(function: MaskFunction) -> None:
-    other = recognise(function, 1000, CPU).other
-    assert other is not None
-    assert "bidirectional" in other
+    sight = recognise(function, 1000, CPU)
+    assert isinstance(sight, str)
+    assert "bidirectional" in sight
 
 
 def test_any_other_mask_is_told_from_those_that_are_served() -> None:
@@ -58,6 +59,6 @@ def test_any_other_mask_is_told_from_those_that_are_served() -> None:
         masking_utils.causal_mask_function, lambda batch, head, query, key: (query + 2) // 8 == (key + 2) // 8
     )
     for function in (sparse, shifted):
-        other = recognise(function, 1000, CPU).other
-        assert other is not None
-        assert "neither causal" in other
+        sight = recognise(function, 1000, CPU)
+        assert isinstance(sight, str)
+        assert "neither causal" in sight

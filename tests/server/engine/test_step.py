@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from server.engine.attention.interface import NO_SLOT
+from server.engine.attention.interface import NO_SLOT, Reach
 from server.engine.buffers import StepBuffers
-from server.engine.cache import PagePool
+from server.engine.kv_pages import KVPages
 from server.engine.request import Branch, Capture, EngineRequest, Force, Generate
 from server.engine.scheduler import Chunk
 from server.engine.sequence import TokenSequence
@@ -77,6 +77,11 @@ def branching(prompt: tuple[int, ...], plans: Plans) -> EngineRequest:
 KINDS: tuple[Kind, ...] = (generating, generating_in_parts, forcing, capturing, branching)
 
 
+def kv_pages() -> KVPages:
+    """Pages for layers that see everything and for layers with a window."""
+    return KVPages((Reach(), Reach(window=6)), (NUM_PAGES, NUM_PAGES), PAGE_SIZE, max_chunk=32)
+
+
 @dataclass
 class Life:
     """A request in the engine's hands, and what it was already given."""
@@ -86,7 +91,7 @@ class Life:
     given: set[int] = field(default_factory=set)
     num_branches_done: int = 0
 
-    def advance(self, chunk: Chunk, pool: PagePool, token: int) -> None:
+    def advance(self, chunk: Chunk, token: int) -> None:
         """What the engine does after a step."""
         sequence, first = self.sequence, self.sequence.num_computed
         if self.kind is branching and sequence.is_branching:
@@ -102,7 +107,7 @@ class Life:
                 sequence.activations.setdefault(place, {}).update(found)
         self.given |= done
         is_last = chunk.is_last
-        sequence.advance(chunk.num_new, pool)
+        sequence.advance(chunk.num_new)
         if is_last and self.kind in (generating, generating_in_parts):
             sequence.append(token)
 
@@ -113,7 +118,7 @@ class Expected:
 
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)
+    slots: tuple[list[int], ...] = field(default_factory=lambda: ([], []))
     rows: list[int] = field(default_factory=list)
     wanted: list[int] = field(default_factory=list)
     captures: dict[Place, list[int]] = field(default_factory=dict)
@@ -133,10 +138,13 @@ class Expected:
             self.tokens.append(sequence.tokens[position])
             self.positions.append(position)
             if is_branch:
-                self.slots.append(NO_SLOT)
+                for slots in self.slots:
+                    slots.append(NO_SLOT)
                 self.rows.append(rows.branches[life.num_branches_done + number])
             else:
-                self.slots.append(sequence.pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE)
+                for slots, table in zip(self.slots, sequence.pages.tables, strict=True):
+                    page = table.pages[position // PAGE_SIZE - table.first]
+                    slots.append(page * PAGE_SIZE + position % PAGE_SIZE)
                 row_after = rows.boundary[part] if position == boundary else rows.response[part]
                 self.rows.append(rows.prompt if position < boundary else row_after)
             tells_known = kind is forcing and position >= 1 and not is_end and is_news
@@ -152,7 +160,7 @@ class Expected:
 def check(batch: StepBatch, expected: Expected, bank: SteeringBank) -> None:
     assert batch.tokens.tolist() == expected.tokens
     assert batch.positions.tolist() == expected.positions
-    assert batch.slots.tolist() == expected.slots
+    assert [slots.tolist() for slots in batch.slots] == list(expected.slots)
     assert batch.wanted.tolist() == expected.wanted
     assert {place: tokens.tolist() for place, tokens in batch.captures.items()} == expected.captures
     rows = None if batch.row_of_token is None else batch.row_of_token.tolist()
@@ -168,13 +176,13 @@ def check(batch: StepBatch, expected: Expected, bank: SteeringBank) -> None:
 @pytest.mark.parametrize("plans", [STEERED, (UNSTEERED, UNSTEERED)], ids=["steered", "unsteered"])
 def test_any_mix_of_chunks_is_packed_as_a_loop_over_tokens_says(plans: Plans, seed: int) -> None:
     generator = random.Random(seed)
-    pool = PagePool(NUM_PAGES, PAGE_SIZE)
+    kv = kv_pages()
     bank = SteeringBank(LAYERS, HIDDEN, CPU)
     lives = []
     for number, kind in enumerate(2 * KINDS):
         own = generator.sample(plans, len(plans))
         request = kind(prompt_of(generator.randint(7, 25), seed=number), own)
-        sequence = TokenSequence(request, lambda output: None, frozenset(), PAGE_SIZE)
+        sequence = TokenSequence(request, lambda output: None, frozenset(), kv)
         sequence.rows = bank.acquire(own[0], own if kind is branching else ())
         lives.append(Life(kind, sequence))
     for _ in range(20):
@@ -184,31 +192,39 @@ def test_any_mix_of_chunks_is_packed_as_a_loop_over_tokens_says(plans: Plans, se
             if life.sequence.num_to_compute == 0:
                 continue
             if generator.random() < 0.1:  # preempted: what was given once is not wanted again
-                life.sequence.release_pages(pool)
+                life.sequence.release_pages()
             num_new = generator.randint(1, life.sequence.max_chunk)
-            assert life.sequence.reserve(pool, life.sequence.num_slots_with(num_new))
+            assert life.sequence.reserve(num_new)
             expected.add(life, num_new)
             step.append((life, Chunk(life.sequence, num_new)))
+        if not step:
+            continue
         check(pack_step([chunk for _, chunk in step], bank), expected, bank)
         for life, chunk in step:
-            life.advance(chunk, pool, token=generator.randrange(101))
+            life.advance(chunk, token=generator.randrange(101))
 
 
 def test_a_steps_tensors_stay_where_they_are() -> None:
     bank = SteeringBank(LAYERS, HIDDEN, CPU)
-    pool = PagePool(NUM_PAGES, PAGE_SIZE)
-    buffers = StepBuffers(32, CPU)
+    kv = kv_pages()
+    buffers = StepBuffers(32, 2, CPU)
     addresses = set()
     for length in (32, 7, 19):
         prompt = prompt_of(length)
-        sequence = TokenSequence(generating(prompt, STEERED), lambda output: None, frozenset(), PAGE_SIZE)
+        sequence = TokenSequence(generating(prompt, STEERED), lambda output: None, frozenset(), kv)
         sequence.rows = bank.acquire(STEERED[2])
-        sequence.reserve(pool, length)
+        sequence.reserve(length)
         batch = pack_step([Chunk(sequence, length)], bank)
         inputs = buffers.write(batch)
-        for name in ("tokens", "positions", "slots", "wanted", "row_of_token", "low_rank_tokens"):
-            tensor, array = getattr(inputs, name), getattr(batch, name)
+        arrays = [
+            *(
+                (name, getattr(inputs, name), getattr(batch, name))
+                for name in ("tokens", "positions", "wanted", "row_of_token", "low_rank_tokens")
+            ),
+            *((f"slots {group}", inputs.slots[group], batch.slots[group]) for group in range(2)),
+        ]
+        for name, tensor, array in arrays:
             assert tensor.dtype == torch.int64
             assert tensor.tolist() == array.tolist(), name
             addresses.add((name, tensor.data_ptr()))
-    assert len({address for _, address in addresses}) == len(addresses) == 6
+    assert len({address for _, address in addresses}) == len(addresses) == 7

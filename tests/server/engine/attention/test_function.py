@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from server.engine.attention.function import attention_step, paged_attention
-from server.engine.attention.interface import AttentionStep, LayerAttention, Segment
+from server.engine.attention.interface import AttentionStep, LayerAttention, Segment, Stretches
 from server.engine.attention.stretches import StretchAttention
 
 TOKENS = 3
@@ -23,9 +23,9 @@ class Layer(nn.Module):
 
 def step() -> AttentionStep:
     attention = StretchAttention(
-        [LayerAttention(2, 8, 8)], num_pages=1, page_size=4, dtype=torch.float32, device=torch.device("cpu")
+        [LayerAttention(2, 8, 8)], num_pages=[1], page_size=4, dtype=torch.float32, device=torch.device("cpu")
     )
-    return attention.plan([Segment(0, TOKENS, 0, ((0, TOKENS),))], torch.arange(TOKENS))
+    return attention.plan([Segment(0, TOKENS, 0, (Stretches(((0, TOKENS),)),))], [torch.arange(TOKENS)])
 
 
 def call(mask: torch.Tensor | None = None, **arguments: Any) -> torch.Tensor:

@@ -19,7 +19,10 @@ from server.engine.attention.interface import (
     AttentionArguments,
     LayerAttention,
     PagedAttention,
+    Reach,
     Segment,
+    Stretches,
+    page_groups,
 )
 
 PAGE_SIZE = 4
@@ -47,19 +50,25 @@ class Story:
         """Tokens that are kept."""
         return len(self.kv[0])
 
-    def slots(self, first: int, last: int) -> list[int]:
-        """Where the tokens at positions `[first, last)` lie."""
-        return [self.pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE for position in range(first, last)]
+    def slots(self, group: int, first: int, last: int) -> list[int]:
+        """Where a group keeps the tokens at positions `[first, last)`: each group has another order of the pages."""
+        pages = [page ^ group for page in self.pages]
+        return [pages[position // PAGE_SIZE] * PAGE_SIZE + position % PAGE_SIZE for position in range(first, last)]
 
-    def segment(self, start: int, num_new: int, is_branching: bool) -> Segment:
-        """Its next tokens, at `start` of a pack."""
-        stretches: list[tuple[int, int]] = []
-        for slot in self.slots(0, self.length + (0 if is_branching else num_new)):
-            if stretches and stretches[-1][1] == slot:
-                stretches[-1] = (stretches[-1][0], slot + 1)
-            else:
-                stretches.append((slot, slot + 1))
-        return Segment(start, start + num_new, self.length, tuple(stretches), is_branching)
+    def segment(self, reaches: Sequence[Reach], start: int, num_new: int, is_branching: bool) -> Segment:
+        """Its next tokens, at `start` of a pack, with no page that groups of these `reaches` do not see again."""
+        end = self.length + (0 if is_branching else num_new)
+        kept = []
+        for group, reach in enumerate(reaches):
+            first = reach.first_seen(self.length) // PAGE_SIZE * PAGE_SIZE
+            stretches: list[tuple[int, int]] = []
+            for slot in self.slots(group, first, end):
+                if stretches and stretches[-1][1] == slot:
+                    stretches[-1] = (stretches[-1][0], slot + 1)
+                else:
+                    stretches.append((slot, slot + 1))
+            kept.append(Stretches(tuple(stretches), first))
+        return Segment(start, start + num_new, self.length, tuple(kept), is_branching)
 
 
 @dataclass
@@ -73,9 +82,9 @@ class Part:
 
 def expected(query: Tensor, before: Sequence[TokenKV], layer: LayerAttention, arguments: AttentionArguments) -> Tensor:
     """Plain attention of the last token of `before`, `[heads, key_dim]` -> `[heads, value_dim]`, over what it sees."""
-    seen = before if layer.window is None else before[-layer.window :]
-    if layer.chunk is not None:
-        seen = before[(len(before) - 1) // layer.chunk * layer.chunk :]
+    seen = before if layer.reach.window is None else before[-layer.reach.window :]
+    if layer.reach.chunk is not None:
+        seen = before[(len(before) - 1) // layer.reach.chunk * layer.reach.chunk :]
     num_groups = query.shape[0] // seen[0][0].shape[0]
     keys = torch.stack([key for key, _ in seen]).double().repeat_interleave(num_groups, dim=1)
     values = torch.stack([value for _, value in seen]).double().repeat_interleave(num_groups, dim=1)
@@ -98,22 +107,27 @@ def check_step(
 ) -> None:
     """Run a step of random KV and queries on all layers, compare each token, and keep what is to be kept."""
     starts = [0, *itertools.accumulate(part.num_new for part in parts)]
+    reaches = page_groups(layers)
     segments = [
-        part.story.segment(start, part.num_new, part.is_branching) for part, start in zip(parts, starts, strict=False)
+        part.story.segment(reaches, start, part.num_new, part.is_branching)
+        for part, start in zip(parts, starts, strict=False)
     ]
-    slots: list[int] = []
+    slots: list[list[int]] = [[] for _ in reaches]
     for part in parts:
         length = part.story.length
-        slots += [NO_SLOT] * part.num_new if part.is_branching else part.story.slots(length, length + part.num_new)
-    step = attention.plan(segments, torch.tensor(slots))
+        for group, of_group in enumerate(slots):
+            new = part.story.slots(group, length, length + part.num_new)
+            of_group += [NO_SLOT] * part.num_new if part.is_branching else new
+    step = attention.plan(segments, [torch.tensor(of_group) for of_group in slots])
+    num_tokens = len(slots[0])
     given: dict[int, TokenKV] = {}
     for layer, shape in enumerate(layers):
         heads = shape.kv_heads * num_groups
         sinks = torch.randn(heads) if has_sinks else None
         arguments = AttentionArguments(0.3, softcap, sinks)
-        queries = 3 * torch.randn(len(slots), heads, shape.key_dim).transpose(0, 1)
-        keys = torch.randn(len(slots), shape.kv_heads, shape.key_dim).transpose(0, 1)
-        values = torch.randn(len(slots), shape.kv_heads, shape.value_dim).transpose(0, 1)
+        queries = 3 * torch.randn(num_tokens, heads, shape.key_dim).transpose(0, 1)
+        keys = torch.randn(num_tokens, shape.kv_heads, shape.key_dim).transpose(0, 1)
+        values = torch.randn(num_tokens, shape.kv_heads, shape.value_dim).transpose(0, 1)
         if shape.is_latent:
             values = keys[..., : shape.value_dim]
         if shape.shares is None:
@@ -122,7 +136,7 @@ def check_step(
             keys, values = given[shape.shares]
         step.write(layer, keys, values)
         output = step.attend(layer, queries, keys, values, arguments)
-        assert output.shape == (heads, len(slots), shape.value_dim)
+        assert output.shape == (heads, num_tokens, shape.value_dim)
         for part, segment in zip(parts, segments, strict=True):
             kept = part.story.kv[layer]
             for token in range(segment.start, segment.end):
@@ -145,22 +159,37 @@ def twin_of(story: Story, num_pages: int, pages: Sequence[int]) -> Story:
 
 
 @pytest.mark.parametrize("implementation", ATTENTIONS)
-@pytest.mark.parametrize("sight", [{}, {"window": 1}, {"window": 6}, {"chunk": 1}, {"chunk": 6}], ids=str)
+@pytest.mark.parametrize(
+    "reaches",
+    [
+        [Reach()],
+        [Reach(window=1)],
+        [Reach(window=6)],
+        [Reach(chunk=1)],
+        [Reach(chunk=6)],
+        [Reach(), Reach(window=6), Reach(chunk=5), Reach(window=6), Reach(window=3)],
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("has_sinks", [False, True])
 @pytest.mark.parametrize("num_groups", [1, 3])
 def test_every_token_attends_to_what_it_sees(
     implementation: type[PagedAttention],
-    sight: dict[str, int],
+    reaches: list[Reach],
     softcap: float | None,
     has_sinks: bool,
     num_groups: int,
 ) -> None:
-    layers = [replace(shape, **sight) for shape in SHAPES]  # type: ignore[arg-type]
-    generator = random.Random(f"{sight} {softcap} {has_sinks} {num_groups}")
+    layers = [replace(shape, reach=reach) for shape, reach in zip(SHAPES, itertools.cycle(reaches), strict=False)]
+    generator = random.Random(f"{reaches} {softcap} {has_sinks} {num_groups}")
     torch.manual_seed(generator.randrange(2**32))
     attention = implementation(
-        layers, num_pages=NUM_PAGES, page_size=PAGE_SIZE, dtype=torch.float32, device=torch.device("cpu")
+        layers,
+        num_pages=[NUM_PAGES] * len(page_groups(layers)),
+        page_size=PAGE_SIZE,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )
 
     def check(parts: list[Part]) -> None:
@@ -202,6 +231,6 @@ class Reserved(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def test_the_kv_takes_the_bytes_that_are_announced(implementation: type[PagedAttention], dtype: torch.dtype) -> None:
     reserved = Reserved()
     with reserved:
-        implementation(SHAPES, num_pages=100, page_size=PAGE_SIZE, dtype=dtype, device=torch.device("cpu"))
-    per_page = implementation.bytes_per_token(SHAPES, dtype) * PAGE_SIZE
+        implementation(SHAPES, num_pages=[100], page_size=PAGE_SIZE, dtype=dtype, device=torch.device("cpu"))
+    per_page = sum(implementation.bytes_per_token(SHAPES, dtype)) * PAGE_SIZE
     assert 100 * per_page <= reserved.num_bytes <= 101 * per_page

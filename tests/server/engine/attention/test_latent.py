@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from server.engine.attention.interface import LayerAttention
+from server.engine.attention.interface import LayerAttention, Reach, page_groups
 from server.engine.attention.stretches import StretchAttention
 from server.engine.evidence import hand_over_attention
 from server.engine.model import prepare_model
@@ -102,19 +102,23 @@ def test_latents_are_71_times_smaller_than_what_deepseek_v3_expands_them_to() ->
     assert {(layer.kv_heads, layer.key_dim, layer.value_dim, layer.is_latent) for layer in layers} == {
         (1, 576, 512, True)
     }
-    assert StretchAttention.bytes_per_token(layers, torch.float16) == 2 * 576 * 2
+    assert StretchAttention.bytes_per_token(layers, torch.float16) == (2 * 576 * 2,)
     assert as_given(layers, 128, 192, 128) / (2 * 576 * 2) == pytest.approx(71.1, abs=0.05)
 
 
 def test_layers_that_share_keep_nothing_of_their_own() -> None:
     layers = asked_by(gemma_3n())
     assert [layer.shares for layer in layers] == [None] * 6 + [5, 5, 5, 4]
-    assert StretchAttention.bytes_per_token(layers, torch.float16) == as_given(layers[:6], 2, 256, 256)
+    windowed = [*layers[:4], layers[5]]
+    of_groups = (as_given([layers[4]], 2, 256, 256), as_given(windowed, 2, 256, 256))
+    assert StretchAttention.bytes_per_token(layers, torch.float16) == of_groups
 
 
-def test_what_is_its_own_is_kept() -> None:
+def test_layers_with_a_window_have_pages_of_their_own() -> None:
     layers = asked_by(gemma_3())
-    assert StretchAttention.bytes_per_token(layers, torch.float16) == as_given(layers, 4, 256, 256)
+    assert page_groups(layers) == (Reach(), Reach(window=16))
+    of_groups = (as_given(layers[5:], 4, 256, 256), as_given(layers[:5], 4, 256, 256))
+    assert StretchAttention.bytes_per_token(layers, torch.float16) == of_groups
 
 
 def test_the_engine_generates_what_the_model_does_from_latents_and_shared_kv() -> None:

@@ -259,7 +259,7 @@ def test_statistics_count_what_runs_and_what_was_done(make: MakeEngine) -> None:
     assert stats.total_steps > 0
     assert 0 <= stats.total_cached_tokens < stats.total_prompt_tokens
     with_paging = stats.paging
-    assert with_paging is None or with_paging.num_free_pages == with_paging.num_pages
+    assert with_paging is None or all(pool.usage == 0 for pool in with_paging.pools)
     assert not stats.num_rows_in_use
 
 
