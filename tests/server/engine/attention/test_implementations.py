@@ -116,8 +116,8 @@ def check_step(
     for part in parts:
         length = part.story.length
         for group, of_group in enumerate(slots):
-            new = part.story.slots(group, length, length + part.num_new)
-            of_group += [NO_SLOT] * part.num_new if part.is_branching else new
+            last = length + (0 if part.is_branching else part.num_new)
+            of_group += part.story.slots(group, length, last) or [NO_SLOT] * part.num_new
     step = attention.plan(segments, [torch.tensor(of_group) for of_group in slots])
     num_tokens = len(slots[0])
     given: dict[int, TokenKV] = {}

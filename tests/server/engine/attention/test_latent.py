@@ -61,6 +61,7 @@ def gemma_3n() -> Gemma3nTextConfig:
         vocab_size_per_layer_input=256,
         hidden_size_per_layer_input=8,
         laurel_rank=4,
+        sliding_window=16,
     )
 
 
