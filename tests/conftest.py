@@ -7,11 +7,11 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread only waits for the first
 
 import pytest
-import torch
 
-torch.set_num_threads(1)  # tiny models: a second thread only waits for the first
+gc.disable()  # until all is imported: nothing of it can be collected
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,3 +22,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What is imported by now stays, and is a million objects that no collection need look at again."""
     gc.freeze()
+    gc.enable()

@@ -68,14 +68,14 @@ def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToken
     return tokenizer
 
 
-def tiny_module() -> LlamaForCausalLM:
+def tiny_module(num_layers: int = LAYERS) -> LlamaForCausalLM:
     """A seeded Llama over bytes; its end token is `<|im_end|>`."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=259,
         hidden_size=HIDDEN,
         intermediate_size=48,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,

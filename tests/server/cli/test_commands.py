@@ -15,7 +15,7 @@ from server import __version__
 from server.cli import main
 from server.config import options
 from server.demo import MODEL_DIR
-from tests.server.cli.running import ROOT, environment, tiller
+from tests.server.cli.running import ROOT, call_tiller, environment, tiller
 from tests.stranger import NONSENSE, stranger
 
 
@@ -27,7 +27,7 @@ def test_help_names_every_command() -> None:
 
 
 def test_help_of_serve_names_every_setting_with_its_variable() -> None:
-    shown = " ".join(tiller("serve", "--help").stdout.split())
+    shown = " ".join(call_tiller("serve", "--help").stdout.split())
     for option in options():
         assert option.flag in shown
         assert option.variable in shown
@@ -41,7 +41,7 @@ def test_version() -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["sing"], ["vectors"], ["serve", "--prt", "1"], ["vectors", "put", "a"]])
 def test_what_cannot_be_understood_is_a_usage_error(arguments: list[str]) -> None:
-    shown = tiller(*arguments)
+    shown = call_tiller(*arguments)
     assert shown.returncode == 2
     assert "usage: tiller" in shown.stderr
 
@@ -146,37 +146,41 @@ def assert_one_line(shown: subprocess.CompletedProcess[str], code: int, *said: s
 
 
 def test_a_bad_flag_is_named() -> None:
-    assert_one_line(tiller("serve", "--max-running", "0"), 2, "--max-running: expected a whole number from 1")
+    assert_one_line(call_tiller("serve", "--max-running", "0"), 2, "--max-running: expected a whole number from 1")
 
 
 def test_a_bad_variable_is_named() -> None:
     environ = {"TILLER_KV_CACHE_GIB": "lots"}
-    assert_one_line(tiller("serve", environ=environ), 2, "TILLER_KV_CACHE_GIB: expected a number", "'lots'")
+    assert_one_line(call_tiller("serve", environ=environ), 2, "TILLER_KV_CACHE_GIB: expected a number", "'lots'")
 
 
 def test_a_public_address_needs_keys() -> None:
-    assert_one_line(tiller("serve", "--host", "0.0.0.0"), 2, "TILLER_API_KEYS", "--insecure")
-    assert_one_line(tiller("serve", "--cors-origin", "*"), 2, "--cors-origin", "TILLER_API_KEYS", "--insecure")
+    assert_one_line(call_tiller("serve", "--host", "0.0.0.0"), 2, "TILLER_API_KEYS", "--insecure")
+    assert_one_line(call_tiller("serve", "--cors-origin", "*"), 2, "--cors-origin", "TILLER_API_KEYS", "--insecure")
 
 
 def test_an_unusable_key_file_is_named(tmp_path: Path) -> None:
-    shown = tiller("serve", "--api-key-file", tmp_path / "none")
+    shown = call_tiller("serve", "--api-key-file", tmp_path / "none")
     assert_one_line(shown, 2, "--api-key-file", "No such file")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    assert_one_line(tiller("serve", tmp_path / "none"), 2, "none: no such folder")
+    assert_one_line(call_tiller("serve", tmp_path / "none"), 2, "none: no such folder")
 
 
 def test_a_folder_has_no_revision(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    assert_one_line(tiller("serve", tmp_path / "model", "--revision", "v1"), 2, "--revision v1", "model is a folder")
-    assert_one_line(tiller("serve", environ={"TILLER_REVISION": "v1"}), 2, "--revision v1", f"{MODEL_DIR} is a folder")
+    assert_one_line(
+        call_tiller("serve", tmp_path / "model", "--revision", "v1"), 2, "--revision v1", "model is a folder"
+    )
+    assert_one_line(
+        call_tiller("serve", environ={"TILLER_REVISION": "v1"}), 2, "--revision v1", f"{MODEL_DIR} is a folder"
+    )
 
 
 def test_a_variable_that_is_no_setting_is_warned_about(tmp_path: Path) -> None:
     environ = {"TILLER_PROT": "hush", "TILLER_PORT": "0", "TILLER_API_KEYS": "hush", "TILLER_MANAGE_KEYS": "hush"}
-    shown = tiller("serve", tmp_path / "none", environ=environ)
+    shown = call_tiller("serve", tmp_path / "none", environ=environ)
     assert shown.returncode == 2
     warning, _ = shown.stderr.splitlines()
     assert "WARNING" in warning
@@ -185,45 +189,47 @@ def test_a_variable_that_is_no_setting_is_warned_about(tmp_path: Path) -> None:
 
 
 def test_the_key_of_the_clients_gives_a_server_none(tmp_path: Path) -> None:
-    shown = tiller("serve", tmp_path / "none", environ={"TILLER_API_KEY": "hush"})
+    shown = call_tiller("serve", tmp_path / "none", environ={"TILLER_API_KEY": "hush"})
     warning, _ = shown.stderr.splitlines()
     assert "TILLER_API_KEY is the key that clients send" in warning
     assert "TILLER_API_KEYS and TILLER_MANAGE_KEYS" in warning
     assert "hush" not in warning
     both = {"TILLER_API_KEY": "hush", "TILLER_MANAGE_KEYS": "hush"}
-    assert_one_line(tiller("serve", tmp_path / "none", environ=both), 2, "no such folder")
+    assert_one_line(call_tiller("serve", tmp_path / "none", environ=both), 2, "no such folder")
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert_one_line(tiller("serve", tmp_path / "model.safetensors"), 2, "expected a folder, got a file")
+    assert_one_line(call_tiller("serve", tmp_path / "model.safetensors"), 2, "expected a folder, got a file")
     (tmp_path / "model-Q4_K_M.gguf").touch()
-    assert_one_line(tiller("serve", tmp_path / "model-Q4_K_M.gguf"), 2, "is a GGUF model, which tiller does not serve")
+    assert_one_line(
+        call_tiller("serve", tmp_path / "model-Q4_K_M.gguf"), 2, "is a GGUF model, which tiller does not serve"
+    )
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     data_dir = tmp_path / "data"
-    shown = tiller("serve", tmp_path / "empty", "--port", "0", "--data-dir", data_dir, "--log-level", "error")
+    shown = call_tiller("serve", tmp_path / "empty", "--port", "0", "--data-dir", data_dir, "--log-level", "error")
     assert_one_line(shown, 1, "empty has no config.json")
 
 
 def test_a_port_in_use_is_named_before_anything_is_loaded(tmp_path: Path, taken_port: int) -> None:
     (tmp_path / "model").mkdir()  # loading this would fail in another way
-    shown = tiller("serve", tmp_path / "model", "--port", str(taken_port), "--data-dir", tmp_path)
+    shown = call_tiller("serve", tmp_path / "model", "--port", str(taken_port), "--data-dir", tmp_path)
     assert_one_line(shown, 1, f"port {taken_port} on 127.0.0.1 is in use", "--port 0")
 
 
 def test_an_address_that_is_not_ours_is_named(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    shown = tiller("serve", tmp_path / "model", "--host", "192.0.2.1", "--insecure", "--data-dir", tmp_path)
+    shown = call_tiller("serve", tmp_path / "model", "--host", "192.0.2.1", "--insecure", "--data-dir", tmp_path)
     assert_one_line(shown, 1, "cannot listen on 192.0.2.1")
 
 
 def test_an_unwritable_data_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "file").write_text("", encoding="utf-8")
-    shown = tiller("serve", tmp_path / "model", "--port", "0", "--data-dir", tmp_path / "file")
+    shown = call_tiller("serve", tmp_path / "model", "--port", "0", "--data-dir", tmp_path / "file")
     assert_one_line(shown, 1, str(tmp_path / "file"))
 
 
@@ -237,12 +243,12 @@ def test_an_unwritable_data_directory_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_client_says_where_it_looked(url: str, code: int, said: str) -> None:
-    assert_one_line(tiller("vectors", "list", "--url", url), code, said)
+    assert_one_line(call_tiller("vectors", "list", "--url", url), code, said)
 
 
 @pytest.mark.parametrize("key", ["secret\n", "secret\r", "two secrets", "sécret"])
 def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(key: str) -> None:
-    shown = tiller("vectors", "list", "--url", "http://127.0.0.1:1", environ={"TILLER_API_KEY": key})
+    shown = call_tiller("vectors", "list", "--url", "http://127.0.0.1:1", environ={"TILLER_API_KEY": key})
     assert_one_line(shown, 2, "TILLER_API_KEY", "printable ASCII")
     assert "cret" not in shown.stderr
 
@@ -250,7 +256,7 @@ def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(key: str) 
 @pytest.mark.parametrize("command", [["chat"], ["vectors", "list"], ["vectors", "rm", "x"]])
 def test_no_command_line_takes_a_key(command: list[str]) -> None:
     """Everyone on a machine may read the command lines of its processes."""
-    shown = tiller(*command, "--api-key", "secret", "--url", "http://127.0.0.1:1")
+    shown = call_tiller(*command, "--api-key", "secret", "--url", "http://127.0.0.1:1")
     assert (shown.returncode, "unrecognized arguments" in shown.stderr) == (2, True)
 
 
@@ -303,6 +309,6 @@ def test_what_somebody_else_answers_is_one_line(
 )
 def test_a_stream_of_somebody_else_is_one_line(event: str) -> None:
     with stranger(f"data: {event}\n\ndata: [DONE]\n\n".encode()) as other:
-        shown = tiller("chat", "--model", "x", "--url", other.url, stdin="Hello\n")
+        shown = call_tiller("chat", "--model", "x", "--url", other.url, stdin="Hello\n")
     assert (shown.returncode, shown.stdout) == (1, "")
     assert re.fullmatch(r"error: the answer is not from a tiller server.*\n", shown.stderr)

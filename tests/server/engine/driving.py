@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -105,7 +106,7 @@ def mixed_requests(model: LoadedModel) -> list[EngineRequest]:
     for index in range(12):
         prompt = common[: 6 + 2 * index] if index % 2 else prompt_of(3 + 2 * index, vocabulary=vocabulary)
         sampling = GREEDY if index % 3 else SamplingParams(temperature=0.8, top_p=0.9, seed=index)
-        requests.append(EngineRequest(str(index), prompt, Generate(5 + index, sampling), plans[index % 4]))
+        requests.append(EngineRequest(str(index), prompt, Generate(4 + index // 2, sampling), plans[index % 4]))
     return requests
 
 
@@ -117,6 +118,13 @@ def alone(model: LoadedModel, requests: Iterable[EngineRequest]) -> dict[str, li
         answers[request.request_id] = tokens_of(run(engine, [request])[request.request_id])
         engine.close()
     return answers
+
+
+@functools.cache
+def mixed_alone(family: str = "llama") -> dict[str, list[int]]:
+    """What each of the mixed requests says alone in the tiny model of `family`; found once for all tests."""
+    model = loaded(family)
+    return alone(model, mixed_requests(model))
 
 
 def plan_of(*steers: Steer) -> SteeringPlan:

@@ -15,7 +15,7 @@ from tests.families import CONFIGS, build
 from tests.server.engine.driving import GREEDY, engine_of, prompt_of, run, tokens_of
 
 LENGTHS = (1, 3, 9, 17, 30)
-NUM_TOKENS = 12
+NUM_TOKENS = 8  # beyond every window
 
 
 def generated(family: str, prompts: list[tuple[int, ...]]) -> list[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 from collections.abc import Iterator, Sequence
 
@@ -22,6 +23,7 @@ from tests.server.engine.driving import (
     assert_nothing_held,
     engine_of,
     loaded,
+    mixed_alone,
     mixed_requests,
     num_preemptions,
     plan_of,
@@ -76,11 +78,17 @@ def numbers_of(value: object) -> object:
     return -1.0 if value is None else float(value.logprob)  # type: ignore[attr-defined]
 
 
+@functools.cache
+def naive_answers(family: str) -> dict[str, list[TokenOutput]]:
+    """What the naive engine answers to work of every kind; found once for all tests."""
+    with contextlib.closing(NaiveEngine(build(family), loaded(family).info)) as naive:
+        return answers_of(naive, list(work_of_every_kind()))
+
+
 @pytest.mark.parametrize("changes", [{}, {"max_batch_tokens": 5, "num_pages": 24}, {"prefix_cache": False}])
 def test_every_kind_of_work_equals_the_naive_engine(model: LoadedModel, changes: dict[str, int]) -> None:
     requests = list(work_of_every_kind())
-    with contextlib.closing(NaiveEngine(build(model.info.model_id), model.info)) as naive:
-        expected = answers_of(naive, requests)
+    expected = naive_answers(model.info.model_id)
     engine = engine_of(model, **changes)
     for _ in range(2):
         for name, events in run(engine, requests).items():
@@ -154,7 +162,7 @@ def test_states_are_never_shared_across_steerings(model: LoadedModel) -> None:
 def test_few_snapshots_change_nothing(num_snapshots: int) -> None:
     model = loaded("qwen3_next")
     requests = mixed_requests(model)
-    expected = alone(model, requests)
+    expected = mixed_alone("qwen3_next")
     engine = engine_of(model, num_snapshots=num_snapshots, num_pages=16, max_batch_tokens=11)
     for _ in range(3):
         outputs = run(engine, requests)
@@ -169,7 +177,7 @@ def test_aborts_at_any_time_give_the_states_back() -> None:
     chance = random.Random(0)
     engine = engine_of(model, max_batch_tokens=9, num_pages=32)
     requests = mixed_requests(model)
-    expected = alone(model, requests)
+    expected = mixed_alone("lfm2")
 
     def abort_one(number: int) -> None:
         engine.abort(str(chance.randrange(20)))

@@ -26,6 +26,7 @@ from tests.server.engine.driving import (
     assert_nothing_held,
     engine_of,
     loaded,
+    mixed_alone,
     mixed_requests,
     num_preemptions,
     plan_of,
@@ -37,18 +38,12 @@ from tests.server.engine.driving import (
 from tests.shared_files import shared
 
 
-@pytest.fixture(scope="module")
-def expected() -> dict[str, list[int]]:
-    model = loaded()
-    return alone(model, mixed_requests(model))
-
-
 @pytest.mark.parametrize("name", [*CONFIGS, "models/stories260K", "models/TinyStories-656K"])
 def test_nothing_but_the_request_matters_on_every_model(name: str) -> None:
     """Chunks, batches, shared prefixes, preemption and repetition change no token, sampled ones included."""
     model = loaded(name) if name in CONFIGS else load_model(shared(name), device="cpu")
     requests = mixed_requests(model)
-    expected = alone(model, requests)
+    expected = mixed_alone(name) if name in CONFIGS else alone(model, requests)
     few_pages = {"num_pages": 16, "max_batch_tokens": 32}
     if model.page_groups[0].num_tokens is not None:  # pages of windows alone, which are returned early
         few_pages = {"num_pages": 6, "max_batch_tokens": 8}
@@ -65,23 +60,21 @@ def test_nothing_but_the_request_matters_on_every_model(name: str) -> None:
 
 @pytest.mark.parametrize("max_batch_tokens", [3, 8, 37, 4096])
 @pytest.mark.parametrize("prefix_cache", [True, False])
-def test_chunks_batches_and_shared_prefixes_change_nothing(
-    expected: dict[str, list[int]], max_batch_tokens: int, prefix_cache: bool
-) -> None:
+def test_chunks_batches_and_shared_prefixes_change_nothing(max_batch_tokens: int, prefix_cache: bool) -> None:
     model = loaded()
     engine = engine_of(model, max_batch_tokens=max_batch_tokens, prefix_cache=prefix_cache)
     for _ in range(2):  # the second time every prompt is in the cache
         outputs = run(engine, mixed_requests(model))
-        assert {name: tokens_of(events) for name, events in outputs.items()} == expected
+        assert {name: tokens_of(events) for name, events in outputs.items()} == mixed_alone()
     assert (engine.stats().total_cached_tokens > 0) is prefix_cache
     engine.close()
 
 
-def test_preemption_changes_nothing(expected: dict[str, list[int]]) -> None:
+def test_preemption_changes_nothing() -> None:
     model = loaded()
     engine = engine_of(model, num_pages=16, max_batch_tokens=32)
     outputs = run(engine, mixed_requests(model))
-    assert {name: tokens_of(events) for name, events in outputs.items()} == expected
+    assert {name: tokens_of(events) for name, events in outputs.items()} == mixed_alone()
     assert num_preemptions(engine) > 0
     engine.close()
 
@@ -150,7 +143,7 @@ def test_whatever_happens_everything_is_given_back(seed: int) -> None:
             ended[output.request_id] = output.finish_reason
             live.discard(output.request_id)
 
-    for number in range(150):
+    for number in range(75):
         for _ in range(choose.randrange(3)):
             steer = Steer(random_direction(choose.randrange(9)), 1, positions=choose.choice(["all", "response"]))
             request = EngineRequest(

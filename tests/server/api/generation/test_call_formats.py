@@ -11,7 +11,7 @@ import pytest
 
 from tests.server.answers.call_templates import CHANNEL_TAGS, CHANNELS, FAMILIES, Family
 from tests.server.answers.chat_templates import tokenizer_with
-from tests.server.api.generation.dictating import serving_chats
+from tests.server.api.generation.dictating import serving_chats, together
 from tests.server.api.serving import Server, vector
 
 WEATHER: dict[str, Any] = {
@@ -69,15 +69,19 @@ def server(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         tokenizer.add_tokens(list(family.tags))
     folder: Path = tmp_path_factory.mktemp("data")
     with serving_chats(folder, family.template, tokenizer=tokenizer) as running:
-        running.store.put("v", vector(1))
+        running.store.put("v", vector(1, 0))
         yield running
 
 
 def ask(server: Server, said: str, **options: Any) -> Any:
     """The choice of an answer that begins with `said`, and the same from its stream."""
     body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": said}], "seed": 3} | options
-    whole = server.sdk.chat.completions.create(**body).choices[0]
-    chunks = [chunk.choices[0] for chunk in server.sdk.chat.completions.create(**body, stream=True) if chunk.choices]
+    whole, chunks = together(
+        lambda is_stream: (
+            streamed(server, body) if is_stream else server.sdk.chat.completions.create(**body).choices[0]
+        ),
+        [False, True],
+    )
     assert "".join(chunk.delta.content or "" for chunk in chunks) == (whole.message.content or "")
     calls: dict[int, list[str]] = {}
     for chunk in chunks:
@@ -87,6 +91,11 @@ def ask(server: Server, said: str, **options: Any) -> Any:
             calls[call.index][1] += call.function.arguments or ""
     assert [tuple(call) for call in calls.values()] == told(whole, parsed=False)
     return whole
+
+
+def streamed(server: Server, body: dict[str, Any]) -> list[Any]:
+    """What each chunk of the answer's stream says."""
+    return [chunk.choices[0] for chunk in server.sdk.chat.completions.create(**body, stream=True) if chunk.choices]
 
 
 def told(choice: Any, *, parsed: bool = True) -> list[Any]:
@@ -118,24 +127,29 @@ def test_what_the_template_writes_is_read(server: Server, family: Family) -> Non
 
 
 def test_text_is_text(server: Server, family: Family) -> None:
-    for text in ("a < b, {}", '{"name": "other"}', "let me see: <tool", "[note] (x)"):
-        answer = ask(server, text, tools=NOTE)
+    texts = ("a < b, {}", '{"name": "other"}', "let me see: <tool", "[note] (x)")
+    for text, answer in zip(texts, together(lambda text: ask(server, text, tools=NOTE), texts), strict=True):
         assert (answer.message.content, answer.message.tool_calls) == (text, None)
 
 
 def test_required_calls_come_and_are_valid(server: Server, family: Family) -> None:
     """With steering and without, and however many there are."""
     thought = "<think>hm</think>" if family.thinks else ""
-    for choice, options in (("required", STEERED), (NAMED, {})):
-        answer = ask(server, thought, tools=TOOLS, tool_choice=choice, parallel_tool_calls=False, **options)
+    one = {"parallel_tool_calls": False}
+    asked: list[dict[str, Any]] = [
+        {"tool_choice": "required", **one, **STEERED},
+        {"tool_choice": NAMED, **one},
+        {"tool_choice": "required", "max_tokens": 150, "temperature": 1.5},
+    ]
+    *single, many = together(lambda options: ask(server, thought, tools=TOOLS, **options), asked)
+    for options, answer in zip(asked[:2], single, strict=True):
         ((name, arguments),) = told(answer)
         check(name, arguments)
         assert (answer.finish_reason, answer.message.content) == ("tool_calls", None)
-        assert choice == "required" or name == "rest"
+        assert options["tool_choice"] == "required" or name == "rest"
         assert (answer.message.model_extra or {}).get("reasoning_content") == ("hm" if family.thinks else None)
-    many = ask(server, thought, tools=TOOLS, tool_choice="required", max_tokens=150, temperature=1.5)
-    for name, arguments in told(many)[: None if many.finish_reason == "tool_calls" else -1]:
-        check(name, arguments)
+    for name, written_arguments in told(many, parsed=False)[: None if many.finish_reason == "tool_calls" else -1]:
+        check(name, json.loads(written_arguments))
     if many.finish_reason == "tool_calls":
         assert len(told(many)) == 1 or family.repeats
 
@@ -152,18 +166,20 @@ def check(name: str, arguments: dict[str, Any]) -> None:
 
 def test_strict_calls_are_kept_to_their_schema(server: Server, family: Family) -> None:
     beginning = written(server, ("weather", {"city": "Paris", "days": 3})).partition("weather")[0]
-    answer = ask(server, beginning + "wea", tools=STRICT, parallel_tool_calls=False)
+    calling = {"said": beginning + "wea", "parallel_tool_calls": False}
+    answer, free = together(
+        lambda options: ask(server, tools=STRICT, **options), [calling, {"said": "No calls.", "max_tokens": 15}]
+    )
     ((name, arguments),) = told(answer)
     assert name == "weather"
     check(name, arguments)
-    free = ask(server, "No calls.", tools=STRICT, max_tokens=15)
     assert (free.message.content or "").startswith("No calls.")
 
 
 def test_structured_output_quotes_a_tag(server: Server, family: Family) -> None:
     thought = "<think>hm</think>" if family.thinks else ""
-    for options in ({}, {"tools": TOOLS, "tool_choice": "none"}):
-        answer = ask(server, thought + '{"a"', response_format=SCHEMA, **options)
+    asked: list[dict[str, Any]] = [{}, {"tools": TOOLS, "tool_choice": "none"}]
+    for answer in together(lambda options: ask(server, thought + '{"a"', response_format=SCHEMA, **options), asked):
         assert json.loads(answer.message.content) == {"a": "<tool_call>"}
 
 
@@ -171,7 +187,8 @@ def test_a_call_can_be_answered_and_a_cut_one_replayed(server: Server, family: F
     thought = "<think></think>" if family.thinks else ""
     answer = ask(server, thought, tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
     (call,) = answer.message.tool_calls
-    for arguments in (call.function.arguments, '{"city": "Par', ""):
+
+    def replayed(arguments: str) -> Any:
         made = {"id": call.id, "type": "function", "function": {"name": "weather", "arguments": arguments}}
         messages = [
             {"role": "user", "content": "x"},
@@ -179,8 +196,10 @@ def test_a_call_can_be_answered_and_a_cut_one_replayed(server: Server, family: F
             {"role": "tool", "tool_call_id": call.id, "content": "sunny"},
             {"role": "user", "content": "yes"},
         ]
-        replayed = server.sdk.chat.completions.create(model="tiny", messages=messages, tools=TOOLS)  # type: ignore[arg-type]
-        assert replayed.choices[0].message.content == "yes"
+        return server.sdk.chat.completions.create(model="tiny", messages=messages, tools=TOOLS)  # type: ignore[arg-type]
+
+    for replay in together(replayed, (call.function.arguments, '{"city": "Par', "")):
+        assert replay.choices[0].message.content == "yes"
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +207,7 @@ def channels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A model that answers in channels."""
     tokenizer = tokenizer_with(CHANNELS, specials=CHANNEL_TAGS)
     with serving_chats(tmp_path_factory.mktemp("data"), CHANNELS, tokenizer=tokenizer) as running:
-        running.store.put("v", vector(1))
+        running.store.put("v", vector(1, 0))
         yield running
 
 
@@ -198,11 +217,11 @@ THOUGHT = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
 def test_channels_are_read(channels: Server) -> None:
     answer = ask(channels, f"{THOUGHT}<|channel|>final<|message|>Hello.", tools=TOOLS, stop=["hm"])
     assert (answer.message.content, answer.message.model_extra) == ("Hello.", {"reasoning_content": "hm"})
-    for header in (
+    headers = (
         "<|channel|>commentary to=functions.rest <|constrain|>json",
         " to=functions.rest<|channel|>commentary json",
-    ):
-        answer = ask(channels, f"{THOUGHT}{header}<|message|>{{}}", tools=TOOLS)
+    )
+    for answer in together(lambda header: ask(channels, f"{THOUGHT}{header}<|message|>{{}}", tools=TOOLS), headers):
         assert (told(answer), answer.finish_reason) == ([("rest", {})], "tool_calls")
 
 
@@ -211,13 +230,20 @@ def test_channels_are_read(channels: Server) -> None:
 def test_answers_in_channels_are_constrained(channels: Server, options: dict[str, Any], thought: str) -> None:
     if not thought:  # the model is not to begin one that never ends
         thought = "<|channel|>commentary"
-    ((name, arguments),) = told(ask(channels, thought, tools=TOOLS, tool_choice="required", **options))
-    check(name, arguments)
-    assert told(ask(channels, thought, tools=TOOLS, tool_choice=NAMED, **options)) == [("rest", {})]
+    asked: list[dict[str, Any]] = [
+        {"said": thought, "tools": TOOLS, "tool_choice": "required"},
+        {"said": thought, "tools": TOOLS, "tool_choice": NAMED},
+    ]
     if thought == THOUGHT:
-        answer = ask(channels, f"{thought}<|channel|>final", response_format=SCHEMA, **options)
-        assert json.loads(answer.message.content) == {"a": "<tool_call>"}
-        free = ask(channels, f"{thought}<|channel|>final<|message|>No", tools=STRICT, max_tokens=40, **options)
+        asked.append({"said": f"{thought}<|channel|>final", "response_format": SCHEMA})
+        asked.append({"said": f"{thought}<|channel|>final<|message|>No", "tools": STRICT, "max_tokens": 40})
+    required, named, *answers = together(lambda more: ask(channels, **more, **options), asked)
+    ((name, arguments),) = told(required)
+    check(name, arguments)
+    assert told(named) == [("rest", {})]
+    if thought == THOUGHT:
+        structured, free = answers
+        assert json.loads(structured.message.content) == {"a": "<tool_call>"}
         assert free.message.content.startswith("No")
 
 

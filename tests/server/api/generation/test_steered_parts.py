@@ -12,7 +12,7 @@ import torch
 from server.demo.documents import CHAT_TEMPLATE
 from tests.reference import Steer, steered_logits
 from tests.server.api.generation.dictating import serving_chats
-from tests.server.api.serving import Server, byte_tokenizer, direction, tiny_module, vector
+from tests.server.api.serving import LAYERS, Server, byte_tokenizer, direction, tiny_module, vector
 
 TEMPLATE = CHAT_TEMPLATE + "{# <think></think> #}"
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": [1]}}\n</tool_call>'
@@ -28,7 +28,7 @@ PartOfText = Callable[[str], str]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A model that repeats what it is told."""
-    with serving_chats(tmp_path_factory.mktemp("data"), TEMPLATE) as running:
+    with serving_chats(tmp_path_factory.mktemp("data"), TEMPLATE, num_layers=LAYERS) as running:
         running.store.put("calm", vector(1))
         running.store.put("loud", vector(1).with_defaults(parts=["tool_calls"]))
         yield running

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from server.demo.documents import CHAT_TEMPLATE
 from tests.server.api.chat.shapes import exactly
 from tests.server.api.generation.dictating import serving_chats
-from tests.server.api.serving import Server, byte_tokenizer
+from tests.server.api.serving import LAYERS, Server, byte_tokenizer
 
 
 class Weather(BaseModel):
@@ -58,8 +58,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def repeating(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A model that repeats what it is told."""
-    with serving_chats(tmp_path_factory.mktemp("data"), CHAT_TEMPLATE) as running:
+    """A model that repeats what it is told; of these weights, what it goes on with by itself ends soon."""
+    with serving_chats(tmp_path_factory.mktemp("data"), CHAT_TEMPLATE, num_layers=LAYERS) as running:
         yield running
 
 
