@@ -8,6 +8,7 @@ import struct
 import tracemalloc
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.vectors.formats.containers import (
     pyvene,
     repsteer,
     rotalabs,
+    sha256,
     svec,
     zipped,
 )
@@ -366,6 +368,66 @@ def test_one_vector_at_every_layer_is_bounded() -> None:
 
 
 # Folders
+
+
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    10**400,
+    1e308,
+    "",
+    "\ud800",
+    "x" * 20_000,
+    [],
+    {},
+    [[[]]],
+    {"a": {}},
+    ["1"],
+    [1.0] * 4,
+]
+
+
+def with_odd(value: Any, odd: Any) -> Iterator[Any]:
+    """`value` with each of its places in turn replaced by `odd`."""
+    yield odd
+    if isinstance(value, dict):
+        for key in value:
+            for changed in with_odd(value[key], odd):
+                yield value | {key: changed}
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            for changed in with_odd(entry, odd):
+                yield [*value[:index], changed, *value[index + 1 :]]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+def test_any_value_in_a_description_is_read_or_refused(odd: Any) -> None:
+    patch = brainpatch_files([{"layer": 1, "vector": "v", "coefficient": 0.5}], {"v": V})
+    described = {
+        "manifest.json": {name: file for name, file in repsteer(V).items() if name != "checksums.json"},
+        "config.json": pyvene(V),
+        "layer_1.json": rotalabs(V),
+    }
+    for file, files in described.items():
+        for changed in with_odd(json.loads(files[file]), odd):
+            outcome(zipped(files | {file: json.dumps(changed).encode()}))
+    for changed in with_odd(json.loads(patch["manifest.json"]), odd):
+        files = patch | {"manifest.json": json.dumps(changed).encode()}
+        sums = {member: sha256(content) for member, content in files.items() if member != "checksums.json"}
+        outcome(zipped(files | {"checksums.json": json.dumps(sums).encode()}))
+    for changed in with_odd(json.loads(svec({1: V})), odd):
+        outcome(json.dumps(changed).encode())
+
+
+def outcome(data: bytes) -> None:
+    """A vector, or `InvalidVector` that can be sent; anything else raises."""
+    said = "read"
+    try:
+        read(data)
+    except InvalidVector as error:
+        said = str(error)
+    assert 0 < len(said.encode()) < 1000
 
 
 @pytest.mark.parametrize("library", FOLDERS)
