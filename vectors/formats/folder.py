@@ -161,6 +161,8 @@ def _a_file_a_layer(files: _Files) -> Content:
 
 def _repsteer(files: _Files) -> Content:
     """repsteer's artifact: a direction, or one feature of a sparse autoencoder, at a site of one layer."""
+    if len(files.tensors) > 1:
+        raise InvalidVector(f"expected {_REPSTEER_TENSORS} alone, got {', '.join(files.tensors[:6])[:200]}")
     if CHECKSUMS in files.descriptions:
         recorded = files.object_of(CHECKSUMS).get("files")
         for name in (MANIFEST, _REPSTEER_TENSORS):

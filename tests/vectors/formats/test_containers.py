@@ -471,6 +471,7 @@ def test_a_file_a_layer() -> None:
         (repsteer(V, site={"component": "resid_post", "layer": 1, "unit": 3}), "site.unit: expected None, got 3"),
         (repsteer(V, site={"component": "resid_post", "layer": 1, "stream": "vision"}), "stream: expected 'language'"),
         (repsteer(V) | {"tensors.safetensors": repsteer(V * 2)["tensors.safetensors"]}, "the SHA-256"),
+        (repsteer(V) | {"a.pt": saved(V)}, "expected tensors.safetensors alone, got tensors.safetensors, a.pt"),
         (repsteer(V, name="other"), "expected the tensor direction"),
         (pyvene(V, kind="pyreft.interventions.LoreftIntervention"), "for all, got LoreftIntervention"),
         (pyvene(V, kind="pyvene.models.interventions.VanillaIntervention"), "for all, got VanillaIntervention"),

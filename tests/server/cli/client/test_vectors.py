@@ -110,6 +110,7 @@ def test_the_format_is_the_servers_to_make(server_url: str, stored: str, tmp_pat
 
 def test_a_folder_is_put_as_one_file(server_url: str, vector_file: Path, tmp_path: Path) -> None:
     width = next(iter(safetensors.torch.load_file(vector_file).values())).shape[-1]
+    vector_file.unlink()
     for name, content in repsteer(torch.ones(width), "resid_pre").items():
         (tmp_path / name).write_bytes(content)
     shown = call_tiller("vectors", "put", "from-folder", tmp_path, "--scale", "0.5", "--url", server_url)
