@@ -554,9 +554,7 @@ def test_another_zip_is_refused() -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("word/document.xml", "<x/>")
-    with pytest.raises(
-        InvalidVector, match=r"^zip: expected an archive of torch\.save .* its members are word/document"
-    ):
+    with pytest.raises(InvalidVector, match=r"^zip: expected an archive of torch\.save .* its members are document"):
         read(buffer.getvalue())
     with pytest.raises(VectorsError, match=r"^zip: the archive is damaged"):
         read(b"PK\x03\x04" + bytes(100))
