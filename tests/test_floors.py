@@ -40,10 +40,11 @@ FLOORS: dict[str, str] = {
         __init__
     """,
     "vectors.formats": """
-        archive facts options
-        codec making
+        arrays facts json_object options zips
+        archive codec making packing
         interpretation
-        gguf pytorch safetensors
+        gguf npy pytorch safetensors svec
+        brainpatch folder
         __init__
     """,
     "vectors.plain": """

@@ -36,8 +36,8 @@ class InvalidVector(VectorsError):
     """
 
     def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
         # a file may contain half of a surrogate pair, which JSON in UTF-8 cannot carry
+        super().__init__(message.encode(errors="replace").decode())
         self.param = None if param is None else param.encode(errors="replace").decode()
 
 

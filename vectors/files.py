@@ -12,6 +12,7 @@ from torch import nn
 from vectors.durable import write_file
 from vectors.errors import InvalidVector
 from vectors.formats import ImportOptions, decode, encode
+from vectors.formats.packing import read_file_or_folder
 from vectors.sites import find_sites
 from vectors.vector import SteeringVector
 from vectors.vocabulary import FILE_FORMATS, Convention, FileFormat, parse_layers
@@ -29,7 +30,7 @@ def load(
     convention: Convention | None = None,
     **defaults: Any,
 ) -> SteeringVector:
-    """The vector in a file of any format in docs/vectors.md, told from its content.
+    """The vector in a file of any format in docs/vectors.md, told from its content, or in a library's folder.
 
     `model` is the transformers model that the vector must fit. Without one, a `.pt` file of rows needs `num_layers`,
     the model's number of blocks; `num_layers` and `hidden_size` are checked if they are given. `layer` is the block of
@@ -39,7 +40,7 @@ def load(
     `InvalidLayers` and `OSError`, and `SitesNotFound` for a model that cannot be steered.
     """
     options = ImportOptions(layer, convention, defaults, None if layers is None else parse_layers(layers), row)
-    content = Path(path).read_bytes()
+    content = read_file_or_folder(Path(path))
     if model is None:
         vector = decode(content, options=options, num_layers=num_layers, hidden_size=hidden_size)
         found = max(vector.layers) + 1 if num_layers is None else num_layers

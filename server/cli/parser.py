@@ -99,7 +99,7 @@ def _add_vectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
     put = _add_action(actions, "put", "upload a vector, as a new name or as a new revision of one", "NAME")
-    put.add_argument("file", metavar="FILE", help=format_titles())
+    put.add_argument("file", metavar="FILE", help=f"a file or a library's folder: {format_titles()}")
     put.add_argument(
         "--layer", type=int, metavar="N", help="decoder block of a file with one direction, or the only one kept"
     )

@@ -1,6 +1,6 @@
 """`tiller vectors`: the registry of a running server from the terminal.
 
-Files are sent unchanged; the server checks them.
+Files are sent unchanged, a folder as a zip of its files; the server checks them.
 """
 
 from __future__ import annotations

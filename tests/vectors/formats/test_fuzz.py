@@ -8,9 +8,11 @@ import random
 import zipfile
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
+from tests.vectors.formats.containers import brainpatch, npy, npz, pyvene, repsteer, svec, zipped
 from tests.vectors.formats.pickles import saved
 from vectors.errors import InvalidVector
 from vectors.formats import ImportOptions, decode
@@ -27,6 +29,7 @@ def directions(dtype: torch.dtype = torch.float32) -> dict[int, torch.Tensor]:
     return {layer: torch.randn(HIDDEN, generator=seeded).to(dtype) for layer in range(LAYERS)}
 
 
+V = directions()[0]
 VECTOR = SteeringVector(directions(), default_scale=2.5, description="calm", metadata={"a": [1]}, training={"seed": 1})
 FILES: dict[str, tuple[bytes, ImportOptions]] = {
     "safetensors": (encode_safetensors(VECTOR), ImportOptions()),
@@ -36,6 +39,12 @@ FILES: dict[str, tuple[bytes, ImportOptions]] = {
     "pt-stack": (saved(torch.stack(list(directions().values()))), ImportOptions()),
     "pt-dict": (saved(directions(torch.float16)), ImportOptions()),
     "pt-library": (saved({"layer_activations": directions(), "layer_type": "mlp"}), ImportOptions()),
+    "npy": (npy(directions()[0]), ImportOptions(layer=1)),
+    "npz": (npz({f"care_layer{layer}": direction for layer, direction in directions().items()}), ImportOptions()),
+    "svec": (svec(directions()), ImportOptions()),
+    "brainpatch": (brainpatch([{"layer": 1, "vector": "v", "coefficient": 0.5}], {"v": V}), ImportOptions()),
+    "folder-repsteer": (zipped(repsteer(V)), ImportOptions()),
+    "folder-pyvene": (zipped(pyvene(V)), ImportOptions()),
 }
 
 
@@ -130,11 +139,19 @@ def test_mutated_file_holds_or_is_refused_at_length(file: str, seed: int) -> Non
     fuzz(file, seed=1000 + seed, count=450)
 
 
+PICKLED = [
+    FILES["pt-dict"][0],
+    FILES["pt-library"][0],
+    saved({"layer": np.int64(1), "v": V.numpy()}),
+    saved({1: V.numpy(), 2: V.double().numpy()}),
+]
+
+
 def pickled_mutations(seed: int, count: int) -> Iterator[bytes]:
     """Damage to the pickle alone, in an archive whose checksums are right."""
     chance = random.Random(seed)
     for _ in range(count):
-        data, _ = FILES[chance.choice(["pt-dict", "pt-library"])]
+        data = chance.choice(PICKLED)
         buffer = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(buffer, "w") as target:
             for member in source.infolist():

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from tests.server.cli.running import call_tiller, tiller
+from tests.vectors.formats.containers import repsteer
 
 
 @pytest.fixture
@@ -103,3 +106,23 @@ def test_the_format_is_the_servers_to_make(server_url: str, stored: str, tmp_pat
     refused = call_tiller("vectors", "get", stored, "--format", "gguf", "-o", tmp_path / "v", "--url", server_url)
     assert "cannot have layer 0" in refused.stderr
     assert not (tmp_path / "v").exists()
+
+
+def test_a_folder_is_put_as_one_file(server_url: str, vector_file: Path, tmp_path: Path) -> None:
+    width = next(iter(safetensors.torch.load_file(vector_file).values())).shape[-1]
+    vector_file.unlink()
+    for name, content in repsteer(torch.ones(width), "resid_pre").items():
+        (tmp_path / name).write_bytes(content)
+    shown = call_tiller("vectors", "put", "from-folder", tmp_path, "--scale", "0.5", "--url", server_url)
+    assert shown.returncode == 0, shown.stderr
+    assert ": residual at layers 0, " in shown.stdout  # the input of block 1
+    tiller("vectors", "rm", "from-folder", "--url", server_url)
+    (tmp_path / "checksums.json").write_text("{}")
+    refused = call_tiller("vectors", "put", "from-folder", tmp_path, "--url", server_url)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "zip of a folder: manifest.json: its content does not have the SHA-256" in refused.stderr
+    for file in ("manifest.json", "checksums.json", "tensors.safetensors"):
+        (tmp_path / file).unlink()
+    empty = call_tiller("vectors", "put", "from-folder", tmp_path, "--url", server_url)
+    assert (empty.returncode, empty.stderr.count("\n")) == (1, 1)
+    assert "expected files of .safetensors" in empty.stderr
