@@ -21,6 +21,7 @@ from server.answers.conventions import without_cut_arguments
 from server.answers.grammar_source import terminal
 from server.answers.reading import Reading
 from server.detokenizer import ChoiceText, TokenTable
+from server.engine.refusal import OWN_CODE, needs_own_code
 from server.errors import InvalidRequest
 from server.marks import Marks
 
@@ -47,7 +48,7 @@ def load_text(source: str | Path, *, revision: str | None = None, chat_template:
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         if Path(source).is_dir() and not _has_tokenizer(Path(source)):
             raise TokenizerRefused(f"{source} has no tokenizer: {_COPY_TOKENIZER}") from error
-        reason = str(error).strip() or type(error).__name__
+        reason = OWN_CODE if needs_own_code(error) else str(error).strip() or type(error).__name__
         raise TokenizerRefused(f"cannot load the tokenizer of {source}: {reason}") from error
     if not tokenizer.encode(_SOME_TEXT, add_special_tokens=False):
         raise TokenizerRefused(f"the tokenizer of {source} has no vocabulary: {_COPY_TOKENIZER}")

@@ -81,9 +81,9 @@ FLOORS: dict[str, str] = {
         cli
     """,
     "server.answers": """
-        __init__ call_shape conventions json_text narrowing python_calls reading schema_refused tools vocabulary
-        call_stream channels compiler regions schema_dialects template_probe
-        json_schema
+        __init__ call_shape closed_list json_text narrowing python_calls reading schema_refused tools vocabulary
+        call_stream channels compiler conventions regions schema_dialects
+        json_schema template_probe
         chat_format tagged_grammar
         grammar_source parts reply
     """,

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from server.answers.json_text import JsonScanner, escape
 
 _HEAD = re.compile(r'\s*\{\s*"(?:tool_)?name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_NAME = re.compile(r'\s*\{\s*"(?:tool_)?name"\s*:\s*"(?P<name>(?:[^"\\]|\\.)*)(?P<end>"?)')
 _LONGEST_HEAD = 1024
 
 
@@ -26,6 +27,14 @@ class CallStream:
         self.name = name
         self.is_begun = False
         self.is_complete = False
+
+    @property
+    def may_begin(self) -> bool:
+        """False once the call has a name that is not among `names`."""
+        found = _NAME.match(self._head)
+        if found is None or self._names is None:
+            return True
+        return any(name == found["name"] if found["end"] else name.startswith(found["name"]) for name in self._names)
 
     def push(self, text: str) -> str:
         """What `text` adds to the arguments, as JSON. Control characters in strings are escaped."""

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from server.answers.json_text import is_json_text
+
 IdForm = Literal["any", "nine", "counted"]
 """`nine`: nine letters and digits. `counted`: `functions.name:number`, from which the template takes the name."""
 
@@ -98,14 +100,6 @@ def without_cut_arguments(messages: Sequence[Mapping[str, Any]]) -> list[dict[st
 
 def _without_cut(call: Mapping[str, Any]) -> dict[str, Any]:
     arguments = call["function"]["arguments"]
-    if isinstance(arguments, str) and not _is_json(arguments):
+    if isinstance(arguments, str) and not is_json_text(arguments):
         return {**call, "function": {**call["function"], "arguments": {}}}
     return dict(call)
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True

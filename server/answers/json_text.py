@@ -1,10 +1,12 @@
-"""JsonScanner: tracks the position in a JSON text while it is written. It does not validate the text."""
+"""JSON texts: whether one is complete, and the position in one while it is written."""
 
 from __future__ import annotations
 
+import json
+
 
 class JsonScanner:
-    """Follows a JSON text character by character. `depth` is the number of open objects and lists."""
+    """Follows a JSON text, which it does not validate, by character. `depth`: the number of open objects and lists."""
 
     def __init__(self) -> None:
         self.depth = 0
@@ -37,3 +39,12 @@ def escape(character: str) -> str:
     """The escape sequence for a character of a JSON string."""
     units = character.encode("utf-16-be")
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
+
+
+def is_json_text(text: str) -> bool:
+    """True when `text` is one complete JSON value."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -18,7 +18,7 @@ from transformers.utils.chat_parsing.response_templates import ResponseTemplate,
 from server.answers.json_text import JsonScanner, escape
 from server.answers.reading import Reading
 
-_MALFORMED = (ValueError, KeyError, TypeError, RecursionError)
+MALFORMED = (ValueError, KeyError, TypeError, RecursionError)
 """What the parsers of regions raise for malformed text."""
 
 
@@ -75,7 +75,7 @@ class RegionReader:
         """The events of the end of the answer."""
         try:
             _, found = self._parser.finalize()
-        except _MALFORMED:
+        except MALFORMED:
             name = self.open_field or self._template.implicit
             return [] if name is None else [RegionEvent(RegionChange.BROKEN, name, self._taken(len(self._fed)))]
         return [self._translated(event) for event in found]
@@ -95,7 +95,7 @@ class RegionReader:
         self._pending += pairs
         try:
             found = self._parser.feed("".join(fed for fed, _ in pairs))
-        except _MALFORMED:
+        except MALFORMED:
             return self._give_up()
         events = [self._translated(event) for event in found]
         over = self._first_only.intersection(event.field for event in events if event.change is RegionChange.CLOSED)
@@ -217,6 +217,6 @@ def _parser_after(template: ResponseTemplate, prompt: str, tools: list[Any]) -> 
     if template.start_anchor_re.search(prompt) is not None:
         try:
             return ResponseParser(template, prefix=prompt, tools=tools)
-        except _MALFORMED:
+        except MALFORMED:
             pass
     return ResponseParser(template, prefix="", tools=tools)

@@ -1,7 +1,7 @@
 """ReplyParser: splits an answer, while it is generated, into content, reasoning and tool calls.
 
 It turns the regions of the text into deltas, streams the arguments of JSON calls, and treats malformed calls as
-content.
+content. Of an answer that was cut, it leaves out what might have become a delimiter or a call.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers.utils.chat_parsing.content_parsers import process_field
 from transformers.utils.chat_parsing.response_templates import ResponseTemplateField
 
 from server.answers.call_shape import NAMED_CALL
 from server.answers.call_stream import CallStream
 from server.answers.chat_format import CALLS_FIELD, REASONING_FIELDS
+from server.answers.closed_list import closed_list
 from server.answers.python_calls import read_python_calls
 from server.answers.reading import Reading
-from server.answers.regions import RegionChange, RegionEvent, RegionReader, is_json
+from server.answers.regions import MALFORMED, RegionChange, RegionEvent, RegionReader, is_json
 from server.marks import Marks
+
+_ENDS_ITSELF = ("json", "text")
+"""How regions are parsed whose calls, in JSON or Python, show where they end, with the closing delimiter or without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +80,34 @@ class Reply:
 
 @dataclass
 class _Call:
-    """A call while it is written: its text so far, delimiters included. `stream` None: it is parsed when complete."""
+    """A call while it is written: its delimiter and its text so far. `stream` None: it is parsed when complete."""
 
-    raw: str = ""
+    opening: str = ""
     stream: CallStream | None = None
+    text: str = ""
 
     @property
     def is_emitted(self) -> bool:
         """True when its name, and perhaps some of its arguments, have been emitted."""
         return self.stream is not None and self.stream.is_begun
 
+    @property
+    def raw(self) -> str:
+        """All of its text, which is content if it turns out not to be a call."""
+        return self.opening + self.text
+
 
 class ReplyParser:
-    """Parses one answer, which continues `prompt`, from marked text."""
+    """Parses one answer, which continues `prompt`, from marked text.
+
+    `is_call_cut` is set at the end if the last call has only a part of its arguments.
+    """
 
     def __init__(self, reading: Reading, prompt: str, tools: Sequence[Mapping[str, Any]] = ()) -> None:
         self._reading = reading
         self._regions = None if reading.template is None else RegionReader(reading, prompt, tools)
         self.has_calls = False
+        self.is_call_cut = False
         self.num_reasoning_tokens = 0
         self._num_calls = 0
         self._pending_space = ""
@@ -107,12 +122,13 @@ class ReplyParser:
             self.num_reasoning_tokens += num_tokens
         return _plain(_join([self._take(event) for event in self._regions.feed(text)]), self._reading.marks)
 
-    def finish(self) -> ReplyDelta:
-        """The rest, once no more text comes."""
+    def finish(self, *, is_cut: bool) -> ReplyDelta:
+        """The rest, once no more text comes. `is_cut`: the answer was ended before the model ended it."""
         if self._regions is None:
             return ReplyDelta()
-        deltas = [self._take(event) for event in self._regions.finish()]
-        if not self.has_calls:
+        events = self._regions.finish()
+        deltas = [self._take_cut(event) if is_cut else self._take(event) for event in events]
+        if not self.has_calls and not (is_cut and any(_is_unfinished(event) for event in events)):
             deltas.append(ReplyDelta(content=self._pending_space))
         return _plain(_join(deltas), self._reading.marks)
 
@@ -145,9 +161,13 @@ class ReplyParser:
         self._pending_space = text[len(kept) :]
         return kept
 
-    def _new_call(self, opening: str, name: str | None = None) -> _Call:
+    @property
+    def _calls_field(self) -> ResponseTemplateField | None:
         template = self._reading.template
-        field = None if template is None else template.fields.get(CALLS_FIELD)
+        return None if template is None else template.fields.get(CALLS_FIELD)
+
+    def _new_call(self, opening: str, name: str | None = None) -> _Call:
+        field = self._calls_field
         if field is None or not is_json(field):
             return _Call(opening)
         if name is not None and field.transform == NAMED_CALL:
@@ -159,8 +179,8 @@ class ReplyParser:
             self._call = self._new_call(event.text, event.name)
             return ReplyDelta()
         call = self._call
-        call.raw += event.text
         if event.change is RegionChange.CONTINUED:
+            call.text += event.text
             was_emitted = call.is_emitted
             arguments = "" if call.stream is None else call.stream.push(event.text)
             if call.stream is None or not call.stream.is_begun or call.stream.name is None:
@@ -169,19 +189,40 @@ class ReplyParser:
         if call.is_emitted:
             self._num_calls += 1
             return ReplyDelta()
-        return self._complete(event.value if event.change is RegionChange.CLOSED else None)
+        calls = self._calls_in(event.value) if event.change is RegionChange.CLOSED else []
+        return self._emitted(calls) if calls else ReplyDelta(content=self._trimmed(call.raw + event.text))
 
-    def _complete(self, value: Any) -> ReplyDelta:
-        """The calls of a complete region; its text is content if it turns out not to be a call."""
+    def _take_cut(self, event: RegionEvent) -> ReplyDelta:
+        """What an event at the end of a cut answer adds. Text that comes only then might have become a delimiter."""
+        is_end = event.change in (RegionChange.CLOSED, RegionChange.BROKEN)
+        if event.field == CALLS_FIELD and is_end:
+            return self._take_cut_call(event)
+        return self._take(event) if event.field == CALLS_FIELD or not event.text else ReplyDelta()
+
+    def _take_cut_call(self, event: RegionEvent) -> ReplyDelta:
+        call, field = self._call, self._calls_field
+        assert field is not None
+        if call.is_emitted:
+            self.is_call_cut = call.stream is not None and not call.stream.is_complete
+            return self._take_call(event)
+        is_whole = event.change is RegionChange.CLOSED and (event.text or field.content in _ENDS_ITSELF)
+        calls = self._calls_in(event.value) if is_whole else []
+        if not calls and (closed := closed_list(call.text)) is not None:
+            calls = self._calls_in(_value(closed, field))
+        if not calls and call.stream is not None and not call.stream.may_begin:
+            return ReplyDelta(content=self._trimmed(call.raw))
+        return self._emitted(calls)
+
+    def _calls_in(self, value: Any) -> list[tuple[str, str]]:
+        """Names and arguments of the calls that a region contains; empty if it contains anything else."""
         if isinstance(value, str):
             value = read_python_calls(value)
         found = [_name_and_arguments(item) for item in (value if isinstance(value, list) else [value])]
         names = self._reading.bare_names
-        if names is not None:
-            found = [pair if pair is not None and pair[0] in names else None for pair in found]
-        calls = [pair for pair in found if pair is not None]
-        if not calls or len(calls) < len(found):
-            return ReplyDelta(content=self._trimmed(self._call.raw))
+        calls = [pair for pair in found if pair is not None and (names is None or pair[0] in names)]
+        return calls if len(calls) == len(found) else []
+
+    def _emitted(self, calls: Sequence[tuple[str, str]]) -> ReplyDelta:
         deltas = []
         for name, arguments in calls:
             deltas.append(self._begun(name, arguments))
@@ -196,6 +237,19 @@ class ReplyParser:
 
     def _continued(self, arguments: str) -> ReplyDelta:
         return ReplyDelta(tool_calls=(ToolCallDelta(self._num_calls, arguments=arguments),) if arguments else ())
+
+
+def _is_unfinished(event: RegionEvent) -> bool:
+    """True when an event at the end shows that the answer was cut within a delimiter or a call."""
+    return event.field == CALLS_FIELD or bool(event.text)
+
+
+def _value(text: str, field: ResponseTemplateField) -> Any:
+    """What the content of a region is parsed to; None if it cannot be."""
+    try:
+        return process_field(text, field, {})
+    except MALFORMED:
+        return None
 
 
 def _captures(field: ResponseTemplateField) -> bool:

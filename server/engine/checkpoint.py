@@ -25,7 +25,7 @@ from transformers import (
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from server.engine.checkpoint_files import check_files
-from server.engine.refusal import ModelRefused
+from server.engine.refusal import OWN_CODE, ModelRefused, needs_own_code
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ def load_checkpoint(source: str, *, revision: str | None, dtype: torch.dtype | s
                 if not report["missing_keys"]:
                     break
         except LOADING_ERRORS as error:
+            if needs_own_code(error):
+                raise ModelRefused(f"transformers has no code for {source}: {OWN_CODE}") from error
             raise ModelRefused(f"transformers cannot load {source}: {reason_of(error, warned)}") from error
     check_weights(source, module, report)
     loaded: PreTrainedModel = module

@@ -112,11 +112,15 @@ AttentionInterface.register(_PROBE_NAME, _probed_attention)
 AttentionMaskInterface.register(_PROBE_NAME, build_logged_mask)
 
 
-def require_attention_interface(module: PreTrainedModel) -> None:
-    """Raise `ModelRefused` when `module` does not accept a custom attention function."""
+def require_attention_interface(module: PreTrainedModel, decoder: nn.Module) -> None:
+    """Raise `ModelRefused` when the `decoder` of `module` does not accept a custom attention function.
+
+    What else `module` has need not: a vision tower with an attention of its own is not used.
+    """
+    config = decoder.config if isinstance(decoder, PreTrainedModel) else module.config
     before = module.config._attn_implementation
     module.set_attn_implementation(_PROBE_NAME)
-    if module.config._attn_implementation != _PROBE_NAME:
+    if config._attn_implementation != _PROBE_NAME:
         raise ModelRefused(
             f"{type(module).__name__} does not accept a custom attention function, so tiller cannot run it in batches; "
             "use a model whose transformers code supports the attention interface"

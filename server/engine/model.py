@@ -159,7 +159,8 @@ def prepare_model(module: PreTrainedModel, *, model_id: str = "model", max_model
     except ModelRefused:
         raise
     except SitesNotFound as error:
-        raise ModelRefused(f"{error}; a block that has several attentions cannot be served; {_WAY_OUT}") from error
+        several = "a block that has several attentions, or is run several times a pass, cannot be served"
+        raise ModelRefused(f"{error}; {several}; {_WAY_OUT}") from error
     except NotImplementedError as error:
         raise ModelRefused(f"{architecture}: {error}; {_WAY_OUT}") from error
     except Exception as error:  # the model's own code may raise anything
@@ -168,8 +169,12 @@ def prepare_model(module: PreTrainedModel, *, model_id: str = "model", max_model
 
 
 def _prepare(module: PreTrainedModel, model_id: str, max_model_len: int | None) -> LoadedModel:
-    require_attention_interface(module)
-    sites = find_sites(module)
+    try:
+        sites = find_sites(module)
+    except SitesNotFound:
+        require_attention_interface(module, module)  # which is the better reason
+        raise
+    require_attention_interface(module, sites.decoder)
     parameter = next(module.parameters())
     layers = hand_over_attention(module, sites.num_layers, context=known_context(module, max_model_len))
     states = hand_over_recurrence(module, functools.partial(run_with_cache, module))

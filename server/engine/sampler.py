@@ -2,6 +2,8 @@
 
 Order, as in vLLM: penalties, bias and grammar on the logits, temperature, then min_p, top_k and top_p on the
 probabilities.
+Among equal logits, which bfloat16 often has, the token with the lowest id ranks first: greedy takes it, `top_k` and
+`top_p` keep it before the others, and it is the first of the likeliest. `min_p` keeps equal ones together.
 Each request draws from its own random stream, one number per token, so neighbours and batch order change nothing.
 Log-probabilities are those of the unmodified logits.
 """
@@ -124,12 +126,14 @@ def sample(logits: Tensor, rows: Sequence[RowSampler], allowed: Mapping[int, Ten
 
 def logprobs_of(logits: Tensor, tokens: Sequence[int], num_top: Sequence[int]) -> list[TokenLogprobs]:
     """For each row of `logits` `[rows, vocabulary]`: the log-probability of its token and of its likeliest ones."""
-    logprobs = torch.log_softmax(logits.to(torch.float32), dim=-1)
+    logits = logits.to(torch.float32)
+    logprobs = torch.log_softmax(logits, dim=-1)
     chosen = logprobs.gather(1, torch.tensor(tokens, dtype=torch.int64, device=logits.device)[:, None])[:, 0].tolist()
     most = min(max(num_top, default=0), logits.shape[-1])
     if most == 0:
         return [TokenLogprobs(token, value) for token, value in zip(tokens, chosen, strict=True)]
-    values, indices = logprobs.topk(most, dim=-1)
+    indices = _likeliest(logits, most)
+    values = logprobs.gather(1, indices)
     results = []
     for token, value, num, top_values, top_indices in zip(
         tokens, chosen, num_top, values.tolist(), indices.tolist(), strict=True
@@ -170,14 +174,11 @@ def _choose_free(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
 
 
 def _choose_filtered(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
-    """Every filter is a threshold on the probability, so tied tokens stay or go together whatever their order."""
+    """A draw from the tokens that every filter keeps: the first ones in the ranking, however many these are."""
     probabilities = _probabilities(logits, rows)
     vocabulary = logits.shape[-1]
     top_k = [row.params.top_k if 0 < row.params.top_k < vocabulary else vocabulary for row in rows]
-    if max(top_k) < vocabulary:
-        ranked = probabilities.topk(max(top_k), dim=-1).values
-    else:
-        ranked = probabilities.sort(-1, descending=True).values
+    ranked = _highest(probabilities, max(top_k))
     rank = torch.arange(ranked.shape[-1], device=logits.device)
     keep = rank < torch.tensor(top_k, device=logits.device).unsqueeze(1)
     keep &= ranked >= _column([row.params.min_p for row in rows], ranked) * ranked[:, :1]
@@ -185,6 +186,31 @@ def _choose_filtered(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
     cumulative = weights.cumsum(dim=-1)
     keep &= cumulative - weights < _column([row.params.top_p for row in rows], ranked) * cumulative[:, -1:]
     keep[:, 0] = True  # the likeliest token always stays, also with top_p 0
-    threshold = ranked.masked_fill(~keep, torch.inf).amin(dim=-1, keepdim=True)
-    picked = _pick(probabilities * (probabilities >= threshold), rows)
-    return [int(token) for token in picked.tolist()]
+    kept = _first(probabilities, ranked, keep.sum(dim=-1, keepdim=True))
+    return [int(token) for token in _pick(probabilities * kept, rows).tolist()]
+
+
+def _highest(values: Tensor, number: int) -> Tensor:
+    """The highest values of each row, in their order: `[rows, number]`."""
+    if number < values.shape[-1]:
+        return values.topk(number, dim=-1).values
+    return values.sort(dim=-1, descending=True).values
+
+
+def _first(values: Tensor, highest: Tensor, number: Tensor) -> Tensor:
+    """Bool `[rows, vocabulary]`: the `number` `[rows, 1]` tokens of each row that rank first.
+
+    `highest`: the highest of the row's `values` in their order, at least that many.
+    """
+    lowest = highest.gather(1, number - 1)
+    above, equal = values > lowest, values == lowest
+    return above | (equal & (equal.cumsum(dim=-1) <= number - above.sum(dim=-1, keepdim=True)))
+
+
+def _likeliest(values: Tensor, number: int) -> Tensor:
+    """The token ids of each row that rank first, in their order: `[rows, number]`."""
+    numbers = torch.full((len(values), 1), number, device=values.device)
+    kept = _first(values, _highest(values, number), numbers)
+    token_ids = kept.nonzero()[:, 1].view(-1, number)
+    order = values.gather(1, token_ids).sort(dim=-1, descending=True, stable=True).indices
+    return token_ids.gather(1, order)

@@ -55,7 +55,7 @@ def test_a_published_template_is_read(name: str) -> None:
     parser = ReplyParser(text.reading(["note"]), prompt)
     tail = rendered[start:].partition("<|eot_id|>")[0].partition("<|im_end|>")[0]
     thought = "</think>" if prompt.rstrip().endswith("<think>") else ""
-    reply = Reply.of([parser.push(thought + tail), parser.finish()])
+    reply = Reply.of([parser.push(thought + tail), parser.finish(is_cut=False)])
     ((call_name, arguments),) = [(call.name, json.loads(call.arguments)) for call in reply.tool_calls]
     assert (call_name, arguments | {"count": int(arguments["count"])}) in (
         ("note", ARGUMENTS),

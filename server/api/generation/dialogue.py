@@ -93,8 +93,9 @@ class Replies:
             delta = parser.push(piece.text, num_tokens=len(piece.token_ids))
             reason: ChatFinishReason | None = piece.finish_reason
             if reason is not None:
-                delta = delta + parser.finish()
-                reason = "tool_calls" if parser.has_calls and reason == "stop" else reason
+                delta = delta + parser.finish(is_cut=reason == "length" or choice.text.is_stopped)
+                is_called = parser.has_calls and not parser.is_call_cut
+                reason = "tool_calls" if is_called and reason == "stop" else reason
             if delta or reason is not None:
                 yield choice, ReplyPiece(delta, tuple(ids[choice.index]), tuple(entries[choice.index]), reason)
                 ids[choice.index].clear()

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, TypeVar
 
+from server.answers.json_text import is_json_text
 from server.api.generation.dialogue import ReplyPiece
 from server.api.generation.logprobs import shown_logprobs
 from server.api.generation.objects import ChosenTokenLogprob
@@ -222,6 +223,10 @@ class _CallItem(_OpenItem):
 
     def begin(self) -> Iterator[OutputEvent]:
         yield self._item_event("response.output_item.added")
+
+    def end(self, status: ItemStatus) -> Iterator[OutputEvent]:
+        """The events of its end. A call with all of its arguments is complete, also if the answer was cut after it."""
+        return super().end("completed" if is_json_text("".join(self._arguments)) else status)
 
     def add(self, arguments: str) -> Iterator[ArgumentsDeltaEvent]:
         """The event of more of the arguments, unless they are empty."""

@@ -51,16 +51,20 @@ TAGS = ("derived", "tagged")
 IN_TAGS = pytest.mark.parametrize("name", TAGS)
 
 
-def read(name: str, pieces: Sequence[str], prompt: str = PROMPT) -> tuple[Reply, list[ReplyDelta]]:
+def read(
+    name: str, pieces: Sequence[str], prompt: str = PROMPT, *, is_cut: bool = False
+) -> tuple[Reply, list[ReplyDelta]]:
     """A reply read in pieces, and the deltas."""
     parser = ReplyParser(Reading(TEMPLATES[name]), prompt, TOOLS)
-    deltas = [parser.push(piece) for piece in pieces] + [parser.finish()]
+    deltas = [parser.push(piece) for piece in pieces] + [parser.finish(is_cut=is_cut)]
     return Reply.of(deltas), deltas
 
 
-def whole(name: str, text: str, prompt: str = PROMPT) -> tuple[str, str, list[tuple[str, str]]]:
+def whole(
+    name: str, text: str, prompt: str = PROMPT, *, is_cut: bool = False
+) -> tuple[str, str, list[tuple[str, str]]]:
     """Content, reasoning, and names and arguments of the calls."""
-    return said(read(name, [text], prompt)[0])
+    return said(read(name, [text], prompt, is_cut=is_cut)[0])
 
 
 def said(reply: Reply) -> tuple[str, str, list[tuple[str, str]]]:
@@ -298,11 +302,13 @@ def test_names_and_arguments_in_any_order(name: str) -> None:
 
 
 @IN_TAGS
-def test_a_call_cut_by_the_end_is_told_as_far_as_it_goes(name: str) -> None:
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_call_cut_by_the_end_is_told_as_far_as_it_goes(name: str, is_cut: bool) -> None:
     text = 'On it. <tool_call>\n{"name": "look", "arguments": {"s": "ab", "n": [1'
-    assert whole(name, text) == ("On it.", "", [("look", '{"s": "ab", "n": [1')])
-    assert whole(name, '<tool_call>{"name": "look", "arguments": {}}') == ("", "", [("look", "{}")])
-    assert whole(name, '<tool_call>{"name": "look", "arguments": {}}</tool_') == ("", "", [("look", "{}")])
+    assert whole(name, text, is_cut=is_cut) == ("On it.", "", [("look", '{"s": "ab", "n": [1')])
+    for end in ("", "</tool_"):
+        text = f'<tool_call>{{"name": "look", "arguments": {{}}}}{end}'
+        assert whole(name, text, is_cut=is_cut) == ("", "", [("look", "{}")])
 
 
 @IN_TAGS
@@ -347,7 +353,7 @@ def test_a_prompt_without_the_anchor_begins_nothing(name: str) -> None:
 def test_a_format_without_parts_is_content() -> None:
     parser = ReplyParser(CONTENT, PROMPT)
     text = " <think>a</think><tool_call>{}</tool_call> \n"
-    assert parser.push(text) + parser.finish() == ReplyDelta(content=text)
+    assert parser.push(text) + parser.finish(is_cut=False) == ReplyDelta(content=text)
     assert not parser.has_calls
 
 

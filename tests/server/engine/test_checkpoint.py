@@ -15,6 +15,7 @@ from torch import Tensor
 
 from server.engine.model import load_model
 from server.engine.refusal import ModelRefused
+from server.text import TokenizerRefused, load_text
 from tests.families import build
 
 Tensors = dict[str, Tensor]
@@ -162,3 +163,18 @@ def test_a_text_class_that_only_the_checkpoint_names_is_loaded(tmp_path: Path) -
     )
     saved(tmp_path, transformers.Mistral4ForCausalLM(config))
     assert load_model(tmp_path, device="cpu").info.architecture == "Mistral4ForCausalLM"
+
+
+def test_code_of_the_models_own_is_never_asked_for(tmp_path: Path) -> None:
+    """Neither the model's nor the tokenizer's; what transformers itself has is served without it."""
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+    with pytest.raises(ModelRefused, match=r"brings code of its own, which tiller never runs; .*with vLLM") as caught:
+        load_model(saved(tmp_path / "new", model_type="brand_new", auto_map=own), device="cpu")
+    assert "Please" not in str(caught.value)
+    assert load_model(saved(tmp_path / "known", auto_map=own), device="cpu").info.architecture == "LlamaForCausalLM"
+    settings = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    folder = saved(tmp_path / "tokenizer")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "vocab.txt").write_text("a\nb\n")
+    with pytest.raises(TokenizerRefused, match=r"cannot load the tokenizer of .*which tiller never runs"):
+        load_text(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,6 +114,51 @@ def test_neighbours_change_no_draw_among_tied_tokens() -> None:
         for neighbour in neighbours:
             rows = [RowSampler(neighbour, NO_EOS, ()), RowSampler(params, NO_EOS, ())]
             assert sample(logits.expand(2, -1), rows)[1] == alone
+
+
+def tied_rows() -> torch.Tensor:
+    """Logits of which many are equal, mostly the highest too."""
+    return torch.randint(0, 6, (8, VOCABULARY), generator=torch.Generator().manual_seed(2)).float()
+
+
+def ranking(logits: torch.Tensor) -> list[int]:
+    """The tokens by logit, and those with equal ones by id."""
+    return sorted(range(len(logits)), key=lambda token: (-float(logits[token]), token))
+
+
+def drawn(logits: torch.Tensor, params: SamplingParams, num_draws: int = 200) -> set[int]:
+    rows = [RowSampler(replace(params, seed=seed), NO_EOS, ()) for seed in range(num_draws)]
+    return set(sample(logits.expand(num_draws, -1), rows))
+
+
+def test_among_tied_tokens_the_lowest_id_ranks_first() -> None:
+    """So what keeps one token is greedy, and `top_k` keeps as many tokens as it says."""
+    for logits in tied_rows():
+        ranked = ranking(logits)
+        ties = {token for token in ranked if logits[token] == logits[ranked[0]]}
+        for params in (
+            SamplingParams(temperature=0.0),
+            SamplingParams(temperature=2.0, top_k=1),
+            SamplingParams(top_p=1e-12),
+        ):
+            assert drawn(logits, params, 20) == {ranked[0]}
+        assert drawn(logits, SamplingParams(top_k=3, temperature=2.0)) == set(ranked[:3])
+        assert drawn(logits, SamplingParams(top_k=3, top_p=0.999, temperature=2.0)) == set(ranked[:3])
+        assert drawn(logits, SamplingParams(min_p=1.0, temperature=2.0)) == ties
+        assert drawn(logits, SamplingParams(temperature=1e-5)) == ties
+
+
+def test_top_p_keeps_the_smallest_beginning_of_the_ranking() -> None:
+    logits = torch.zeros(8)
+    for top_p, number in ((0.1, 1), (0.125, 1), (0.3, 3), (0.5, 4), (0.99, 8)):
+        assert drawn(logits, SamplingParams(top_p=top_p)) == set(range(number))
+
+
+def test_the_likeliest_tokens_are_in_the_order_of_the_ranking() -> None:
+    logits = tied_rows()
+    for number in (1, 5, VOCABULARY):
+        for row, told in zip(logits, logprobs_of(logits, [0] * len(logits), [number] * len(logits)), strict=True):
+            assert [token for token, _ in told.top] == ranking(row)[:number]
 
 
 def test_penalties_equal_their_definitions() -> None:

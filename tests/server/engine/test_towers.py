@@ -96,7 +96,21 @@ def _qwen2_audio() -> Any:
     return transformers.Qwen2AudioForConditionalGeneration(config)
 
 
+def _got_ocr2() -> Any:
+    """Its tower takes no custom attention function, its text model does."""
+    config = transformers.GotOcr2Config(
+        text_config=_TEXT | {"model_type": "qwen2"},
+        vision_config={
+            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_dim": 48, "image_size": 16,
+            "patch_size": 4, "output_channels": 16, "window_size": 2, "global_attn_indexes": [1],
+        },
+        image_token_index=99,
+    )  # fmt: skip
+    return transformers.GotOcr2ForConditionalGeneration(config)
+
+
 FAMILIES: dict[str, tuple[Any, str]] = {
+    "got_ocr2": (_got_ocr2, "vision_tower"),
     "mistral3": (_mistral3, "vision_tower"),
     "qwen2_vl": (_qwen2_vl, "visual"),
     "gemma3": (_gemma3, "vision_tower"),

@@ -126,6 +126,21 @@ def test_what_the_template_writes_is_read(server: Server, family: Family) -> Non
     assert told(answer) == calls
 
 
+def test_a_call_that_is_cut_leaves_no_markup(server: Server, family: Family) -> None:
+    """By `max_tokens` in the name of the last call, or by a stop string in the arguments of the first."""
+    calls = [("note", {"text": "a", "count": 7}), ("note", {"text": "b", "count": 1})][: 1 + family.repeats]
+    thought = "<think>hm</think>" if family.thinks else ""
+    text = thought + written(server, *calls)
+    begun = text[: text.rindex("note") + 2]
+    num_tokens = len(server.text.encode(begun, add_special_tokens=False))
+    answer = ask(server, text, tools=NOTE, max_tokens=num_tokens, logprobs=True)
+    assert (answer.finish_reason, answer.message.content or "") == ("length", "")
+    assert told(answer) == calls[:-1]
+    assert len(answer.logprobs.content) == num_tokens
+    stopped = ask(server, text, tools=NOTE, stop=["ount"])
+    assert (stopped.finish_reason, stopped.message.content or "") == ("stop", "")
+
+
 def test_text_is_text(server: Server, family: Family) -> None:
     texts = ("a < b, {}", '{"name": "other"}', "let me see: <tool", "[note] (x)")
     for text, answer in zip(texts, together(lambda text: ask(server, text, tools=NOTE), texts), strict=True):

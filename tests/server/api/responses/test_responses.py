@@ -320,7 +320,7 @@ def test_reasoning_text_and_calls_are_items_in_their_order(size: int) -> None:
     for start in range(0, len(REPLY), size):
         delta = parser.push(REPLY[start : start + size])
         events += list(output.add(ReplyPiece(delta, (), (), None))) if delta else []
-    events += list(output.add(ReplyPiece(parser.finish(), (), (), "tool_calls")))
+    events += list(output.add(ReplyPiece(parser.finish(is_cut=False), (), (), "tool_calls")))
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     for event in events:
         exactly(EVENTS[event["type"]], event)
@@ -335,6 +335,25 @@ def test_reasoning_text_and_calls_are_items_in_their_order(size: int) -> None:
         ("function_call", "completed", '{"city": "Oslo"}'),
         ("function_call", "completed", '{"city": "Rome"}'),
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "calls"),
+    [
+        ('{"name": "we', [("completed", '{"city": "Oslo"}')]),
+        ('{"name": "weather", "arguments": {"ci', [("completed", '{"city": "Oslo"}'), ("incomplete", '{"ci')]),
+    ],
+)
+def test_a_call_before_the_one_that_was_cut_is_complete(written: str, calls: list[tuple[str, str]]) -> None:
+    text = TextProcessor(byte_tokenizer(THINKING))
+    parser = ReplyParser(text.reading(["weather"]), text.render_chat([{"role": "user", "content": "weather?"}]))
+    delta = parser.push(REPLY[: REPLY.index('{"name"', REPLY.index("Oslo"))] + written) + parser.finish(is_cut=True)
+    output = ResponseOutput(text.table, None)
+    events: list[Any] = list(output.add(ReplyPiece(delta, (), (), "length")))
+    assert rebuilt(events) == output.items()
+    items = json.loads(json.dumps(output.items()))
+    assert [item["type"] for item in items] == ["reasoning", "message", *["function_call"] * len(calls)]
+    assert [(item["status"], item["arguments"]) for item in items[2:]] == calls
 
 
 def test_a_response_may_end_in_its_reasoning(tmp_path_factory: pytest.TempPathFactory) -> None:
