@@ -40,8 +40,8 @@ FLOORS: dict[str, str] = {
         __init__
     """,
     "vectors.formats": """
-        archive facts options
-        codec making
+        archive array_rows facts options
+        autoencoder codec making
         interpretation
         gguf pytorch safetensors
         __init__
