@@ -40,10 +40,11 @@ FLOORS: dict[str, str] = {
         __init__
     """,
     "vectors.formats": """
-        archive array_rows facts options
-        autoencoder codec making
+        array_rows arrays facts json_object options zips
+        archive autoencoder codec making packing
         interpretation
-        gguf pytorch safetensors
+        gguf npy pytorch safetensors svec
+        brainpatch folder
         __init__
     """,
     "vectors.plain": """

@@ -13,6 +13,7 @@ from vectors.durable import write_file
 from vectors.errors import InvalidVector
 from vectors.formats import ImportOptions, decode, encode
 from vectors.formats.autoencoder import read_feature
+from vectors.formats.packing import read_file_or_folder
 from vectors.sites import find_sites
 from vectors.vector import SteeringVector
 from vectors.vocabulary import FILE_FORMATS, Convention, FileFormat, parse_layers
@@ -32,7 +33,7 @@ def load(
     unit_norm: bool = False,
     **defaults: Any,
 ) -> SteeringVector:
-    """The vector in a file of any format in docs/vectors.md, told from its content; or a feature of an autoencoder.
+    """The vector in a file of any format in docs/vectors.md, in a library's folder, or of a feature. Told from content.
 
     `model` is the transformers model that the vector must fit. Without one, a `.pt` file of rows needs `num_layers`,
     the model's number of blocks; `num_layers` and `hidden_size` are checked if they are given. `layer` is the block of
@@ -48,7 +49,7 @@ def load(
     elif unit_norm:
         raise InvalidVector("unit_norm is for a feature of an autoencoder: give feature", "unit_norm")
     else:
-        content = Path(path).read_bytes()
+        content = read_file_or_folder(Path(path))
     options = ImportOptions(layer, convention, defaults, asked, row)
     if model is None:
         vector = decode(content, options=options, num_layers=num_layers, hidden_size=hidden_size)

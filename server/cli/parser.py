@@ -99,7 +99,9 @@ def _add_vectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
     put = _add_action(actions, "put", "upload a vector, as a new name or as a new revision of one", "NAME")
-    put.add_argument("file", metavar="FILE", help=f"{format_titles()}; or a sparse autoencoder, with --sae")
+    put.add_argument(
+        "file", metavar="FILE", help=f"a file or a library's folder: {format_titles()}; with --sae, an autoencoder"
+    )
     put.add_argument(
         "--sae",
         action="store_true",

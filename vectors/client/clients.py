@@ -19,6 +19,7 @@ from vectors.client.answers import Answer, HistoryEntry, RegisteredVector, refus
 from vectors.client.calls import Call, FileFacts, Order
 from vectors.client.errors import ClientError, ConnectionFailed, InvalidConnection, TimedOut, UnexpectedAnswer
 from vectors.defaults import ChangedDefaults, CreatedDefaults
+from vectors.formats.packing import read_file_or_folder
 from vectors.vocabulary import DEFAULT_FILE_FORMAT, FileFormat
 
 if TYPE_CHECKING:  # a client of files and names needs no tensors
@@ -139,10 +140,10 @@ class VectorClient(Connection):
         if_none_match: Literal["*"] | None = None,
         **facts: Unpack[FileFacts],
     ) -> RegisteredVector:
-        """Make a file the current revision of `name`: safetensors, a GGUF control vector, or PyTorch's `.pt`.
+        """Make a file of any format in docs/vectors.md, or a library's folder, the current revision of `name`.
 
         `facts` add what the file does not say, or override it. `if_none_match="*"`: only if the name is free. Raises
-        `OSError` when the file cannot be read.
+        `OSError` when the file cannot be read, and `InvalidVector` for a folder without tensors.
         """
         return self._carry_out(calls.put(name, _read(file), facts, if_match, if_none_match))
 
@@ -262,4 +263,4 @@ def _answer_of(response: httpx.Response) -> Answer:
 
 
 def _read(file: bytes | Path) -> bytes:
-    return file if isinstance(file, bytes) else Path(file).read_bytes()
+    return file if isinstance(file, bytes) else read_file_or_folder(Path(file))

@@ -64,6 +64,20 @@ FORMATS = (
         ),
     ),
     Format(
+        "svec",
+        "IBM .svec",
+        "vectors.formats.svec",
+        (
+            Layout(
+                "`.svec` (IBM activation-steering)",
+                "JSON with `directions`, a list of numbers a layer; key 0 is left out unless `as_derived`, the last "
+                "one unless `layers` names it",
+                "`as_applied` (default): key L is block L−1, where the library adds it; `as_derived`: block L, where "
+                "it was read",
+            ),
+        ),
+    ),
+    Format(
         "safetensors",
         "safetensors",
         "vectors.formats.safetensors",
@@ -113,9 +127,62 @@ FORMATS = (
             ),
         ),
     ),
+    Format(
+        "npy",
+        "NumPy .npy or .npz",
+        "vectors.formats.npy",
+        (
+            Layout(
+                "`.npy`, `.npz` (deepsteer)",
+                "an array as `.pt` has tensors: a direction, a stack or alternatives; or arrays by name, as in "
+                "safetensors of other libraries; never objects",
+                "as for `.pt` and those names",
+            ),
+        ),
+    ),
+    Format(
+        "brainpatch",
+        ".brainpatch",
+        "vectors.formats.brainpatch",
+        (
+            Layout(
+                "`.brainpatch`",
+                "checksums are checked, coefficients multiplied in, interventions at one layer added up; a schedule is "
+                "refused",
+                "layer L is block L",
+            ),
+        ),
+    ),
+    Format(
+        "folder",
+        "zip of a library's folder",
+        "vectors.formats.folder",
+        (
+            Layout(
+                "folder of repsteer",
+                "`manifest.json`, `tensors.safetensors`: a direction or a feature; checksums are checked",
+                "layer L at `resid_post` is block L, at `resid_pre` block L−1",
+            ),
+            Layout(
+                "folder of pyvene or pyreft",
+                "`config.json`, `intkey_….bin` with a constant source; additions and subtractions",
+                "`block_output` and `mlp_output` L are block L, `block_input` block L−1",
+            ),
+            Layout(
+                "folder with one file (persona-vectors, rotalabs)",
+                "one file of tensors, described by JSON of the same name or `metadata.json`",
+                "layer L is block L",
+            ),
+            Layout(
+                "folder with a file a layer (domainsteer, rotalabs)",
+                "`direction_layer_{L}.npy`, `layer_{L}.pt`, …",
+                "layer L is block L",
+            ),
+        ),
+    ),
 )
-"""Every format, in the order in which a file is tried: a GGUF of 123 tensors begins like a safetensors file, and a
-safetensors file with a header of 640 bytes like a pickle.
+"""Every format, in the order in which a file is tried: a GGUF of 123 tensors begins like a safetensors file, so does
+JSON whose first name has four letters, and a safetensors file with a header of 640 bytes begins like a pickle.
 """
 
 _NO_OPTIONS = ImportOptions()
@@ -139,7 +206,10 @@ def decode(
     for format in FORMATS:
         codec = format.codec
         if codec.recognises(data):
-            return codec.decode(data, options, num_layers, hidden_size)
+            try:
+                return codec.decode(data, options, num_layers, hidden_size)
+            except InvalidVector as error:
+                raise InvalidVector(f"{codec.container(data)}: {error}", error.param) from None
     raise UnknownFormat(
         f"unknown file format: expected one of {format_titles()}; the canonical one is {DEFAULT_FILE_FORMAT} with "
         "tensors named residual.{layer}"

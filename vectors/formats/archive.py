@@ -4,14 +4,13 @@ The pickle is interpreted here, by a short table of operations over tensors, tex
 name in it is imported and nothing in it is called. Dict keys are text, whose hashes are unpredictable, or whole numbers
 small enough not to collide. (`torch.load(weights_only=True)` is safe from code, but nested tuples as dict keys can hang
 it or overflow its stack.) Operations are counted, and each costs no more than what it takes off the stack. Tensors are
-views into the archive's members, so nothing is allocated beyond the file's own size.
+views into the archive's members, and NumPy's arrays, whose content stands in the pickle itself, are together no larger
+than the pickle.
 """
 
 from __future__ import annotations
 
-import io
 import pickletools
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -21,14 +20,14 @@ import torch
 from torch import Tensor
 
 from vectors.errors import InvalidVector
+from vectors.formats.arrays import tensor_of
+from vectors.formats.zips import ZipMembers
 
-_MAX_MEMBERS = 10_000
-_MAX_PICKLE_BYTES = 4 << 20
+_MAX_PICKLE_BYTES = 32 << 20
 _MAX_PICKLE_OPERATIONS = 500_000
 _MAX_ENTRIES = 10_000
 _MAX_NUMBER_AS_KEY = 9_999
 _MAX_DIMENSIONS = 8
-_MEMBER_SIGNATURE = b"PK\x01\x02"
 _STORAGES: Mapping[str, torch.dtype] = MappingProxyType(
     {
         "torch FloatStorage": torch.float32,
@@ -48,6 +47,10 @@ _DICT, _TENSOR, _PARAMETER = (
     "torch._utils _rebuild_tensor_v2",
     "torch._utils _rebuild_parameter",
 )
+_RECONSTRUCT = ("numpy._core.multiarray _reconstruct", "numpy.core.multiarray _reconstruct")
+_SCALAR = ("numpy._core.multiarray scalar", "numpy.core.multiarray scalar")
+_ARRAY, _DTYPE, _ENCODE = "numpy ndarray", "numpy dtype", "_codecs encode"
+_KNOWN = frozenset({_DICT, _TENSOR, _PARAMETER, *_RECONSTRUCT, *_SCALAR, _ARRAY, _DTYPE, _ENCODE, *_STORAGES})
 _LITERALS = frozenset(
     {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING"}
 )
@@ -55,44 +58,36 @@ _CONSTANTS: Mapping[str, Any] = MappingProxyType({"NONE": None, "NEWTRUE": True,
 _TUPLES: Mapping[str, int] = MappingProxyType({"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3})
 
 
-def read_archive(data: bytes) -> Any:
-    """What `torch.save` was given: a tensor, or plain containers of them. Raises `InvalidVector`."""
-    if data.count(_MEMBER_SIGNATURE) > _MAX_MEMBERS:  # one per member, and ZipFile creates an object for each
-        raise InvalidVector(f"the archive has more than {_MAX_MEMBERS} members")
+def read_archive(data: bytes, most: int | None = None) -> Any:
+    """What `torch.save` was given: a tensor, or plain containers of them; an array of NumPy is a tensor too.
+
+    `most` is as for `ZipMembers`. Raises `InvalidVector`.
+    """
+    members = ZipMembers(data, most)
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            pickled, records = _inspect_members(archive, len(data))
-            return _Machine(archive, records).run(archive.read(pickled))
+        pickled, records = _inspect_members(members)
+        return _Machine(members, records).run(members.read(pickled))
     except InvalidVector:
         raise
-    except Exception as error:  # zipfile, pickletools and torch raise many kinds for a damaged archive
+    except Exception as error:  # pickletools and torch raise many kinds for a damaged archive
         raise InvalidVector(f"the .pt archive is damaged: {type(error).__name__}") from None
 
 
-def _inspect_members(archive: zipfile.ZipFile, num_bytes: int) -> tuple[zipfile.ZipInfo, dict[str, zipfile.ZipInfo]]:
-    """The pickle and the tensors' members by key, after checking that members fit in the file."""
-    members = archive.infolist()
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise InvalidVector("the archive is compressed, which torch.save never does")
-    if sum(member.file_size for member in members) > num_bytes:
-        raise InvalidVector("the archive declares more bytes than it has")
-    by_name = {member.filename: member for member in members}
-    if len(by_name) != len(members):
-        raise InvalidVector("the archive has two members of the same name")
-    pickles = [name for name in by_name if name.split("/")[-1] == "data.pkl"]
+def _inspect_members(members: ZipMembers) -> tuple[str, dict[str, str]]:
+    """The names of the pickle and of the tensors' members by key."""
+    names = members.names
+    pickles = [name for name in names if name.split("/")[-1] == "data.pkl"]
     if len(pickles) != 1 or pickles[0].count("/") != 1:
         raise InvalidVector("expected an archive written by torch.save, got one without data.pkl")
-    if any(name.endswith((".pkl", ".py")) for name in by_name if name != pickles[0]):
+    if any(name.endswith((".pkl", ".py")) for name in names if name != pickles[0]):
         raise InvalidVector("the archive contains code or a second pickle")
-    pickled = by_name[pickles[0]]
-    if pickled.file_size > _MAX_PICKLE_BYTES:
+    if members.size(pickles[0]) > _MAX_PICKLE_BYTES:
         raise InvalidVector(f"the archive's pickle is larger than {_MAX_PICKLE_BYTES >> 20} MiB")
     root = pickles[0].removesuffix("data.pkl")
-    order = by_name.get(f"{root}byteorder")
-    if order is not None and archive.read(order) != b"little":
+    if f"{root}byteorder" in names and members.read(f"{root}byteorder") != b"little":
         raise InvalidVector("the archive was not written in little-endian byte order")
     folder = f"{root}data/"
-    return pickled, {name.removeprefix(folder): by_name[name] for name in by_name if name.startswith(folder)}
+    return pickles[0], {name.removeprefix(folder): name for name in names if name.startswith(folder)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +102,42 @@ class _Storage:
     values: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class _Bytes:
+    """Bytes as protocol 2 writes them: text of the characters 0 to 255. Decoded where they are used, once."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class _Dtype:
+    """A dtype of NumPy. Its byte order comes after it was put on the stack."""
+
+    code: str
+    order: str = "|"
+
+
 class _Machine:
     """The stack machine of a pickle, without its ability to run code."""
 
-    def __init__(self, archive: zipfile.ZipFile, records: Mapping[str, zipfile.ZipInfo]) -> None:
+    def __init__(self, archive: ZipMembers, records: Mapping[str, str]) -> None:
         self._archive = archive
         self._records = records
         self._raw: dict[str, Tensor] = {}
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
+        self._unfilled: dict[int, Tensor] = {}
+        """Arrays, by identity, whose content is still to come."""
+        self._most_bytes = 0
 
     def run(self, data: bytes) -> Any:
+        self._most_bytes = len(data)
         for number, (operation, argument, _) in enumerate(pickletools.genops(data)):
             if number > _MAX_PICKLE_OPERATIONS:
                 raise InvalidVector(f"the archive's pickle has more than {_MAX_PICKLE_OPERATIONS} operations")
             if operation.name == "STOP":
-                if len(self._stack) != 1 or self._marks:
+                if len(self._stack) != 1 or self._marks or self._unfilled:
                     break
                 return self._stack[0]
             self._step(operation.name, argument)
@@ -159,10 +173,10 @@ class _Machine:
             stack.append(_name(argument))
         elif operation == "REDUCE":
             callee, arguments = self._pop(2)
-            stack.append(_reduce(_expect(_Name, callee).text, _expect(tuple, arguments)))
-        elif operation == "BUILD":  # attributes of an OrderedDict, such as a state dict's _metadata
-            self._pop(1)
-            _expect(dict, stack[-1])
+            stack.append(self._reduce(_expect(_Name, callee).text, _expect(tuple, arguments)))
+        elif operation == "BUILD":
+            (state,) = self._pop(1)
+            self._build(stack[-1], state)
         elif operation == "BINPERSID":
             stack.append(self._storage(*_expect(tuple, stack.pop())))
         elif operation != "PROTO":
@@ -207,27 +221,78 @@ class _Machine:
             raise InvalidVector(f"tensor data {key[:40]!r} does not have the declared length; is the file truncated?")
         return _Storage(raw.view(dtype))
 
+    def _reduce(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        if name == _DICT and not arguments:
+            return {}
+        if name == _PARAMETER:
+            return _expect(Tensor, arguments[0])
+        if name == _TENSOR:
+            return _tensor_of_storage(*arguments[:8])
+        if name == _ENCODE:
+            text, _encoding = arguments
+            return _Bytes(_expect(str, text))
+        if name == _DTYPE:
+            return _Dtype(_expect(str, arguments[0])[:40])
+        if name in _RECONSTRUCT and _expect(_Name, arguments[0]).text == _ARRAY:
+            array = torch.empty(0)
+            self._unfilled[id(array)] = array
+            return array
+        if name in _SCALAR:
+            dtype, content = arguments
+            return self._array((), dtype, False, content).item()
+        raise InvalidVector("the pickle calls a function; only tensors and plain containers are read")
+
+    def _build(self, target: Any, state: Any) -> None:
+        """Give what is on the stack its state: an array its content, a dtype its byte order.
+
+        That of a dict is left out: attributes of an OrderedDict, such as a state dict's _metadata.
+        """
+        if id(target) in self._unfilled:
+            _version, shape, dtype, is_fortran, content = _expect(tuple, state)
+            target.data = self._array(_expect(tuple, shape), dtype, is_fortran is True, content)
+            del self._unfilled[id(target)]
+        elif isinstance(target, _Dtype):
+            target.order = _expect(str, _expect(tuple, state)[1])[:1]
+        else:
+            _expect(dict, target)
+
+    def _array(self, shape: tuple[Any, ...], dtype: object, is_fortran: bool, content: object) -> Tensor:
+        if not isinstance(dtype, _Dtype):
+            raise InvalidVector("the archive's pickle is damaged: an array without a dtype")
+        if dtype.code.startswith("O"):
+            raise InvalidVector("the pickle has an array of objects; only arrays of numbers are read")
+        text = _expect(_Bytes, content).text
+        self._most_bytes -= len(text)
+        if self._most_bytes < 0:  # otherwise one text could be the content of any number of arrays
+            raise InvalidVector("the pickle's arrays are together larger than the pickle")
+        return tensor_of(
+            dtype.code, dtype.order, [_expect(int, size) for size in shape], is_fortran, text.encode("latin-1")
+        )
+
 
 def _name(argument: str) -> _Name:
-    if argument not in (_DICT, _TENSOR, _PARAMETER) and argument not in _STORAGES:
+    if argument not in _KNOWN:
         named = argument[:100].replace(" ", ".")
         raise InvalidVector(f"the pickle refers to {named!r}; only tensors and plain containers are read")
     return _Name(argument)
 
 
-def _reduce(name: str, arguments: tuple[Any, ...]) -> Any:
-    if name == _DICT and not arguments:
-        return {}
-    if name == _PARAMETER:
-        return _expect(Tensor, arguments[0])
-    if name == _TENSOR:
-        storage, offset, size, stride, _requires_grad, _hooks, *metadata = arguments[:8]
-        if len(metadata) > 1 or any(metadata):
-            raise InvalidVector("the pickle contains a conjugated or negated view; save a clone of it")
-        if len(_expect(tuple, size)) > _MAX_DIMENSIONS:
-            raise InvalidVector(f"the pickle contains a tensor of {len(size)} dimensions")
-        return _expect(_Storage, storage).values.as_strided(size, _expect(tuple, stride), offset)
-    raise InvalidVector("the pickle calls a function; only tensors and plain containers are read")
+def _tensor_of_storage(
+    storage: object,
+    offset: Any,
+    size: object,
+    stride: object,
+    _requires_grad: object,
+    _hooks: object,
+    *metadata: object,
+) -> Tensor:
+    if len(metadata) > 1 or any(metadata):
+        raise InvalidVector("the pickle contains a conjugated or negated view; save a clone of it")
+    sizes: tuple[int, ...] = _expect(tuple, size)
+    if len(sizes) > _MAX_DIMENSIONS:
+        raise InvalidVector(f"the pickle contains a tensor of {len(sizes)} dimensions")
+    values: Tensor = _expect(_Storage, storage).values
+    return values.as_strided(sizes, _expect(tuple, stride), offset)
 
 
 def _expect(kind: type[Any], value: Any) -> Any:

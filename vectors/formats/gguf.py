@@ -99,25 +99,16 @@ def decode_gguf(data: bytes, options: ImportOptions, num_layers: int | None = No
     """Read a control vector of any architecture whose tensors are all directions. Raises `InvalidVector`."""
     options.refuse_row("the tensors' names give their layers")
     reader = _Reader(data)
-    reader.take(4)
-    version = reader.scalar("<I")
-    if version not in (2, 3):
-        raise InvalidVector(f"expected GGUF version 2 or 3, got {version}")
-    num_tensors = reader.count("tensors")
-    fields: dict[str, Any] = {}
-    for _ in range(reader.count("metadata entries")):
-        name = reader.text()
-        fields[name] = reader.value(reader.scalar("<I"))
-    architecture = str(fields.get("general.architecture", "none"))[:80]
-    container = f"GGUF (architecture {architecture})"
+    num_tensors, fields = _read_fields(reader)
+    architecture = _architecture(fields)
     alignment = fields.get("general.alignment", _ALIGNMENT)
-    found, start = _read_infos(reader, num_tensors, alignment, container)
+    found, start = _read_infos(reader, num_tensors, alignment)
     directions = _read_directions(data, found, start)
     facts = Facts(fields)
     site, place_shift, hook_layer = facts.place()
     if hook_layer is not None and set(directions) != {hook_layer}:
         raise InvalidVector(f"the file's hook names layer {hook_layer}, but its tensors are at others", "hook_name")
-    convention = _convention_of(options, container, place_shift)
+    convention = _convention_of(options, place_shift)
     if convention == "as_applied" and num_layers is not None and num_layers in directions and 0 not in directions:
         raise InvalidVector(
             f"the file has direction.{num_layers} and no direction.0, but the model's blocks are 0 to "
@@ -155,16 +146,41 @@ def decode_gguf(data: bytes, options: ImportOptions, num_layers: int | None = No
     return make_vector(moved, options, notes, own, behind_norm=behind_norm)
 
 
-def _convention_of(options: ImportOptions, container: str, place_shift: int) -> Convention:
+def _convention_of(options: ImportOptions, place_shift: int) -> Convention:
     choices = CONVENTIONS if place_shift == 0 else (DEFAULT_CONVENTION,)
-    return options.choose_convention(container, choices) or DEFAULT_CONVENTION
+    return options.choose_convention(choices) or DEFAULT_CONVENTION
+
+
+def _read_fields(reader: _Reader) -> tuple[int, dict[str, Any]]:
+    """The number of tensors that the header declares, and its metadata."""
+    reader.take(len(_MAGIC))
+    version = reader.scalar("<I")
+    if version not in (2, 3):
+        raise InvalidVector(f"expected GGUF version 2 or 3, got {version}")
+    num_tensors = reader.count("tensors")
+    fields: dict[str, Any] = {}
+    for _ in range(reader.count("metadata entries")):
+        name = reader.text()
+        fields[name] = reader.value(reader.scalar("<I"))
+    return num_tensors, fields
+
+
+def _architecture(fields: dict[str, Any]) -> str:
+    return str(fields.get("general.architecture", "none"))[:80]
+
+
+def _container(data: bytes) -> str:
+    try:
+        return f"GGUF (architecture {_architecture(_read_fields(_Reader(data))[1])})"
+    except InvalidVector:
+        return "GGUF"
 
 
 _Info: TypeAlias = tuple[int, str, int, torch.dtype, int]
 """A direction's layer, its tensor's name, its width, its dtype and its offset in the body."""
 
 
-def _read_infos(reader: _Reader, num_tensors: int, alignment: object, container: str) -> tuple[list[_Info], int]:
+def _read_infos(reader: _Reader, num_tensors: int, alignment: object) -> tuple[list[_Info], int]:
     """The directions that the header declares, and where the body begins."""
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
         raise InvalidVector(f"general.alignment: expected a whole number from 1 to {1 << 20}, got {alignment!r:.40}")
@@ -176,9 +192,7 @@ def _read_infos(reader: _Reader, num_tensors: int, alignment: object, container:
         kind, offset = reader.scalar("<I"), reader.scalar("<Q")
         match = _TENSOR_NAME.fullmatch(name)
         if match is None:
-            raise InvalidVector(
-                f"{container}: expected tensors named direction.{{layer}}, got {name[:80]!r}", name[:80]
-            )
+            raise InvalidVector(f"expected tensors named direction.{{layer}}, got {name[:80]!r}", name[:80])
         if not 1 <= num_dims <= 4 or any(size != 1 for size in shape[1:]):
             raise InvalidVector(
                 f"tensor {name}: expected shape [hidden] or [1, hidden], got {num_dims} dimensions", name
@@ -248,5 +262,8 @@ def _text(value: str) -> bytes:
 
 
 CODEC = Codec(
-    is_gguf, lambda data, options, num_layers, hidden_size: decode_gguf(data, options, num_layers), encode_gguf
+    is_gguf,
+    lambda data, options, num_layers, hidden_size: decode_gguf(data, options, num_layers),
+    _container,
+    encode_gguf,
 )

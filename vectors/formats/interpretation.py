@@ -36,15 +36,16 @@ _GIVEN = "keys are 0-based blocks: key L is the output of block L"
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a container holds. `format` is its short name, `container` its name in messages.
+    """What a container holds. `format` is its short name.
 
     `value` is a tensor, or tensors by name among other facts, and `facts` is what the container says beside it.
+    `uses_one_layer`: the library that writes it applies one of its layers at a time.
     """
 
     format: str
-    container: str
     value: Any
     facts: Mapping[str, Any]
+    uses_one_layer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def interpret(
     content: Content, options: ImportOptions, num_layers: int | None, hidden_size: int | None
 ) -> SteeringVector:
     """A vector from what a container holds; the model's numbers are as for `decode`. Raises `InvalidVector`."""
-    options.choose_convention(content.container)
+    options.choose_convention()
     notes: dict[str, Any] = {"format": content.format}
     value = content.value
     if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], Tensor):
@@ -69,7 +70,7 @@ def interpret(
     if isinstance(value, Tensor):
         return _from_tensor(value, content, options, num_layers, hidden_size, notes)
     if not isinstance(value, Mapping):
-        raise InvalidVector(f"{content.container}: expected a tensor or tensors by name, got a {type(value).__name__}")
+        raise InvalidVector(f"expected a tensor or tensors by name, got a {type(value).__name__}")
     if "layer_activations" in value:
         return _from_library(value, options, hidden_size, notes)
     inner = next((value[name] for name in ("directions", "vectors") if isinstance(value.get(name), Mapping)), None)
@@ -109,23 +110,28 @@ def _from_mapping(
 ) -> SteeringVector:
     if not content:
         raise InvalidVector("the file has no directions")
-    tensors = {name: entry for name, entry in content.items() if isinstance(entry, Tensor)}
-    rest = {name: entry for name, entry in content.items() if name not in tensors}
+    tensors = {name: entry for name, entry in content.items() if isinstance(entry, Tensor) and entry.dim()}
+    rest = {name: _number_or_same(entry) for name, entry in content.items() if name not in tensors}
     if all(_name_of(name) is not None for name in content):
         facts = Facts({**container.facts, **beside})
-        return _from_names(_named_tensors(content, hidden_size), facts, options, num_layers, notes)
+        return _from_names(_named_tensors(content, hidden_size), facts, options, container.uses_one_layer, notes)
     strange = next((n for n, v in rest.items() if isinstance(v, Mapping | list | tuple) and v), None)
     if strange is not None:
         kind = type(rest[strange]).__name__
-        raise InvalidVector(f"{container.container}: the entry {str(strange)[:60]!r} is not a tensor but a {kind}")
+        raise InvalidVector(f"the entry {str(strange)[:60]!r} is not a tensor but a {kind}")
     facts = Facts({**container.facts, **beside, **rest})
-    chosen = _only_tensor(tensors, facts, container)
+    chosen = _only_tensor(tensors, facts)
     notes["tensor"] = str(chosen)[:80]
-    merged = Content(container.format, container.container, tensors[chosen], {**container.facts, **beside, **rest})
+    merged = Content(container.format, tensors[chosen], {**container.facts, **beside, **rest})
     return _from_tensor(tensors[chosen], merged, options, num_layers, hidden_size, notes)
 
 
-def _only_tensor(tensors: Mapping[Any, Tensor], facts: Facts, container: Content) -> Any:
+def _number_or_same(entry: object) -> object:
+    """A tensor without dimensions as the number that it is."""
+    return entry.item() if isinstance(entry, Tensor) else entry
+
+
+def _only_tensor(tensors: Mapping[Any, Tensor], facts: Facts) -> Any:
     """The name of the one direction; of several methods' directions, that of the file's default method."""
     if len(tensors) == 1:
         return next(iter(tensors))
@@ -133,11 +139,11 @@ def _only_tensor(tensors: Mapping[Any, Tensor], facts: Facts, container: Content
     if method is not None and f"direction.{method}" in tensors:
         return f"direction.{method}"
     if not tensors:
-        raise InvalidVector(f"{container.container}: the file has no tensors")
+        raise InvalidVector("the file has no tensors")
     names = ", ".join(f"{str(name)[:60]} {list(tensor.shape)[:8]}" for name, tensor in list(tensors.items())[:6])
     unknown = next(str(name) for name in tensors if _name_of(name) is None)
     raise InvalidVector(
-        f"{container.container}: expected one tensor, or names with layers as keys such as layer_3 or "
+        f"expected one tensor, or names with layers as keys such as layer_3 or "
         f"residual.3, got {names}; weights of probes, classifiers and adapters are not directions to add",
         unknown[:80],
     )
@@ -164,6 +170,12 @@ def _name_of(name: object) -> tuple[Site, int, str] | None:
     return None
 
 
+def layer_in_name(name: str) -> int | None:
+    """The layer that a tensor's name says, None for a name without one. Raises `InvalidVector`."""
+    place = _name_of(name)
+    return None if place is None else place[1]
+
+
 def _named_tensors(content: Mapping[Any, Any], hidden_size: int | None) -> list[_Named]:
     found: list[_Named] = []
     for key, tensor in content.items():
@@ -172,7 +184,7 @@ def _named_tensors(content: Mapping[Any, Any], hidden_size: int | None) -> list[
             raise InvalidVector(f"expected layers as keys, got {str(key)[:60]!r}")
         if not isinstance(tensor, Tensor):
             raise InvalidVector(f"the entry {str(key)[:60]!r} is not a tensor")
-        _check_size(tensor, hidden_size)
+        check_size(tensor, hidden_size)
         width = tensor.shape[-1] if hidden_size is None and tensor.dim() else hidden_size
         if not 1 <= tensor.dim() <= 3 or tensor.shape[-1] != width or tensor.numel() != width:
             raise InvalidVector(
@@ -186,7 +198,7 @@ def _named_tensors(content: Mapping[Any, Any], hidden_size: int | None) -> list[
 
 
 def _from_names(
-    named: list[_Named], facts: Facts, options: ImportOptions, num_layers: int | None, notes: dict[str, Any]
+    named: list[_Named], facts: Facts, options: ImportOptions, uses_one_layer: bool, notes: dict[str, Any]
 ) -> SteeringVector:
     options.refuse_row("the names of the file's tensors give their layers")
     groups, sites = sorted({one.group for one in named}), sorted({one.site for one in named})
@@ -209,7 +221,7 @@ def _from_names(
     notes["convention"] = _GIVEN if shift == 0 else "key L is the input of block L: the output of block L-1"
     if groups[0]:
         notes["name"] = groups[0]
-    return make_vector(directions, options, notes, {"site": site} | own)
+    return make_vector(directions, options, notes, {"site": site} | own, uses_one_layer=uses_one_layer)
 
 
 def _from_tensor(
@@ -222,10 +234,8 @@ def _from_tensor(
 ) -> SteeringVector:
     shape = list(tensor.shape)
     if not shape or sum(size != 1 for size in shape[:-1]) > 1:
-        raise InvalidVector(
-            f"{content.container}: expected a tensor of shape [hidden] or [layers, hidden], got {shape[:8]}"
-        )
-    _check_size(tensor, hidden_size)
+        raise InvalidVector(f"expected a tensor of shape [hidden] or [layers, hidden], got {shape[:8]}")
+    check_size(tensor, hidden_size)
     if hidden_size is not None and shape[-1] != hidden_size:
         raise InvalidVector(f"the tensor has shape {shape[:8]}, but the model's hidden size is {hidden_size}")
     rows = tensor.reshape(-1, shape[-1])
@@ -284,7 +294,7 @@ def _stack(
         rows = rows[1:]
     else:
         raise InvalidVector(
-            f"{content.container}: the tensor has {num_rows} rows, but the model has {num_layers} blocks; if the rows "
+            f"the tensor has {num_rows} rows, but the model has {num_layers} blocks; if the rows "
             "are alternatives for one layer, give row and layer",
             "row",
         )
@@ -305,7 +315,7 @@ def _stack(
     return make_vector(directions, options, notes, own, behind_norm=num_layers - 1, uses_one_layer=True)
 
 
-def _check_size(tensor: Tensor, hidden_size: int | None) -> None:
-    """Raise for a tensor that repeats its numbers, unless the hidden size bounds it."""
+def check_size(tensor: Tensor, hidden_size: int | None = None) -> None:
+    """Raise `InvalidVector` for a tensor that repeats its numbers, unless the hidden size bounds it."""
     if hidden_size is None and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise InvalidVector(f"a tensor of shape {list(tensor.shape)[:8]} is larger than the file's data")

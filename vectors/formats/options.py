@@ -70,11 +70,11 @@ class ImportOptions:
         if self.row is not None:
             raise InvalidVector(f"row was given, but {why}", "row")
 
-    def choose_convention(self, container: str, choices: tuple[Convention, ...] = ()) -> Convention | None:
+    def choose_convention(self, choices: tuple[Convention, ...] = ()) -> Convention | None:
         """The convention given, if it is one of `choices`; else None if none was given. Raises `InvalidVector`."""
         if self.convention is not None and self.convention not in choices:
-            expected = f"expected one of {', '.join(choices)}" if choices else "it counts layers in one way only"
-            raise InvalidVector(f"convention: this is a {container} file: {expected}", "convention")
+            expected = f"expected one of {', '.join(choices)}" if choices else "the file counts layers in one way only"
+            raise InvalidVector(f"convention: {expected}, got {self.convention}", "convention")
         return self.convention
 
 

@@ -10,12 +10,13 @@ from vectors.formats.archive import read_archive
 from vectors.formats.codec import Codec
 from vectors.formats.interpretation import Content, interpret
 from vectors.formats.options import ImportOptions
+from vectors.formats.zips import zip_kind
 from vectors.vector import SteeringVector
 
 
 def is_pytorch(data: bytes) -> bool:
-    """True for zip archives and for bare pickles, which are recognised only to be rejected with a reason."""
-    return data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05")
+    """True for archives of `torch.save`, and for bare pickles, which are recognised only to be refused."""
+    return _is_pickle(data) or zip_kind(data) == "torch"
 
 
 def decode_pytorch(
@@ -25,10 +26,19 @@ def decode_pytorch(
 
     Code in the file is never run.
     """
-    if data[:1] == b"\x80":
-        raise InvalidVector("expected a file of torch.save of PyTorch 1.6 or later, got a bare pickle")
-    content = Content("pt", "PyTorch .pt", read_archive(data), {})
-    return interpret(content, options, num_layers, hidden_size)
+    if _is_pickle(data):
+        raise InvalidVector(
+            "a pickle may run code, so it is not read; expected a file of torch.save of PyTorch 1.6 or later"
+        )
+    return interpret(Content("pt", read_archive(data), {}), options, num_layers, hidden_size)
 
 
-CODEC = Codec(is_pytorch, decode_pytorch)
+def _is_pickle(data: bytes) -> bool:
+    return data[:1] == b"\x80" and data[1:2] in (b"\2", b"\3", b"\4", b"\5")
+
+
+def _container(data: bytes) -> str:
+    return "bare pickle" if _is_pickle(data) else "PyTorch .pt"
+
+
+CODEC = Codec(is_pytorch, decode_pytorch, _container)

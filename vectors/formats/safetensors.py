@@ -47,11 +47,11 @@ def encode_safetensors(vector: SteeringVector) -> bytes:
 
 def decode_safetensors(data: bytes, options: ImportOptions) -> SteeringVector:
     """Read the canonical format. Raises `InvalidVector`."""
-    options.choose_convention("safetensors")
+    options.choose_convention()
     options.refuse_row("the tensors' names give their layers")
     header = _read_header(data)
     defaults = _read_defaults(header)
-    tensors = _read_tensors(data)
+    tensors = read_tensors(data)
     directions: dict[int, Tensor] = {}
     sites = set()
     for name, tensor in tensors.items():
@@ -90,18 +90,29 @@ def decode_any_safetensors(
     data: bytes, options: ImportOptions, num_layers: int | None, hidden_size: int | None
 ) -> SteeringVector:
     """Read the canonical format, or the tensors of another library. Raises `InvalidVector`."""
+    if is_canonical(data):
+        return decode_safetensors(data, options)
+    content = Content("safetensors", read_tensors(data), read_metadata(data))
+    return interpret(content, options, num_layers, hidden_size)
+
+
+def is_canonical(data: bytes) -> bool:
+    """True for a file with our metadata or our names, or with nothing. Raises `InvalidVector` for a damaged header."""
     header = _read_header(data)
     metadata = header.get("__metadata__", {})
     names = [name for name in header if name != "__metadata__"]
     sites = [match[1] for name in names if (match := _TENSOR_NAME.fullmatch(name))]
-    if not names or any(site in SITES for site in sites) or not isinstance(metadata, dict) or _KEY in metadata:
-        return decode_safetensors(data, options)
-    return interpret(
-        Content("safetensors", "safetensors", _read_tensors(data), metadata), options, num_layers, hidden_size
-    )
+    return not names or any(site in SITES for site in sites) or not isinstance(metadata, dict) or _KEY in metadata
 
 
-def _read_tensors(data: bytes) -> dict[str, Tensor]:
+def read_metadata(data: bytes) -> dict[str, Any]:
+    """The file's own metadata, text by name."""
+    metadata = _read_header(data).get("__metadata__", {})
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def read_tensors(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a file by name. Raises `InvalidVector`."""
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
@@ -141,4 +152,4 @@ def _read_defaults(header: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in defaults.items() if value is not None and name not in _DERIVED}
 
 
-CODEC = Codec(is_safetensors, decode_any_safetensors, encode_safetensors)
+CODEC = Codec(is_safetensors, decode_any_safetensors, lambda data: "safetensors", encode_safetensors)

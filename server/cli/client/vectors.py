@@ -1,6 +1,7 @@
 """`tiller vectors`: the registry of a running server from the terminal.
 
-Files are sent unchanged; the server checks them. Of a sparse autoencoder one row is read here and sent.
+Files are sent unchanged, a folder as a zip of its files; the server checks them. Of a sparse autoencoder one row is
+read here and sent.
 """
 
 from __future__ import annotations

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import struct
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from tests.families import HIDDEN, build
 from tests.server.engine.driving import prompt_of, random_direction
+from tests.vectors.formats.containers import FOLDERS, brainpatch, npy, npz, svec, zipped
 from tests.vectors.formats.pickles import saved
 from vectors.applied import resolve_vector
 from vectors.errors import CannotSteer, InvalidVector
@@ -132,6 +135,37 @@ CASES: dict[str, tuple[Any, dict[str, Any], str, int, bool, float]] = {
     "hooks, resid_pre": (lambda n: safe({"blocks.1.hook_resid_pre": V}), {}, "", 1, True, 1.0),
     "hooks, attn_out": (lambda n: safe({"blocks.1.hook_attn_out": V}), {}, "self_attn", 1, False, 1.0),
     "directions": (lambda n: saved({"model_type": "llama", "directions": {1: V}}), {}, "", 1, False, 1.0),
+    "EasySteer, an ndarray": (lambda n: saved(V.numpy()), {"layer": 1}, "", 1, False, 1.0),
+    "a layer as a number of NumPy": (
+        lambda n: saved({"layer": np.int64(1), "v": V.numpy(), "coeff": np.float32(1.5)}), {}, "", 1, False, 1.5,
+    ),
+    "npy": (lambda n: npy(V), {"layer": 1}, "", 1, False, 1.0),
+    "npy, a stack": (lambda n: npy(stack(n, 1)), {"layer": 1}, "", 1, False, 1.0),
+    "npy, columns first and big-endian": (
+        lambda n: npy(stack(n, 1).double(), order=">", fortran=True), {"layer": 1}, "", 1, False, 1.0,
+    ),
+    "deepsteer": (lambda n: npz({"care_layer1": V, "care_layer0": V * 2}), {"layer": 1}, "", 1, False, 1.0),
+    "deepsteer, compressed": (lambda n: npz({"care_layer1": V}, zipfile.ZIP_DEFLATED), {}, "", 1, False, 1.0),
+    "IBM": (lambda n: svec({0: V * 3, 2: V}), {}, "", 1, False, 1.0),
+    "IBM, at the input": (lambda n: svec({1: V}), {}, "", 1, True, 1.0),
+    "IBM, where it was read": (lambda n: svec({0: V}), {"convention": "as_derived"}, "", 0, False, 1.0),
+    "brainpatch": (
+        lambda n: brainpatch([{"layer": 1, "vector": "v", "coefficient": 0.5}], {"v": V}), {}, "", 1, False, 0.5,
+    ),
+    "brainpatch, two at a layer": (
+        lambda n: brainpatch(
+            [{"layer": 1, "vector": "a", "coefficient": -1.0}, {"layer": 1, "vector": "b", "hook": "residual_post"}],
+            {"a": V, "b": V * 3}, default_strength=0.5,
+        ), {}, "", 1, False, 1.0,
+    ),
+    "pyvene's file alone": (
+        lambda n: saved({"embed_dim": torch.tensor(HIDDEN), "source_representation": V}),
+        {"layer": 1}, "", 1, False, 1.0,
+    ),
+    **{
+        name: (lambda n, files=files: zipped(files(V)), {}, module, block, at_input, strength)
+        for name, (files, module, block, at_input, strength) in FOLDERS.items()
+    },
     "deepsteer's names": (lambda n: saved({"care_layer1": V}), {}, "", 1, False, 1.0),
 }  # fmt: skip
 

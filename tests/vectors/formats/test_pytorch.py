@@ -488,12 +488,8 @@ def test_one_storage_under_many_tensors_is_read_once() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
-def test_compressed_archive_is_refused() -> None:
-    zeros = rebuilt(storage(length=1 << 22), size=(4,))
-    data = archive(zeros, {"0": FOUR + bytes((1 << 24) - 16)}, compression=zipfile.ZIP_DEFLATED)
-    assert len(data) < 1 << 16, "a bomb of 16 MiB"
-    with pytest.raises(InvalidVector, match=r"compressed, which torch\.save never does"):
-        read(data, layer=1)
+def test_compressed_archive_is_read() -> None:
+    assert read(archive(TENSOR, compression=zipfile.ZIP_DEFLATED), layer=1) == read(archive(TENSOR), layer=1)
 
 
 def patched_directory(data: bytes, member: str, offset: int, value: int) -> bytes:
@@ -523,8 +519,8 @@ def test_member_named_twice_is_refused() -> None:
 def test_too_many_members_and_too_long_a_pickle_are_refused() -> None:
     with pytest.raises(InvalidVector, match="more than 10000 members"):
         read(archive(TENSOR, {str(key): b"" for key in range(10_001)}), layer=1)
-    with pytest.raises(InvalidVector, match="pickle is larger than 4 MiB"):
-        read(archive(text("x" * (5 << 20))), layer=1)
+    with pytest.raises(InvalidVector, match="pickle is larger than 32 MiB"):
+        read(archive(text("x" * (33 << 20))), layer=1)
 
 
 def test_a_directory_of_a_million_members_is_not_read() -> None:
@@ -558,9 +554,11 @@ def test_another_zip_is_refused() -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("word/document.xml", "<x/>")
-    with pytest.raises(InvalidVector, match=r"without data\.pkl"):
+    with pytest.raises(
+        InvalidVector, match=r"^zip: expected an archive of torch\.save .* its members are word/document"
+    ):
         read(buffer.getvalue())
-    with pytest.raises(VectorsError, match="damaged"):
+    with pytest.raises(VectorsError, match=r"^zip: the archive is damaged"):
         read(b"PK\x03\x04" + bytes(100))
 
 
