@@ -92,16 +92,15 @@ def steering_vectors(model: Any, folder: Path, layer_type: str) -> Made:
         return folder / "v.pt", {}, log_probabilities(model)
 
 
-def pyvene(model: Any, folder: Path, component: str, layer: int) -> Made:
+def pyvene(model: Any, folder: Path, component: str, operation: str = "Addition") -> Made:
     library = load("pyvene")
     place = {"layer": 2, "component": component, "source_representation": V[2]}
-    steered = library.IntervenableModel([place | {"intervention_type": library.AdditionIntervention}], model=model)
+    kind = getattr(library, f"{operation}Intervention")
+    steered = library.IntervenableModel([place | {"intervention_type": kind}], model=model)
     steered.save(str(folder))
-    (file,) = folder.glob("*.bin")
     with torch.no_grad():
         _, answer = steered(base={"input_ids": IDS}, unit_locations={"base": list(range(IDS.shape[1]))})
-    site = {"mlp_output": "mlp", "attention_output": "attention"}.get(component, "residual")
-    return file, {"layer": layer, "site": site}, torch.log_softmax(answer.logits.double(), -1)
+    return folder, {}, torch.log_softmax(answer.logits.double(), -1)
 
 
 def batched_melbo(model: Any, folder: Path) -> Made:
@@ -114,11 +113,12 @@ def batched_melbo(model: Any, folder: Path) -> Made:
         return folder / "v.pt", {"layer": 2, "row": 7}, log_probabilities(model)
 
 
-def rotalabs(model: Any, folder: Path) -> Made:
+def rotalabs(model: Any, folder: Path, has_description: bool) -> Made:
     vector = load("rotalabs_steer.core.vectors").SteeringVector("calm", 2, V[2], "tiny")
     vector.save(folder / "v.pt")
     with load("rotalabs_steer.core.injection").ActivationInjector(model, [vector]):
-        return folder / "v.pt", {"layer": vector.layer_index}, log_probabilities(model)
+        theirs = log_probabilities(model)
+    return (folder, {}, theirs) if has_description else (folder / "v.pt", {"layer": vector.layer_index}, theirs)
 
 
 def hidden_directions(model: Any, folder: Path) -> Made:
@@ -191,7 +191,7 @@ def brainpatch_gguf(model: Any, folder: Path) -> Made:
     return exported, {"convention": "one_based"}, theirs
 
 
-def repsteer(model: Any, folder: Path, site: str, layer: int) -> Made:
+def repsteer(model: Any, folder: Path, site: str) -> Made:
     library = load("repsteer")
     place = getattr(library.sites, site)(layer=2)
     metadata = library.ArtifactMetadata(model_id="tiny", site=place, hidden_size=HIDDEN, method="mine")
@@ -204,7 +204,7 @@ def repsteer(model: Any, folder: Path, site: str, layer: int) -> Made:
     )  # fmt: skip
     with steered.steer(control, compatibility="dimension"):
         theirs = log_probabilities(steered.forward)
-    return folder / "artifact" / "tensors.safetensors", {"layer": layer}, theirs
+    return folder / "artifact", {}, theirs
 
 
 def sae_lens(model: Any, folder: Path, hook: str) -> Made:
@@ -225,12 +225,14 @@ LIBRARIES: dict[str, Library] = {
     "steering-vectors, attention": lambda model, folder: steering_vectors(model, folder, "self_attn"),
     "steering-vectors, MLP": lambda model, folder: steering_vectors(model, folder, "mlp"),
     "steering-vectors, norm": lambda model, folder: steering_vectors(model, folder, "post_attention_layernorm"),
-    "pyvene": lambda model, folder: pyvene(model, folder, "block_output", 2),
-    "pyvene, input": lambda model, folder: pyvene(model, folder, "block_input", 1),
-    "pyvene, MLP": lambda model, folder: pyvene(model, folder, "mlp_output", 2),
-    "pyvene, attention": lambda model, folder: pyvene(model, folder, "attention_output", 2),
+    "pyvene": lambda model, folder: pyvene(model, folder, "block_output"),
+    "pyvene, input": lambda model, folder: pyvene(model, folder, "block_input"),
+    "pyvene, MLP": lambda model, folder: pyvene(model, folder, "mlp_output"),
+    "pyvene, attention": lambda model, folder: pyvene(model, folder, "attention_output"),
+    "pyvene, subtraction": lambda model, folder: pyvene(model, folder, "block_output", "Subtraction"),
     "batched-melbo": batched_melbo,
-    "rotalabs": rotalabs,
+    "rotalabs": lambda model, folder: rotalabs(model, folder, True),
+    "rotalabs, without its JSON": lambda model, folder: rotalabs(model, folder, False),
     "hidden-directions": hidden_directions,
     "steerkit": lambda model, folder: steerkit(model, folder, "resid_post", "safetensors"),
     "steerkit, input": lambda model, folder: steerkit(model, folder, "resid_pre", "safetensors"),
@@ -238,9 +240,10 @@ LIBRARIES: dict[str, Library] = {
     "steerkit, input, GGUF": lambda model, folder: steerkit(model, folder, "resid_pre", "gguf"),
     "saklas": lambda model, folder: saklas(model, folder, "safetensors"),
     "saklas, GGUF": lambda model, folder: saklas(model, folder, "gguf"),
+    "brainpatch": lambda model, folder: brainpatch(model, folder, "all"),
     "brainpatch, GGUF": brainpatch_gguf,
-    "repsteer": lambda model, folder: repsteer(model, folder, "resid_post", 2),
-    "repsteer, input": lambda model, folder: repsteer(model, folder, "resid_pre", 1),
+    "repsteer": lambda model, folder: repsteer(model, folder, "resid_post"),
+    "repsteer, input": lambda model, folder: repsteer(model, folder, "resid_pre"),
     "SAELens": lambda model, folder: sae_lens(model, folder, "hook_resid_post"),
     "SAELens, input": lambda model, folder: sae_lens(model, folder, "hook_resid_pre"),
     "SAELens, MLP": lambda model, folder: sae_lens(model, folder, "hook_mlp_out"),
