@@ -33,7 +33,7 @@ def load(
     unit_norm: bool = False,
     **defaults: Any,
 ) -> SteeringVector:
-    """The vector in a file of any format in docs/vectors.md, in a library's folder, or of a feature. Told from content.
+    """The vector in a file or a folder of any format in docs/vectors.md, or a feature of a sparse autoencoder.
 
     `model` is the transformers model that the vector must fit. Without one, a `.pt` file of rows needs `num_layers`,
     the model's number of blocks; `num_layers` and `hidden_size` are checked if they are given. `layer` is the block of
