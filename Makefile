@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CLIENTS := .venv-clients
 CLIENTS_OPENAI2 := .venv-clients-openai2
+CLIENTS_VECTORS := .venv-clients-vectors
 # `make test` runs in two processes, each file whole in one of them; ARGS="-n 0" runs it in one.
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # LangChain's tests bring a plugin that wants to be told how to run them.
@@ -35,6 +36,13 @@ $(CLIENTS_OPENAI2)/.installed: pyproject.toml constraints-clients-openai2.txt
 		-c constraints-clients-openai2.txt -e '.[clients-openai2]'
 	touch $@
 
+$(CLIENTS_VECTORS)/.installed: pyproject.toml constraints.txt constraints-clients-vectors.txt
+	$(PYTHON) -m venv $(CLIENTS_VECTORS)
+	$(CLIENTS_VECTORS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	$(CLIENTS_VECTORS)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps \
+		-r constraints-clients-vectors.txt
+	touch $@
+
 serve: $(INSTALLED)  ## create the environment, install, serve the embedded model
 	$(BIN)/tiller serve $(ARGS)
 
@@ -44,9 +52,10 @@ test: $(INSTALLED)  ## the whole suite but the slow tests
 test-slow: $(INSTALLED)  ## soak, kill and fuzz tests
 	$(BIN)/python -m pytest -q -m slow --timeout 1800 $(ARGS)
 
-test-clients: $(CLIENTS)/.installed $(CLIENTS_OPENAI2)/.installed  ## third-party clients, in environments of their own
+test-clients: $(CLIENTS)/.installed $(CLIENTS_OPENAI2)/.installed $(CLIENTS_VECTORS)/.installed  ## third-party clients, in environments of their own
 	$(CLIENTS)/bin/python -m pytest -q -m clients tests/clients $(ASYNCIO) $(ARGS)
 	$(CLIENTS_OPENAI2)/bin/python -m pytest -q -m clients tests/clients $(ARGS)
+	$(CLIENTS_VECTORS)/bin/python -m pytest -q -m clients tests/clients/test_vector_libraries.py $(ARGS)
 
 test-families: $(INSTALLED)  ## every model family of transformers against transformers itself; NAMES="llama gemma2"
 	$(BIN)/python -m tests.families --output $(FAMILIES_OUTPUT) $(ARGS) $(NAMES)
@@ -61,4 +70,4 @@ format: $(INSTALLED)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(CLIENTS) $(CLIENTS_OPENAI2) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) $(CLIENTS) $(CLIENTS_OPENAI2) $(CLIENTS_VECTORS) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -40,8 +40,8 @@ FLOORS: dict[str, str] = {
         __init__
     """,
     "vectors.formats": """
-        arrays facts json_object options zips
-        archive codec making packing
+        array_rows arrays facts json_object options zips
+        archive autoencoder codec making packing
         interpretation
         gguf npy pytorch safetensors svec
         brainpatch folder

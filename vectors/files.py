@@ -12,6 +12,7 @@ from torch import nn
 from vectors.durable import write_file
 from vectors.errors import InvalidVector
 from vectors.formats import ImportOptions, decode, encode
+from vectors.formats.autoencoder import read_feature
 from vectors.formats.packing import read_file_or_folder
 from vectors.sites import find_sites
 from vectors.vector import SteeringVector
@@ -28,19 +29,28 @@ def load(
     layers: str | Sequence[int] | None = None,
     row: int | None = None,
     convention: Convention | None = None,
+    feature: int | None = None,
+    unit_norm: bool = False,
     **defaults: Any,
 ) -> SteeringVector:
-    """The vector in a file of any format in docs/vectors.md, told from its content, or in a library's folder.
+    """The vector in a file or a folder of any format in docs/vectors.md, or a feature of a sparse autoencoder.
 
     `model` is the transformers model that the vector must fit. Without one, a `.pt` file of rows needs `num_layers`,
     the model's number of blocks; `num_layers` and `hidden_size` are checked if they are given. `layer` is the block of
     a file with one direction, or the only one kept of several, and `layers` are those kept; `row` picks one of several
-    alternatives for `layer`; `convention` is how the file counts its layers. `defaults` are fields of
-    `SteeringVector` that override the file's own, such as `default_scale=0.5`. Raises `InvalidVector`,
+    alternatives for `layer`; `convention` is how the file counts its layers. With `feature`, `path` is a sparse
+    autoencoder, and `layer` and `unit_norm` are as for `vectors.formats.autoencoder.read_feature`. `defaults` are
+    fields of `SteeringVector` that override the file's own, such as `default_scale=0.5`. Raises `InvalidVector`,
     `InvalidLayers` and `OSError`, and `SitesNotFound` for a model that cannot be steered.
     """
-    options = ImportOptions(layer, convention, defaults, None if layers is None else parse_layers(layers), row)
-    content = read_file_or_folder(Path(path))
+    asked = None if layers is None else parse_layers(layers)
+    if feature is not None:
+        content, layer = read_feature(Path(path), feature, layer=layer, unit_norm=unit_norm).content, None
+    elif unit_norm:
+        raise InvalidVector("unit_norm is for a feature of an autoencoder: give feature", "unit_norm")
+    else:
+        content = read_file_or_folder(Path(path))
+    options = ImportOptions(layer, convention, defaults, asked, row)
     if model is None:
         vector = decode(content, options=options, num_layers=num_layers, hidden_size=hidden_size)
         found = max(vector.layers) + 1 if num_layers is None else num_layers

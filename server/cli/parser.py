@@ -99,9 +99,25 @@ def _add_vectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
     put = _add_action(actions, "put", "upload a vector, as a new name or as a new revision of one", "NAME")
-    put.add_argument("file", metavar="FILE", help=f"a file or a library's folder: {format_titles()}")
     put.add_argument(
-        "--layer", type=int, metavar="N", help="decoder block of a file with one direction, or the only one kept"
+        "file", metavar="FILE", help=f"a file or a library's folder: {format_titles()}; with --sae, an autoencoder"
+    )
+    put.add_argument(
+        "--sae",
+        action="store_true",
+        help="FILE is a sparse autoencoder, a folder of SAELens or params.npz of Gemma Scope; one row is read and sent",
+    )
+    put.add_argument("--feature", type=int, metavar="N", help="which feature of --sae, from 0")
+    put.add_argument(
+        "--unit-norm",
+        action="store_true",
+        help="scale the row of --sae to length 1; needed where the autoencoder normalises its activations",
+    )
+    put.add_argument(
+        "--layer",
+        type=int,
+        metavar="N",
+        help="decoder block of a file with one direction or of --sae, or the only one kept",
     )
     put.add_argument("--layers", metavar="LAYERS", help="the layers kept of a file with several, such as 12-16,20")
     put.add_argument("--row", type=int, metavar="N", help="which of several alternatives for --layer, from 0")

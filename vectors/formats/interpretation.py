@@ -115,7 +115,7 @@ def _from_mapping(
     if all(_name_of(name) is not None for name in content):
         facts = Facts({**container.facts, **beside})
         return _from_names(_named_tensors(content, hidden_size), facts, options, container.uses_one_layer, notes)
-    strange = next((n for n, v in rest.items() if isinstance(v, Mapping | list | tuple) and v), None)
+    strange = next((n for n, v in rest.items() if isinstance(v, Mapping | list | tuple) and not _is_text(v)), None)
     if strange is not None:
         kind = type(rest[strange]).__name__
         raise InvalidVector(f"the entry {str(strange)[:60]!r} is not a tensor but a {kind}")
@@ -124,6 +124,11 @@ def _from_mapping(
     notes["tensor"] = str(chosen)[:80]
     merged = Content(container.format, tensors[chosen], {**container.facts, **beside, **rest})
     return _from_tensor(tensors[chosen], merged, options, num_layers, hidden_size, notes)
+
+
+def _is_text(entry: Mapping[Any, Any] | list[Any] | tuple[Any, ...]) -> bool:
+    """True for a list of texts, which describes the file, and for what is empty."""
+    return not entry or (not isinstance(entry, Mapping) and all(isinstance(one, str) for one in entry))
 
 
 def _number_or_same(entry: object) -> object:

@@ -1,6 +1,7 @@
 """`tiller vectors`: the registry of a running server from the terminal.
 
-Files are sent unchanged, a folder as a zip of its files; the server checks them.
+Files are sent unchanged, a folder as a zip of its files; the server checks them. Of a sparse autoencoder one row is
+read here and sent.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from rich.table import Table
 from rich.text import Text
 
 from server.cli.client.connection import connect, readable_failures
-from server.cli.errors import CommandFailed
+from server.cli.errors import USAGE, CommandFailed
 from vectors.client.clients import RegisteredVector, VectorClient
 from vectors.defaults import DEFAULTS
+from vectors.formats.autoencoder import read_feature
 
 
 def vectors(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -106,17 +108,33 @@ def _show(client: VectorClient, arguments: argparse.Namespace) -> None:
 
 
 def _put(client: VectorClient, arguments: argparse.Namespace) -> None:
-    file = Path(arguments.file)
     facts: dict[str, Any] = {}
     for name in ("layer", "layers", "row", "convention", *(row.name for row in DEFAULTS if row.flag)):
         value = getattr(arguments, name)
         if value is not None:
             facts[name] = value
+    if not arguments.sae and (arguments.feature is not None or arguments.unit_norm):
+        raise CommandFailed("--feature and --unit-norm are for --sae", USAGE)
+    path = Path(arguments.file)
     try:
-        vector = client.put(arguments.name, file, **facts)
+        vector = client.put(arguments.name, _feature(arguments, facts) if arguments.sae else path, **facts)
     except OSError as error:
-        raise CommandFailed(f"{file} cannot be read: {error.strerror}") from None
+        raise CommandFailed(f"{error.filename or path} cannot be read: {error.strerror}") from None
     print(_line(vector))
+
+
+def _feature(arguments: argparse.Namespace, facts: dict[str, Any]) -> bytes:
+    """The file of one feature of `--sae`. Takes `layer` out of `facts`; says what was understood."""
+    if arguments.feature is None:
+        raise CommandFailed("--sae needs --feature, the number of the feature", USAGE)
+    unfit = [name for name in ("layers", "row", "convention") if name in facts]
+    if unfit:
+        raise CommandFailed(f"--{unfit[0]} is for a file: a feature of --sae is one direction", USAGE)
+    found = read_feature(
+        Path(arguments.file), arguments.feature, layer=facts.pop("layer", None), unit_norm=arguments.unit_norm
+    )
+    print(found.summary)
+    return found.content
 
 
 def _get(client: VectorClient, arguments: argparse.Namespace) -> None:

@@ -122,7 +122,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], str, int, bool, float]] = {
     "persona_vectors": (lambda n: saved(stack(n + 1, 2)), {"layer": 1}, "", 1, False, 1.0),
     "hidden-directions": (lambda n: saved(stack(n, 1)), {"layer": 1}, "", 1, False, 1.0),
     "hidden-directions, baked": (
-        lambda n: saved({"base_model": "tiny", "layer": 1, "bias": V}), {}, "", 1, False, 1.0,
+        lambda n: saved({"base_model": "tiny", "layer": 1, "components": ["pref"], "bias": V}), {}, "", 1, False, 1.0,
     ),
     "CAA": (lambda n: saved(V), {"layer": 1}, "", 1, False, 1.0),
     "steering-vectors": (

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
+from safetensors.torch import load_file, save
 
+from tests.server.cli.conftest import HIDDEN_SIZE
 from tests.server.cli.running import call_tiller, tiller
 from tests.vectors.formats.containers import repsteer
+from vectors import VectorClient
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def test_the_format_is_the_servers_to_make(server_url: str, stored: str, tmp_pat
 
 
 def test_a_folder_is_put_as_one_file(server_url: str, vector_file: Path, tmp_path: Path) -> None:
-    width = next(iter(safetensors.torch.load_file(vector_file).values())).shape[-1]
+    width = next(iter(load_file(vector_file).values())).shape[-1]
     vector_file.unlink()
     for name, content in repsteer(torch.ones(width), "resid_pre").items():
         (tmp_path / name).write_bytes(content)
@@ -126,3 +128,40 @@ def test_a_folder_is_put_as_one_file(server_url: str, vector_file: Path, tmp_pat
     empty = call_tiller("vectors", "put", "from-folder", tmp_path, "--url", server_url)
     assert (empty.returncode, empty.stderr.count("\n")) == (1, 1)
     assert "expected files of .safetensors" in empty.stderr
+
+
+def test_one_feature_of_an_autoencoder_is_sent(server_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    decoder = torch.randn(5, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
+    config = {"architecture": "jumprelu", "metadata": {"hook_name": "blocks.1.hook_resid_pre"}}
+    (tmp_path / "cfg.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "sae_weights.safetensors").write_bytes(save({"W_dec": decoder}))
+    name = request.node.name[:60]
+    sae = ["vectors", "put", name, "--sae", tmp_path, "--url", server_url]
+    put = call_tiller(*sae, "--feature", "3", "--scale", "2.5")
+    assert put.returncode == 0, put.stderr
+    understood, sent = put.stdout.splitlines()
+    assert understood == (
+        "SAELens (jumprelu), feature 3 of 5: residual at layer 0 (blocks.1.hook_resid_pre, the output of block 0), "
+        f"length {decoder[3].norm():.4g}"
+    )
+    assert sent.startswith(f"{name}@")
+    with VectorClient(server_url) as registry:
+        vector = registry.vector(name)
+        registry.delete(name)
+    assert (vector.site, vector.layers, vector.default_scale) == ("residual", (0,), 2.5)
+    assert torch.equal(vector.directions[0], decoder[3])
+    assert vector.metadata["import"]["feature"] == "3 of 5"
+
+    for more, code, says in [
+        (["--feature", "5"], 1, "feature: expected 0 to 4, got 5"),
+        ([], 2, "--sae needs --feature"),
+        (["--feature", "0", "--layers", "1-2"], 2, "--layers is for a file"),
+        (["--feature", "0", "--layer", "9"], 1, "layers [9] are outside the model"),
+    ]:
+        refused = call_tiller(*sae, *more)
+        assert (refused.returncode, says in refused.stderr) == (code, True), refused.stderr
+    refused = call_tiller("vectors", "put", name, tmp_path / "x", "--feature", "0", "--url", server_url)
+    assert (refused.returncode, "are for --sae" in refused.stderr) == (2, True)
+    (tmp_path / "sae_weights.safetensors").unlink()
+    missing = call_tiller(*sae, "--feature", "0")
+    assert (missing.returncode, "sae_weights.safetensors cannot be read: No such file" in missing.stderr) == (1, True)
