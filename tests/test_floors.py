@@ -64,7 +64,7 @@ FLOORS: dict[str, str] = {
         options
         contrast method
         examiner
-        held_out search
+        apart held_out search
         report
         train
         evaluate

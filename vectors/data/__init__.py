@@ -18,6 +18,7 @@ from vectors.data.items import (
     TextItem,
     Understood,
     kind_of,
+    summary_of,
 )
 from vectors.data.options import ReadOptions
 from vectors.data.reading import MIN_ITEMS, read_data, read_retention
@@ -50,4 +51,5 @@ __all__ = [
     "shuffle_alike",
     "shuffle_options",
     "split_items",
+    "summary_of",
 ]

@@ -146,6 +146,19 @@ def kind_of(items: Sequence[Item]) -> type[ChoiceItem] | type[PairItem]:
     return type(items[0])
 
 
+def summary_of(data: DataSet) -> str:
+    """What was understood, in a line: format, shape, items, classes, what was left out."""
+    found = data.understood
+    if found is None:
+        return f"{len(data.items)} items"
+    parts = [f"{found.format}: {found.shape}, {len(data.items)} items of {found.rows} rows"]
+    if found.classes:
+        parts.append("classes " + ", ".join(f"{name} ({count})" for name, count in found.classes.items()))
+    if found.skipped:
+        parts.append("left out " + ", ".join(f"{count} with {reason}" for reason, count in found.skipped.items()))
+    return "; ".join([*parts, *found.notes])
+
+
 def _short(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 160 else f"{line[:159]}…"

@@ -24,11 +24,11 @@ _HEADING = re.compile(r"\n[ \t]*(?:Answer )?(?:Choices|Options):[ \t]*(?=\n)", r
 _ANSWER = re.compile(r"\n[ \t]*Answer:[ \t]*\n*\Z", re.IGNORECASE)
 _INLINE = re.compile(r"(?<!\S)\(([A-Z])\)[ \t]*")
 
-_M = r"[(\[]?([A-Z])[)\]]?"
+_M = r"(?:[(\[]([A-Za-z])[)\]]|([A-Z]))"
 _NAMING = re.compile(
-    rf"(?:both|either|neither|only|all of|options?|choices?|answers?)?\s*{_M}(?:\s*(?:,|and|or|nor|&|\+)+\s*{_M})+"
-    rf"(?:\s*only|\s*(?:are|is) \w+)?\.?"
-    rf"|only {_M}\.?|{_M} only\.?",
+    rf"(?i:(?:both|either|neither|only|all of|options?|choices?|answers?)\s+)?{_M}"
+    rf"(?:\s*(?:,|&|\+|(?i:and|or|nor))+\s*{_M})+(?i:\s+only|\s+(?:are|is)\s+\w+)?\.?"
+    rf"|(?i:only)\s+{_M}\.?|{_M}\s+(?i:only)\.?",
 )
 _ABOVE = re.compile(
     r"\b(?:all|none|any|both|either|neither|each|some|one|two|three)(?: of)?(?: the)?"
@@ -67,7 +67,7 @@ def names_options(choice: str, count: int) -> bool:
     if _ABOVE.search(choice):
         return True
     match = _NAMING.fullmatch(choice.strip())
-    return match is not None and all(ord(letter) - ord("A") < count for letter in match.groups() if letter)
+    return match is not None and all(ord(letter.upper()) - ord("A") < count for letter in match.groups() if letter)
 
 
 def options_in(question: str) -> tuple[str, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -32,3 +33,7 @@ class ReadOptions:
     positive_class: str | None = None
     first_answer: int | None = None
     turn: Turn | None = None
+
+    def without_map(self) -> ReadOptions:
+        """The same for a file with fields of its own, such as one for retention."""
+        return dataclasses.replace(self, map={}, first_answer=None)

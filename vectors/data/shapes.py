@@ -23,6 +23,7 @@ Names = tuple[str, ...]
 _ALIASES: Mapping[str, str] = {
     "question": "question question_stem stem query problem prompt ctx goal sentence startphrase sent1 input "
     "instruction text premise statement",
+    "asked": "question query problem",
     "passage": "passage article paragraph story context premise",
     "choices": "choices options endings classes candidates answer_choices alternatives answers",
     "scored": "target_scores mc1_targets mc2_targets",
@@ -237,7 +238,7 @@ def _find(role: str, shape: Shape, fields: Mapping[str, Any], taken: Sequence[st
     if role == "prompt" and shape is CLASSES:
         name = _first("request", fields, taken) if any(plain_name(text) in _words("reply") for text in taken) else None
         return () if name is None else (name,)
-    name = _first(role, fields, taken)
+    name = _first("asked" if role == "question" and shape is YES_NO else role, fields, taken)
     if name is None and role == "incorrect":
         return next(_families(fields, _WRONG_STEMS), ())
     if name is not None and role in ("choices", "scored") and not _holds_options(fields[name]):
