@@ -375,7 +375,7 @@ class Fields(Value):
         pairs: dict[str, Any] = {}
         for part in text.split(","):
             role, equals, names = part.partition("=")
-            if not equals or not names.strip() or role.strip() in pairs:
+            if not equals or not role.strip() or not names.strip() or role.strip() in pairs:
                 raise self.refusal(text)
             listed = [name.strip() for name in names.split("+")]
             pairs[role.strip()] = listed[0] if len(listed) == 1 else listed
