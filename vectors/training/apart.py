@@ -1,8 +1,9 @@
 """Keeps data apart: what took part in a training is not held out, in whichever file it stands again.
 
 An item is the same as another one if it asks the same: by its question, where case, white space and punctuation do not
-count, or, where many items of a file ask in the same words, by question and options together. Items that the model
-cannot be asked, because they are too long for it, are left out here too.
+count, or, where many items of a file ask in the same words, by question and options together. What a prompt asks to
+remember (`context`) counts for retention only, where the same question without it is a question of its own. Items that
+the model cannot be asked, because they are too long for it, are left out here too.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ Seen = frozenset[bytes]
 """Keys of items."""
 
 
-def seen_of(items: Iterable[Item]) -> Seen:
+def seen_of(items: Iterable[Item], *, with_context: bool = False) -> Seen:
     """The keys by which items are known again."""
     by_subject: dict[str, set[str]] = defaultdict(set)
     for item in items:
-        for subject in _subjects(item):
+        for subject in _subjects(item, with_context):
             by_subject[subject].add(_plain(asked_of(item)))
     # a question that is asked with several sets of options says nothing by itself
     return frozenset(
@@ -42,9 +43,10 @@ def seen_of(items: Iterable[Item]) -> Seen:
     )
 
 
-def is_seen(item: Item, seen: Seen) -> bool:
-    """True if the item is among those that `seen` was made of."""
-    return _key(_plain(asked_of(item))) in seen or any(_key(subject) in seen for subject in _subjects(item))
+def is_seen(item: Item, seen: Seen, *, with_context: bool = False) -> bool:
+    """True if the item is among those that `seen` was made of, in the same way."""
+    subjects = _subjects(item, with_context)
+    return _key(_plain(asked_of(item))) in seen or any(_key(subject) in seen for subject in subjects)
 
 
 def recorded(seen: Seen) -> str | None:
@@ -65,12 +67,14 @@ def of_record(text: object) -> Seen | None:
     return frozenset(keys[first : first + _KEY_BYTES] for first in range(0, len(keys), _KEY_BYTES))
 
 
-def without_seen(data: DataSet, seen: Seen, what: str, where: str) -> tuple[DataSet, list[str]]:
+def without_seen(
+    data: DataSet, seen: Seen, what: str, where: str, *, with_context: bool = False
+) -> tuple[DataSet, list[str]]:
     """The data without items that are seen, and a sentence on how many there were.
 
     `what` names the data and `where` what its items were seen in. Raises `InvalidData` if none is left.
     """
-    kept = tuple(item for item in data.items if not is_seen(item, seen))
+    kept = tuple(item for item in data.items if not is_seen(item, seen, with_context=with_context))
     num_seen = len(data.items) - len(kept)
     if not num_seen:
         return data, []
@@ -121,11 +125,12 @@ def _num_bytes(item: ChoiceItem) -> int:
     return sum(len(text.encode()) for text in texts)
 
 
-def _subjects(item: Item) -> list[str]:
+def _subjects(item: Item, with_context: bool) -> list[str]:
     """What an item asks; a pair without a prompt asks each of its texts."""
-    if isinstance(item, PairItem) and not item.prompt:
-        return [_plain(item.positive), _plain(item.negative)]
-    return [_plain(subject_of(item))]
+    if isinstance(item, PairItem):
+        return [_plain(subject_of(item))] if item.prompt else [_plain(item.positive), _plain(item.negative)]
+    context = f" {item.context}" if with_context and item.context else ""
+    return [_plain(subject_of(item) + context)]
 
 
 def _plain(text: str) -> str:

@@ -142,18 +142,13 @@ def _held_apart(data: TrainingData, steering: Sequence[Steering]) -> tuple[Train
         if seen := of_record(_data_record(entry.vector).get("seen")):
             items, found = without_seen(data.items, seen, "data", "among those that the vector was trained on")
             data, notes = dataclasses.replace(data, items=items), notes + found
-            if data.retention_items is not None:
-                kept, found = without_seen(
-                    data.retention_items, seen, "retention file", "among those that the vector was trained on"
-                )
-                data, notes = dataclasses.replace(data, retention_items=kept), notes + found
-    seen = seen_of(data.items.items)
     where = "in the data too" if steering else "in the training file too"
     if data.validation is not None:
-        kept, found = without_seen(data.validation, seen, "validation file", where)
+        kept, found = without_seen(data.validation, seen_of(data.items.items), "validation file", where)
         data, notes = dataclasses.replace(data, validation=kept), notes + found
     if data.retention_items is not None:
-        kept, found = without_seen(data.retention_items, seen, "retention file", where)
+        seen = seen_of(data.items.items, with_context=True)
+        kept, found = without_seen(data.retention_items, seen, "retention file", where, with_context=True)
         data, notes = dataclasses.replace(data, retention_items=kept), notes + found
     return data, notes
 

@@ -110,12 +110,17 @@ def test_validation_and_retention_hold_nothing_of_the_training_file(view: Engine
     new = tuple(
         item for item in quiz(200, 9, "none").items if isinstance(item, ChoiceItem) and asked(item) not in known
     )
-    other = DataSet("other", "1" * 64, (*new, *data.items[:5]))  # type: ignore[arg-type]
+    other = DataSet("other", "1" * 64, (*new, *data.items[:5]))
     report = run(view, TrainingData(data, validation=other, retention_items=other), **QUICK).report
     assert report["data"]["split"]["validation"] == len(new)
     says = f"5 of {len(other.items)} items are in the training file too and were left out; {len(new)} remain"
     assert [note for note in report["notes"] if says in note] == [f"validation file: {says}", f"retention file: {says}"]
     assert report["retention"]["accuracy"]["baseline"]["num_items"] == len(new)
+    items = [item for item in data.items[:9] if isinstance(item, ChoiceItem)]
+    without_belief = tuple(ChoiceItem(item.question, item.choices, item.answer) for item in items)
+    kept = DataSet("plain", "2" * 64, without_belief)
+    report = run(view, TrainingData(data, retention_items=kept), **QUICK).report
+    assert report["retention"]["accuracy"]["baseline"]["num_items"] == 9, "without the belief it is another question"
     with pytest.raises(InvalidData, match="validation file: all 60 items are in the training file too"):
         run(view, TrainingData(data, validation=data), **QUICK)
 

@@ -24,9 +24,9 @@ def under_other_names(rows: bytes) -> bytes:
     """The same questions in a table that says `frage` for question, one of them with two options alike."""
     found = [json.loads(line) for line in rows.splitlines()]
     lines = ["frage\tx1\tx2\tloesung"]
-    for number, row in enumerate(found):
-        choices = [row["choices"][row["answer"]]] * 2 if number == 7 else row["choices"][:2]
+    for row in found:
         if row["answer"] < 2:
+            choices = [row["choices"][row["answer"]]] * 2 if len(lines) == 3 else row["choices"][:2]
             lines.append("\t".join([row["question"], *choices, "AB"[row["answer"]]]))
     return "\n".join(lines).encode()
 
@@ -208,13 +208,15 @@ def test_a_table_with_names_of_its_own_is_mapped_and_what_was_understood_is_told
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=DEADLINE) as sdk:
         table = sdk.files.create(file=("fragen.csv", under_other_names(sycophancy(60))), purpose="fine-tune")
         steering = {**METHOD["steering"], "scales": [1], "variant": "mean_difference", "allow_no_gain": True}
-        create = {"model": "tiller-demo", "training_file": table.id, "suffix": "mapped", "seed": 0}
-        refused = sdk.fine_tuning.jobs.create(**create, method={"type": "steering", "steering": steering})
         names = {"question": "frage", "choices": ["x1", "x2"], "answer": "loesung"}
-        mapped = sdk.fine_tuning.jobs.create(
-            **create, method={"type": "steering", "steering": {**steering, "map": names}}
-        )
-        refused, mapped = finished(sdk, refused.id), finished(sdk, mapped.id)
+        methods: list[Any] = [{"type": "steering", "steering": {**steering, **more}} for more in ({}, {"map": names})]
+        jobs = [
+            sdk.fine_tuning.jobs.create(
+                model="tiller-demo", training_file=table.id, suffix="mapped", seed=0, method=method
+            )
+            for method in methods
+        ]
+        refused, mapped = (finished(sdk, job.id) for job in jobs)
         assert refused.status == "failed"
         assert "fragen.csv, line 2: the fields match no known kind of row: got frage, x1, x2" in refused.error.message
         assert mapped.status == "succeeded", mapped.error
