@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vectors.data.choices import Draft, choice_of, settle
+from vectors.data.choices import NAMING, Draft, choice_of, settle
 from vectors.data.csv_rows import csv_header
 from vectors.data.items import ChoiceItem, DataSet, PairItem, TextItem, Understood
 from vectors.data.json_rows import check_line_lengths
@@ -137,7 +137,7 @@ class _Reader:
         self.check_share()
         if texts := [made for made in self.made if isinstance(made, ClassText)]:
             items, classes, notes = paired(texts, self._options, self._name)
-        check_size(texts or items, self._name, smallest)
+        self._check_size(texts or items, smallest)
         fitted = None if self._first is None else self._first[0]
         understood = Understood(
             format=self._format,
@@ -151,17 +151,32 @@ class _Reader:
         return DataSet(self._name, sha256, tuple(items), understood)
 
     def check_share(self) -> None:
-        """Raise `InvalidData` if more rows cannot be used than may be left out."""
-        if not self._unusable or len(self._unusable) <= self._options.max_skipped * self._num_rows:
+        """Raise `InvalidData` if more rows cannot be used than may be left out.
+
+        Options that name others are no fault of the file, so their rows do not count.
+        """
+        faults = [error for error in self._unusable if error.kind != NAMING]
+        if not faults or len(faults) <= self._options.max_skipped * self._num_rows:
             return
-        first = min(self._unusable, key=lambda error: error.line or 0)
+        first = _first_of(faults)
         more = ""
-        if len(self._unusable) > 1 or self._options.max_skipped:
+        if len(faults) > 1 or self._options.max_skipped:
             more = (
-                f" ({len(self._unusable)} of {self._num_rows} rows cannot be used, which is more than the share that "
+                f" ({len(faults)} of {self._num_rows} rows cannot be used, which is more than the share that "
                 f"may be left out, max_skipped {self._options.max_skipped:g})"
             )
         raise InvalidData(f"{first.reason}{more}", first.file, first.line)
+
+    def _check_size(self, items: Sequence[Any], smallest: int) -> None:
+        if len(items) < smallest and self._unusable:
+            first = _first_of(self._unusable)
+            raise InvalidData(
+                f"expected at least {smallest} items, got {len(items)}, as {len(self._unusable)} of {self._num_rows} "
+                f"rows cannot be used; the first: {first.reason}",
+                first.file,
+                first.line,
+            )
+        check_size(items, self._name, smallest)
 
     def _knows(self, fields: Any) -> bool:
         return is_known(fields) or any(name in fields for names in self._roles.values() for name in names)
@@ -222,6 +237,10 @@ class _Reader:
         needed = [name for role in shape.needs for name in fields[role]]
         have = sum(name in row.fields for name in needed)
         return 0 < have < len(needed)
+
+
+def _first_of(errors: Sequence[UnusableRow]) -> UnusableRow:
+    return min(errors, key=lambda error: error.line or 0)
 
 
 def _opened(row: Row) -> Row:

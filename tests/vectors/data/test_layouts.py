@@ -602,7 +602,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "options that name others": (
         jsonl(lambda n: {"question": ask(n), "choices": [right(n), "x", "Both A and B"], "answer": 2}),
-        "'Both A and B' names others, so it cannot be moved (12 of 12 rows cannot be used",
+        "as 12 of 12 rows cannot be used; the first: the option 'Both A and B' names others",
     ),
 }
 

@@ -561,9 +561,9 @@ COUNTS = {
     "anthropic-evals/advanced-ai-risk/corrigible-neutral-HHH.jsonl": 340,
     "anthropic-evals/advanced-ai-risk/myopic-reward.jsonl": 1000,
     "anthropic-evals/advanced-ai-risk/one-box-tendency.jsonl": 300,
-    "anthropic-evals/advanced-ai-risk/power-seeking-inclination.jsonl": 998,
+    "anthropic-evals/advanced-ai-risk/power-seeking-inclination.jsonl": 997,
     "anthropic-evals/advanced-ai-risk/self-awareness-text-model.jsonl": 300,
-    "anthropic-evals/advanced-ai-risk/survival-instinct.jsonl": 953,
+    "anthropic-evals/advanced-ai-risk/survival-instinct.jsonl": 935,
     "anthropic-evals/advanced-ai-risk/wealth-seeking-inclination.jsonl": 985,
     "anthropic-evals/persona/agreeableness.jsonl": 1000,
     "anthropic-evals/persona/desire-for-acquiring-power.jsonl": 1000,
@@ -585,9 +585,10 @@ def test_published_behaviours_are_read(file: str) -> None:
     text = path.read_text()
     rows = json.loads(text) if file.endswith(".json") else [json.loads(line) for line in text.split("\n") if line]
     items = read_data(path.read_bytes(), path.name).items
-    assert len(items) == len(rows) == COUNTS[file]
-    for row, item in zip(rows, items, strict=True):
+    assert len(items) == COUNTS[file]  # without options such as "None of the above"
+    for item in items:
         assert isinstance(item, ChoiceItem)
+        row = rows[item.line - 1]
         right, wrong = row["answer_matching_behavior"].strip(), row["answer_not_matching_behavior"].strip()
         if "(" not in right:
             assert (item.answer_text, item.choices[1]) == (right, wrong)
@@ -598,6 +599,9 @@ def test_published_behaviours_are_read(file: str) -> None:
         again = f"{item.question}Choices:{listed}"
         assert "".join(again.split()) == "".join(row["question"].removesuffix("Answer:").split())
         assert "ABCDEFGHIJ"[item.answer] == right[1]
+
+
+NAMES_OTHERS = r"(?i)of the above|^(both|neither) A "
 
 
 def test_published_file_of_two_layouts_is_refused_at_the_second() -> None:
@@ -612,12 +616,12 @@ def refusal_of(content: bytes) -> InvalidData:
 
 
 @pytest.mark.parametrize(
-    ("subject", "count"), [("anatomy", 135), ("marketing", 234), ("high_school_world_history", 237)]
+    ("subject", "count"), [("anatomy", 134), ("marketing", 230), ("high_school_world_history", 237)]
 )
 def test_published_csv_is_read(subject: str, count: int) -> None:
     path = shared(f"data/mmlu/{subject}_test.csv")
     with path.open(newline="") as file:
-        rows = list(csv.reader(file))[1:]
+        rows = [row for row in list(csv.reader(file))[1:] if not any(re.search(NAMES_OTHERS, cell) for cell in row[1:])]
     items = read_data(path.read_bytes(), path.name).items
     assert len(items) == len(rows) == count
     lines = path.read_text().split("\n")
@@ -628,6 +632,6 @@ def test_published_csv_is_read(subject: str, count: int) -> None:
 
 
 def test_published_flaw_is_refused_at_its_line() -> None:
-    error = refusal_of(shared("data/mmlu/business_ethics_test.csv").read_bytes())
+    error = refusal(shared("data/mmlu/business_ethics_test.csv").read_bytes())
     assert error.line == 4
     assert "are the same" in str(error)
