@@ -639,6 +639,8 @@ def test_fields_of_any_name_are_mapped() -> None:
     listed = jsonl(lambda n: {"q": ask(n), "text": f"About {n}.", "opts": options(n, 2), "question": "no", "key": "A"})
     mapped = {"question": ("q",), "choices": ("opts",), "answer": ("key",), "passage": ("text",)}
     assert read(listed, map=mapped).items[0] == ChoiceItem(f"About 0.\n{ask(0)}", ("Santiago", "Nairobi"), 0, None, 1)
+    partly = jsonl(lambda n: {"question": ask(n), "opts": options(n, 2), "answer": "A"})
+    assert read(partly, map={"choices": ("opts",)}).items[0] == ChoiceItem(ask(0), ("Santiago", "Nairobi"), 0, None, 1)
     with pytest.raises(InvalidData, match=r"map: the file has no field 'nope'; it has frage, erste"):
         read(content, map={"question": ("nope",)})
 
@@ -665,7 +667,12 @@ def test_an_option_that_names_others_is_left_out(option: str) -> None:
     def row(n: int) -> dict[str, Any]:
         return {"question": ask(n), "choices": [*options(n, 2), option if n == 4 else "x"], "answer": 0}
 
-    assert [item.line for item in read(jsonl(row)).items] == [n + 1 for n in range(N) if n != 4]
+    def listed(n: int) -> dict[str, Any]:
+        shown = "".join(f"\n ({letter}) {text}" for letter, text in zip("ABC", row(n)["choices"], strict=True))
+        return {"question": ask(n) + shown, "answer_matching_behavior": "(A)", "answer_not_matching_behavior": "(B)"}
+
+    for layout in (row, listed):
+        assert [item.line for item in read(jsonl(layout)).items] == [n + 1 for n in range(N) if n != 4]
 
 
 @pytest.mark.parametrize("option", ["Vitamin A and zinc", "E and F", "None of these", "A", "I and II only", "AB"])
