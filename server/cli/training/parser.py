@@ -33,6 +33,8 @@ _ROWS = """\
 Rows of DATA are one of
   {"question", "choices", "answer": index or letter, "context"?}
   {"question", "correct_answer", "incorrect_answers"}
+  {"question", "answer_matching_behavior", "answer_not_matching_behavior"}
+  {"input": {"messages"}, "preferred_output", "non_preferred_output"}
   {"prompt"?, "chosen", "rejected"} or {"prompt"?, "positive", "negative"}
   {"text", "label"}: texts of two classes
 or are laid out like a published data set; --map names fields of other names.
