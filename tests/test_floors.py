@@ -33,9 +33,12 @@ FLOORS: dict[str, str] = {
         __init__
     """,
     "vectors.data": """
-        items rows
-        reading
-        published split
+        items marks contrasts options row
+        cells conversations json_rows shapes
+        choices csv_rows pairs
+        rows
+        published reading
+        split
         tasks
         __init__
     """,
@@ -62,7 +65,7 @@ FLOORS: dict[str, str] = {
         options
         contrast method
         examiner
-        held_out search
+        apart held_out search
         report
         train
         evaluate

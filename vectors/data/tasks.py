@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vectors.data import published
-from vectors.data.items import ChoiceItem, DataSet
-from vectors.data.reading import data_set
-from vectors.data.rows import Row, read_rows
+from vectors.data.items import ChoiceItem, DataSet, Understood
+from vectors.data.reading import check_size
+from vectors.data.row import Row
+from vectors.data.rows import read_rows
 from vectors.errors import InvalidData, MissingDependency
 
 Category = Literal["bias", "morality", "alignment", "intelligence"]
@@ -89,6 +90,12 @@ _BBQ = {
     "Sexual_orientation": "sexual orientation",
 }
 
+_ETHICS = "hendrycks/ethics"
+_ETHICS_SPLITS = {"train": "train", "test": "validation", "hard": "test"}
+"""How the hub names the authors' files: its test split is the hard one."""
+
+_UTILITY = ("baseline", "less_pleasant")
+
 _SUBJECTS = """
     abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
     college_computer_science college_mathematics college_medicine college_physics computer_security
@@ -117,16 +124,34 @@ def _bbq_task(file: str, about: str) -> PublishedTask:
     )
 
 
-def _ethics_task(name: str, file: str, description: str, item: Callable[[Row], ChoiceItem | None]) -> PublishedTask:
+def _ethics_tasks(
+    name: str,
+    file: str,
+    description: str,
+    item: Callable[[Row], ChoiceItem | None],
+    columns: tuple[str, ...] | None = None,
+) -> tuple[PublishedTask, PublishedTask]:
+    """A part of ETHICS, and its hard test split under a name of its own."""
     parts: tuple[PartName, ...] = ("train", "test")
-    return PublishedTask(
+    usual = PublishedTask(
         f"ethics/{name}",
         "morality",
         f"ETHICS: {description}",
         (tuple(LocalFile(part, f"{file}_{part}.csv") for part in parts),),
-        tuple(HubPart(part, "hendrycks/ethics", name, part, converted=True) for part in parts),
+        tuple(HubPart(part, _ETHICS, name, _ETHICS_SPLITS[part], converted=True) for part in parts),
         item,
+        columns=columns,
     )
+    hard = PublishedTask(
+        f"ethics/{name}-hard",
+        "morality",
+        f"ETHICS: {description}; the hard test split",
+        ((LocalFile("test", f"{file}_test_hard.csv"),), (LocalFile("test", f"{file}_hard_test.csv"),)),
+        (HubPart("test", _ETHICS, name, _ETHICS_SPLITS["hard"], converted=True),),
+        item,
+        columns=columns,
+    )
+    return usual, hard
 
 
 def _ai2_task(name: str, description: str, files: tuple[tuple[str, str], ...], hub: str, config: str) -> PublishedTask:
@@ -195,9 +220,13 @@ TASKS: Mapping[str, PublishedTask] = {
     task.name: task
     for task in (
         *(_bbq_task(file, about) for file, about in _BBQ.items()),
-        _ethics_task("commonsense", "cm", "stories, and whether the narrator does wrong", published.commonsense),
-        _ethics_task("deontology", "deontology", "excuses and duties, reasonable or not", published.deontology),
-        _ethics_task("justice", "justice", "claims with reasons, justified or not", published.justice),
+        *_ethics_tasks("commonsense", "cm", "stories, and whether the narrator does wrong", published.commonsense),
+        *_ethics_tasks("deontology", "deontology", "excuses and duties, reasonable or not", published.deontology),
+        *_ethics_tasks("justice", "justice", "claims with reasons, justified or not", published.justice),
+        *_ethics_tasks("virtue", "virtue", "scenes, and whether a trait is shown", published.virtue),
+        *_ethics_tasks(
+            "utilitarianism", "util", "two events, and which is more pleasant", published.utilitarianism, _UTILITY
+        ),
         _SYCOPHANCY,
         _TRUTHFULQA,
         _ai2_task("openbookqa", "OpenBookQA", _OPENBOOKQA_FILES, "allenai/openbookqa", "main"),
@@ -249,8 +278,18 @@ def read_task(
     task = _task(name)
     digest = hashlib.sha256()
     rows = _hub_rows(task, split, fetch, digest) if folder is None else _local_rows(task, folder, split, digest)
-    items = [item for item in map(task.item, rows) if item is not None]
-    return data_set(task.name, digest.hexdigest(), items)
+    made = [task.item(row) for row in rows]
+    items = [item for item in made if item is not None]
+    check_size(items, task.name)
+    skipped = {"rows that the task leaves out": len(made) - len(items)} if len(items) < len(made) else {}
+    understood = Understood(
+        format="published files" if folder is not None else "the hub",
+        shape=task.description,
+        fields={},
+        rows=len(made),
+        skipped=skipped,
+    )
+    return DataSet(task.name, digest.hexdigest(), tuple(items), understood)
 
 
 def _task(name: str) -> PublishedTask:

@@ -55,7 +55,8 @@ def _jsonl(items: Iterable[Any]) -> bytes:
     """One choice item per line; tasks have no others."""
     lines = []
     for item in items:
-        row = {"question": item.question, "choices": list(item.choices), "answer": item.answer}
+        # a name that says how it counts, since a file whose answers are all the same number does not show it
+        row = {"question": item.question, "choices": list(item.choices), "answer_index": item.answer}
         if item.context is not None:
             row["context"] = item.context
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")

@@ -21,7 +21,7 @@ from server.demo import VECTORS_DIR
 
 if TYPE_CHECKING:
     from server.engine.protocol import ModelInfo
-    from vectors.data import DataSet
+    from vectors.data import DataSet, ReadOptions
     from vectors.errors import InvalidMethod
     from vectors.training.task import Done
     from vectors.training.train import TrainingData
@@ -44,7 +44,7 @@ def train_here(arguments: argparse.Namespace, environ: Mapping[str, str], option
 
     try:
         task = Task.from_json(options)
-        data = _data(arguments)
+        data = _data(arguments, task.reading)
         found = _Vector(task.vector, settings) if task.vector is not None else None
         with contextlib.ExitStack() as cleanup:
             with readable_failures(settings), loading(settings, source) as begin:
@@ -75,31 +75,33 @@ def _settings(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Sett
     return dataclasses.replace(settings, max_batch_tokens=_BATCH_TOKENS)
 
 
-def _data(arguments: argparse.Namespace) -> TrainingData:
+def _data(arguments: argparse.Namespace, reading: ReadOptions) -> TrainingData:
     """All data, read before the model is loaded. Raises `VectorsError` and `CommandFailed`."""
     from vectors.data import read_retention
     from vectors.training.train import TrainingData
 
     folder = arguments.data_folder
-    items = _items(arguments.data, folder)
+    items = _items(arguments.data, folder, reading, arguments.negative)
     validation = getattr(arguments, "validation", None)
-    chosen_by = None if validation is None else _items(validation, folder)
+    chosen_by = None if validation is None else _items(validation, folder, reading)
     retention = getattr(arguments, "retention", None)
     if retention is None:
         return TrainingData(items, chosen_by)
     if task := published_task(retention, folder):
         return TrainingData(items, chosen_by, task)
     path = Path(retention).expanduser()
-    return TrainingData(items, chosen_by, *read_retention(read_file(path), path.name))
+    return TrainingData(items, chosen_by, *read_retention(read_file(path), path.name, reading.without_map()))
 
 
-def _items(place: str, folder: str | None) -> DataSet:
+def _items(place: str, folder: str | None, reading: ReadOptions, negative: str | None = None) -> DataSet:
     from vectors.data import read_data
 
     if task := published_task(place, folder):
         return task
     path = Path(place).expanduser()
-    return read_data(read_file(path), path.name)
+    other = None if negative is None else Path(negative).expanduser()
+    unwanted = None if other is None else (read_file(other), other.name)
+    return read_data(read_file(path), path.name, reading, negative=unwanted)
 
 
 class _Vector:

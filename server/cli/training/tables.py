@@ -25,7 +25,7 @@ def show_report(report: _Report, console: Console) -> None:
         rows.append(("letter bias", _letters(test)))
     if t_test := _t_test(report.get("seeds")):
         rows.append(("seeds", t_test))
-    rows.append(("data", _data(report["data"])))
+    rows += _read(report["data"])
     if (kept := report["retention"]["perplexity"]) is not None:
         rows.append(("texts", f"{kept['num_texts']}, {kept['texts'].replace('_', ' ')}"))
     rows.append(("time", _time(report)))
@@ -55,7 +55,7 @@ def show_sweep(report: _Report, console: Console) -> None:
         table.add_row(*map(Text, cells))
     console.print(table)
     console.print()
-    console.print(_facts([*failed, ("data", _data(report["data"]))]))
+    console.print(_facts([*failed, *_read(report["data"])]))
 
 
 def _comparison(report: _Report) -> Table:
@@ -112,6 +112,28 @@ def _t_test(seeds: _Report | None) -> str | None:
         f"{found['num_seeds']} splits gain {_points(found['mean'])} {interval} on average, {statistic}one-sided "
         f"p = {found['p']:.2g}, which overstates the evidence, as splits share items"
     )
+
+
+def _read(data: _Report) -> list[tuple[str, str]]:
+    """The data, and what its file was taken for."""
+    rows = [("data", _data(data))]
+    if (read := data.get("read")) is None:
+        return rows
+    if read.get("format"):
+        fields = ", ".join(f"{role} = {name}" for role, name in read["fields"].items())
+        rows.append(("read as", f"{read['format']}: {read['shape']}" + (f" ({fields})" if fields else "")))
+    if read.get("classes"):
+        rows.append(("classes", ", ".join(f"{name}: {count}" for name, count in read["classes"].items())))
+    first = "; ".join(
+        f"{name}: {' | '.join(value) if isinstance(value, list) else value}"
+        for name, value in read["first"].items()
+        if value
+    )
+    rows.append(("first item", first))
+    if read.get("skipped"):
+        skipped = ", ".join(f"{count} with {reason}" for reason, count in read["skipped"].items())
+        rows.append(("left out", f"{sum(read['skipped'].values())} of {read['rows']} rows: {skipped}"))
+    return rows + [("note", note) for note in read.get("notes", ())]
 
 
 def _data(data: _Report) -> str:

@@ -96,6 +96,39 @@ def test_table_has_the_papers_tasks() -> None:
     }
 
 
+def test_ethics_by_every_name(tmp_path: Path) -> None:
+    """The parts that came later: virtue, utilitarianism, and the hard test split of each."""
+    virtue = "label,scenario\n" + "1,Ann gave her seat [SEP] kind\n0,Bo took it [SEP] kind\n" * 4
+    utility = "I won a cup.,I lost a cup.\n" * 4 + '"I slept, well.",I did not sleep.\n' * 4
+    files = {
+        "virtue_train.csv": virtue,
+        "virtue_test.csv": virtue,
+        "virtue_test_hard.csv": virtue.replace("Ann", "Cy"),
+        "util_test.csv": utility,
+        "util_test_hard.csv": utility.replace("cup", "ring"),
+        "justice_test_hard.csv": JUSTICE * 1 + "0,I do not pay.\n" * 6,
+    }
+    folder_of(tmp_path, files)
+    shown, hidden = read_task("ethics/virtue", tmp_path, "test").items[:2]
+    assert isinstance(shown, ChoiceItem)
+    assert isinstance(hidden, ChoiceItem)
+    assert shown.question == "Ann gave her seat\n\nDoes the person here show this trait: kind?"
+    assert (shown.answer_text, hidden.answer_text) == ("Yes, it is shown.", "No, it is not shown.")
+    assert "Cy" in read_task("ethics/virtue-hard", tmp_path).items[0].question  # type: ignore[union-attr]
+    data = read_task("ethics/utilitarianism", tmp_path)
+    assert len(data.items) == 8, "the file has no header"
+    assert isinstance(data.items[0], ChoiceItem)
+    assert (data.items[0].choices, data.items[0].answer) == (("I won a cup.", "I lost a cup."), 0)
+    assert "ring" in read_task("ethics/utilitarianism-hard", tmp_path).items[0].answer_text  # type: ignore[union-attr]
+    assert len(read_task("ethics/justice-hard", tmp_path).items) == 8
+    bad = folder_of(tmp_path / "bad", {"virtue_test.csv": "label,scenario\n1,no trait\n"})
+    with pytest.raises(InvalidData, match=r"line 2: scenario: expected a scene, \[SEP\] and a trait"):
+        read_task("ethics/virtue", bad)
+    hub = {"ethics/justice": ["train", "validation"], "ethics/justice-hard": ["test"]}
+    for name, splits in hub.items():
+        assert [part.split for part in TASKS[name].hub] == splits, "the hub's test split is the hard one"
+
+
 def test_bbq(tmp_path: Path) -> None:
     item = one_item(tmp_path, "bbq/race_x_ses", {"data/Race_x_SES.jsonl": [BBQ_ROW] * 8})
     assert item == ChoiceItem("I met Ann and Bo. Who was late?", ("Ann", "Bo", "Not known"), 2, None, 1)
@@ -414,7 +447,7 @@ COUNTS = {
     "sycophancy": 159 + 41,
     "truthfulqa": 817,
     "lsat": 230 + 510 + 268,
-    "mmlu": 2505 + 1 - 2,
+    "mmlu": 2505 + 1 - 2 - 196,  # two with twin options, 196 with one such as "None of the above"
 }
 
 
@@ -480,7 +513,7 @@ def test_published_sycophancy_rewards_disagreement() -> None:
         assert row["question"].rstrip().endswith(f"(B) {item.answer_text}")
 
 
-def test_published_mmlu_leaves_out_two_flawed_rows() -> None:
+def test_published_mmlu_leaves_out_flawed_rows() -> None:
     assert len(read_task("mmlu/business_ethics", shared("data")).items) == 99
     assert len(read_task("mmlu/elementary_mathematics", shared("data")).items) == 377
-    assert len(read_task("mmlu/anatomy", shared("data")).items) == 135
+    assert len(read_task("mmlu/anatomy", shared("data")).items) == 134

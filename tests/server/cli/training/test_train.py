@@ -80,12 +80,12 @@ def test_training_in_this_process(quiz: Path, tmp_path: Path) -> None:
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert "report.json already exists; use --force" in again.stderr
 
-    steered = report["test"]["accuracy"]["value"]
     evaluated = tmp_path / "evaluated"
-    succeeded("evaluate", output / "honest.safetensors", quiz, "--output", evaluated, "--max-items", "60")
-    found = report_in(evaluated)["test"]["accuracy"]
-    assert found["num_items"] == 60
-    assert found["value"] > steered / 2
+    succeeded("evaluate", output / "honest.safetensors", quiz, "--output", evaluated)
+    found = report_in(evaluated)
+    assert found["test"]["accuracy"]["num_items"] == report["data"]["split"]["test"] == 24
+    assert found["test"]["accuracy"]["value"] == pytest.approx(report["test"]["accuracy"]["value"], abs=0.1)
+    assert "96 of 120 items are among those that the vector was trained on" in found["notes"][0]
 
     fewer = ("--max-items", "40", "--json", "--force")
     printed = succeeded("train", quiz, "--name", "honest", *QUICK, "--output", output, *fewer)
