@@ -17,7 +17,7 @@ class ChoiceItem:
     """A question with 2 to `MAX_CHOICES` different options, `answer` the index of the right one.
 
     `context` is what a prompt asks the model to remember, such as a user's opinion. `line` (1-based) is where it was
-    read.
+    read. Items of the same `group` are not independent, such as several questions about one text.
     """
 
     question: str
@@ -25,6 +25,7 @@ class ChoiceItem:
     answer: int
     context: str | None = None
     line: int = 0
+    group: str | None = None
 
     @property
     def answer_text(self) -> str:
@@ -44,13 +45,14 @@ class Message:
 class PairItem:
     """Two texts after the same prompt; `positive` is the wanted one.
 
-    `prompt` is text (empty when the data has none) or the turns of a chat.
+    `prompt` is text (empty when the data has none) or the turns of a chat; `group` as for a `ChoiceItem`.
     """
 
     positive: str
     negative: str
     prompt: str | tuple[Message, ...] = ""
     line: int = 0
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

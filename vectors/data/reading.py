@@ -6,6 +6,7 @@ fields are ignored, since published data sets have many beyond those needed here
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -52,15 +53,16 @@ def read_data(content: bytes, name: str, *, smallest: int = MIN_ITEMS) -> DataSe
     Rows are one of `{"question","choices","answer","context"?}`,
     `{"question","answer_matching_behavior","answer_not_matching_behavior"}`,
     `{"input","preferred_output","non_preferred_output"}`, `{"positive","negative","prompt"?}`; all rows of a file must
-    be of the same kind, and other fields are ignored. `choices` is a list, `{"A","B",…}`, or `{"text","label"}` with an
-    `answer` or `answerKey` among its labels; in its place there may be fields `choice0`, `choice1`, … or `A`, `B`, ….
-    In CSV, lists and objects are JSON in a cell, an empty optional cell is an absent field, and empty choice columns at
-    the end are absent options. Raises `InvalidData` (also for fewer than `smallest` items) and `MissingDependency`
+    be of the same kind, and other fields are ignored. A field `group` names what items have in common. `choices` is a
+    list, `{"A","B",…}`, or `{"text","label"}` with an `answer` or `answerKey` among its labels; in its place there may
+    be fields `choice0`, `choice1`, … or `A`, `B`, …. In CSV, lists and objects are JSON in a cell, an empty optional
+    cell is an absent field, and empty choice columns at the end are absent options. Raises `InvalidData` (also for
+    fewer than `smallest` items) and `MissingDependency`
     (Parquet without pyarrow).
     """
     items: list[Any] = []
     for row in read_rows(content, name):
-        item = _find_reader(row, texts=False)(row)
+        item = _in_group(row, _find_reader(row, texts=False)(row))
         if items and type(item) is not type(items[0]):
             first = items[0]
             raise row.error(f"expected {_named(first)} like the first item (line {first.line}), got {_named(item)}")
@@ -344,13 +346,23 @@ def _find_reader(row: Row, *, texts: bool) -> _Read:
     raise row.error(f"{problem}: got {given}; known kinds are {known}")
 
 
+def _in_group(row: Row, item: ChoiceItem | PairItem | TextItem) -> ChoiceItem | PairItem | TextItem:
+    """The item in the group that its row names, as text or a whole number."""
+    group = row.fields.get("group")
+    if isinstance(item, TextItem) or group is None or (row.format == "csv" and not group.strip()):
+        return item
+    if isinstance(group, bool) or not isinstance(group, str | int):
+        raise row.error(f"group: expected text or a whole number, got {shown(group)}")
+    return dataclasses.replace(item, group=str(group).strip())
+
+
 def _retention_items(content: bytes, name: str) -> Iterator[ChoiceItem | TextItem]:
     text = None if is_parquet(content) else decode_text(content, name)
     if text is not None and _is_prose(text):
         yield from _paragraphs(text, name)
         return
     for row in read_rows(content, name):
-        item = _find_reader(row, texts=True)(row)
+        item = _in_group(row, _find_reader(row, texts=True)(row))
         if isinstance(item, PairItem):
             raise row.error("expected a question with choices or a text for retention, got a pair of texts")
         yield item

@@ -37,9 +37,10 @@ def split_items(
 ) -> Parts[AnyItem]:
     """Split at most `max_items` items, drawn by the seed, as close to the shares as possible; no part is empty.
 
-    Items with the same question (pairs: the same prompt, or positive text where there is none) go to the same part, so
-    that no test question was seen in training; `by_item` (as in the paper) splits them freely. Raises `InvalidData`
-    when fewer than 8 items or fewer than three different questions leave a part empty.
+    Items of the same group, and items without one with the same question (pairs: the same prompt, or positive text
+    where there is none), go to the same part, so that no test question was seen in training; `by_item` (as in the
+    paper) splits them freely. Raises `InvalidData` when fewer than 8 items or fewer than three different questions
+    leave a part empty.
     """
     order = list(range(len(items)))
     _chance(seed, "split").shuffle(order)
@@ -118,8 +119,10 @@ def _by_count(items: Sequence[ChoiceItem]) -> dict[int, list[int]]:
     return indices
 
 
-def _subject(item: ChoiceItem | PairItem) -> str:
-    """What an item asks, as text; letter case and white space do not count."""
+def _subject(item: ChoiceItem | PairItem) -> object:
+    """An item's group, or else what it asks, as text; letter case and white space do not count."""
+    if item.group is not None:
+        return item.group, "group"
     if isinstance(item, ChoiceItem):
         text = item.question
     elif isinstance(item.prompt, str):
