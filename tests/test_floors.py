@@ -58,12 +58,15 @@ FLOORS: dict[str, str] = {
     """,
     "vectors.training": """
         __init__ model_view plots progress prompts statistics values
-        options
+        options significance
         contrast method
         examiner
-        held_out search
-        report
-        train
+        outcomes search
+        constant_answers
+        held_out
+        report retention
+        verdict
+        recomputed train
         evaluate
         task
     """,
@@ -170,7 +173,7 @@ FLOORS: dict[str, str] = {
         __init__ parser progress study tables
         options
         files
-        local remote
+        local remote report
         command
     """,
     "server.demo": """

@@ -19,6 +19,7 @@ from vectors.training.evaluate import evaluate, sweep
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView, Steering
 from vectors.training.options import METHOD_OPTIONS, TASK_OPTIONS, Kind, TaskOptions, read_options
+from vectors.training.outcomes import OUTCOMES, Outcomes
 from vectors.training.plots import Bar, CurvePoint, accuracy_bars, heat_map, size_curve
 from vectors.training.progress import Report
 from vectors.training.search import Cell
@@ -46,7 +47,10 @@ class Task(TaskOptions):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The result of a task: the vector to publish, if any, its report (JSON), and files: `report.json`, then plots."""
+    """The result of a task: the vector to publish, if any, its report (JSON), and its files.
+
+    `files`: `report.json`, then plots, then `outcomes.jsonl`, from which the report can be computed again.
+    """
 
     vector: SteeringVector | None
     report: dict[str, Any]
@@ -72,19 +76,19 @@ def _carry_out(
     task: Task, view: ModelView, data: TrainingData, steering: tuple[Steering, ...], seed: int, report: Report
 ) -> Done:
     if task.kind == "evaluate":
-        found = evaluate(view, data, steering, task.method, seed=seed, report=report)
-        files = _files(found, [("accuracy.png", _accuracy_plot(found))])
+        found, outcomes = evaluate(view, data, steering, task.method, seed=seed, report=report)
+        files = _files(found, [("accuracy.png", _accuracy_plot(found))], outcomes)
         return Done(None, found, files, 0, bool(found["recommended"]), str(found["reason"]))
     if task.kind == "sweep":
-        found = sweep(view, data, task.method, task.sizes, seed=seed, report=report)
+        found, outcomes = sweep(view, data, task.method, task.sizes, seed=seed, report=report)
         reason = f"a curve over {len(found['points'])} sizes; nothing is published"
-        return Done(None, found, _files(found, [("sizes.png", _curve_plot(found))]), 0, False, reason)
+        return Done(None, found, _files(found, [("sizes.png", _curve_plot(found))], outcomes), 0, False, reason)
     trained = train(view, data, task.method, seed=seed, report=report)
     plots = [*_heat_maps(trained.report, trained.cells, task.method), ("accuracy.png", _accuracy_plot(trained.report))]
     return Done(
         trained.vector,
         trained.report,
-        _files(trained.report, plots),
+        _files(trained.report, plots, trained.outcomes),
         trained.num_tokens,
         trained.is_recommended,
         trained.reason,
@@ -98,8 +102,11 @@ def check_installed() -> None:
             raise MissingDependency(f"training needs {package}, which is not installed: pip install 'tiller[train]'")
 
 
-def _files(report: dict[str, Any], plots: Sequence[tuple[str, bytes]]) -> tuple[tuple[str, bytes], ...]:
-    return (("report.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()), *plots)
+def _files(
+    report: dict[str, Any], plots: Sequence[tuple[str, bytes]], outcomes: Outcomes
+) -> tuple[tuple[str, bytes], ...]:
+    content = (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
+    return (("report.json", content), *plots, (OUTCOMES, outcomes.to_jsonl()))
 
 
 def _heat_maps(report: dict[str, Any], cells: Sequence[Cell], method: Method) -> list[tuple[str, bytes]]:

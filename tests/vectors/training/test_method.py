@@ -29,6 +29,9 @@ FULL: dict[str, Any] = {
     "max_items": 100,
     "paper_offset": False,
     "relative_scales": True,
+    "max_loss": 0.02,
+    "max_perplexity": 2.0,
+    "search_retention": True,
     "allow_no_gain": True,
 }
 
