@@ -21,6 +21,9 @@ from vectors.training.statistics import CONFIDENCE, accuracy_of, ratio_of, scipy
 SIGNIFICANCE = 0.05
 """The level of every test."""
 
+WORRYING_RATIO = 1.5
+"""The ratio of steered to unsteered perplexity of plain text above which a report warns."""
+
 MAX_RETENTION_ITEMS = 1000
 MAX_RETENTION_TEXTS = 200
 
@@ -180,7 +183,7 @@ def _perplexity(total: float, num_tokens: float) -> float:
 
 
 def harm_of(retention: dict[str, Any]) -> list[str]:
-    """A sentence for each significant loss of accuracy or fluency in a report's `retention`."""
+    """A sentence for a significant loss of accuracy, and for a large one of fluency, in a report's `retention`."""
     notes = []
     accuracy, perplexity = retention["accuracy"], retention["perplexity"]
     if accuracy is not None and accuracy["loss"]["p"] < SIGNIFICANCE:
@@ -188,8 +191,8 @@ def harm_of(retention: dict[str, Any]) -> list[str]:
         notes.append(
             f"retention: accuracy on other items falls by {100 * loss['value']:.1f} points (p = {loss['p']:.2g})"
         )
-    if perplexity is not None and perplexity["p"] is not None and perplexity["p"] < SIGNIFICANCE:
+    if perplexity is not None and perplexity["ratio"] > WORRYING_RATIO:
         notes.append(
-            f"retention: perplexity of plain text rises to {perplexity['ratio']:.2f} times (p = {perplexity['p']:.2g})"
+            f"retention: perplexity of plain text rises to {perplexity['ratio']:.2g} times; try a smaller scale"
         )
     return notes
