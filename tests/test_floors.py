@@ -62,12 +62,15 @@ FLOORS: dict[str, str] = {
     """,
     "vectors.training": """
         __init__ model_view plots progress prompts statistics values
-        options
+        options significance
         contrast method
         examiner
-        apart held_out search
-        report
-        train
+        apart outcomes search
+        constant_answers
+        held_out
+        report retention
+        verdict
+        recomputed train
         evaluate
         task
     """,
@@ -174,7 +177,7 @@ FLOORS: dict[str, str] = {
         __init__ parser progress study tables
         options
         files
-        local remote
+        local remote report
         command
     """,
     "server.demo": """

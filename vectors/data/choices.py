@@ -85,7 +85,7 @@ def choice_item(row: Row, question: str, choices: Sequence[str], answer: int, co
     _check_movable(row, stripped)
     if not 0 <= answer < len(stripped):
         raise row.unusable(f"answer: expected an index from 0 to {len(stripped) - 1}, got {shown(answer)}")
-    return ChoiceItem(question.strip(), stripped, answer, context.strip() if context else None, row.line)
+    return ChoiceItem(question.strip(), stripped, answer, context.strip() if context else None, row.line, row.group)
 
 
 def _check_movable(row: Row, choices: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ class ChoiceItem:
     """A question with 2 to `MAX_CHOICES` different options, `answer` the index of the right one.
 
     `context` is what a prompt asks the model to remember, such as a user's opinion. `line` (1-based) is where it was
-    read.
+    read. Items of the same `group` are not independent, such as several questions about one text.
     """
 
     question: str
@@ -26,6 +26,7 @@ class ChoiceItem:
     answer: int
     context: str | None = None
     line: int = 0
+    group: str | None = None
 
     @property
     def answer_text(self) -> str:
@@ -47,7 +48,7 @@ class PairItem:
 
     `prompt` is text (empty when the data has none) or the turns of a chat. `negative_prompt` is that of the negative
     text, None if both texts have the same. `turn` says whose words texts without a prompt are: of the user, who asks
-    them, or of the assistant; None if the data does not say it.
+    them, or of the assistant; None if the data does not say it. `group` as for a `ChoiceItem`.
     """
 
     positive: str
@@ -56,6 +57,7 @@ class PairItem:
     line: int = 0
     turn: Literal["user", "assistant"] | None = None
     negative_prompt: str | tuple[Message, ...] | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def pair_of(row: Row, fitted: Fitted, options: ReadOptions) -> PairItem:
     if before != other:
         raise row.unusable("the two replies follow different turns", "replies to different prompts")
     turn = None if before else options.turn or _turn_of_classes(*names)
-    return _checked(row, PairItem(positive, negative, before, row.line, turn))
+    return _checked(row, PairItem(positive, negative, before, row.line, turn, group=row.group))
 
 
 def class_text_of(row: Row, fitted: Fitted) -> ClassText:

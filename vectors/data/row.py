@@ -78,6 +78,16 @@ class Row:
             raise self.unusable(f"{what} is longer than 1 MiB", "a text that is too long")
         return value
 
+    @property
+    def group(self) -> str | None:
+        """What the record's item has in common with others: the field `group`. Raises `UnusableRow`."""
+        group = self.fields.get("group")
+        if group is None or (isinstance(group, str) and not group.strip()):
+            return None
+        if isinstance(group, bool) or not isinstance(group, str | int):
+            raise self.unusable(f"group: expected text or a whole number, got {shown(group)}")
+        return str(group).strip()
+
     def _numbered(self, message: str) -> str:
         return message if self.format in ("jsonl", "csv") else f"row {self.line}: {message}"
 

@@ -37,9 +37,10 @@ def split_items(
 ) -> Parts[AnyItem]:
     """Split at most `max_items` items, drawn by the seed, as close to the shares as possible; no part is empty.
 
-    Items with the same question (pairs: the same prompt, or positive text where there is none) go to the same part, so
-    that no test question was seen in training; `by_item` (as in the paper) splits them freely. Raises `InvalidData`
-    when fewer than 8 items or fewer than three different questions leave a part empty.
+    Items of the same group, and items without one with the same question (pairs: the same prompt, or positive text
+    where there is none), go to the same part, so that no test question was seen in training; `by_item` (as in the
+    paper) splits them freely. Raises `InvalidData` when fewer than 8 items or fewer than three different questions
+    leave a part empty.
     """
     order = list(range(len(items)))
     _chance(seed, "split").shuffle(order)
@@ -51,7 +52,9 @@ def split_items(
     if len(set(subjects.values())) < 3:  # the options alone say what is asked, as in "Which is more pleasant?"
         subjects = {index: asked_of(items[index]) for index in order}
     for index in order:
-        groups[index if by_item else subjects[index]].append(index)
+        group = items[index].group
+        together = subjects[index] if group is None else ("group", group)
+        groups[index if by_item else together].append(index)
     if len(groups) < 3:
         raise InvalidData(f"expected at least 3 different questions to split, got {len(groups)}")
     targets = [share * len(order) for share in (shares.train, shares.validation, shares.test)]

@@ -27,8 +27,8 @@ class TrainingResult:
     """The result of a training.
 
     `vector` is None if it does not help and `allow_no_gain` was not set. `report` is the JSON report of a training job;
-    `reason` says in a sentence why the vector is recommended or not. `files`: `report.json`, then pictures (PNG), by
-    name.
+    `reason` says in a sentence why the vector is recommended or not. `files`: `report.json`, pictures (PNG) and
+    `outcomes.jsonl`, by name.
     """
 
     vector: SteeringVector | None

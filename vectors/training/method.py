@@ -36,7 +36,9 @@ class Method(MethodOptions):
     smallest dose; `paper` shuffles all items alike, scores the bare letter, and takes the first of the best steered
     cells. `paper_offset`: directions for the output of block L are read at its input (None: only with `paper` letters).
     `icl`: exemplars before every prompt. `seeds`: how many splits are trained and tested. `relative_scales`: scales are
-    in units of mean ‖h‖ ÷ ‖v‖. `allow_no_gain` publishes a vector that does not help.
+    in units of mean ‖h‖ ÷ ‖v‖. `max_loss` (a share) and `max_perplexity` (a ratio) limit what a vector may cost on
+    retention data; with `search_retention`, cells that cost too much are not chosen. `allow_no_gain` publishes a vector
+    that does not help.
     """
 
     @classmethod

@@ -134,7 +134,7 @@ class TaskOptions:
     )
     scale: float | None = _option(
         None,
-        Number(1e6),
+        Number(-1e6, 1e6),
         "scale to steer with",
         uses=("evaluate",),
         metavar="NUMBER",
@@ -232,7 +232,7 @@ class MethodOptions:
     seeds: int = _option(
         1,
         Whole(1, 100),
-        "number of splits to train and test on; the report shows the spread",
+        "number of splits to train and test on; a vector is recommended if it also helps over all of them",
         uses=("train",),
         metavar="N",
         group=_HOW_TO_TRAIN,
@@ -258,6 +258,33 @@ class MethodOptions:
         Switch(),
         "give scales in units of mean ‖h‖ ÷ ‖v‖, so that one grid fits any model",
         uses=("train", "sweep", "study"),
+        group=_HOW_TO_TRAIN,
+        default_text="off",
+    )
+    max_loss: float = _option(
+        0.05,
+        Number(0.0, 1.0),
+        "the accuracy that a vector may cost on the retention items, 0.05 for 5 points; one that costs more is not "
+        "recommended",
+        uses=("train", "evaluate"),
+        metavar="SHARE",
+        group=_HOW_TO_TRAIN,
+    )
+    max_perplexity: float = _option(
+        1.5,
+        Number(1.0, 1e6),
+        "how many times the perplexity of the retention texts may grow; a vector under which it grows more is not "
+        "recommended",
+        uses=("train", "evaluate"),
+        metavar="TIMES",
+        group=_HOW_TO_TRAIN,
+    )
+    search_retention: bool = _option(
+        False,
+        Switch(),
+        "leave cells out of the search that cost more than max_loss on half of the retention items; the report uses "
+        "the other half",
+        uses=("train",),
         group=_HOW_TO_TRAIN,
         default_text="off",
     )

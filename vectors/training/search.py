@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,7 +32,8 @@ class Cell:
     """One point of the grid. `scale` multiplies the unnormalised direction; `shown_scale` is the method's own number.
 
     `dose` is the length of what is added, absolute and relative to the mean length of the activation there. `accuracy`
-    (0 … 1) is on the validation items, None before they are asked.
+    (0 … 1) is on the validation items, None before they are asked; `loss` is how much accuracy it costs on the
+    retention items of the search, None if it has none.
     """
 
     variant: Variant
@@ -43,6 +45,7 @@ class Cell:
     relative_dose: float
     vector: SteeringVector
     accuracy: float | None = None
+    loss: float | None = None
 
     @property
     def steering(self) -> tuple[Steering, ...]:
@@ -143,22 +146,41 @@ def grid_of(
     return cells
 
 
-def best_of(cells: Sequence[Cell], *, is_paper: bool) -> Cell:
-    """The cell with the highest validation accuracy. Ties go to the smallest dose, or to the first as in the paper."""
+def best_of(cells: Sequence[Cell], *, is_paper: bool, max_loss: float = 1.0) -> Cell:
+    """The cell with the highest validation accuracy. Ties go to the smallest dose, or to the first as in the paper.
 
-    def rank(cell: Cell) -> tuple[float, float]:
+    Cells that cost more than `max_loss` on the retention items of the search come after all others.
+    """
+
+    def rank(cell: Cell) -> tuple[bool, float, float]:
         assert cell.accuracy is not None
-        return (-cell.accuracy, 0.0 if is_paper else cell.relative_dose)
+        costs_too_much = cell.loss is not None and cell.loss > max_loss
+        return (costs_too_much, -cell.accuracy, 0.0 if is_paper else cell.relative_dose)
 
     return min(cells, key=rank)
 
 
 def search(
-    cells: Sequence[Cell], questions: Sequence[Question], examiner: Examiner, advance: Advance
-) -> tuple[float, list[Cell]]:
-    """The unsteered model's accuracy on `questions`, and the cells with theirs."""
+    cells: Sequence[Cell],
+    questions: Sequence[Question],
+    examiner: Examiner,
+    advance: Advance,
+    retained: Sequence[Question] = (),
+) -> tuple[npt.NDArray[np.bool_], list[Cell]]:
+    """Which questions are answered right, `[1 + cells, questions]`, unsteered first; and the cells with their figures.
+
+    `retained` are the retention items that the search may ask, if any.
+    """
     steerings: Steerings = [(), *(cell.steering for cell in cells)]
     right = examiner.choose(questions, steerings, advance) == answers_of(questions)
-    accuracies = np.mean(right, axis=1)
-    found = [replace(cell, accuracy=float(value)) for cell, value in zip(cells, accuracies[1:], strict=True)]
-    return float(accuracies[0]), found
+    accuracies = np.mean(right, axis=1)[1:]
+    found = [replace(cell, accuracy=float(value)) for cell, value in zip(cells, accuracies, strict=True)]
+    if retained:
+
+        def advance_further(num_done: int) -> None:
+            advance(len(questions) + num_done)
+
+        kept = examiner.choose(retained, steerings, advance_further) == answers_of(retained)
+        plain, *steered = (float(value) for value in np.mean(kept, axis=1))
+        found = [replace(cell, loss=plain - value) for cell, value in zip(found, steered, strict=True)]
+    return right, found

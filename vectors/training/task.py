@@ -24,6 +24,7 @@ from vectors.training.examiner import Examiner
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView, Steering
 from vectors.training.options import DATA_OPTIONS, METHOD_OPTIONS, TASK_OPTIONS, Kind, TaskOptions, read_options
+from vectors.training.outcomes import OUTCOMES, Outcomes
 from vectors.training.plots import Bar, CurvePoint, accuracy_bars, heat_map, size_curve
 from vectors.training.progress import Progress, Report
 from vectors.training.search import Cell
@@ -58,7 +59,10 @@ class Task(TaskOptions):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The result of a task: the vector to publish, if any, its report (JSON), and files: `report.json`, then plots."""
+    """The result of a task: the vector to publish, if any, its report (JSON), and its files.
+
+    `files`: `report.json`, then plots, then `outcomes.jsonl`, from which the report can be computed again.
+    """
 
     vector: SteeringVector | None
     report: dict[str, Any]
@@ -92,23 +96,23 @@ def _carry_out(
     for note in notes:
         report(Progress("reading the data", 0, 0, note=note))
     if task.kind == "evaluate":
-        found = evaluate(view, data, steering, task.method, seed=seed, report=report)
+        found, outcomes = evaluate(view, data, steering, task.method, seed=seed, report=report)
         _say_what_was_read(found, data, notes)
         _withdraw_if_trained_on(found, data, steering)
-        files = _files(found, [("accuracy.png", _accuracy_plot(found))])
+        files = _files(found, [("accuracy.png", _accuracy_plot(found))], outcomes)
         return Done(None, found, files, 0, bool(found["recommended"]), str(found["reason"]))
     if task.kind == "sweep":
-        found = sweep(view, data, task.method, task.sizes, seed=seed, report=report)
+        found, outcomes = sweep(view, data, task.method, task.sizes, seed=seed, report=report)
         _say_what_was_read(found, data, notes)
         reason = f"a curve over {len(found['points'])} sizes; nothing is published"
-        return Done(None, found, _files(found, [("sizes.png", _curve_plot(found))]), 0, False, reason)
+        return Done(None, found, _files(found, [("sizes.png", _curve_plot(found))], outcomes), 0, False, reason)
     trained = train(view, data, task.method, seed=seed, report=report)
     _say_what_was_read(trained.report, data, notes)
     plots = [*_heat_maps(trained.report, trained.cells, task.method), ("accuracy.png", _accuracy_plot(trained.report))]
     return Done(
         _with_record(trained.vector, data, task.method, seed),
         trained.report,
-        _files(trained.report, plots),
+        _files(trained.report, plots, trained.outcomes),
         trained.num_tokens,
         trained.is_recommended,
         trained.reason,
@@ -192,8 +196,11 @@ def check_installed() -> None:
             raise MissingDependency(f"training needs {package}, which is not installed: pip install 'tiller[train]'")
 
 
-def _files(report: dict[str, Any], plots: Sequence[tuple[str, bytes]]) -> tuple[tuple[str, bytes], ...]:
-    return (("report.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()), *plots)
+def _files(
+    report: dict[str, Any], plots: Sequence[tuple[str, bytes]], outcomes: Outcomes
+) -> tuple[tuple[str, bytes], ...]:
+    content = (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
+    return (("report.json", content), *plots, (OUTCOMES, outcomes.to_jsonl()))
 
 
 def _heat_maps(report: dict[str, Any], cells: Sequence[Cell], method: Method) -> list[tuple[str, bytes]]:

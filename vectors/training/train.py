@@ -21,21 +21,17 @@ from vectors.data.split import Parts, shuffle_alike, shuffle_options, split_item
 from vectors.errors import InvalidData, InvalidMethod
 from vectors.training.contrast import Answered, Contrast, contrast_of
 from vectors.training.examiner import Examiner, Question
-from vectors.training.held_out import (
-    MAX_RETENTION_ITEMS,
-    check_retention,
-    harm_of,
-    measure_steering,
-    retention_of,
-    verdict_of,
-)
+from vectors.training.held_out import measure_steering
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView
 from vectors.training.options import Variant
+from vectors.training.outcomes import Outcomes, Tested, ValidationOutcome, validation_outcomes
 from vectors.training.progress import Report, WorkPlan
 from vectors.training.prompts import Text, statements_of
-from vectors.training.report import SeedResult, training_report
+from vectors.training.report import SeedResult, over_seeds, training_report
+from vectors.training.retention import MAX_RETENTION_ITEMS, check_retention, harm_of, retention_of, retention_report
 from vectors.training.search import Cell, MeanActivations, best_of, directions_of, grid_of, search
+from vectors.training.verdict import verdict_of
 from vectors.vector import SteeringVector
 
 
@@ -51,10 +47,14 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """`vector` is None if nothing is to be published; `cells` are those of the first seed."""
+    """`vector` is None if nothing is to be published; `cells` are those of the first seed.
+
+    `outcomes` are what the report was computed from.
+    """
 
     vector: SteeringVector | None
     report: dict[str, Any]
+    outcomes: Outcomes
     cells: list[Cell]
     num_tokens: int
 
@@ -87,21 +87,46 @@ def train(view: ModelView, data: TrainingData, method: Method, *, seed: int, rep
     """
     check_fit(method, view)
     plan = WorkPlan(report, expected_work(data, method, view))
-    results = [train_seed(view, data, method, seed + number, plan) for number in range(method.seeds)]
-    first = results[0]
-    examiner = Examiner(view, method)
     tested = parts_of(data, method, seed).test
-    retention = retention_of(data.retention_items, data.retention_texts, show(tested, method, seed), seed)
+    retention = retention_of(
+        data.retention_items,
+        data.retention_texts,
+        show(tested, method, seed),
+        seed,
+        is_searched=method.search_retention,
+    )
+    if method.search_retention and not (retention.searched and retention.items):
+        raise InvalidMethod("search_retention: expected two or more retention items, got none", "search_retention")
+    results = [
+        train_seed(view, data, method, seed + number, plan, retained=retention.searched)
+        for number in range(method.seeds)
+    ]
+    first = results[0]
     plan.begin("retention", retention.num_prompts)
-    kept = check_retention(view, examiner, retention, first.chosen.steering, plan.advance)
+    kept_items, kept_texts = check_retention(
+        view, Examiner(view, method), retention, first.chosen.steering, plan.advance
+    )
     plan.end()
-    is_recommended, reason = verdict_of(first.test, unsteered_wins=first.unsteered_wins)
+    kept = retention_report(kept_items, kept_texts, retention.texts_from)
+    verdict = verdict_of(
+        first.test,
+        method,
+        kept,
+        unsteered_wins=first.unsteered_wins,
+        gains=[result.test.paired.gain for result in results],
+        over_seeds=over_seeds([(result.seed, result.test, result.num_items) for result in results]),
+    )
     reported = training_report(data.items, method, results, kept, plan.seconds)
     reported["notes"] += harm_of(kept)
-    reported |= {"recommended": is_recommended, "reason": reason}
-    publishes = is_recommended or method.allow_no_gain
+    reported |= {"recommended": verdict.is_recommended, "reason": verdict.reason, "verdict": verdict.to_json()}
+    publishes = verdict.is_recommended or method.allow_no_gain
     vector = _make_vector(view, first.chosen, reported) if publishes else None
-    return Trained(vector, reported, first.cells, sum(result.num_tokens for result in results))
+    outcomes = Outcomes(
+        tuple(Tested(result.seed, result.test.outcomes, result.validation) for result in results),
+        kept_items,
+        kept_texts,
+    )
+    return Trained(vector, reported, outcomes, first.cells, sum(result.num_tokens for result in results))
 
 
 def expected_work(data: TrainingData, method: Method, view: ModelView) -> dict[str, float]:
@@ -146,6 +171,7 @@ class Searched:
     examiner: Examiner
     tested: tuple[Question, ...]
     cells: list[Cell]
+    validation: tuple[ValidationOutcome, ...]
     validation_baseline: float
     plain_accuracy: float | None
     num_items: dict[str, int]
@@ -154,11 +180,18 @@ class Searched:
 
 
 def train_seed(
-    view: ModelView, data: TrainingData, method: Method, seed: int, plan: WorkPlan, num_train: int | None = None
+    view: ModelView,
+    data: TrainingData,
+    method: Method,
+    seed: int,
+    plan: WorkPlan,
+    num_train: int | None = None,
+    *,
+    retained: Sequence[Question] = (),
 ) -> SeedResult:
-    """Search one split and test the best cell. Raises as `train`."""
-    found = search_seed(view, data, method, seed, plan, num_train)
-    chosen = best_of(found.cells, is_paper=method.is_paper)
+    """Search one split, with the retention items that the search may ask, and test the best cell. Raises as `train`."""
+    found = search_seed(view, data, method, seed, plan, num_train, retained=retained)
+    chosen = best_of(found.cells, is_paper=method.is_paper, max_loss=method.max_loss)
     assert chosen.accuracy is not None
     plan.best = chosen.accuracy
     plan.begin("testing", sum(len(q.order) if isinstance(q, ShownItem) else 1 for q in found.tested))
@@ -167,20 +200,28 @@ def train_seed(
         seed=seed,
         chosen=chosen,
         cells=found.cells,
+        validation=found.validation,
         validation_baseline=found.validation_baseline,
         unsteered_wins=not method.is_paper and found.validation_baseline >= chosen.accuracy,
         test=test,
         plain_accuracy=found.plain_accuracy,
         num_items=found.num_items,
         num_tokens=found.num_tokens,
-        notes=found.notes,
+        notes=found.notes + _cost_note(chosen, method),
     )
 
 
 def search_seed(
-    view: ModelView, data: TrainingData, method: Method, seed: int, plan: WorkPlan, num_train: int | None = None
+    view: ModelView,
+    data: TrainingData,
+    method: Method,
+    seed: int,
+    plan: WorkPlan,
+    num_train: int | None = None,
+    *,
+    retained: Sequence[Question] = (),
 ) -> Searched:
-    """Train on one split and ask the validation items under every cell of the grid. Raises as `train`."""
+    """Train on one split and ask the validation items, and `retained`, under every cell. Raises as `train`."""
     parts = parts_of(data, method, seed)
     training = show(parts.train[:num_train], method, seed)
     validation, tested = show(parts.validation, method, seed), show(parts.test, method, seed)
@@ -212,14 +253,15 @@ def search_seed(
     cells = grid_of(directions, lengths, method, method.layers_for(view.num_layers))
     if not cells:
         raise InvalidData("the two groups of texts have the same activations everywhere", data.items.name)
-    plan.begin("searching", len(validation))
-    validation_baseline, cells = search(cells, validation, examiner, plan.advance)
+    plan.begin("searching", len(validation) + len(retained))
+    right, cells = search(cells, validation, examiner, plan.advance, retained)
     return Searched(
         seed=seed,
         examiner=examiner,
         tested=tested,
         cells=cells,
-        validation_baseline=validation_baseline,
+        validation=validation_outcomes(validation, right),
+        validation_baseline=float(np.mean(right[0])),
         plain_accuracy=plain_accuracy,
         num_items={"train": len(answers), "validation": len(validation), "test": len(tested)},
         num_tokens=means.num_tokens,
@@ -250,6 +292,12 @@ def _explain_one_sided(answers: Sequence[Answered], variant: Variant) -> str:
     if num_right == len(answers):
         return f"{found}, so there is no wrong answer; mean_difference does not need one"
     return f"{found}, so there is no right answer; ipas_wrong_only and mean_difference do not need one"
+
+
+def _cost_note(chosen: Cell, method: Method) -> list[str]:
+    if chosen.loss is None or chosen.loss <= method.max_loss:
+        return []
+    return [f"every cell costs more than {100 * method.max_loss:g} points on the retention items of the search"]
 
 
 def _text_of(question: Question) -> Text:

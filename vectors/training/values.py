@@ -151,16 +151,19 @@ class Whole(Value):
 
 @dataclass(frozen=True, slots=True)
 class Number(Value):
-    """A number whose absolute value is at most `largest`."""
+    """A number from `smallest` to `largest`, both included."""
 
+    smallest: float
     largest: float
 
     @property
     def expected(self) -> str:
-        return f"a number from {-self.largest:g} to {self.largest:g}"
+        return f"a number from {self.smallest:g} to {self.largest:g}"
 
     def parse(self, given: object) -> float:
-        if isinstance(given, bool) or not isinstance(given, int | float) or not abs(given) <= self.largest:  # no NaN
+        if isinstance(given, bool) or not isinstance(given, int | float):
+            raise self.refusal(given)
+        if not self.smallest <= given <= self.largest:  # NaN fails too
             raise self.refusal(given)
         return float(given)
 
@@ -168,7 +171,7 @@ class Number(Value):
         return _number(text, self)
 
     def schema(self) -> dict[str, Any]:
-        return {"type": ["number", "null"], "minimum": -self.largest, "maximum": self.largest}
+        return {"type": ["number", "null"], "minimum": self.smallest, "maximum": self.largest}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 REPORT = "report.json"
 
-_PLOTS = ("accuracy.png", "sizes.png", "grid-*.png")
+_OTHERS = ("outcomes.jsonl", "accuracy.png", "sizes.png", "grid-*.png")
 
 
 def read_file(path: Path) -> bytes:
@@ -72,7 +72,7 @@ class OutputFolder:
     def __init__(self, folder: Path, *, vector: str | None, force: bool) -> None:
         self.folder = folder
         self.vector = vector
-        self._names = [REPORT, *_PLOTS, *([vector] if vector is not None else [])]
+        self._names = [REPORT, *_OTHERS, *([vector] if vector is not None else [])]
         if folder.exists() and not folder.is_dir():
             raise CommandFailed(f"{folder} is a file; name a folder with --output", USAGE)
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -14,6 +14,7 @@ from vectors.training.options import OPTIONS, SEED, Kind, Option
 from vectors.training.values import Switch
 
 COMMANDS = ("train", "evaluate", "sweep")
+REPORT_COMMAND = "report"
 
 ENGINE_SETTINGS = (
     "model",
@@ -53,6 +54,20 @@ def add_training_commands(commands: _Commands) -> None:
     _add_train(commands)
     _add_evaluate(commands)
     _add_sweep(commands)
+
+
+def add_report(commands: _Commands) -> None:
+    """Add `tiller report`."""
+    report = _command(
+        commands,
+        REPORT_COMMAND,
+        "compute a report again from the outcomes beside it",
+        "Compute every figure of FOLDER/report.json again from FOLDER/outcomes.jsonl, which has the\n"
+        "model's answer to every item, show them, and say where the two differ.",
+        "example: tiller report ./honest",
+    )
+    report.add_argument("folder", metavar="FOLDER", help="folder of a training, an evaluation or a sweep")
+    report.add_argument("--json", action="store_true", help="print the figures and differences as JSON")
 
 
 def _add_train(commands: _Commands) -> None:

@@ -21,13 +21,16 @@ def show_report(report: _Report, console: Console) -> None:
     if "chosen" in report:
         rows += [("chosen", _chosen(report["chosen"])), ("validation", _validation(report))]
     rows.append(("answers", _changes(test)))
+    rows.append(("chance", _over(test["over_chance"], "guessing or one letter for everything")))
+    if test["best_text"] is not None:
+        rows.append(("texts", _texts(test)))
     if test["letters"] is not None:
         rows.append(("letter bias", _letters(test)))
-    if t_test := _t_test(report.get("seeds")):
-        rows.append(("seeds", t_test))
+    if seeds := _seeds(report.get("seeds")):
+        rows.append(("seeds", seeds))
     rows += _read(report["data"])
     if (kept := report["retention"]["perplexity"]) is not None:
-        rows.append(("texts", f"{kept['num_texts']}, {kept['texts'].replace('_', ' ')}"))
+        rows.append(("perplexity", f"of {kept['num_texts']} texts, {kept['texts'].replace('_', ' ')}"))
     rows.append(("time", _time(report)))
     rows += [("note", note) for note in report.get("notes", ())]
     rows.append(("verdict", f"{'it helps' if report['recommended'] else 'not recommended'}: {report['reason']}"))
@@ -49,7 +52,7 @@ def show_sweep(report: _Report, console: Console) -> None:
             _percent(point["baseline"]["value"]),
             _accuracy(test["accuracy"]),
             _gain(test),
-            f"{test['mcnemar_p']:.2g}",
+            f"{test['p']:.2g}",
             f"{chosen['layer']} × {chosen['scale']:g}{' ' + chosen['variant'] if has_variants else ''}",
         )
         table.add_row(*map(Text, cells))
@@ -86,12 +89,27 @@ def _chosen(chosen: _Report) -> str:
 
 
 def _validation(report: _Report) -> str:
-    return f"{_percent(report['baseline']['validation'])} → {_percent(report['chosen']['validation'])}"
+    chosen = report["chosen"]
+    return f"{_percent(report['baseline']['validation'])} → {_percent(chosen['validation'])}, {chosen['selection']}"
 
 
 def _changes(test: _Report) -> str:
     changed = f"{test['wrong_to_right']} items wrong → right, {test['right_to_wrong']} right → wrong"
-    return f"{changed}; one-sided exact McNemar p = {test['mcnemar_p']:.2g}"
+    over = "" if test["groups"] is None else f" in {test['groups']} groups"
+    return f"{changed}{over}; {test['method']} p = {test['p']:.2g}"
+
+
+def _over(found: _Report, what: str) -> str:
+    return f"{_points(found['gain'])} points over {what}, p = {found['p']:.2g}"
+
+
+def _texts(test: _Report) -> str:
+    best = test["best_text"]
+    said = (
+        f"{_percent(best['said_before'])} → {_percent(best['said_after'])} of the {best['offered']} items that offer it"
+    )
+    over = _over(test["over_text"], "answering by the options' texts alone")
+    return f"{over}; says {best['answer'][:60]!r}: {said}"
 
 
 def _letters(test: _Report) -> str:
@@ -102,15 +120,17 @@ def _letters(test: _Report) -> str:
     return f"{_points(test['letter_bias'])} points of the gain in one order; answers: {moved}"
 
 
-def _t_test(seeds: _Report | None) -> str | None:
-    if seeds is None or seeds["t_test"] is None:
+def _seeds(seeds: _Report | None) -> str | None:
+    if seeds is None:
         return None
-    found = seeds["t_test"]
-    statistic = "" if found["t"] is None else f"t = {found['t']:.2f}, "
+    found = seeds["corrected"]
+    num_gaining = sum(each["gain"] > 0 for each in seeds["each"])
+    if found["p"] is None:
+        return f"{found['num_seeds']} splits gain {_points(found['mean'])} each, without variation"
     interval = f"({_points(found['low'])}, {_points(found['high'])})"
     return (
-        f"{found['num_seeds']} splits gain {_points(found['mean'])} {interval} on average, {statistic}one-sided "
-        f"p = {found['p']:.2g}, which overstates the evidence, as splits share items"
+        f"{found['num_seeds']} splits gain {_points(found['mean'])} {interval} on average, {num_gaining} of them gain; "
+        f"corrected resampled t = {found['t']:.2f}, p = {found['p']:.2g}"
     )
 
 

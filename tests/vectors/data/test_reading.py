@@ -635,3 +635,23 @@ def test_published_flaw_is_refused_at_its_line() -> None:
     error = refusal(shared("data/mmlu/business_ethics_test.csv").read_bytes())
     assert error.line == 4
     assert "are the same" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "groups"),
+    [
+        (b'{"question": "1?", "choices": ["a", "b"], "answer": 0, "group": "p1"}\n' * 8, ["p1"] * 8),
+        (b'{"positive": "a", "negative": "b", "group": 3}\n' * 8, ["3"] * 8),
+        (b'{"positive": "a", "negative": "b", "group": null}\n' * 8, [None] * 8),
+        (b"positive,negative,group\n" + b"a,b,p1\na,b,\n" * 4, ["p1", None] * 4),
+    ],
+)
+def test_a_field_names_the_group_of_an_item(content: bytes, groups: list[str | None]) -> None:
+    assert [item.group for item in read_data(content, "data").items] == groups
+
+
+@pytest.mark.parametrize("group", ["[1]", "true", "1.5"])
+def test_a_group_of_another_kind_is_refused(group: str) -> None:
+    row = f'{{"positive": "a", "negative": "b", "group": {group}}}\n'
+    with pytest.raises(InvalidData, match="line 1: group: expected text or a whole number"):
+        read_data(row.encode() * 8, "data")

@@ -241,3 +241,14 @@ def test_one_question_for_all_is_split_by_options() -> None:
     seen = [{frozenset(item.choices) for item in part} for part in (parts.train, parts.validation, parts.test)]
     assert sum(map(len, seen)) == 9
     assert all(seen)
+
+
+def test_a_group_is_in_one_part() -> None:
+    """Whatever its items ask, and although other items ask the same."""
+    asked = [
+        ChoiceItem(f"Question {number % 7}?", ("a", "b"), 0, None, number, f"passage {number // 5}")
+        for number in range(100)
+    ]
+    parts = split_items(asked, Split(), 3, 1000)
+    groups = [{item.group for item in part} for part in (parts.train, parts.validation, parts.test)]
+    assert sum(map(len, groups)) == 20

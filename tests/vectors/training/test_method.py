@@ -29,6 +29,9 @@ FULL: dict[str, Any] = {
     "max_items": 100,
     "paper_offset": False,
     "relative_scales": True,
+    "max_loss": 0.02,
+    "max_perplexity": 2.0,
+    "search_retention": True,
     "allow_no_gain": True,
 }
 
@@ -144,6 +147,13 @@ MALFORMED: list[tuple[str, object]] = [
     ("max_items", 7),
     ("max_items", LIMITS["max_items"].largest + 1),
     ("max_items", 100.5),
+    ("max_loss", -0.01),
+    ("max_loss", 1.5),
+    ("max_loss", NAN),
+    ("max_loss", True),
+    ("max_perplexity", 0.5),
+    ("max_perplexity", "2"),
+    ("search_retention", 1),
     ("paper_offset", 1),
     ("paper_offset", "yes"),
     ("relative_scales", 0),

@@ -47,6 +47,9 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "max_items": (["--max-items", "90"], 90),
     "paper_offset": (["--no-paper-offset"], False),
     "relative_scales": (["--relative-scales"], True),
+    "max_loss": (["--max-loss", "0.02"], 0.02),
+    "max_perplexity": (["--max-perplexity", "2"], 2.0),
+    "search_retention": (["--search-retention"], True),
     "allow_no_gain": (["--allow-no-gain"], True),
     "map": (
         ["--map", "question=my stem, choices=opt_a+opt_b"],

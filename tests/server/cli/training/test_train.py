@@ -67,11 +67,13 @@ def test_training_in_this_process(quiz: Path, tmp_path: Path) -> None:
         assert phase in shown.stderr
     assert {path.name for path in output.iterdir()} == {
         "report.json",
+        "outcomes.jsonl",
         "accuracy.png",
         "grid-ipas_wrong_only-residual.png",
         "honest.safetensors",
     }
     report = report_in(output)
+    assert "the report has the same figures" in succeeded("report", output)
     assert report["recommended"]
     vector = decode_safetensors((output / "honest.safetensors").read_bytes(), ImportOptions())
     assert (vector.layers, vector.default_scale) == ((3,), report["chosen"]["scale"])
