@@ -28,10 +28,14 @@ def evaluate(
     steering: tuple[Steering, ...],
     method: Method,
     *,
+    is_held_out: bool = True,
     seed: int,
     report: Report,
 ) -> tuple[dict[str, Any], Outcomes]:
-    """The report on an existing steering and its outcomes, on all items (at most `method.max_items`, by the seed)."""
+    """The report on an existing steering and its outcomes, on all items (at most `method.max_items`, by the seed).
+
+    `is_held_out`: see `verdict_of`.
+    """
     check_fit(method, view)
     order = np.random.default_rng(seed).permutation(len(data.items.items))[: method.max_items]
     questions = show([data.items.items[index] for index in sorted(order)], method, seed)
@@ -44,10 +48,15 @@ def evaluate(
     kept_items, kept_texts = check_retention(view, examiner, retention, steering, plan.advance)
     plan.end()
     kept = retention_report(kept_items, kept_texts, retention.texts_from)
-    verdict = verdict_of(test, method, kept)
+    verdict = verdict_of(test, method, kept, is_held_out=is_held_out)
     reported = {
         "method": method.to_json(),
-        "data": {"name": data.items.name, "sha256": data.items.sha256, "items": len(questions)},
+        "data": {
+            "name": data.items.name,
+            "sha256": data.items.sha256,
+            "items": len(questions),
+            "held_out": is_held_out,
+        },
         "seed": seed,
         "baseline": {"test": interval_report(test.baseline)},
         "test": held_out_report(test),

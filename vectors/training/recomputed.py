@@ -103,6 +103,7 @@ def _training(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
         test,
         method,
         figures["retention"],
+        is_held_out=report["data"].get("held_out", True),
         unsteered_wins=unsteered_wins,
         gains=[seed_test.paired.gain for _, seed_test, _ in splits],
         over_seeds=over_seeds(splits) if splits else None,

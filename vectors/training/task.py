@@ -96,9 +96,9 @@ def _carry_out(
     for note in notes:
         report(Progress("reading the data", 0, 0, note=note))
     if task.kind == "evaluate":
-        found, outcomes = evaluate(view, data, steering, task.method, seed=seed, report=report)
+        is_held_out = _is_held_out(data, steering)
+        found, outcomes = evaluate(view, data, steering, task.method, is_held_out=is_held_out, seed=seed, report=report)
         _say_what_was_read(found, data, notes)
-        _withdraw_if_trained_on(found, data, steering)
         files = _files(found, [("accuracy.png", _accuracy_plot(found))], outcomes)
         return Done(None, found, files, 0, bool(found["recommended"]), str(found["reason"]))
     if task.kind == "sweep":
@@ -177,16 +177,12 @@ def _say_what_was_read(report: dict[str, Any], data: TrainingData, notes: Sequen
     report["notes"] = [*notes, *report.get("notes", ())]
 
 
-def _withdraw_if_trained_on(report: dict[str, Any], data: TrainingData, steering: Sequence[Steering]) -> None:
-    """Recommend nothing by the very file that a vector was trained on, if it is not recorded which items took part."""
-    for entry in steering:
-        record = _data_record(entry.vector)
-        if record.get("sha256") == data.items.sha256 and of_record(record.get("seen")) is None:
-            report["recommended"] = False
-            report["reason"] = (
-                "the vector was trained on this file, and its record does not say on which of the items, so none of "
-                "them is known to be held out"
-            )
+def _is_held_out(data: TrainingData, steering: Sequence[Steering]) -> bool:
+    """False if a vector was trained on this very file, and it is not recorded which items took part."""
+    records = [_data_record(entry.vector) for entry in steering]
+    return all(
+        record.get("sha256") != data.items.sha256 or of_record(record.get("seen")) is not None for record in records
+    )
 
 
 def check_installed() -> None:

@@ -1,5 +1,6 @@
 """The verdict: the rules that a vector must pass to be recommended, each with its figure and whether it passes.
 
+    held_out              the vector was not trained on the file that it is tested on, as far as is known
     validation            a steered cell of the search answers more validation items correctly than the unsteered model
     gain                  the mean gain on held-out items is above 0
     over_chance           the mean of score minus one in k is above 0: more than guessing, or one letter for everything
@@ -62,21 +63,34 @@ def verdict_of(
     method: Method,
     retention: Mapping[str, Any],
     *,
+    is_held_out: bool = True,
     unsteered_wins: bool | None = None,
     gains: Sequence[float] = (),
     over_seeds: SeedsTest | None = None,
 ) -> Verdict:
     """The verdict on a test and a report's `retention`.
 
+    `is_held_out`: False when an existing vector was trained on the file, no one knows on which of its items.
     `unsteered_wins`: whether no cell of the search beat the unsteered model, None without a search. `gains` are those
     of all seeds, tested by `over_seeds`.
     """
-    rules = [] if unsteered_wins is None else [_validation(unsteered_wins)]
+    rules = [] if is_held_out else [_NOT_HELD_OUT]
+    rules += [] if unsteered_wins is None else [_validation(unsteered_wins)]
     rules += [_gain(test), _over_chance(test), _over_text(test)]
     if over_seeds is not None:
         rules.append(_seeds(gains, over_seeds))
     rules += _retention(retention, method)
     return Verdict(tuple(rules), _reason(rules, test))
+
+
+_NOT_HELD_OUT = Rule(
+    "held_out",
+    False,
+    None,
+    None,
+    "the vector was trained on this file, and its record does not say on which of the items, so none of them is known "
+    "to be held out",
+)
 
 
 def _reason(rules: Sequence[Rule], test: HeldOutResult) -> str:
