@@ -24,8 +24,8 @@ _MODULES: Mapping[str, Site] = {"": "residual", ".mlp": "mlp", ".self_attn": "at
 _HOOK = re.compile(r"(?:blocks\.(?P<layer>[0-9]{1,4})\.)?(?P<prefix>hook_)?(?P<site>[a-z_]{1,40})")
 _MODULE = re.compile(r"(?:model\.)?layers\.(?P<layer>[0-9]{1,4})(?P<module>\.mlp|\.self_attn)?(?:\.output)?")
 
-_ATTENTION_NORM_IS_SITE = re.compile(r"gemma-?[234]n?-|(?:^|/|flex-?)olmo-?[23]|flex-?olmo|exaone-?4", re.IGNORECASE)
-_ATTENTION_NORM_IS_NO_SITE = re.compile(r"glm-4(?:-[0-9a-z]+)?-[0-9]+b-0414|glm-4\.[16]v", re.IGNORECASE)
+_ATTENTION_NORM_IS_SITE = re.compile(r"gemma-?[234]n?-|olmo-?[23]|flex-?olmo|exaone-?4", re.IGNORECASE)
+_ATTENTION_NORM_IS_NO_SITE = re.compile(r"glm-.*-0414|glm-4\.[16]v", re.IGNORECASE)
 """Models with a norm behind attention and MLP: `post_attention_norm` is the former, or a norm elsewhere."""
 
 

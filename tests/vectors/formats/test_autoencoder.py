@@ -215,7 +215,7 @@ def test_the_config_of_sae_lens_before_6(tmp_path: Path) -> None:
         ("allenai/Olmo-3-1025-7B", "post_attention_norm"),
         ("allenai/FlexOlmo-7x7B-1T", "post_attention_norm"),
         ("LGAI-EXAONE/EXAONE-4.0-1.2B", "post_attention_norm"),
-        ("zai-org/GLM-4-9B-0414", None),
+        ("zai-org/GLM-4-32B-Base-0414", None),
         ("zai-org/GLM-4.5-Air", "attention"),
         ("gemma-2b", "attention"),
         ("allenai/OLMo-1B-hf", "attention"),
