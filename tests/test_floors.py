@@ -43,10 +43,10 @@ FLOORS: dict[str, str] = {
         __init__
     """,
     "vectors.formats": """
-        array_rows arrays facts json_object options zips
-        archive autoencoder codec making packing
-        interpretation
-        gguf npy pytorch safetensors svec
+        arrays hooks json_object options zips
+        archive codec facts headers making packing
+        array_rows interpretation
+        autoencoder gguf npy pytorch safetensors svec
         brainpatch folder
         __init__
     """,
