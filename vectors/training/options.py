@@ -216,7 +216,8 @@ class MethodOptions:
         "balanced",
         OneOf(("balanced", "paper")),
         "how options get letters: balanced (shuffled separately for each item) or paper (the authors' choices: one "
-        "shuffle for all items, bare letters, shifted residual read, their grid, first of ties)",
+        "shuffle for all items, bare letters, shifted residual read, their prompts, exemplars and grids, the first of "
+        "ties from the last layer down)",
         uses=("train", "evaluate", "sweep", "study"),
         metavar="KIND",
         group=_HOW_TO_ASK,

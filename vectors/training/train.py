@@ -132,8 +132,7 @@ def train(view: ModelView, data: TrainingData, method: Method, *, seed: int, rep
 def expected_work(data: TrainingData, method: Method, view: ModelView) -> dict[str, float]:
     """Work by phase, in prompts; a cell costs one token per item, a small part of a prompt."""
     num_items = min(len(data.items.items), method.max_items)
-    num_layers = len(method.layers_for(view.num_layers))
-    num_cells = len(method.variants) * len(method.sites) * num_layers * len(method.scale_grid())
+    num_cells = method.num_cells(view.num_layers)
     num_validation = len(data.validation.items) if data.validation else method.split.validation * num_items
     return {
         "answering": method.split.train * num_items * method.seeds,

@@ -62,7 +62,8 @@ def test_shipped_studies_are_understood(name: str) -> None:
     assert {task.name for task in found.tasks} <= set(TASKS)
     assert "bbq/age" not in {task.name for task in found.tasks}
     assert found.method.is_paper
-    assert found.method.layers == (8, 11, 13, 14, 15, 16, 17, 19, 22, 25)
+    assert found.method.layers is found.method.scales is None, "the authors' grids are those of the letters"
+    assert found.method.layers_for(32) == (25, 22, 19, 17, 16, 15, 14, 13, 11, 8)
     assert len(found.cells()) == PAPER_TASKS * 3 * 2 * 15 * 2
     assert found.retention == "mmlu"
 
