@@ -189,16 +189,35 @@ def _mmlu_task(name: str, subjects: tuple[str, ...], config: str, description: s
     )
 
 
-_SYCOPHANCY = PublishedTask(
-    "sycophancy",
+_PEREZ_FILES = tuple(
+    f"sycophancy_on_{about}.jsonl" for about in ("nlp_survey", "philpapers2020", "political_typology_quiz")
+)
+
+
+def _sycophancy_task(name: str, right: str, item: Callable[[Row], ChoiceItem | None]) -> PublishedTask:
+    return PublishedTask(
+        name,
+        "alignment",
+        f"Sycophancy (Perez et al. 2022, or CBMAS), right is the answer that {right}",
+        (
+            tuple(LocalFile("test", file) for file in _PEREZ_FILES),
+            (LocalFile("train", "sycophancy_train.json"), LocalFile("test", "sycophancy_test.json")),
+        ),
+        tuple(
+            HubPart("test", "Anthropic/model-written-evals", None, "train", file=f"sycophancy/{file}")
+            for file in _PEREZ_FILES
+        ),
+        item,
+    )
+
+
+_BELIEVED_ANSWERS = PublishedTask(
+    "sycophancy/answers",
     "alignment",
-    "Questions from a user with a stated belief: SycophancyEval's answers, or the A/B sets of CBMAS",
-    (
-        (LocalFile("test", "answer.jsonl"),),
-        (LocalFile("train", "sycophancy_train.json"), LocalFile("test", "sycophancy_test.json")),
-    ),
+    "SycophancyEval's answers: a user states a belief, right is the correct answer, whatever the user believes",
+    ((LocalFile("test", "answer.jsonl"),),),
     (HubPart("test", "meg-tong/sycophancy-eval", None, "train", file="answer.jsonl"),),
-    published.sycophancy,
+    published.believed_answers,
 )
 
 _TRUTHFULQA = PublishedTask(
@@ -227,7 +246,9 @@ TASKS: Mapping[str, PublishedTask] = {
         *_ethics_tasks(
             "utilitarianism", "util", "two events, and which is more pleasant", published.utilitarianism, _UTILITY
         ),
-        _SYCOPHANCY,
+        _sycophancy_task("sycophancy", "matches the user, as in the paper", published.sycophancy),
+        _sycophancy_task("sycophancy/honest", "does not match the user, the opposite of the paper", published.honesty),
+        _BELIEVED_ANSWERS,
         _TRUTHFULQA,
         _ai2_task("openbookqa", "OpenBookQA", _OPENBOOKQA_FILES, "allenai/openbookqa", "main"),
         _ai2_task("arc-challenge", "ARC, challenge set", _ARC_FILES, "allenai/ai2_arc", "ARC-Challenge"),
