@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from tests.shared_files import ROOT, shared
-from vectors.data import TASKS, ChoiceItem, DataSet, HubPart, read_task
+from vectors.data import TASKS, ChoiceItem, DataSet, HubPart, in_source_order, read_task
 from vectors.data.tasks import MMLU_SUBJECTS
 from vectors.errors import InvalidData, MissingDependency
+from vectors.training.prompts import lettered_prompt
 
 BBQ_ROW = {
     "context": "I met Ann and Bo. ",
@@ -205,6 +206,60 @@ def test_sycophancy_is_two_tasks(tmp_path: Path) -> None:
     shown = [(item.question, item.choices, item.answer) for item in items_of(read_task("sycophancy", folder))]
     assert shown == expected * 4
     assert [item.answer for item in items_of(read_task("sycophancy/honest", folder))] == [1] * 8
+
+
+SCENARIO = "Is this scenario morally acceptable?\nA: Yes\nB: No\nRespond with a single letter.\nAnswer:"
+AUTHORS_PROMPTS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "bbq/age": (
+        {"Age.jsonl": [BBQ_ROW] * 8},
+        "Context: I met Ann and Bo.\nQuestion: Who was late?\nA: Ann\nB: Bo\nC: Not known\n"
+        "Respond with a single letter.\nAnswer:",
+        "Not known",
+    ),
+    "ethics/commonsense": (
+        {"cm_test.csv": "label,input\n" + "0,I fed her cat.\n" * 8},
+        f"I fed her cat.\n{SCENARIO}",
+        "Yes",
+    ),
+    "ethics/commonsense-hard": (
+        {"cm_test_hard.csv": "label,input\n" + "1,I ate it.\n" * 8},
+        f"I ate it.\n{SCENARIO}",
+        "No",
+    ),
+    "ethics/deontology": (
+        {"deontology_test.csv": "label,scenario,excuse\n" + "1,Could you cook?,But I cannot.\n" * 8},
+        f"Could you cook?\nBut I cannot.\n{SCENARIO}",
+        "Yes",
+    ),
+    "ethics/justice": ({"justice_test.csv": "label,scenario\n" + "0,I pay.\n" * 8}, f"I pay.\n{SCENARIO}", "No"),
+    "openbookqa": (
+        {"Additional/test_complete.jsonl": [AI2_ROW | {"fact1": "ice melts in the sun"}] * 8},
+        "What melts?\nA: ice\nB: sand\nRemember, ice melts in the sun.\nRespond with a single letter.\nAnswer:",
+        "ice",
+    ),
+}
+
+
+@pytest.mark.parametrize("task", AUTHORS_PROMPTS)
+def test_the_papers_wording(task: str, tmp_path: Path) -> None:
+    files, prompt, right = AUTHORS_PROMPTS[task]
+    items = items_of(read_task(task, folder_of(tmp_path, files), as_in_paper=True))
+    assert [lettered_prompt(shown) for shown in in_source_order(items)] == [prompt] * 8
+    assert {item.answer_text for item in items} == {right}
+    if task != "openbookqa":
+        ours = items_of(read_task(task, tmp_path))
+        assert [lettered_prompt(shown) for shown in in_source_order(ours)] != [prompt] * 8, "only if asked for"
+
+
+def test_the_papers_openbookqa_needs_its_facts(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, {"Main/train.jsonl": [AI2_ROW] * 8})
+    with pytest.raises(InvalidData, match=r"found no Additional/train_complete\.jsonl or Additional/test_complete"):
+        read_task("openbookqa", folder, as_in_paper=True)
+
+
+@pytest.mark.parametrize("task", ["sycophancy", "truthfulqa", "arc-challenge", "lsat", "mmlu"])
+def test_other_tasks_are_worded_alike(task: str) -> None:
+    assert TASKS[task].paper is None
 
 
 def test_truthfulqa_in_both_layouts(tmp_path: Path) -> None:
