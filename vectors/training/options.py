@@ -225,7 +225,8 @@ class MethodOptions:
     icl: int = _option(
         0,
         Whole(0, 64),
-        "number of solved examples before every prompt, from training items that the model answers wrong",
+        "number of solved examples before every prompt: training items that the model answers wrong (with paper "
+        "letters any of them, which are trained on too)",
         uses=("train", "sweep"),
         metavar="K",
         group=_HOW_TO_TRAIN,

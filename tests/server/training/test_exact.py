@@ -461,7 +461,7 @@ def test_pairs_have_no_lettered_prompt(demo: Both) -> None:
     assert any("pas_full" in note for note in trained.report["notes"])
 
 
-@pytest.mark.parametrize("way", [WAYS[0], WAYS[3]], ids=lambda way: "-".join(way.values()))
+@pytest.mark.parametrize("way", [WAYS[0], WAYS[2]], ids=lambda way: "-".join(way.values()))
 def test_solved_examples_stand_before_every_prompt(demo: Both, way: dict[str, str]) -> None:
     data = sycophancy(40)
     method = method_of(variant="all", site="all", layers=[1, 4], scales=[1.0], icl=3, **way)
@@ -484,6 +484,29 @@ def test_solved_examples_stand_before_every_prompt(demo: Both, way: dict[str, st
     for cell in trained.cells:
         length = float(lengths[cell.site][cell.layer])
         assert cell.dose / cell.relative_dose == pytest.approx(length, rel=1e-4)
+
+
+@pytest.mark.parametrize("prompt", ["raw", "chat"])
+def test_the_papers_examples_are_any_and_stay_in_training(demo: Both, prompt: str) -> None:
+    """They are written without a space, PASf is taken without them, and the other variants after them."""
+    data, way = sycophancy(40), {"prompt": prompt, "letters": "paper"}
+    method = method_of(variant="all", site="all", layers=[1, 4], scales=[1.0], icl=3, **way)
+    parts = shown_parts(data, method)
+    plain = plain_way(demo.plain, way)
+    exemplars = random.Random(f"{SEED} exemplars").sample(parts.train, 3)
+    after = plain_way(demo.plain, way, exemplars)
+    if prompt == "raw":
+        written = plain.tokenizer.decode(after.question(parts.test[0]), skip_special_tokens=True)
+        first = exemplars[0]
+        assert f"Respond with a single letter.\nAnswer:{'ABCD'[first.order.index(first.item.answer)]}\n\n" in written
+    trained = run(demo.view, data, method)
+    bare, shown = (one.directions(parts.train, VARIANTS, offset=True) for one in (plain, after))
+    for cell in trained.cells:
+        expected = (bare if cell.variant == "pas_full" else shown)[cell.variant][cell.site][cell.layer]
+        assert_same_direction(cell.vector.directions[cell.layer], expected, cell)
+    assert trained.report["data"]["split"]["train"] == len(parts.train)
+    assert trained.report["baseline"]["validation"] == pytest.approx(after.accuracy(parts.validation))
+    assert trained.report["baseline"]["test"]["value"] == pytest.approx(after.balanced_accuracy(parts.test))
 
 
 @pytest.mark.parametrize("letters", ["balanced", "paper"])
