@@ -47,10 +47,12 @@ def read_study_data(
     known: dict[str, DataSet] = {}
 
     def read(name: str) -> DataSet:
-        if name in makers:
-            known[name] = makers[name]()
-        elif name not in known:
-            known[name] = read_task(name, folder, as_in_paper=study.method.is_paper, fetch=fetch)
+        if name not in known:
+            known[name] = (
+                makers[name]()
+                if name in makers
+                else read_task(name, folder, as_in_paper=study.method.is_paper, fetch=fetch)
+            )
         return known[name]
 
     tasks = {
