@@ -38,7 +38,7 @@ FLOORS: dict[str, str] = {
         choices csv_rows pairs
         rows
         published reading
-        split
+        paper_wording split
         tasks
         __init__
     """,

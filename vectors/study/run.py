@@ -38,7 +38,7 @@ from vectors.training.search import Cell, best_of
 from vectors.training.train import Searched, TrainingData, check_fit, search_seed
 from vectors.vocabulary import Site
 
-FORMAT = 2
+FORMAT = 3
 """The format of a cell's file."""
 
 Record = dict[str, Any]
@@ -213,7 +213,7 @@ def _expected(items: DataSet, retention: DataSet | None, method: Method, view: M
     """Work by phase, in prompts; a steered answer costs one token, a small part of a prompt."""
     count = min(len(items.items), method.max_items)
     places = len(method.variants) * len(method.sites)
-    num_cells = places * len(method.layers_for(view.num_layers)) * len(method.scale_grid())
+    num_cells = method.num_cells(view.num_layers)
     kept = 0 if retention is None else min(len(retention.items), MAX_RETENTION_ITEMS)
     return {
         "answering": method.split.train * count * (2 if method.icl else 1),

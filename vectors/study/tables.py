@@ -228,7 +228,8 @@ def _csv(rows: Sequence[Row]) -> bytes:
 def _markdown(study: Study, rows: Sequence[Row], means: Sequence[Row]) -> str:
     letters = study.method.letters
     protocol = (
-        "the paper's protocol: one order of options for all items of a seed, bare letters, the first of the best cells"
+        "the paper's protocol: one order of options for all items of a seed, bare letters, the authors' prompts and"
+        " grids, the first of the best cells"
         if study.method.is_paper
         else "each item in its own order, with balanced letters; for the paper's protocol set `letters: paper`"
     )
@@ -239,7 +240,8 @@ def _markdown(study: Study, rows: Sequence[Row], means: Sequence[Row]) -> str:
         "",
         "- **balanced**: letter-balanced, every item under every rotation of its options; p from the paired test over"
         " the items of the first seed, intervals from the corrected resampled t-test (Nadeau & Bengio 2003).",
-        f"- **as presented**: {protocol}; p from the one-sided t-test over seeds, as Cui & Chen (2025) report it."
+        f"- **as presented**: {protocol}; p from the one-sided t-test over seeds, as Cui & Chen report it"
+        " (arXiv:2509.22739, v1 2025 to v3 2026)."
         " Seeds resample one pool of items, so this p is too small.",
         "- **letters**: the part of the effect as presented that vanishes when the options are rotated.",
         "- **over chance**: how far the steered model, letter-balanced, is above always answering with one letter,"

@@ -216,7 +216,7 @@ class Examiner:
 
     def _lettered(self, shown: ShownItem) -> _Tokens:
         if not self._is_chat:
-            examples = "".join(solved_example(exemplar) for exemplar in self._exemplars)
+            examples = "".join(solved_example(exemplar, self._spellings[-1]) for exemplar in self._exemplars)
             return self._probe.encode(examples + lettered_prompt(shown))
         turns: list[Message] = []
         for exemplar in self._exemplars:

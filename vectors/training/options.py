@@ -216,7 +216,8 @@ class MethodOptions:
         "balanced",
         OneOf(("balanced", "paper")),
         "how options get letters: balanced (shuffled separately for each item) or paper (the authors' choices: one "
-        "shuffle for all items, bare letters, shifted residual read, their grid, first of ties)",
+        "shuffle for all items, bare letters, shifted residual read, their prompts, exemplars and grids, the first of "
+        "ties from the last layer down)",
         uses=("train", "evaluate", "sweep", "study"),
         metavar="KIND",
         group=_HOW_TO_ASK,
@@ -224,7 +225,8 @@ class MethodOptions:
     icl: int = _option(
         0,
         Whole(0, 64),
-        "number of solved examples before every prompt, from training items that the model answers wrong",
+        "number of solved examples before every prompt: training items that the model answers wrong (with paper "
+        "letters any of them, which are trained on too)",
         uses=("train", "sweep"),
         metavar="K",
         group=_HOW_TO_TRAIN,

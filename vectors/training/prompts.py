@@ -37,9 +37,9 @@ def lettered_prompt(shown: ShownItem) -> str:
     return "\n".join([*lines, "Respond with a single letter.", "Answer:"])
 
 
-def solved_example(shown: ShownItem) -> str:
-    """A lettered prompt with its right answer, as shown before the next prompt."""
-    return f"{lettered_prompt(shown)} {LETTERS[shown.answer]}\n\n"
+def solved_example(shown: ShownItem, spelling: str = " {}") -> str:
+    """A lettered prompt with its right answer, as shown before the next prompt; the authors' `spelling` is `{}`."""
+    return f"{lettered_prompt(shown)}{spelling.format(LETTERS[shown.answer])}\n\n"
 
 
 def statement_of(shown: ShownItem, place: int) -> Statement:

@@ -126,7 +126,7 @@ def grid_of(
     method: Method,
     layers: Iterable[int],
 ) -> list[Cell]:
-    """Every cell, ordered by variant, site, layer and scale, except places without a direction."""
+    """Every cell, ordered by variant, site, layer (as given) and scale, except places without a direction."""
     places: list[tuple[Variant, Place]] = [
         (variant, (site, layer)) for variant in directions for site in method.sites for layer in layers
     ]
@@ -138,7 +138,7 @@ def grid_of(
             continue
         vector = SteeringVector({layer: direction}, site=site)
         unit = float(lengths[site][layer]) / norm if method.relative_scales else 1.0
-        for shown_scale in method.scale_grid():
+        for shown_scale in method.scale_grid(site):
             scale = shown_scale * unit
             dose = abs(scale) * norm
             relative = dose / max(float(lengths[site][layer]), 1e-12)

@@ -10,6 +10,7 @@ whether it helps.
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,8 +133,7 @@ def train(view: ModelView, data: TrainingData, method: Method, *, seed: int, rep
 def expected_work(data: TrainingData, method: Method, view: ModelView) -> dict[str, float]:
     """Work by phase, in prompts; a cell costs one token per item, a small part of a prompt."""
     num_items = min(len(data.items.items), method.max_items)
-    num_layers = len(method.layers_for(view.num_layers))
-    num_cells = len(method.variants) * len(method.sites) * num_layers * len(method.scale_grid())
+    num_cells = method.num_cells(view.num_layers)
     num_validation = len(data.validation.items) if data.validation else method.split.validation * num_items
     return {
         "answering": method.split.train * num_items * method.seeds,
@@ -229,26 +229,29 @@ def search_seed(
     plan.begin("answering", len(training))
     answers = _answer(plain, training, plan)
     examiner, plain_accuracy, notes = plain, None, []
+    full = answers  # the answers and prompts of pas_full, which the authors take without exemplars
     if method.icl:
-        exemplars, answers = _exemplars(answers, method.icl)
+        exemplars, answers = _exemplars(answers, method, seed)
         examiner = Examiner(view, method, exemplars)
         plain_accuracy = float(np.mean(plain.balanced_scores(tested, [()])[0]))
         plan.begin("answering", len(answers))
         answers = _answer(examiner, [answer.item for answer in answers], plan)
+        full = full if method.is_paper else answers
     contrasts: dict[Variant, Contrast] = {}
     for variant in method.variants:
-        contrast = contrast_of(variant, answers)
+        grouped = full if variant == "pas_full" else answers
+        contrast = contrast_of(variant, grouped)
         if contrast.is_usable:
             contrasts[variant] = contrast
         else:
-            notes.append(f"{variant} has nothing to contrast: {_explain_one_sided(answers, variant)}")
+            notes.append(f"{variant} has nothing to contrast: {_explain_one_sided(grouped, variant)}")
     if not contrasts:
         raise InvalidData(notes[0], data.items.name)
-    means = MeanActivations(view, examiner, method.sites)
-    full = [_text_of(answer.item) for answer in answers]
-    plan.begin("reading activations", len(full))
+    means = MeanActivations(view, plain if method.is_paper else examiner, method.sites)
+    shown = [_text_of(answer.item) for answer in answers]
+    plan.begin("reading activations", len(shown))
     directions, lengths = directions_of(
-        contrasts, full, means, reads_at_input=method.reads_at_input, advance=plan.advance
+        contrasts, shown, means, reads_at_input=method.reads_at_input, advance=plan.advance
     )
     cells = grid_of(directions, lengths, method, method.layers_for(view.num_layers))
     if not cells:
@@ -274,9 +277,18 @@ def _answer(examiner: Examiner, questions: Sequence[Question], plan: WorkPlan) -
     return [Answered(question, int(place)) for question, place in zip(questions, chosen, strict=True)]
 
 
-def _exemplars(answers: list[Answered], count: int) -> tuple[tuple[ShownItem, ...], list[Answered]]:
-    """`count` items answered wrong, to be shown as solved examples, and the other items."""
-    wrong = [answer for answer in answers if not answer.is_right and isinstance(answer.item, ShownItem)][:count]
+def _exemplars(answers: list[Answered], method: Method, seed: int) -> tuple[tuple[ShownItem, ...], list[Answered]]:
+    """`method.icl` items to be shown as solved examples, and the items to train on.
+
+    The examples are items answered wrong, which are not trained on; as in the paper any, drawn by the seed, which are.
+    """
+    if method.is_paper:
+        lettered = [answer.item for answer in answers if isinstance(answer.item, ShownItem)]
+        if not lettered:
+            raise InvalidMethod("icl: expected lettered items, got pairs of texts", "icl")
+        drawn = random.Random(f"{seed} exemplars").sample(lettered, min(method.icl, len(lettered)))
+        return tuple(drawn), answers
+    wrong = [answer for answer in answers if not answer.is_right and isinstance(answer.item, ShownItem)][: method.icl]
     if not wrong:
         raise InvalidMethod("icl: expected lettered items that the model answers wrong, got none", "icl")
     taken = {id(answer) for answer in wrong}

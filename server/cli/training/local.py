@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,24 +81,23 @@ def _data(arguments: argparse.Namespace, reading: ReadOptions) -> TrainingData:
     from vectors.data import read_retention
     from vectors.training.train import TrainingData
 
-    folder = arguments.data_folder
-    items = _items(arguments.data, folder, reading, arguments.negative)
+    published = partial(published_task, folder=arguments.data_folder, as_in_paper=arguments.letters == "paper")
+    items = published(arguments.data) or _items(arguments.data, reading, arguments.negative)
     validation = getattr(arguments, "validation", None)
-    chosen_by = None if validation is None else _items(validation, folder, reading)
+    chosen_by = None if validation is None else published(validation) or _items(validation, reading)
     retention = getattr(arguments, "retention", None)
     if retention is None:
         return TrainingData(items, chosen_by)
-    if task := published_task(retention, folder):
+    if task := published(retention):
         return TrainingData(items, chosen_by, task)
     path = Path(retention).expanduser()
     return TrainingData(items, chosen_by, *read_retention(read_file(path), path.name, reading.without_map()))
 
 
-def _items(place: str, folder: str | None, reading: ReadOptions, negative: str | None = None) -> DataSet:
+def _items(place: str, reading: ReadOptions, negative: str | None = None) -> DataSet:
+    """The items of a file."""
     from vectors.data import read_data
 
-    if task := published_task(place, folder):
-        return task
     path = Path(place).expanduser()
     other = None if negative is None else Path(negative).expanduser()
     unwanted = None if other is None else (read_file(other), other.name)

@@ -98,7 +98,7 @@ def _uploads(client: ServerClient, arguments: argparse.Namespace, display: Displ
         for option in ("data", "validation", "retention", "negative"):
             place = getattr(arguments, option, None)
             if place is not None:
-                upload = upload_of(place, arguments.data_folder)
+                upload = upload_of(place, arguments.data_folder, as_in_paper=arguments.letters == "paper")
                 display.report(Progress(f"uploading {upload[0]}", 0, 0))
                 sent = {"files": {"file": upload}, "data": {"purpose": "fine-tune"}}
                 files[option] = client.read("POST", "/v1/files", _FILE, **sent)["id"]

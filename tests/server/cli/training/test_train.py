@@ -144,6 +144,13 @@ def test_the_papers_tasks_are_known_by_name(tmp_path: Path) -> None:
     assert sum(report["data"]["split"].values()) == 60
 
 
+def test_with_paper_letters_tasks_are_worded_as_in_the_paper(tmp_path: Path) -> None:
+    arguments = ("--data-folder", shared("data"), "--max-items", "60", "--letters", "paper", "--output", tmp_path)
+    succeeded("train", "task:ethics/justice", "--name", "fair", "--layers", "2", "--scales", "1", *arguments)
+    first = json.loads((tmp_path / "outcomes.jsonl").read_text(encoding="utf-8").split("\n")[0])
+    assert first["choices"] == ["Yes", "No"], "not the sentences of our wording"
+
+
 @pytest.mark.slow
 def test_training_on_a_server(url: str, quiz: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
