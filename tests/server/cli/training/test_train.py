@@ -147,8 +147,10 @@ def test_the_papers_tasks_are_known_by_name(tmp_path: Path) -> None:
 def test_with_paper_letters_tasks_are_worded_as_in_the_paper(tmp_path: Path) -> None:
     arguments = ("--data-folder", shared("data"), "--max-items", "60", "--letters", "paper", "--output", tmp_path)
     succeeded("train", "task:ethics/justice", "--name", "fair", "--layers", "2", "--scales", "1", *arguments)
-    first = json.loads((tmp_path / "outcomes.jsonl").read_text(encoding="utf-8").split("\n")[0])
-    assert first["choices"] == ["Yes", "No"], "not the sentences of our wording"
+    lines = [json.loads(line) for line in (tmp_path / "outcomes.jsonl").read_text(encoding="utf-8").splitlines()]
+    tested = [line for line in lines if line["part"] == "test"]
+    assert tested
+    assert all(line["choices"] == ["Yes", "No"] for line in tested), "not the sentences of our wording"
 
 
 @pytest.mark.slow
