@@ -479,7 +479,7 @@ def test_files_of_the_tables(finished: tuple[Study, dict[StudyCell, Any]]) -> No
     assert {row["adapter"] for row in rows} == {"", "an|adapter"}
     text = files["study.md"].decode()
     assert "letter-balanced" in text
-    assert "Cui & Chen (2025)" in text
+    assert "as Cui & Chen report it (arXiv:2509.22739" in text
     assert "an\\|adapter" in text
     tables = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in tables} == {9, 14, 17}
