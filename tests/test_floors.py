@@ -68,6 +68,7 @@ FLOORS: dict[str, str] = {
         apart outcomes search
         constant_answers
         held_out
+        baselines
         report retention
         verdict
         recomputed train

@@ -32,7 +32,8 @@ def random_direction(positive: Floats, negative: Floats, chance: np.random.Gener
     """A direction drawn evenly from all, by normalising Gaussian numbers (Muller 1959, "A note on a method for
     generating points uniformly on n-dimensional spheres").
     """
-    return _scaled(chance.standard_normal(positive.shape[1]), mean_difference(positive, negative))
+    drawn: Floats = chance.standard_normal((positive.shape[1],))
+    return _scaled(drawn, mean_difference(positive, negative))
 
 
 def logistic_direction(positive: Floats, negative: Floats) -> Floats:
