@@ -62,12 +62,13 @@ FLOORS: dict[str, str] = {
     """,
     "vectors.training": """
         __init__ model_view plots progress prompts statistics values
-        options significance
+        baseline_directions options significance
         contrast method
         examiner
         apart outcomes search
         constant_answers
         held_out
+        baselines
         report retention
         verdict
         recomputed train

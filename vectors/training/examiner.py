@@ -20,6 +20,7 @@ from vectors.errors import InvalidData
 from vectors.training.method import Method
 from vectors.training.model_view import Continuations, ModelView, Steering
 from vectors.training.prompts import (
+    LetteredAnswer,
     Statement,
     Text,
     lettered_prompt,
@@ -28,6 +29,7 @@ from vectors.training.prompts import (
     statement_of,
     statements_of,
     turns_of,
+    with_system,
 )
 
 Question = ShownItem | PairItem
@@ -69,13 +71,14 @@ def _ignore(num_done: int) -> None:
 
 
 class Examiner:
-    """Asks `view` as `method` says, after the solved `exemplars`."""
+    """Asks `view` as `method` says, under the prompt `system` and after the solved `exemplars`."""
 
-    def __init__(self, view: ModelView, method: Method, exemplars: Sequence[ShownItem] = ()) -> None:
+    def __init__(self, view: ModelView, method: Method, exemplars: Sequence[ShownItem] = (), system: str = "") -> None:
         self._probe = view
         self._is_chat = method.prompt == "chat"
         self._spellings = ("{}",) if method.is_paper else ("{}", " {}")
         self._exemplars = tuple(exemplars)
+        self._system = system
         self._known_letters: dict[tuple[_Tokens, int], _Letters] = {}
 
     def tokens_of(self, text: Text) -> _Tokens:
@@ -83,6 +86,9 @@ class Examiner:
         if isinstance(text, ShownItem):
             tokens = self._lettered(text)
             line = text.item.line
+        elif isinstance(text, LetteredAnswer):
+            tokens = self._lettered(text.shown, LETTERS[text.place])
+            line = text.shown.item.line
         else:
             tokens = self._statement(text)[1]
             line = None
@@ -208,21 +214,28 @@ class Examiner:
             return self._statement(statement)
         if not self._is_chat:
             return self._statement(Statement("", str(statement.prompt)))
-        whole = self._probe.encode_chat(turns_of(statement))
-        frames = [self._probe.encode_chat((Message("user", letter),)) for letter in "ab"]
+        whole = self._probe.encode_chat(with_system(turns_of(statement), self._system))
+        frames = [self._probe.encode_chat(with_system((Message("user", letter),), self._system)) for letter in "ab"]
         begin = max(1, min(_num_common(whole, frame) for frame in frames))
         after = min(_num_common(whole[::-1], frame[::-1]) for frame in frames)
         return whole[:begin], whole[: max(begin + 1, len(whole) - after)]
 
-    def _lettered(self, shown: ShownItem) -> _Tokens:
+    def _lettered(self, shown: ShownItem, letter: str = "") -> _Tokens:
         if not self._is_chat:
             examples = "".join(solved_example(exemplar, self._spellings[-1]) for exemplar in self._exemplars)
-            return self._probe.encode(examples + lettered_prompt(shown))
+            answer = f" {letter}" if letter else ""
+            return self._probe.encode(self._before + examples + lettered_prompt(shown) + answer)
         turns: list[Message] = []
         for exemplar in self._exemplars:
             turns.append(Message("user", lettered_prompt(exemplar)))
             turns.append(Message("assistant", LETTERS[exemplar.answer]))
-        return self._probe.encode_chat([*turns, Message("user", lettered_prompt(shown))])
+        turns.append(Message("user", lettered_prompt(shown)))
+        return self._probe.encode_chat(with_system(turns, self._system), letter)
+
+    @property
+    def _before(self) -> str:
+        """The system prompt before raw text."""
+        return f"{self._system}\n\n" if self._system else ""
 
     def _statement(self, statement: Statement) -> tuple[_Tokens, _Tokens]:
         """The prompt's tokens, at least one, and those of the whole text, which begin with them."""
@@ -232,12 +245,14 @@ class Examiner:
                     "the texts have no prompt, so in the chat format it must be said whose words they are: "
                     "--turn user or --turn assistant (turn)"
                 )
-            prompt = self._probe.encode_chat(turns_of(statement))
+            turns = with_system(turns_of(statement), self._system)
+            prompt = self._probe.encode_chat(turns)
             if statement.speaker == "user":
                 return prompt[:-1], prompt
-            tokens = self._probe.encode_chat(turns_of(statement), statement.reply)
+            tokens = self._probe.encode_chat(turns, statement.reply)
         else:
             text, reply = raw_text(statement)
+            text = self._before + text
             prompt, tokens = self._probe.encode(text), self._probe.encode(text + reply)
         return tokens[: max(1, min(_num_common(prompt, tokens), len(tokens) - 1))], tokens
 
@@ -259,7 +274,7 @@ class Examiner:
                 before = self._probe.encode_chat([Message("user", lettered_prompt(shown))])
             else:
                 tokens, before = self._probe.encode(lettered_prompt(shown) + text), prompt
-                before = self._probe.encode(lettered_prompt(shown)) if self._exemplars else before
+                before = self._probe.encode(lettered_prompt(shown)) if self._exemplars or self._system else before
             if tokens[: len(before)] == before and len(tokens) > len(before):
                 found.append(tokens[len(before) :])
             else:  # the letter merges with the prompt's last token: use its tokens on its own

@@ -42,7 +42,8 @@ class Method(MethodOptions):
     only with `paper` letters). `icl`: exemplars before every prompt. `seeds`: how many splits are trained and tested.
     `relative_scales`: scales are in units of mean ‖h‖ ÷ ‖v‖. `max_loss` (a share) and `max_perplexity` (a ratio) limit
     what a vector may cost on retention data; with `search_retention`, cells that cost too much are not chosen.
-    `allow_no_gain` publishes a vector that does not help.
+    `baselines` are what the vector is compared with, None for nothing; `system_prompt` is tried by the one that
+    prompts. `allow_no_gain` publishes a vector that does not help.
     """
 
     @classmethod

@@ -48,6 +48,11 @@ Variant = Literal["ipas_wrong_only", "ipas_all", "pas_full", "mean_difference"]
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
+Baseline = Literal["random", "logistic", "lda", "pca", "caa", "prompt", "icl"]
+"""What a trained vector is compared with; see `baselines.py`."""
+
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+
 SIZES = (12, 25, 50, 100, 200, 400, 800, 1600, 2400)
 
 _HOW_TO_ASK = "how to ask"
@@ -289,6 +294,27 @@ class MethodOptions:
         uses=("train",),
         group=_HOW_TO_TRAIN,
         default_text="off",
+    )
+    baselines: tuple[Baseline, ...] | None = _option(
+        None,
+        SomeOf(BASELINES),
+        "what to compare the vector with, on the same split: directions of the same length that are random, or made by "
+        "logistic regression (logistic), linear discriminant analysis (lda), or principal components (pca), the "
+        "difference at the answer's letter (caa), a system prompt (prompt), 10 solved examples (icl), a list of these, "
+        "or all",
+        uses=("train",),
+        metavar="NAME,…",
+        group=_HOW_TO_TRAIN,
+        default_text="none",
+    )
+    system_prompt: str | None = _option(
+        None,
+        Text("a system prompt"),
+        "a system prompt of your own to try among those of the baseline prompt",
+        uses=("train",),
+        metavar="TEXT",
+        group=_HOW_TO_TRAIN,
+        default_text="none",
     )
     allow_no_gain: bool = _option(
         False,

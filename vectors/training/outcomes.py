@@ -7,6 +7,8 @@ They are kept beside the report as `outcomes.jsonl`, one JSON object a line, so 
     validation      an item of the search: whether it was answered right, unsteered and in every cell of the grid
     retention       an item that should not change, asked once
     retention_text  a plain text: the log-probability of its second half
+
+Lines of a test or a search with a `baseline` are of that baseline instead of the trained vector.
 """
 
 from __future__ import annotations
@@ -138,12 +140,16 @@ class TextOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """The outcomes of one search and test: of one seed, and in a sweep of one number of training items, `size`."""
+    """The outcomes of one search and test: of one seed, and in a sweep of one number of training items, `size`.
+
+    `baseline`: of which baseline, None for the trained vector.
+    """
 
     seed: int
     test: tuple[ItemOutcome, ...]
     validation: tuple[ValidationOutcome, ...] = ()
     size: int | None = None
+    baseline: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +165,7 @@ class Outcomes:
         rows: list[dict[str, Any]] = []
         for found in self.tested:
             name: dict[str, Any] = {"seed": found.seed} | ({} if found.size is None else {"size": found.size})
+            name |= {} if found.baseline is None else {"baseline": found.baseline}
             rows += [{"part": "validation", **name, **item.to_json()} for item in found.validation]
             rows += [{"part": "test", **name, **item.to_json()} for item in found.test]
         rows += [{"part": "retention", **item.to_json()} for item in self.retention]
@@ -168,7 +175,7 @@ class Outcomes:
     @classmethod
     def from_jsonl(cls, content: bytes, name: str = OUTCOMES) -> Self:
         """The outcomes of a file. Raises `InvalidData` at the line that cannot be read."""
-        tests: dict[tuple[int, int | None], tuple[list[ItemOutcome], list[ValidationOutcome]]] = {}
+        tests: dict[tuple[int, int | None, str | None], tuple[list[ItemOutcome], list[ValidationOutcome]]] = {}
         kept: list[ItemOutcome] = []
         texts: list[TextOutcome] = []
         for number, line in enumerate(content.splitlines(), 1):
@@ -180,7 +187,8 @@ class Outcomes:
                 elif part == "retention_text":
                     texts.append(TextOutcome.from_json(found))
                 else:
-                    test, validation = tests.setdefault((found["seed"], found.get("size")), ([], []))
+                    name_of_test = (found["seed"], found.get("size"), found.get("baseline"))
+                    test, validation = tests.setdefault(name_of_test, ([], []))
                     if part == "validation":
                         validation.append(ValidationOutcome.from_json(found))
                     elif part == "test":
@@ -189,7 +197,10 @@ class Outcomes:
                         raise ValueError(f"part: expected test, validation, retention or retention_text, got {part!r}")
             except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
                 raise InvalidData(f"is no outcome of an item ({error!r:.100})", name, number) from None
-        tested = (Tested(seed, tuple(test), tuple(asked), size) for (seed, size), (test, asked) in tests.items())
+        tested = (
+            Tested(seed, tuple(test), tuple(asked), size, baseline)
+            for (seed, size, baseline), (test, asked) in tests.items()
+        )
         return cls(tuple(tested), tuple(kept), tuple(texts))
 
 

@@ -5,6 +5,7 @@ The lettered prompt is exactly that of Painless Activation Steering (Cui & Chen 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,8 +25,16 @@ class Statement:
     speaker: Literal["user", "assistant"] | None = "assistant"
 
 
-Text = ShownItem | Statement
-"""A text to read activations from: a lettered prompt or a statement."""
+@dataclass(frozen=True, slots=True)
+class LetteredAnswer:
+    """A lettered prompt with the letter at `place` as its answer."""
+
+    shown: ShownItem
+    place: int
+
+
+Text = ShownItem | Statement | LetteredAnswer
+"""A text to read activations from: a lettered prompt, without or with an answer, or a statement."""
 
 
 def lettered_prompt(shown: ShownItem) -> str:
@@ -40,6 +49,15 @@ def lettered_prompt(shown: ShownItem) -> str:
 def solved_example(shown: ShownItem, spelling: str = " {}") -> str:
     """A lettered prompt with its right answer, as shown before the next prompt; the authors' `spelling` is `{}`."""
     return f"{lettered_prompt(shown)}{spelling.format(LETTERS[shown.answer])}\n\n"
+
+
+def with_system(turns: Sequence[Message], system: str) -> tuple[Message, ...]:
+    """A chat under a system prompt; the chat's own comes after it, in the same turn. Empty: as it is."""
+    if not system:
+        return tuple(turns)
+    if turns and turns[0].role == "system":
+        return (Message("system", f"{system}\n\n{turns[0].content}"), *turns[1:])
+    return (Message("system", system), *turns)
 
 
 def statement_of(shown: ShownItem, place: int) -> Statement:

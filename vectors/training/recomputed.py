@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vectors.errors import InvalidData
+from vectors.training.baselines import figures_of
 from vectors.training.held_out import HeldOutResult, held_out_report, held_out_result, interval_report
 from vectors.training.method import Method
 from vectors.training.outcomes import Outcomes, Tested
@@ -68,11 +69,12 @@ def _are_same(reported: Any, recomputed: Any) -> bool:
     return bool(reported == recomputed)
 
 
-def _tested(outcomes: Outcomes, seed: int, size: int | None = None) -> Tested:
+def _tested(outcomes: Outcomes, seed: int, size: int | None = None, baseline: str | None = None) -> Tested:
     for found in outcomes.tested:
-        if (found.seed, found.size) == (seed, size) and found.test:
+        if (found.seed, found.size, found.baseline) == (seed, size, baseline) and found.test:
             return found
     what = f"seed {seed}" if size is None else f"seed {seed} with {size} training items"
+    what += "" if baseline is None else f" and the baseline {baseline}"
     raise InvalidData(f"expected the outcomes of {what}, got none", "outcomes.jsonl")
 
 
@@ -99,6 +101,8 @@ def _training(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
     ]
     if splits:
         figures["seeds"] = seeds_report(splits)
+    compared = [_baseline(shown, report, outcomes, first) for shown in report.get("baselines", ())]
+    figures |= {"baselines": compared} if compared else {}
     verdict = verdict_of(
         test,
         method,
@@ -107,12 +111,24 @@ def _training(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
         unsteered_wins=unsteered_wins,
         gains=[seed_test.paired.gain for _, seed_test, _ in splits],
         over_seeds=over_seeds(splits) if splits else None,
+        baselines=compared,
     )
     return figures | {
         "recommended": verdict.is_recommended,
         "reason": verdict.reason,
         "verdict": verdict.to_json(),
     }
+
+
+def _baseline(
+    shown: Mapping[str, Any], report: Mapping[str, Any], outcomes: Outcomes, vector: Tested
+) -> dict[str, Any]:
+    if "reason" in shown:
+        return {"name": shown["name"]}
+    tested = _tested(outcomes, report["seed"], baseline=shown["name"])
+    if [item.line for item in tested.test] != [item.line for item in vector.test]:
+        raise InvalidData(f"the baseline {shown['name']} has other items than the vector", "outcomes.jsonl")
+    return {"name": shown["name"], **figures_of(tested, shown["chosen"]["candidate"], vector.test)}
 
 
 def _point(point: Mapping[str, Any], report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from vectors.data.items import ChoiceItem, DataSet
 from vectors.data.split import gold_places
+from vectors.training.baselines import BaselineResult
 from vectors.training.held_out import HeldOutResult, held_out_report, interval_report
 from vectors.training.method import Method
 from vectors.training.outcomes import ValidationOutcome
@@ -34,6 +35,7 @@ class SeedResult:
     num_items: dict[str, int]
     num_tokens: int
     notes: list[str] = field(default_factory=list)
+    baselines: tuple[BaselineResult, ...] = ()
 
 
 def cell_report(cell: Cell) -> dict[str, Any]:

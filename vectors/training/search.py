@@ -18,7 +18,6 @@ from vectors.training.contrast import Contrast
 from vectors.training.examiner import Advance, Examiner, Question, Steerings, answers_of
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView, Steering
-from vectors.training.options import Variant
 from vectors.training.prompts import Text
 from vectors.vector import SteeringVector
 from vectors.vocabulary import Place, Site
@@ -36,7 +35,7 @@ class Cell:
     retention items of the search, None if it has none.
     """
 
-    variant: Variant
+    variant: str
     site: Site
     layer: int
     shown_scale: float
@@ -62,8 +61,13 @@ class MeanActivations:
         self._sites = tuple(sites)
         self.num_tokens = 0
 
-    def of(self, groups: Sequence[Sequence[Text]], advance: Advance) -> list[tuple[Directions, Mapping[Site, Tensor]]]:
-        """For each group the mean activation `[layers, hidden]` and the mean length of activations `[layers]`."""
+    def of(
+        self, groups: Sequence[Sequence[Text]], advance: Advance, kept: KeptActivations | None = None
+    ) -> list[tuple[Directions, Mapping[Site, Tensor]]]:
+        """For each group the mean activation `[layers, hidden]` and the mean length of activations `[layers]`.
+
+        `kept` receives the activations themselves.
+        """
         texts = list(dict.fromkeys(text for group in groups for text in group))
         prompts = [self._examiner.tokens_of(text) for text in texts]
         self.num_tokens += sum(map(len, prompts))
@@ -75,6 +79,8 @@ class MeanActivations:
         sums = {site: torch.zeros(*shape, self._probe.hidden_size, dtype=torch.float64) for site in self._sites}
         lengths = {site: torch.zeros(*shape, dtype=torch.float64) for site in self._sites}
         for num_done, (index, found) in enumerate(self._probe.activations(prompts, self._sites), 1):
+            if kept is not None:
+                kept.add(texts[index], found)
             for site in self._sites:
                 activation = found[site].double()
                 length = activation.norm(dim=-1)
@@ -91,24 +97,54 @@ class MeanActivations:
         ]
 
 
+class KeptActivations:
+    """The activations of some texts, float32, at the `layers` to be steered: the output of a layer, or with
+    `reads_at_input` that of the one before for the residual site.
+    """
+
+    def __init__(self, texts: Iterable[Text], layers: Sequence[int], *, reads_at_input: bool) -> None:
+        self._texts = frozenset(texts)
+        self._layers = tuple(layers)
+        self._reads_at_input = reads_at_input
+        self._found: dict[Text, dict[Site, Tensor]] = {}
+
+    def add(self, text: Text, activations: Mapping[Site, Tensor]) -> None:
+        """Keep those of a text if it is one of them, `[layers of the model, hidden]` by site."""
+        if text not in self._texts:
+            return
+        self._found[text] = {site: found[list(self._sources(site))] for site, found in activations.items()}
+
+    def of(self, texts: Sequence[Text], place: Place) -> npt.NDArray[np.float64]:
+        """Those of `texts` at a place, `[texts, hidden]`."""
+        site, layer = place
+        row = self._layers.index(layer)
+        found: npt.NDArray[np.float64] = torch.stack([self._found[text][site][row] for text in texts]).double().numpy()
+        return found
+
+    def _sources(self, site: Site) -> Iterable[int]:
+        shift = 1 if self._reads_at_input and site == "residual" else 0
+        return (layer - shift for layer in self._layers)
+
+
 def directions_of(
-    contrasts: Mapping[Variant, Contrast],
+    contrasts: Mapping[str, Contrast],
     shown: Sequence[Text],
     means: MeanActivations,
     *,
     reads_at_input: bool,
     advance: Advance,
-) -> tuple[dict[Variant, Directions], Mapping[Site, Tensor]]:
+    kept: KeptActivations | None = None,
+) -> tuple[dict[str, Directions], Mapping[Site, Tensor]]:
     """The directions of every variant, and the mean length of the activations of `shown` at every layer.
 
-    With `reads_at_input` the residual direction for layer L is the difference at the output of layer L - 1; layer 0
-    then has none (zeros).
+    `kept` receives the activations of its texts. With `reads_at_input` the residual direction for layer L is the
+    difference at the output of layer L - 1; layer 0 then has none (zeros).
     """
     groups: list[Sequence[Text]] = [shown]
     for contrast in contrasts.values():
         groups += [contrast.positive, contrast.negative]
-    (_, lengths), *found = means.of(groups, advance)
-    directions: dict[Variant, Directions] = {}
+    (_, lengths), *found = means.of(groups, advance, kept)
+    directions: dict[str, Directions] = {}
     for number, variant in enumerate(contrasts):
         (positive, _), (negative, _) = found[2 * number : 2 * number + 2]
         difference = {site: (positive[site] - negative[site]).float() for site in positive}
@@ -121,13 +157,13 @@ def directions_of(
 
 
 def grid_of(
-    directions: Mapping[Variant, Directions],
+    directions: Mapping[str, Directions],
     lengths: Mapping[Site, Tensor],
     method: Method,
     layers: Iterable[int],
 ) -> list[Cell]:
     """Every cell, ordered by variant, site, layer (as given) and scale, except places without a direction."""
-    places: list[tuple[Variant, Place]] = [
+    places: list[tuple[str, Place]] = [
         (variant, (site, layer)) for variant in directions for site in method.sites for layer in layers
     ]
     cells = []

@@ -109,6 +109,8 @@ def _carry_out(
     trained = train(view, data, task.method, seed=seed, report=report)
     _say_what_was_read(trained.report, data, notes)
     plots = [*_heat_maps(trained.report, trained.cells, task.method), ("accuracy.png", _accuracy_plot(trained.report))]
+    if trained.report.get("baselines"):
+        plots.append(("baselines.png", _baselines_plot(trained.report)))
     return Done(
         _with_record(trained.vector, data, task.method, seed),
         trained.report,
@@ -237,6 +239,13 @@ def _accuracy_plot(report: dict[str, Any]) -> bytes:
             found = retention[name]
             bars.append(Bar(f"retention, {name}", found["value"], found["low"], found["high"]))
     return accuracy_bars("letter-balanced test accuracy, 95 % intervals", bars)
+
+
+def _baselines_plot(report: dict[str, Any]) -> bytes:
+    found = [("unsteered", report["baseline"]["test"]), ("the vector", report["test"]["accuracy"])]
+    found += [(one["name"], one["accuracy"]) for one in report["baselines"] if "accuracy" in one]
+    bars = [Bar(name, accuracy["value"], accuracy["low"], accuracy["high"]) for name, accuracy in found]
+    return accuracy_bars("letter-balanced test accuracy of the vector and the baselines", bars)
 
 
 def _curve_plot(report: dict[str, Any]) -> bytes:

@@ -20,9 +20,19 @@ import numpy as np
 from vectors.data.items import ChoiceItem, DataSet, PairItem, ShownItem, TextItem
 from vectors.data.split import Parts, shuffle_alike, shuffle_options, split_items
 from vectors.errors import InvalidData, InvalidMethod
+from vectors.training.baselines import (
+    PROMPTED,
+    SearchedBaseline,
+    directions_of_baseline,
+    letters_contrast,
+    report_of_baselines,
+    search_beside,
+    searched_prompts,
+    tested_baselines,
+)
 from vectors.training.contrast import Answered, Contrast, contrast_of
 from vectors.training.examiner import Examiner, Question
-from vectors.training.held_out import measure_steering
+from vectors.training.held_out import measure_steerings
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView
 from vectors.training.options import Variant
@@ -31,7 +41,14 @@ from vectors.training.progress import Report, WorkPlan
 from vectors.training.prompts import Text, statements_of
 from vectors.training.report import SeedResult, over_seeds, training_report
 from vectors.training.retention import MAX_RETENTION_ITEMS, check_retention, harm_of, retention_of, retention_report
-from vectors.training.search import Cell, MeanActivations, best_of, directions_of, grid_of, search
+from vectors.training.search import (
+    Cell,
+    KeptActivations,
+    MeanActivations,
+    best_of,
+    directions_of,
+    grid_of,
+)
 from vectors.training.verdict import verdict_of
 from vectors.vector import SteeringVector
 
@@ -77,6 +94,8 @@ def check_fit(method: Method, view: ModelView) -> tuple[int, ...]:
         raise InvalidMethod(f"site: expected one of {', '.join(view.sites)} for this model, got {lacking[0]!r}", "site")
     if method.prompt == "chat" and not view.has_chat_template:
         raise InvalidMethod("prompt: this model has no chat template; use raw", "prompt")
+    if method.system_prompt is not None and "prompt" not in (method.baselines or ()):
+        raise InvalidMethod("system_prompt: only the baseline prompt uses it; add baselines: prompt", "system_prompt")
     return method.layers_for(view.num_layers)
 
 
@@ -99,8 +118,8 @@ def train(view: ModelView, data: TrainingData, method: Method, *, seed: int, rep
     if method.search_retention and not (retention.searched and retention.items):
         raise InvalidMethod("search_retention: expected two or more retention items, got none", "search_retention")
     results = [
-        train_seed(view, data, method, seed + number, plan, retained=retention.searched)
-        for number in range(method.seeds)
+        train_seed(view, data, one, seed + number, plan, retained=retention.searched)
+        for number, one in enumerate([method] + [dataclasses.replace(method, baselines=None)] * (method.seeds - 1))
     ]
     first = results[0]
     plan.begin("retention", retention.num_prompts)
@@ -109,6 +128,7 @@ def train(view: ModelView, data: TrainingData, method: Method, *, seed: int, rep
     )
     plan.end()
     kept = retention_report(kept_items, kept_texts, retention.texts_from)
+    compared = report_of_baselines(first.baselines, first.test.outcomes)
     verdict = verdict_of(
         first.test,
         method,
@@ -116,14 +136,19 @@ def train(view: ModelView, data: TrainingData, method: Method, *, seed: int, rep
         unsteered_wins=first.unsteered_wins,
         gains=[result.test.paired.gain for result in results],
         over_seeds=over_seeds([(result.seed, result.test, result.num_items) for result in results]),
+        baselines=compared,
     )
     reported = training_report(data.items, method, results, kept, plan.seconds)
     reported["notes"] += harm_of(kept)
+    reported |= {"baselines": compared} if method.baselines else {}
     reported |= {"recommended": verdict.is_recommended, "reason": verdict.reason, "verdict": verdict.to_json()}
     publishes = verdict.is_recommended or method.allow_no_gain
     vector = _make_vector(view, first.chosen, reported) if publishes else None
     outcomes = Outcomes(
-        tuple(Tested(result.seed, result.test.outcomes, result.validation) for result in results),
+        (
+            *(Tested(result.seed, result.test.outcomes, result.validation) for result in results),
+            *(one.tested for one in first.baselines if one.tested is not None),
+        ),
         kept_items,
         kept_texts,
     )
@@ -177,6 +202,7 @@ class Searched:
     num_items: dict[str, int]
     num_tokens: int
     notes: list[str]
+    baselines: tuple[SearchedBaseline, ...] = ()
 
 
 def train_seed(
@@ -195,7 +221,10 @@ def train_seed(
     assert chosen.accuracy is not None
     plan.best = chosen.accuracy
     plan.begin("testing", sum(len(q.order) if isinstance(q, ShownItem) else 1 for q in found.tested))
-    test = measure_steering(found.examiner, found.tested, chosen.steering, plan.advance)
+    steered = [one.chosen for one in found.baselines if isinstance(one.chosen, Cell)]
+    test, *others = measure_steerings(
+        found.examiner, found.tested, [chosen.steering, *(cell.steering for cell in steered)], plan.advance
+    )
     return SeedResult(
         seed=seed,
         chosen=chosen,
@@ -208,6 +237,9 @@ def train_seed(
         num_items=found.num_items,
         num_tokens=found.num_tokens,
         notes=found.notes + _cost_note(chosen, method),
+        baselines=tested_baselines(
+            found.baselines, seed, found.tested, test.outcomes, [other.outcomes for other in others], plan.advance
+        ),
     )
 
 
@@ -230,6 +262,7 @@ def search_seed(
     answers = _answer(plain, training, plan)
     examiner, plain_accuracy, notes = plain, None, []
     full = answers  # the answers and prompts of pas_full, which the authors take without exemplars
+    exemplars: tuple[ShownItem, ...] = ()
     if method.icl:
         exemplars, answers = _exemplars(answers, method, seed)
         examiner = Examiner(view, method, exemplars)
@@ -237,7 +270,7 @@ def search_seed(
         plan.begin("answering", len(answers))
         answers = _answer(examiner, [answer.item for answer in answers], plan)
         full = full if method.is_paper else answers
-    contrasts: dict[Variant, Contrast] = {}
+    contrasts: dict[str, Contrast] = {}
     for variant in method.variants:
         grouped = full if variant == "pas_full" else answers
         contrast = contrast_of(variant, grouped)
@@ -247,17 +280,32 @@ def search_seed(
             notes.append(f"{variant} has nothing to contrast: {_explain_one_sided(grouped, variant)}")
     if not contrasts:
         raise InvalidData(notes[0], data.items.name)
+    layers, names = method.layers_for(view.num_layers), method.baselines or ()
+    letters = letters_contrast(answers)
+    read = contrasts | ({"caa": letters} if "caa" in names and letters.is_usable else {})
+    compared = [text for contrast in contrasts.values() for text in (*contrast.positive, *contrast.negative)]
+    kept = KeptActivations(compared if names else (), layers, reads_at_input=method.reads_at_input)
     means = MeanActivations(view, plain if method.is_paper else examiner, method.sites)
     shown = [_text_of(answer.item) for answer in answers]
-    plan.begin("reading activations", len(shown))
+    plan.begin("reading activations", len(full))
     directions, lengths = directions_of(
-        contrasts, shown, means, reads_at_input=method.reads_at_input, advance=plan.advance
+        read, shown, means, reads_at_input=method.reads_at_input, advance=plan.advance, kept=kept
     )
-    cells = grid_of(directions, lengths, method, method.layers_for(view.num_layers))
+    cells = grid_of({variant: directions[variant] for variant in contrasts}, lengths, method, layers)
     if not cells:
         raise InvalidData("the two groups of texts have the same activations everywhere", data.items.name)
+    others = {
+        name: grid_of(directions_of_baseline(name, contrasts, directions, kept, layers, seed), lengths, method, layers)
+        for name in names
+        if name not in PROMPTED
+    }
     plan.begin("searching", len(validation) + len(retained))
-    right, cells = search(cells, validation, examiner, plan.advance, retained)
+    right, cells, searched = search_beside(cells, others, validation, examiner, method, plan.advance, retained)
+    searched += [
+        searched_prompts(name, view, method, exemplars, training, validation, right[0])
+        for name in names
+        if name in PROMPTED
+    ]
     return Searched(
         seed=seed,
         examiner=examiner,
@@ -269,6 +317,7 @@ def search_seed(
         num_items={"train": len(answers), "validation": len(validation), "test": len(tested)},
         num_tokens=means.num_tokens,
         notes=notes,
+        baselines=tuple(searched),
     )
 
 

@@ -118,7 +118,7 @@ class SomeOf(Value):
         return names[0] if len(names) == 1 else names
 
     def to_json(self, value: Any) -> Any:
-        return _ALL if value == self.names else list(value)
+        return None if value is None else _ALL if value == self.names else list(value)
 
     def schema(self) -> dict[str, Any]:
         return {"anyOf": [{"enum": [*self.names, _ALL, None]}, _list_of({"enum": list(self.names)})]}

@@ -67,12 +67,14 @@ def verdict_of(
     unsteered_wins: bool | None = None,
     gains: Sequence[float] = (),
     over_seeds: SeedsTest | None = None,
+    baselines: Sequence[Mapping[str, Any]] = (),
 ) -> Verdict:
     """The verdict on a test and a report's `retention`.
 
     `is_held_out`: False when an existing vector was trained on the file, no one knows on which of its items.
     `unsteered_wins`: whether no cell of the search beat the unsteered model, None without a search. `gains` are those
-    of all seeds, tested by `over_seeds`.
+    of all seeds, tested by `over_seeds`. `baselines`: the report's table; the reason says so where prompting does as
+    well, which no rule forbids.
     """
     rules = [] if is_held_out else [_NOT_HELD_OUT]
     rules += [] if unsteered_wins is None else [_validation(unsteered_wins)]
@@ -80,8 +82,27 @@ def verdict_of(
     if over_seeds is not None:
         rules.append(_seeds(gains, over_seeds))
     rules += _retention(retention, method)
-    return Verdict(tuple(rules), _reason(rules, test))
+    return Verdict(tuple(rules), "; ".join([_reason(rules, test), *_prompting(baselines)]))
 
+
+def _prompting(baselines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where prompting gains and the vector is not significantly better."""
+    found = []
+    for baseline in baselines:
+        if baseline["name"] not in _PROMPTING or "gain" not in baseline or baseline["gain"] <= 0:
+            continue
+        over = baseline["vector_over"]
+        if over["gain"] > 0 and over["p"] < SIGNIFICANCE:
+            continue
+        does = "better" if over["ci95"][1] < 0 else "as well"
+        found.append(
+            f"{_PROMPTING[baseline['name']]} does {does}: {100 * baseline['accuracy']['value']:.1f} %, the vector "
+            f"{100 * over['gain']:+.1f} points from that, {over['method']} p = {over['p']:.2g}"
+        )
+    return found
+
+
+_PROMPTING = {"prompt": "a system prompt", "icl": "a prompt with solved examples"}
 
 _NOT_HELD_OUT = Rule(
     "held_out",

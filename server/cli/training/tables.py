@@ -17,6 +17,9 @@ def show_report(report: _Report, console: Console) -> None:
     test = report["test"]
     console.print(_comparison(report))
     console.print()
+    if baselines := report.get("baselines"):
+        console.print(_baselines(baselines))
+        console.print()
     rows = []
     if "chosen" in report:
         rows += [("chosen", _chosen(report["chosen"])), ("validation", _validation(report))]
@@ -76,6 +79,25 @@ def _comparison(report: _Report) -> Table:
         table.add_row("retention", before, after, _points(kept["change"]))
     if (kept := retention["perplexity"]) is not None:
         table.add_row("text perplexity", f"{kept['baseline']:.4g}", f"{kept['steered']:.4g}", f"× {kept['ratio']:.3f}")
+    return table
+
+
+def _baselines(baselines: Sequence[_Report]) -> Table:
+    table = _table("baseline", "test accuracy", "gain", "the vector over it", "p", "chosen")
+    for found in baselines:
+        if "reason" in found:
+            table.add_row(*map(Text, (found["name"], "not made", "", "", "", found["reason"])))
+            continue
+        over, chosen = found["vector_over"], found["chosen"]
+        if "system_prompt" in chosen:
+            what = chosen["system_prompt"][:60]
+        elif "exemplars" in chosen:
+            what = f"{chosen['exemplars']} solved examples"
+        else:
+            variant = "" if chosen["variant"] == found["name"] else f"{chosen['variant']}, "
+            what = f"{variant}{chosen['site']} layer {chosen['layer']}, scale {chosen['scale']:.4g}"
+        cells = (found["name"], _accuracy(found["accuracy"]), _gain(found), _gain(over), f"{over['p']:.2g}", what)
+        table.add_row(*map(Text, cells))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -64,6 +65,7 @@ class HashProbe:
         raise NotImplementedError
 
 
+@functools.lru_cache(maxsize=4096)
 def drawn(prompt: tuple[int, ...], purpose: str, *shape: int) -> Tensor:
     seed = int.from_bytes(hashlib.sha256(f"{prompt} {purpose}".encode()).digest()[:6], "big")
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

@@ -32,6 +32,8 @@ FULL: dict[str, Any] = {
     "max_loss": 0.02,
     "max_perplexity": 2.0,
     "search_retention": True,
+    "baselines": ["random", "prompt"],
+    "system_prompt": "Answer truthfully.",
     "allow_no_gain": True,
 }
 
@@ -158,6 +160,10 @@ MALFORMED: list[tuple[str, object]] = [
     ("paper_offset", 1),
     ("paper_offset", "yes"),
     ("relative_scales", 0),
+    ("baselines", "none"),
+    ("baselines", []),
+    ("baselines", ["pca", "pca"]),
+    ("system_prompt", 3),
     ("allow_no_gain", "false"),
     ("lambda", 1),
     ("variants", ["pas_full"]),

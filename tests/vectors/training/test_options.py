@@ -50,6 +50,8 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "max_loss": (["--max-loss", "0.02"], 0.02),
     "max_perplexity": (["--max-perplexity", "2"], 2.0),
     "search_retention": (["--search-retention"], True),
+    "baselines": (["--baselines", "random,prompt"], ["random", "prompt"]),
+    "system_prompt": (["--system-prompt", "Be right."], "Be right."),
     "allow_no_gain": (["--allow-no-gain"], True),
     "map": (
         ["--map", "question=my stem, choices=opt_a+opt_b"],
