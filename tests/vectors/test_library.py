@@ -267,6 +267,7 @@ def test_training_is_the_servers(
     assert ours.files.keys() == dict(theirs.files).keys()
     assert json.loads(ours.files["report.json"]) == json.loads(json.dumps(ours.report))
     assert list(dict.fromkeys(step.phase for step in seen)) == [
+        "reading the data",
         "answering",
         "reading activations",
         "searching",
