@@ -107,11 +107,12 @@ class DataSet:
     understood: Understood | None = None
 
     def described(self) -> dict[str, Any]:
-        """What was understood, as JSON: `format`, `shape`, `fields`, `rows`, `items`, `skipped`, `classes`, `first`."""
+        """What was understood, as JSON: `format`, `shape`, `fields`, `rows`, `items`, `skipped`, `classes`, `notes`,
+        `first`."""
         first = self.items[0]
         shown: dict[str, Any] = {"items": len(self.items)}
         if self.understood is not None:
-            shown = dataclasses.asdict(self.understood) | shown
+            shown = dataclasses.asdict(self.understood) | {"notes": list(self.understood.notes)} | shown
         if isinstance(first, ChoiceItem):
             item = {"question": _short(first.question), "choices": [_short(choice) for choice in first.choices]}
             return shown | {"first": item | {"answer": LETTERS[first.answer]}}

@@ -281,13 +281,14 @@ def search_seed(
     if not contrasts:
         raise InvalidData(notes[0], data.items.name)
     layers, names = method.layers_for(view.num_layers), method.baselines or ()
-    letters = letters_contrast(answers)
-    read = contrasts | ({"caa": letters} if "caa" in names and letters.is_usable else {})
+    read = dict(contrasts)
+    if "caa" in names and (letters := letters_contrast(answers)).is_usable:
+        read["caa"] = letters
     compared = [text for contrast in contrasts.values() for text in (*contrast.positive, *contrast.negative)]
     kept = KeptActivations(compared if names else (), layers, reads_at_input=method.reads_at_input)
     means = MeanActivations(view, plain if method.is_paper else examiner, method.sites)
     shown = [_text_of(answer.item) for answer in answers]
-    plan.begin("reading activations", len(full))
+    plan.begin("reading activations", len(shown))
     directions, lengths = directions_of(
         read, shown, means, reads_at_input=method.reads_at_input, advance=plan.advance, kept=kept
     )
