@@ -16,8 +16,10 @@ from server.demo.heldout import quiz_items
 from tests.server.cli.running import DEADLINE, ServerProcess
 
 NUM_STREAMS = 8
-METHOD: Any = {"type": "steering", "steering": {"variant": "pas_full", "layers": [3], "scales": [0.5, 0.75, 1]}}
+METHOD: Any = {"type": "steering", "steering": {"variant": "pas_full", "layers": [3], "scales": [0.5, 0.75]}}
 FINAL = ("succeeded", "failed", "cancelled")
+JOB_DEADLINE = 5 * DEADLINE
+"""Seconds after which a job is missing; training gives way to chats, and eight of them run beside it."""
 
 
 def under_other_names(rows: bytes) -> bytes:
@@ -49,7 +51,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def finished(sdk: openai.OpenAI, job_id: str) -> Any:
     """The job when it has ended."""
     pause = threading.Event()
-    for _ in range(int(DEADLINE / 0.1)):
+    for _ in range(int(JOB_DEADLINE / 0.1)):
         job = sdk.fine_tuning.jobs.retrieve(job_id)
         if job.status in FINAL:
             return job
@@ -73,7 +75,7 @@ def stream(sdk: openai.OpenAI, number: int) -> list[str]:
 def test_from_upload_to_a_steered_answer_while_eight_streams_run(url: str) -> None:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=DEADLINE) as sdk:
         alone = [stream(sdk, number) for number in range(NUM_STREAMS)]
-        uploaded = sdk.files.create(file=("beliefs.jsonl", sycophancy(200)), purpose="fine-tune")
+        uploaded = sdk.files.create(file=("beliefs.jsonl", sycophancy(100)), purpose="fine-tune")
         trained = threading.Event()
         beside: list[int] = []
 
@@ -106,7 +108,8 @@ def test_from_upload_to_a_steered_answer_while_eight_streams_run(url: str) -> No
         assert report["test"]["accuracy"]["value"] >= 0.75
         assert report["test"]["mcnemar_p"] < 0.001
         assert report["recommended"] is True
-        pictures = [sdk.files.content(name).read() for name in job.result_files[1:]]
+        *pictures, outcomes = [sdk.files.content(name).read() for name in job.result_files[1:]]
+        assert all(json.loads(line) for line in outcomes.splitlines())
         assert pictures
         assert all(picture.startswith(b"\x89PNG") for picture in pictures)
         answer = sdk.chat.completions.create(
