@@ -177,7 +177,7 @@ class Settings:
         "auto",
         _one_of("auto", "float32", "bfloat16", "float16"),
         "DTYPE",
-        "precision: auto (as stored), float32, bfloat16 or float16",
+        "precision: auto (as stored; float32 on a CPU that is much slower with that), float32, bfloat16 or float16",
     )
     revision: str | None = _option(
         None, _text, "REVISION", "branch, tag or commit; for hub models only", "the main branch"

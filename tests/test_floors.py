@@ -167,7 +167,7 @@ FLOORS: dict[str, str] = {
         chat
     """,
     "server.cli.loading": """
-        __init__ memory progress
+        __init__ progress
         engine
     """,
     "server.cli.serve": """
@@ -192,8 +192,8 @@ FLOORS: dict[str, str] = {
         train
     """,
     "server.engine": """
-        current errors
-        __init__ attention generation_config grammar pacing refusal
+        current errors free_memory
+        __init__ attention generation_config grammar pacing precision refusal
         masks recurrent
         cache checkpoint_files context evidence request self_test towers
         checkpoint protocol sampler wanted

@@ -126,7 +126,7 @@ def load_model(
     target = resolve_device(device)
     on_progress("loading the weights")
     module: PreTrainedModel = load_checkpoint(
-        str(source), revision=revision, dtype="auto" if dtype == "auto" else DTYPES[dtype]
+        str(source), revision=revision, dtype=None if dtype == "auto" else DTYPES[dtype], device=target
     )
     if adapter is not None:
         on_progress("merging the adapter")

@@ -128,8 +128,8 @@ def _warn_of_tokens(text: TextProcessor, vocab_size: int) -> None:
 
 
 def _load_engine(settings: Settings, source: ModelSource, begin: Callable[[str], None]) -> BatchingEngine:
-    from server.cli.loading.memory import free_bytes
     from server.engine.engine import BatchingEngine, EngineSettings
+    from server.engine.free_memory import free_bytes
     from server.engine.memory import plan_memory
     from server.engine.model import load_model
     from server.engine.refusal import ModelRefused

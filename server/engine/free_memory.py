@@ -1,4 +1,4 @@
-"""How much memory is free for the KV cache on a device."""
+"""How much memory is free on a device, for weights and the KV cache."""
 
 from __future__ import annotations
 
