@@ -177,7 +177,13 @@ class Settings:
         "auto",
         _one_of("auto", "float32", "bfloat16", "float16"),
         "DTYPE",
-        "precision: auto (as stored; float32 on a CPU that is much slower with that), float32, bfloat16 or float16",
+        "precision: auto (as stored, or float32 on a CPU that is faster with it), float32, bfloat16 or float16",
+    )
+    kernels: str = _option(
+        "auto",
+        _one_of("auto", "compiled", "torch"),
+        "KERNELS",
+        "who computes on a CPU: auto (what is faster), compiled (in float32; needs a C compiler) or torch",
     )
     revision: str | None = _option(
         None, _text, "REVISION", "branch, tag or commit; for hub models only", "the main branch"

@@ -76,7 +76,7 @@ FLOORS: dict[str, str] = {
         task
     """,
     "server": """
-        __init__ config errors keys durable_database
+        __init__ config errors keys durable_database kernels
         steering
         engine marks
         detokenizer
@@ -193,11 +193,11 @@ FLOORS: dict[str, str] = {
     """,
     "server.engine": """
         current errors free_memory
-        __init__ attention generation_config grammar pacing precision refusal
+        __init__ attention generation_config grammar pacing packing precision refusal
         masks recurrent
         cache checkpoint_files context evidence request self_test towers
         checkpoint protocol sampler wanted
-        adapter
+        adapter weights
         admission description kv_pages queries
         page_table
         sequence
@@ -210,8 +210,12 @@ FLOORS: dict[str, str] = {
     """,
     "server.engine.attention": """
         __init__ interface latent partial
-        function stretches
+        compiled function stretches
         choice
+    """,
+    "server.kernels": """
+        __init__ building
+        library
     """,
     "server.engine.recurrent": """
         __init__ slots states

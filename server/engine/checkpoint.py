@@ -25,7 +25,6 @@ from transformers import (
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from server.engine.checkpoint_files import check_files
-from server.engine.precision import cpu_dtype
 from server.engine.refusal import OWN_CODE, ModelRefused, needs_own_code
 
 _log = logging.getLogger(__name__)
@@ -41,12 +40,9 @@ _KV_SCALES = ("k_scale", "v_scale", "kv_scale", "q_scale", "prob_output_scale")
 """Scales for a KV cache of 8 bits, which is not used here."""
 
 
-def load_checkpoint(
-    source: str, *, revision: str | None, dtype: torch.dtype | None, device: torch.device
-) -> PreTrainedModel:
-    """The causal language model in folder or hub id `source`, complete, on the CPU.
+def load_checkpoint(source: str, *, revision: str | None, dtype: torch.dtype | str) -> PreTrainedModel:
+    """The causal language model in folder or hub id `source`, complete. `dtype` "auto": as the checkpoint says.
 
-    `dtype` None: as the checkpoint says, or float32 where `device` is a CPU that is slow with it (see `precision.py`).
     A multimodal checkpoint gives the multimodal model. Code from the model's repository is never run. Raises
     `ModelRefused`.
     """
@@ -55,15 +51,12 @@ def load_checkpoint(
         try:
             config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
             check_quantisation(source, config)
-            candidates = _classes_for(source, config)
-            if dtype is None and device.type == "cpu":
-                dtype = _cpu_dtype(config, candidates[0])
-            for candidate in candidates:
+            for candidate in _classes_for(source, config):
                 module, report = candidate.from_pretrained(
                     source,
                     config=config,
                     revision=revision,
-                    dtype=dtype or "auto",
+                    dtype=dtype,
                     trust_remote_code=False,
                     use_safetensors=True,
                     output_loading_info=True,
@@ -78,22 +71,6 @@ def load_checkpoint(
     check_weights(source, module, report)
     loaded: PreTrainedModel = module
     return loaded
-
-
-def _cpu_dtype(config: Any, candidate: Any) -> torch.dtype | None:
-    """The dtype to compute in on a CPU; None, as the checkpoint says, if it is quantised or its config says none."""
-    text = config.get_text_config(decoder=True)
-    described = (config, text)
-    stored = next((found.dtype for found in described if isinstance(found.dtype, torch.dtype)), None)
-    if stored is None or any(getattr(found, "quantization_config", None) is not None for found in described):
-        return None
-
-    def count_parameters() -> int:
-        with torch.device("meta"):
-            make = getattr(candidate, "from_config", None) or candidate._from_config
-            return sum(parameter.numel() for parameter in make(config).parameters())
-
-    return cpu_dtype(stored, count_parameters)
 
 
 def check_quantisation(source: str, config: Any) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from typing import Self
 
+import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from server.engine.generation_config import sampling_defaults, suppressed_tokens, unapplied_fields
@@ -13,19 +17,36 @@ from vectors.sites import ModelSites
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """How many weights a model has, their bytes, and the dtype of the first, as they were loaded."""
+
+    num_parameters: int
+    num_bytes: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Self:
+        """The weights of `module`, before they are packed."""
+        weights = list(module.parameters())
+        num_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
+        return cls(sum(weight.numel() for weight in weights), num_bytes, weights[0].dtype)
+
+
 def describe_model(
     module: PreTrainedModel,
     sites: ModelSites,
+    stored: StoredWeights,
     *,
     model_id: str,
     max_model_len: int,
 ) -> ModelInfo:
-    """Describe `module`, which is served with a context of `max_model_len` tokens."""
+    """Describe `module`, whose weights were `stored`, and which is served with a context of `max_model_len` tokens."""
     config = module.config.get_text_config(decoder=True)
     eos_token_ids, generation = _eos_token_ids(module), module.generation_config
     if unapplied := unapplied_fields(generation):
         _log.warning("the model's generation config asks for what is not applied: %s", ", ".join(unapplied))
-    parameters = list(module.parameters())
+    parameter = next(module.parameters())
     return ModelInfo(
         model_id=model_id,
         architecture=type(module).__name__,
@@ -37,10 +58,11 @@ def describe_model(
         eos_token_ids=eos_token_ids,
         sampling_defaults=sampling_defaults(generation),
         suppressed_token_ids=suppressed_tokens(generation, eos_token_ids, config.vocab_size),
-        num_parameters=sum(parameter.numel() for parameter in parameters),
-        num_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
-        dtype=str(parameters[0].dtype).removeprefix("torch."),
-        device=str(parameters[0].device),
+        num_parameters=stored.num_parameters,
+        num_bytes=stored.num_bytes,
+        weights_dtype=str(stored.dtype).removeprefix("torch."),
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        device=str(parameter.device),
     )
 
 

@@ -20,21 +20,23 @@ from transformers import PreTrainedModel
 from server.engine.adapter import merge_adapter
 from server.engine.attention.choice import attention_for
 from server.engine.attention.interface import LayerAttention, PagedAttention, Reach, page_groups
-from server.engine.checkpoint import load_checkpoint
 from server.engine.context import known_context, settle_context
-from server.engine.description import describe_model
+from server.engine.description import StoredWeights, describe_model
 from server.engine.evidence import (
     hand_over_attention,
     require_attention_interface,
     run_with_cache,
     working_sites,
 )
+from server.engine.packing import pack_model
 from server.engine.protocol import ModelInfo
 from server.engine.recurrent.probe import hand_over_recurrence
 from server.engine.recurrent.states import StateLayout
 from server.engine.refusal import ModelRefused
 from server.engine.self_test import check_exactness
 from server.engine.towers import drop_unused_towers
+from server.engine.weights import KERNELS, load_weights
+from server.kernels.library import Kernels
 from vectors.sites import ModelSites, SitesNotFound, find_sites
 
 _log = logging.getLogger(__name__)
@@ -114,19 +116,22 @@ def load_model(
     revision: str | None = None,
     adapter: str | None = None,
     max_model_len: int | None = None,
+    kernels: str = "auto",
     on_progress: Callable[[str], None] = lambda phase: None,
 ) -> LoadedModel:
     """Load from a folder or a hub id; `adapter` is a PEFT LoRA folder or hub id, merged into the weights.
 
-    `on_progress` is called at the start of each phase. Code from the model's repository is never run.
-    Raises `ModelRefused`.
+    `dtype` "auto" and `kernels` (one of `KERNELS`) as in `weights.py`: on a CPU, what is fastest there. `on_progress`
+    is called at the start of each phase. Code from the model's repository is never run. Raises `ModelRefused`.
     """
+    if kernels not in KERNELS:
+        raise ModelRefused(f"kernels: expected one of {', '.join(KERNELS)}, got {kernels!r}")
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelRefused(f"dtype: expected one of auto, {', '.join(DTYPES)}, got {dtype!r}")
     target = resolve_device(device)
     on_progress("loading the weights")
-    module: PreTrainedModel = load_checkpoint(
-        str(source), revision=revision, dtype=None if dtype == "auto" else DTYPES[dtype], device=target
+    module, compiled = load_weights(
+        str(source), revision=revision, dtype=DTYPES.get(dtype), device=target, kernels=kernels
     )
     if adapter is not None:
         on_progress("merging the adapter")
@@ -139,7 +144,7 @@ def load_model(
         raise ModelRefused(f"{source} does not fit on {target}: {error}") from error
     on_progress("probing the attention")
     name = model_id or (Path(source).name if Path(source).is_dir() else str(source))
-    return prepare_model(module, model_id=name, max_model_len=max_model_len)
+    return prepare_model(module, model_id=name, max_model_len=max_model_len, kernels=compiled)
 
 
 def _drop_towers(module: PreTrainedModel) -> None:
@@ -151,11 +156,20 @@ def _drop_towers(module: PreTrainedModel) -> None:
         _log.warning("served as text: %s left out", ", ".join(dropped))
 
 
-def prepare_model(module: PreTrainedModel, *, model_id: str = "model", max_model_len: int | None = None) -> LoadedModel:
-    """Give `module` our attention, verify that it computes the same, and describe it. Raises `ModelRefused`."""
+def prepare_model(
+    module: PreTrainedModel,
+    *,
+    model_id: str = "model",
+    max_model_len: int | None = None,
+    kernels: Kernels | None = None,
+) -> LoadedModel:
+    """Give `module` our attention, verify that it computes the same, and describe it. Raises `ModelRefused`.
+
+    `kernels`: the compiled ones that are to compute it, in float32; None for PyTorch's.
+    """
     architecture = type(module).__name__
     try:
-        return _prepare(module, model_id, max_model_len)
+        return _prepare(module, model_id, max_model_len, kernels)
     except ModelRefused:
         raise
     except SitesNotFound as error:
@@ -167,20 +181,23 @@ def prepare_model(module: PreTrainedModel, *, model_id: str = "model", max_model
         raise ModelRefused(f"{architecture} cannot run in packed batches: {reason}; {_WAY_OUT}") from error
 
 
-def _prepare(module: PreTrainedModel, model_id: str, max_model_len: int | None) -> LoadedModel:
+def _prepare(module: PreTrainedModel, model_id: str, max_model_len: int | None, kernels: Kernels | None) -> LoadedModel:
     try:
         sites = find_sites(module)
     except SitesNotFound:
         require_attention_interface(module, module)  # which is the better reason
         raise
     require_attention_interface(module, sites.decoder)
+    stored = StoredWeights.of(module)
+    if kernels is not None:
+        pack_model(module, kernels)
     parameter = next(module.parameters())
     layers = hand_over_attention(module, sites.num_layers, context=known_context(module, max_model_len))
     states = hand_over_recurrence(module, functools.partial(run_with_cache, module))
-    attention = attention_for(layers, parameter.dtype, parameter.device)
+    attention = attention_for(layers, parameter.dtype, parameter.device, is_compiled=kernels is not None)
     all_sites, sites = sites, working_sites(module, sites, attention, layers)
     context = settle_context(module, max_model_len)  # last, so that it asks only for what lets the model be served
-    info = describe_model(module, sites, model_id=model_id, max_model_len=context)
+    info = describe_model(module, sites, stored, model_id=model_id, max_model_len=context)
     keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
     model = LoadedModel(module, sites, info, layers, attention, parameter.dtype, parameter.device, keeps_logits, states)
     check_exactness(module, model.forward, all_sites, attention, layers, states, context)

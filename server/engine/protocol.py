@@ -34,6 +34,7 @@ class ModelInfo:
     sampling_defaults: Mapping[str, float]
     num_parameters: int
     num_bytes: int
+    weights_dtype: str
     dtype: str
     device: str
     suppressed_token_ids: frozenset[int] = frozenset()

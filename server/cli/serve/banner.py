@@ -31,7 +31,7 @@ class Readiness:
             f"tiller is ready at {self.url}",
             "",
             f"  model    {model.model_id}: {model.architecture}, {_count(model.num_parameters)} parameters, "
-            f"{_size(model.num_bytes)} in {model.dtype} on {model.device}, context {model.max_model_len} tokens",
+            f"{_size(model.num_bytes)} in {self._precision()} on {model.device}, context {model.max_model_len} tokens",
         ]
         if self.is_demo:
             lines += [
@@ -70,6 +70,7 @@ class Readiness:
             "architecture": model.architecture,
             "num_parameters": model.num_parameters,
             "num_bytes": model.num_bytes,
+            "weights_dtype": model.weights_dtype,
             "dtype": model.dtype,
             "device": model.device,
             "max_model_len": model.max_model_len,
@@ -95,6 +96,10 @@ class Readiness:
             parts.append('-H "Authorization: Bearer $TILLER_API_KEY"')
         parts.append(f"-d {shlex.quote(json.dumps(body))}")
         return " \\\n  ".join(parts)
+
+    def _precision(self) -> str:
+        stored, computed = self.model.weights_dtype, self.model.dtype
+        return stored if stored == computed else f"{stored}, computed in {computed}"
 
     def _vectors(self) -> str:
         if self.num_vectors == 0:

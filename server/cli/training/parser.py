@@ -20,6 +20,7 @@ ENGINE_SETTINGS = (
     "model",
     "device",
     "dtype",
+    "kernels",
     "revision",
     "adapter",
     "chat_template",

@@ -11,8 +11,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
+import pytest
+
+from server.engine.model import prepare_model
 from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, Generate, SamplingParams, TokenOutput
+from server.kernels.library import load_kernels
 from tests.families import build
 from tests.server.engine.contract.naive import NaiveEngine
 from tests.server.engine.driving import engine_of, loaded, prompt_of
@@ -32,9 +36,16 @@ class MakeEngine(Protocol):
 
 
 def _batching(
-    *, max_requests: int | None = None, end_token_ids: frozenset[int] = frozenset(), **changes: int
+    *,
+    max_requests: int | None = None,
+    end_token_ids: frozenset[int] = frozenset(),
+    is_compiled: bool = False,
+    **changes: int,
 ) -> Engine:
-    model = loaded()
+    kernels = load_kernels() if is_compiled else None
+    if is_compiled and kernels is None:
+        pytest.skip("there is no C compiler")
+    model = loaded() if kernels is None else prepare_model(build("llama"), kernels=kernels)
     model = replace(model, info=replace(model.info, eos_token_ids=end_token_ids))
     limits = {} if max_requests is None else {"max_running": 1, "max_queue": max_requests - 1}
     return engine_of(model, **(changes | limits)).start()
@@ -48,6 +59,7 @@ def _naive(*, max_requests: int | None = None, end_token_ids: frozenset[int] = f
 ENGINES: dict[str, MakeEngine] = {
     "batching": _batching,
     "batching, small chunks and few pages": partial(_batching, max_batch_tokens=5, num_pages=64),
+    "batching, compiled kernels": partial(_batching, is_compiled=True),
     "naive": _naive,
 }
 
