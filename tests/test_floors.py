@@ -187,8 +187,8 @@ FLOORS: dict[str, str] = {
     "server.engine": """
         current errors
         __init__ attention generation_config grammar pacing refusal
-        masks recurrent
-        cache checkpoint_files context evidence request self_test towers
+        late_entry masks recurrent
+        branches cache checkpoint_files context entry_probe evidence request self_test towers
         checkpoint protocol sampler wanted
         adapter
         admission description kv_pages queries

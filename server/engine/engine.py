@@ -180,7 +180,13 @@ class BatchingEngine:
     def submit(self, request: EngineRequest, sink: OutputSink) -> None:
         """See `protocol.Engine.submit`."""
         check_request(request, self._model.info, self._max_tokens)
-        sequence = TokenSequence(request, sink, self._model.info.eos_token_ids, self._kv)
+        sequence = TokenSequence(
+            request,
+            sink,
+            self._model.info.eos_token_ids,
+            self._kv,
+            num_skippable_blocks=self._model.info.num_layers if self._model.allows_late_entry else 0,
+        )
         with self._changed:
             if not self._accepts:
                 raise EngineStopped
@@ -290,7 +296,7 @@ class BatchingEngine:
                 continue
             is_last = result.chunk.is_last
             if result.branch_logits is not None:
-                sequence.add_branch_scores(branch_scores(result.branch_logits, sequence.wanted.next_token_ids))
+                sequence.branches.add_scores(branch_scores(result.branch_logits))
             else:
                 self._note_known(result)
                 sequence.advance(result.chunk.num_new)

@@ -45,13 +45,13 @@ def sampled_logprobs(
 
 def next_scores(logits: Tensor, token_ids: Sequence[int]) -> tuple[float, ...]:
     """Log-probabilities of `token_ids` under `logits` `[vocabulary]`."""
-    return tuple(branch_scores(logits[None], token_ids)[0].tolist())
+    return tuple(torch.log_softmax(logits.to(torch.float32), dim=-1)[list(token_ids)].tolist())
 
 
-def branch_scores(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
-    """Log-probabilities of `token_ids`, float32 `[branches, tokens]` (CPU), from `logits` `[branches, vocabulary]`."""
-    logprobs = torch.log_softmax(logits.to(torch.float32), dim=-1)
-    return logprobs[:, list(token_ids)].cpu()
+def branch_scores(logits: Tensor) -> Tensor:
+    """Logits `[branches, tokens]` as scores, float32 (CPU): NaN in a row that is not finite."""
+    scores = logits.to(torch.float32).cpu()
+    return scores.where(torch.isfinite(scores).all(dim=-1, keepdim=True), torch.nan)
 
 
 def last_output(
@@ -84,7 +84,7 @@ def last_output(
             head = [known.logprob for known in sequence.known_logprobs if known is not None]
             return replace(output, scores=tuple((*head, score) for score in sequence.next_scores))
         case Branch():
-            return replace(output, branch_scores=torch.cat(sequence.branch_scores))
+            return replace(output, branch_scores=sequence.branches.scores)
         case Capture():
             return replace(output, activations=_captured_activations(sequence))
         case _ as unknown:

@@ -127,10 +127,11 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """Give the log-probabilities of `token_ids` as the next token after the prompt, under each of `plans`.
+    """Give the logits of `token_ids` as the next token after the prompt, under each of `plans`.
 
-    The prompt's last token is computed once for each plan, side by side; the tokens before it are steered by the
-    request's own plan. So `plans` may differ from it only at the last prompt token.
+    They are log-probabilities up to a constant for each plan, enough to compare the tokens. The prompt's last token is
+    computed for each plan, side by side, from the first block on at which the plan differs from the request's own; the
+    tokens before it are steered by the request's own plan. So `plans` may differ from it only at the last prompt token.
     """
 
     plans: tuple[SteeringPlan, ...]

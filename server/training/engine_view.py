@@ -79,13 +79,13 @@ class EngineView:
         for index, found in self._stream(enumerate(prompts), begin):
             yield index, {site: torch.cat([found[site, layer] for layer in layers]) for site in sites}
 
-    def next_token_logprobs(
+    def next_token_logits(
         self,
         prompts: Sequence[tuple[int, ...]],
         token_ids: Sequence[tuple[int, ...]],
         steerings: Sequence[tuple[Steering, ...]],
     ) -> Iterator[tuple[int, Tensor]]:
-        """See `vectors.training.model_view.ModelView.next_token_logprobs`."""
+        """See `vectors.training.model_view.ModelView.next_token_logits`."""
         plans = [self._plan_of(steering) for steering in steerings]
         groups = _groups_of(plans)
         order = torch.tensor([number for group in groups for number in group])

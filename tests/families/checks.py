@@ -285,7 +285,8 @@ def _check_branches(engine: BatchingEngine, plain: PreTrainedModel, sites: Model
         logprobs_of(plain, prompt, [Added(sites.modules[site][layer], direction, only_last=True)])[-1, choices]
         for layer, direction in places
     ]
-    findings.differ("branches", float((future.result(timeout=0) - torch.stack(expected)).abs().max()))
+    found = future.result(timeout=0).log_softmax(-1)
+    findings.differ("branches", float((found - torch.stack(expected).log_softmax(-1)).abs().max()))
 
 
 def _first_site(engine: BatchingEngine) -> Site:

@@ -41,7 +41,7 @@ def branching(name: str, prompt: tuple[int, ...], plans: list[SteeringPlan]) -> 
 
 def expected(family: str, prompt: tuple[int, ...]) -> torch.Tensor:
     model = build(family)
-    rows = [torch.log_softmax(steered_logits(model, prompt, steers)[-1], -1)[list(TOKENS)] for steers in STEERS]
+    rows = [steered_logits(model, prompt, steers)[-1][list(TOKENS)] for steers in STEERS]
     return torch.stack(rows)
 
 

@@ -71,7 +71,7 @@ class HashProbe:
         for index, prompt in enumerate(prompts):
             yield index, {site: drawn(prompt, site, self.num_layers, self.hidden_size) for site in sites}
 
-    def next_token_logprobs(
+    def next_token_logits(
         self,
         prompts: Sequence[tuple[int, ...]],
         token_ids: Sequence[tuple[int, ...]],
@@ -396,7 +396,7 @@ class TextProbe(HashProbe):
 class KnowingProbe(HashProbe):
     """Answers every item of `items` right."""
 
-    def next_token_logprobs(
+    def next_token_logits(
         self,
         prompts: Sequence[tuple[int, ...]],
         token_ids: Sequence[tuple[int, ...]],

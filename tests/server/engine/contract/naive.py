@@ -166,7 +166,7 @@ class NaiveEngine:
             case Branch() as work:
                 jobs = [replace(job, request=replace(request, plan=plan)) for plan in work.plans]
                 rows = torch.stack([self._logits(each, request.prompt)[-1] for each in jobs])
-                yield replace(last, branch_scores=torch.log_softmax(rows, -1)[:, list(work.token_ids)])
+                yield replace(last, branch_scores=rows[:, list(work.token_ids)].log_softmax(-1))
             case Capture() as work:
                 self._logits(job, request.prompt)
                 places: list[Place] = [(site, layer) for site in work.sites for layer in work.layers]

@@ -1,0 +1,81 @@
+"""The branches of one sequence: its last prompt token under many plans, and which rows the next chunk computes.
+
+A plan that differs from the sequence's own only from some block on has nothing to compute below: its row enters there
+and goes on from the stream of a **base** row, the last token under the sequence's own plan, which its chunk computes
+from the embedding on (`late_entry.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from server.steering.plan import SteeringPlan
+from vectors.positions import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class BranchRows:
+    """The rows of a chunk: a base row if `has_base`, then one for each of `branches`, which are indices of plans.
+
+    `first_blocks`: the first block that each row computes, ascending; the base's is 0.
+    """
+
+    has_base: bool
+    branches: Sequence[int]
+    first_blocks: Sequence[int]
+
+
+class Branches:
+    """The scores of `plans`, wanted of a sequence whose own plan is `own`.
+
+    Rows may skip the first blocks of `num_blocks`, all if need be; with 0 each computes every block. They do if that
+    saves more than a base row costs.
+    """
+
+    def __init__(self, plans: Sequence[SteeringPlan], own: SteeringPlan, num_blocks: int) -> None:
+        first_blocks = [_first_block(plan, own, num_blocks) for plan in plans]
+        self._enters_late = sum(first_blocks) > num_blocks
+        if not self._enters_late:
+            first_blocks = [0] * len(plans)
+        self._order = sorted(range(len(plans)), key=first_blocks.__getitem__)
+        self._first_blocks = [first_blocks[branch] for branch in self._order]
+        self._scores: list[Tensor] = []
+        self._num_done = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that have to be computed; 0 when all plans are scored."""
+        num_left = len(self._order) - self._num_done
+        return num_left + self._has_base(num_left)
+
+    def next(self, num_rows: int) -> BranchRows:
+        """The next chunk of 1 to the present `num_rows` rows."""
+        has_base = self._has_base(num_rows)
+        own = slice(self._num_done, self._num_done + num_rows - has_base)
+        return BranchRows(has_base, self._order[own], [0] * has_base + self._first_blocks[own])
+
+    def add_scores(self, scores: Tensor) -> None:
+        """Note the scores `[branches, tokens]` of the next branches."""
+        self._scores.append(scores)
+        self._num_done += scores.shape[0]
+
+    @property
+    def scores(self) -> Tensor:
+        """All scores, `[plans, tokens]`, when there are no rows left."""
+        found = torch.cat(self._scores)
+        return torch.empty_like(found).index_copy_(0, torch.tensor(self._order), found)
+
+    def _has_base(self, num_rows: int) -> bool:
+        """A single row is a branch that computes every block."""
+        return self._enters_late and num_rows > 1
+
+
+def _first_block(plan: SteeringPlan, own: SteeringPlan, num_blocks: int) -> int:
+    """The first block that may compute something else under `plan` than under `own`, at the last prompt token."""
+    if plan.fingerprint(Phase.BOUNDARY) == own.fingerprint(Phase.BOUNDARY):
+        return num_blocks
+    return min(num_blocks, plan.first_block(Phase.BOUNDARY), own.first_block(Phase.BOUNDARY))
