@@ -7,6 +7,7 @@ from the embedding on (`late_entry.py`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,12 +38,8 @@ class Branches:
     """
 
     def __init__(self, plans: Sequence[SteeringPlan], own: SteeringPlan, num_blocks: int) -> None:
-        first_blocks = [_first_block(plan, own, num_blocks) for plan in plans]
-        self._enters_late = sum(first_blocks) > num_blocks
-        if not self._enters_late:
-            first_blocks = [0] * len(plans)
-        self._order = sorted(range(len(plans)), key=first_blocks.__getitem__)
-        self._first_blocks = [first_blocks[branch] for branch in self._order]
+        self._order, self._first_blocks = _arranged(tuple(plans), own, num_blocks)
+        self._enters_late = any(self._first_blocks)
         self._scores: list[Tensor] = []
         self._num_done = 0
 
@@ -72,6 +69,16 @@ class Branches:
     def _has_base(self, num_rows: int) -> bool:
         """A single row is a branch that computes every block."""
         return self._enters_late and num_rows > 1
+
+
+@functools.lru_cache(maxsize=4)  # a search branches every prompt into the same plans
+def _arranged(plans: tuple[SteeringPlan, ...], own: SteeringPlan, num_blocks: int) -> tuple[list[int], list[int]]:
+    """The indices of `plans` by the first block that each computes, and these blocks."""
+    first_blocks = [_first_block(plan, own, num_blocks) for plan in plans]
+    if sum(first_blocks) <= num_blocks:
+        first_blocks = [0] * len(plans)
+    order = sorted(range(len(plans)), key=first_blocks.__getitem__)
+    return order, [first_blocks[branch] for branch in order]
 
 
 def _first_block(plan: SteeringPlan, own: SteeringPlan, num_blocks: int) -> int:

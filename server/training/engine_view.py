@@ -29,8 +29,9 @@ from vectors.training.model_view import Cancelled, Continuations, Steering
 from vectors.vocabulary import Site
 
 MAX_IN_FLIGHT = 128
-MAX_BRANCHES = 256
-"""The most plans that one request branches into, which bounds the rows that a search takes in the steering bank."""
+MAX_BRANCHES = 480
+"""The most plans that one request branches into, which bounds the rows that a search takes in the steering bank: with
+those of live requests fewer than 512, to which it grows in powers of two."""
 
 _PROMPTS_PER_ROUND = 64
 
@@ -88,6 +89,7 @@ class EngineView:
         """See `vectors.training.model_view.ModelView.next_token_logits`."""
         plans = [self._plan_of(steering) for steering in steerings]
         groups = _groups_of(plans)
+        branches = [tuple(plans[member] for member in group) for group in groups]
         order = torch.tensor([number for group in groups for number in group])
         rounds = range(0, len(prompts), _PROMPTS_PER_ROUND)
         tasks = (
@@ -99,8 +101,7 @@ class EngineView:
 
         def begin(task: tuple[int, int]) -> Future[Tensor]:
             index, number = task
-            branches = [plans[member] for member in groups[number]]
-            return score_branches(self._engine, prompts[index], token_ids[index], branches)
+            return score_branches(self._engine, prompts[index], token_ids[index], branches[number])
 
         found: dict[int, dict[int, Tensor]] = {}
         for (index, number), scores in self._stream(tasks, begin):

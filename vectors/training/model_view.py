@@ -80,8 +80,9 @@ class ModelView(Protocol):
         """Logits, float32 `[steerings, tokens]`, of `token_ids[i]` after `prompts[i]` under each steering.
 
         They are log-probabilities up to a constant for each steering, which is enough to compare the tokens. A row
-        with a NaN is of a steering under which the model overflows. The empty steering is the unsteered model. Steerings that begin at the prompt's last token (positions
-        `response`) share everything before it, so each costs one token.
+        with a NaN is of a steering under which the model overflows. The empty steering is the unsteered model.
+        Steerings that begin at the prompt's last token (positions `response`) share everything before it, so each costs
+        one token at most.
         """
         ...
 
