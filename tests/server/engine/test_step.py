@@ -183,7 +183,7 @@ def test_any_mix_of_chunks_is_packed_as_a_loop_over_tokens_says(plans: Plans, se
         own = generator.sample(plans, len(plans))
         request = kind(prompt_of(generator.randint(7, 25), seed=number), own)
         sequence = TokenSequence(request, lambda output: None, frozenset(), kv)
-        sequence.rows = bank.acquire(own[0], own if kind is branching else ())
+        sequence.rows = bank.acquire(own[0], tuple(own) if kind is branching else ())
         lives.append(Life(kind, sequence))
     for _ in range(20):
         expected = Expected()
