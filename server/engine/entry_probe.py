@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -129,7 +130,7 @@ class EntryProbe:
         with torch.inference_mode(), attention_step(step):
             return self.forward(self.prompt[:length], slots, slots, vocabulary)
 
-    def _branch(self, kv: PagedAttention, first_blocks: np.typing.NDArray[np.int64], *, enters_late: bool) -> Tensor:
+    def _branch(self, kv: PagedAttention, first_blocks: npt.NDArray[np.int64], *, enters_late: bool) -> Tensor:
         """Logits of the last token, once for each of `first_blocks`, each changed at the input of that block."""
         num_rows, num_past, device = len(first_blocks), len(self.prompt) - 1, self.prompt.device
         segment = Segment(0, num_rows, num_past, self._stretches(num_past), is_branching=True)
@@ -175,7 +176,7 @@ class EntryProbe:
         return bool(shares.median() <= _TOLERANCES[self.dtype] * self.rounding)
 
 
-def _change(stages: Stages, block: int, rows: np.typing.NDArray[np.int64]) -> Callable[[nn.Module, Any, Any], None]:
+def _change(stages: Stages, block: int, rows: npt.NDArray[np.int64]) -> Callable[[nn.Module, Any, Any], None]:
     """A hook that changes `rows` of what `block` is given, each in a direction of its own."""
     places = np.searchsorted(stages.of_block(block).tokens, rows)
 

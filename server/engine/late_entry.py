@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from server.engine.attention.interface import AttentionArguments, AttentionStep,
 from server.engine.current import Current
 from vectors.sites import activation_of
 
-_Int64Array = np.typing.NDArray[np.int64]
+_Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
