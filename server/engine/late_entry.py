@@ -59,7 +59,8 @@ class Stages:
         base = np.repeat([segment.start for segment in segments], [segment.num_new for segment in segments])
         firsts = np.unique(first_blocks)
         assert firsts[0] == 0
-        self.number_of_block = (np.searchsorted(firsts, np.arange(num_blocks + 1), side="right") - 1).tolist()
+        numbers = np.searchsorted(firsts, np.arange(num_blocks + 1), side="right") - 1
+        self.number_of_block: list[int] = numbers.tolist()
         self.stages: list[Stage] = []
         place = np.arange(self.num_tokens)  # of each token in the stage before
         before = 0
