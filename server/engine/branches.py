@@ -31,7 +31,7 @@ class BranchRows:
 
 
 class Branches:
-    """The scores of `plans`, wanted of a sequence whose own plan is `own`.
+    """The logits under `plans`, wanted of a sequence whose own plan is `own`.
 
     Rows may skip the first blocks of `num_blocks`, all if need be; with 0 each computes every block. They do if that
     saves more than a base row costs.
@@ -40,12 +40,12 @@ class Branches:
     def __init__(self, plans: Sequence[SteeringPlan], own: SteeringPlan, num_blocks: int) -> None:
         self._order, self._first_blocks = _arranged(tuple(plans), own, num_blocks)
         self._enters_late = any(self._first_blocks)
-        self._scores: list[Tensor] = []
+        self._logits: list[Tensor] = []
         self._num_done = 0
 
     @property
     def num_rows(self) -> int:
-        """Rows that have to be computed; 0 when all plans are scored."""
+        """Rows that have to be computed; 0 when all plans are done."""
         num_left = len(self._order) - self._num_done
         return num_left + self._has_base(num_left)
 
@@ -55,15 +55,17 @@ class Branches:
         own = slice(self._num_done, self._num_done + num_rows - has_base)
         return BranchRows(has_base, self._order[own], [0] * has_base + self._first_blocks[own])
 
-    def add_scores(self, scores: Tensor) -> None:
-        """Note the scores `[branches, tokens]` of the next branches."""
-        self._scores.append(scores)
-        self._num_done += scores.shape[0]
+    def add(self, logits: Tensor) -> None:
+        """Note the logits `[branches, tokens]` of the next branches, in any dtype."""
+        logits = logits.to(torch.float32).cpu()
+        is_finite = torch.isfinite(logits).all(dim=-1, keepdim=True)
+        self._logits.append(logits.where(is_finite, torch.nan))
+        self._num_done += logits.shape[0]
 
     @property
-    def scores(self) -> Tensor:
-        """All scores, `[plans, tokens]`, when there are no rows left."""
-        found = torch.cat(self._scores)
+    def logits(self) -> Tensor:
+        """All logits, float32 `[plans, tokens]` (CPU), when there are no rows left; NaN in rows that are not finite."""
+        found = torch.cat(self._logits)
         return torch.empty_like(found).index_copy_(0, torch.tensor(self._order), found)
 
     def _has_base(self, num_rows: int) -> bool:

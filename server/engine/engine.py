@@ -30,7 +30,7 @@ from server.engine.errors import (
 from server.engine.grammar import GrammarFailed
 from server.engine.kv_pages import KVPages
 from server.engine.model import LoadedModel
-from server.engine.outputs import branch_scores, last_output, next_scores, sampled_logprobs
+from server.engine.outputs import last_output, next_scores, sampled_logprobs
 from server.engine.pacing import BackgroundPace
 from server.engine.protocol import EngineStats, ModelInfo, PagingStats, PoolStats
 from server.engine.recurrent.slots import StateSlots
@@ -296,7 +296,7 @@ class BatchingEngine:
                 continue
             is_last = result.chunk.is_last
             if result.branch_logits is not None:
-                sequence.branches.add_scores(branch_scores(result.branch_logits))
+                sequence.branches.add(result.branch_logits)
             else:
                 self._note_known(result)
                 sequence.advance(result.chunk.num_new)

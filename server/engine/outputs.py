@@ -48,12 +48,6 @@ def next_scores(logits: Tensor, token_ids: Sequence[int]) -> tuple[float, ...]:
     return tuple(torch.log_softmax(logits.to(torch.float32), dim=-1)[list(token_ids)].tolist())
 
 
-def branch_scores(logits: Tensor) -> Tensor:
-    """Logits `[branches, tokens]` as scores, float32 (CPU): NaN in a row that is not finite."""
-    scores = logits.to(torch.float32).cpu()
-    return scores.where(torch.isfinite(scores).all(dim=-1, keepdim=True), torch.nan)
-
-
 def last_output(
     sequence: TokenSequence,
     reason: FinishReason,
@@ -84,7 +78,7 @@ def last_output(
             head = [known.logprob for known in sequence.known_logprobs if known is not None]
             return replace(output, scores=tuple((*head, score) for score in sequence.next_scores))
         case Branch():
-            return replace(output, branch_scores=sequence.branches.scores)
+            return replace(output, branch_logits=sequence.branches.logits)
         case Capture():
             return replace(output, activations=_captured_activations(sequence))
         case _ as unknown:

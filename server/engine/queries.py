@@ -1,4 +1,4 @@
-"""Scoring and capture as functions over an engine's `submit`. They return futures and need no sink."""
+"""Scoring, branches and capture as functions over an engine's `submit`. They return futures and need no sink."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def share_heads(choices: Sequence[Sequence[int]]) -> list[tuple[Score, list[int]
     ]
 
 
-def score_branches(
+def branch(
     engine: Engine,
     prompt: Sequence[int],
     token_ids: Sequence[int],
@@ -86,10 +86,10 @@ def score_branches(
     result: Future[Tensor] = _uncancellable()
 
     def receive(output: TokenOutput) -> None:
-        if output.branch_scores is None:
+        if output.branch_logits is None:
             result.set_exception(output.error or WorkFailed("the scoring was aborted"))
         else:
-            result.set_result(output.branch_scores)
+            result.set_result(output.branch_logits)
 
     # branches skip the blocks below their first difference from the request's own plan, so that is unsteered if it can
     own = branches[0] if branches[0].fingerprint(Phase.PROMPT) else UNSTEERED

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from server.engine.errors import EngineError
 from server.engine.protocol import Engine
-from server.engine.queries import capture, score, score_branches
+from server.engine.queries import branch, capture, score
 from server.engine.request import Capture
 from server.errors import InvalidRequest
 from server.steering.plan import SteeringPlan
@@ -105,7 +105,7 @@ class EngineView:
 
         def begin(task: tuple[int, int]) -> Future[Tensor]:
             index, number = task
-            return score_branches(self._engine, prompts[index], token_ids[index], branches[number])
+            return branch(self._engine, prompts[index], token_ids[index], branches[number])
 
         found: dict[int, dict[int, Tensor]] = {}
         for (index, number), scores in self._stream(tasks, begin):

@@ -93,7 +93,7 @@ def test_what_shares_a_step_with_branches_is_computed_as_alone(family: str) -> N
     plain = build(family)
     for (site, layer), rows in found.items():
         torch.testing.assert_close(rows, activations(plain, prompt, site, layer), atol=1e-4, rtol=1e-4)
-    scores = together["branch"][0].branch_scores
+    scores = together["branch"][0].branch_logits
     assert scores is not None
     expected = torch.stack([steered_logits(plain, prompt_of(17), steers)[-1][list(TOKENS)] for steers in STEERS])
     torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
@@ -157,9 +157,9 @@ def test_every_branch_is_scored_once_in_chunks_of_any_size(budget: int) -> None:
         assert len(rows.first_blocks) == num_rows == len(rows.branches) + rows.has_base
         assert list(rows.first_blocks) == sorted(rows.first_blocks)
         scored += rows.branches
-        branches.add_scores(torch.tensor([[float(branch)] for branch in rows.branches]))
+        branches.add(torch.tensor([[float(branch)] for branch in rows.branches]))
     assert sorted(scored) == list(range(len(plans)))
-    assert branches.scores.flatten().tolist() == list(range(len(plans)))
+    assert branches.logits.flatten().tolist() == list(range(len(plans)))
 
 
 def test_branches_skip_blocks_only_if_that_saves_more_than_a_base_row_costs() -> None:

@@ -96,7 +96,7 @@ class Life:
         sequence, first = self.sequence, self.sequence.num_computed
         if self.kind is branching and sequence.is_branching:
             self.num_branches_done += chunk.num_new
-            sequence.branches.add_scores(torch.zeros(chunk.num_new, 1))
+            sequence.branches.add(torch.zeros(chunk.num_new, 1))
             return
         done = set(range(first, first + chunk.num_new))
         if self.kind is forcing:
