@@ -210,9 +210,9 @@ def _prepare(module: PreTrainedModel, model_id: str, max_model_len: int | None) 
 
 def _with_shortcuts(model: LoadedModel, sites: ModelSites, context: int) -> LoadedModel:
     """`model` with the parts of a pass that its branches may leave out, each tried first."""
-    prompt = make_prompts(model.module, context)[-1]
-    if model.states:
+    if model.states:  # the probe runs no recurrent states
         return model
+    prompt = make_prompts(model.module, context)[-1]
 
     def probe(tried: LoadedModel) -> EntryProbe:
         blocks = sites.modules["residual"]

@@ -168,3 +168,10 @@ def test_branches_skip_blocks_only_if_that_saves_more_than_a_base_row_costs() ->
     assert not Branches(layers_of(2, 2, 2), UNSTEERED, 0).next(3).has_base
     own = layers_of(0)[0]
     assert set(Branches([own, *layers_of(2, 2, 2, 2)], own, LAYERS).next(6).first_blocks) == {0, 1, LAYERS}
+
+
+def test_logits_are_not_numbers_in_a_row_that_is_not_finite() -> None:
+    branches = Branches([UNSTEERED] * 3, UNSTEERED, 0)
+    branches.add(torch.tensor([[1.0, 2.0], [1.0, torch.inf], [-torch.inf, 0.0]], dtype=torch.float16))
+    assert branches.logits.dtype is torch.float32
+    assert branches.logits.isnan().tolist() == [[False] * 2, [True] * 2, [True] * 2]
