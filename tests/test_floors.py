@@ -194,8 +194,8 @@ FLOORS: dict[str, str] = {
     "server.engine": """
         current errors free_memory
         __init__ attention generation_config grammar pacing packing precision refusal
-        masks recurrent
-        cache checkpoint_files context evidence request self_test towers
+        late_entry masks recurrent
+        branches cache checkpoint_files context entry_probe evidence request self_test towers
         checkpoint protocol sampler wanted
         adapter weights
         admission description kv_pages queries

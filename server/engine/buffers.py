@@ -24,12 +24,14 @@ class StepInputs:
     wanted: Tensor
     row_of_token: Tensor | None
     low_rank_tokens: Tensor | None
+    vocabulary: Tensor | None
 
 
 class StepBuffers:
     """The inputs of steps of at most `max_tokens` tokens on `device`, whose KV is in `num_groups` groups of pages."""
 
     def __init__(self, max_tokens: int, num_groups: int, device: torch.device) -> None:
+        self._device = device
         self._tokens = IndexBuffer(max_tokens, device)
         self._positions = IndexBuffer(max_tokens, device)
         self._slots = [IndexBuffer(max_tokens, device) for _ in range(num_groups)]
@@ -48,6 +50,7 @@ class StepBuffers:
             low_rank_tokens=(
                 None if batch.low_rank_tokens is None else self._low_rank_tokens.write(batch.low_rank_tokens)
             ),
+            vocabulary=None if batch.vocabulary is None else torch.from_numpy(batch.vocabulary).to(self._device),
         )
 
 

@@ -30,7 +30,7 @@ from server.engine.errors import (
 from server.engine.grammar import GrammarFailed
 from server.engine.kv_pages import KVPages
 from server.engine.model import LoadedModel
-from server.engine.outputs import branch_scores, last_output, next_scores, sampled_logprobs
+from server.engine.outputs import last_output, next_scores, sampled_logprobs
 from server.engine.pacing import BackgroundPace
 from server.engine.protocol import EngineStats, ModelInfo, PagingStats, PoolStats
 from server.engine.recurrent.slots import StateSlots
@@ -180,7 +180,13 @@ class BatchingEngine:
     def submit(self, request: EngineRequest, sink: OutputSink) -> None:
         """See `protocol.Engine.submit`."""
         check_request(request, self._model.info, self._max_tokens)
-        sequence = TokenSequence(request, sink, self._model.info.eos_token_ids, self._kv)
+        sequence = TokenSequence(
+            request,
+            sink,
+            self._model.info.eos_token_ids,
+            self._kv,
+            num_skippable_blocks=self._model.info.num_layers if self._model.allows_late_entry else 0,
+        )
         with self._changed:
             if not self._accepts:
                 raise EngineStopped
@@ -290,7 +296,7 @@ class BatchingEngine:
                 continue
             is_last = result.chunk.is_last
             if result.branch_logits is not None:
-                sequence.add_branch_scores(branch_scores(result.branch_logits, sequence.wanted.next_token_ids))
+                sequence.branches.add(result.branch_logits)
             else:
                 self._note_known(result)
                 sequence.advance(result.chunk.num_new)

@@ -9,12 +9,13 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from server.engine.adapter import merge_adapter
@@ -22,18 +23,19 @@ from server.engine.attention.choice import attention_for
 from server.engine.attention.interface import LayerAttention, PagedAttention, Reach, page_groups
 from server.engine.context import known_context, settle_context
 from server.engine.description import StoredWeights, describe_model
+from server.engine.entry_probe import EntryProbe
 from server.engine.evidence import (
     hand_over_attention,
     require_attention_interface,
     run_with_cache,
     working_sites,
 )
-from server.engine.packing import pack_model
+from server.engine.packing import PackedLinear, pack_model
 from server.engine.protocol import ModelInfo
 from server.engine.recurrent.probe import hand_over_recurrence
 from server.engine.recurrent.states import StateLayout
 from server.engine.refusal import ModelRefused
-from server.engine.self_test import check_exactness
+from server.engine.self_test import check_exactness, make_prompts, rounding_of
 from server.engine.towers import drop_unused_towers
 from server.engine.weights import KERNELS, load_weights
 from server.kernels.library import Kernels
@@ -55,7 +57,8 @@ class LoadedModel:
     """A model that the engine can run.
 
     `attention` is the implementation that computes its `attention_layers`; a layer without attention has None there.
-    `states`: what its recurrent layers keep of a sequence.
+    `states`: what its recurrent layers keep of a sequence. `head_name`: the linear module that gives the logits, if
+    those of a few tokens can be computed alone. `allows_late_entry`: branches may skip blocks; see `late_entry.py`.
     """
 
     module: PreTrainedModel
@@ -67,6 +70,8 @@ class LoadedModel:
     device: torch.device
     keeps_logits: bool
     states: StateLayout = field(default_factory=StateLayout)
+    head_name: str | None = None
+    allows_late_entry: bool = False
 
     @property
     def page_groups(self) -> tuple[Reach, ...]:
@@ -78,17 +83,35 @@ class LoadedModel:
         """Bytes of KV per token, over all layers of each group of `page_groups`."""
         return self.attention.bytes_per_token(self.attention_layers, self.dtype)
 
-    def forward(self, tokens: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, wanted: Tensor, vocabulary: Tensor | None = None) -> Tensor:
         """One packed forward pass: int64 `[tokens]` each -> logits `[wanted, vocabulary]` in the model's dtype.
 
-        Runs inside an `attention_step`.
+        `vocabulary`: the tokens whose logits are wanted, int64; None: all. Runs inside an `attention_step`.
         """
-        kept: dict[str, Any] = {"logits_to_keep": wanted} if self.keeps_logits else {}
-        output = self.module(
-            input_ids=tokens.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False, **kept
-        )
-        logits: Tensor = output.logits[0]
-        return logits if self.keeps_logits else logits.index_select(0, wanted)
+        given: dict[str, Any] = {
+            "input_ids": tokens.unsqueeze(0),
+            "position_ids": positions.unsqueeze(0),
+            "use_cache": False,
+        }
+        if self.keeps_logits:
+            given["logits_to_keep"] = wanted
+        if vocabulary is None or self.head_name is None:
+            logits: Tensor = self.module(**given).logits[0]
+        else:
+            partial = functional_call(self.module, self._head_of(vocabulary), (), given, tie_weights=False)
+            logits = partial.logits[0, :, : len(vocabulary)]
+        if not self.keeps_logits:
+            logits = logits.index_select(0, wanted)
+        return logits if vocabulary is None or self.head_name is not None else logits.index_select(1, vocabulary)
+
+    def _head_of(self, vocabulary: Tensor) -> dict[str, Tensor]:
+        """The head's tensors for the tokens of `vocabulary`, by name."""
+        head = self.module.get_submodule(self.head_name or "")
+        if isinstance(head, PackedLinear):
+            found = head.of_outputs(vocabulary)
+        else:
+            found = {name: parameter.index_select(0, vocabulary) for name, parameter in head.named_parameters()}
+        return {f"{self.head_name}.{name}": tensor for name, tensor in found.items()}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -182,15 +205,15 @@ def prepare_model(
 
 
 def _prepare(module: PreTrainedModel, model_id: str, max_model_len: int | None, kernels: Kernels | None) -> LoadedModel:
+    stored = StoredWeights.of(module)
+    if kernels is not None:
+        pack_model(module, kernels)
     try:
         sites = find_sites(module)
     except SitesNotFound:
         require_attention_interface(module, module)  # which is the better reason
         raise
     require_attention_interface(module, sites.decoder)
-    stored = StoredWeights.of(module)
-    if kernels is not None:
-        pack_model(module, kernels)
     parameter = next(module.parameters())
     layers = hand_over_attention(module, sites.num_layers, context=known_context(module, max_model_len))
     states = hand_over_recurrence(module, functools.partial(run_with_cache, module))
@@ -201,4 +224,26 @@ def _prepare(module: PreTrainedModel, model_id: str, max_model_len: int | None, 
     keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
     model = LoadedModel(module, sites, info, layers, attention, parameter.dtype, parameter.device, keeps_logits, states)
     check_exactness(module, model.forward, all_sites, attention, layers, states, context)
-    return model
+    return _with_shortcuts(model, all_sites, context)
+
+
+def _with_shortcuts(model: LoadedModel, sites: ModelSites, context: int) -> LoadedModel:
+    """`model` with the parts of a pass that its branches may leave out, each tried first."""
+    if model.states:  # the probe runs no recurrent states
+        return model
+    prompt = make_prompts(model.module, context)[-1]
+
+    def probe(tried: LoadedModel) -> EntryProbe:
+        blocks = sites.modules["residual"]
+        rounding = rounding_of(model.module)
+        return EntryProbe(tried.forward, blocks, model.attention, model.attention_layers, prompt, model.dtype, rounding)
+
+    head = model.module.get_output_embeddings()
+    names = [name for name, module in model.module.named_modules() if module is head]
+    if isinstance(head, nn.Linear | PackedLinear) and names:
+        with_head = replace(model, head_name=names[0])
+        model = with_head if probe(with_head).has_partial_head() else model
+    allows_late_entry = probe(model).install()
+    if not allows_late_entry:
+        _log.info("branches compute every block: the blocks of this model pass on more than one stream")
+    return replace(model, allows_late_entry=allows_late_entry)

@@ -45,13 +45,7 @@ def sampled_logprobs(
 
 def next_scores(logits: Tensor, token_ids: Sequence[int]) -> tuple[float, ...]:
     """Log-probabilities of `token_ids` under `logits` `[vocabulary]`."""
-    return tuple(branch_scores(logits[None], token_ids)[0].tolist())
-
-
-def branch_scores(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
-    """Log-probabilities of `token_ids`, float32 `[branches, tokens]` (CPU), from `logits` `[branches, vocabulary]`."""
-    logprobs = torch.log_softmax(logits.to(torch.float32), dim=-1)
-    return logprobs[:, list(token_ids)].cpu()
+    return tuple(torch.log_softmax(logits.to(torch.float32), dim=-1)[list(token_ids)].tolist())
 
 
 def last_output(
@@ -84,7 +78,7 @@ def last_output(
             head = [known.logprob for known in sequence.known_logprobs if known is not None]
             return replace(output, scores=tuple((*head, score) for score in sequence.next_scores))
         case Branch():
-            return replace(output, branch_scores=torch.cat(sequence.branch_scores))
+            return replace(output, branch_logits=sequence.branches.logits)
         case Capture():
             return replace(output, activations=_captured_activations(sequence))
         case _ as unknown:

@@ -12,7 +12,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from server.kernels.library import Kernels
+from server.kernels.library import WIDTH, Kernels
 
 _NUM_TRIED = 3
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
@@ -43,11 +43,18 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_features]` -> `[..., out_features]`."""
-        rows = x.reshape(-1, self.in_features)
-        y = self._kernels.linear(
-            rows if rows.is_contiguous() else rows.contiguous(), self.packed, self.out_features, self.bias
-        )
-        return y.view(*x.shape[:-1], self.out_features)
+        rows = x.reshape(-1, self.in_features).contiguous()
+        num_outputs = min(self.out_features, self.packed.shape[0] * WIDTH)
+        y = self._kernels.linear(rows, self.packed, num_outputs, self.bias)
+        return y.view(*x.shape[:-1], num_outputs)
+
+    def of_outputs(self, outputs: Tensor) -> dict[str, Tensor]:
+        """The buffers by name for `outputs`, int64, alone; computed with them, the first of a panel are those."""
+        rows = self.packed[outputs // WIDTH, :, outputs % WIDTH]
+        found = {"packed": self._kernels.pack(rows)}
+        if self.bias is not None:
+            found["bias"] = nn.functional.pad(self.bias.index_select(0, outputs), (0, -len(outputs) % WIDTH))
+        return found
 
 
 class NarrowEmbedding(nn.Module):
@@ -74,7 +81,7 @@ class PackedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., width]` of the same shape."""
-        return self._kernels.rms_norm(x if x.is_contiguous() else x.contiguous(), self.weight, self._epsilon)
+        return self._kernels.rms_norm(x.contiguous(), self.weight, self._epsilon)
 
 
 def pack_model(module: nn.Module, kernels: Kernels) -> None:

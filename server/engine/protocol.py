@@ -1,7 +1,7 @@
 """The interface between the rest of the server and whatever runs the model.
 
 Any engine can implement it, for example vLLM; statistics that only some engines have are optional. `queries.py` has
-scoring and capture as functions over `submit`.
+scoring, branches and capture as functions over `submit`.
 """
 
 from __future__ import annotations

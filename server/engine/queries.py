@@ -1,4 +1,4 @@
-"""Scoring and capture as functions over an engine's `submit`. They return futures and need no sink."""
+"""Scoring, branches and capture as functions over an engine's `submit`. They return futures and need no sink."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from server.engine.errors import InvalidWork, WorkFailed
 from server.engine.protocol import Engine
 from server.engine.request import Branch, Capture, EngineRequest, Priority, Score, TokenOutput, Work
 from server.steering.plan import UNSTEERED, SteeringPlan
+from vectors.positions import Phase
 from vectors.vocabulary import Place
 
 
@@ -68,7 +69,7 @@ def share_heads(choices: Sequence[Sequence[int]]) -> list[tuple[Score, list[int]
     ]
 
 
-def score_branches(
+def branch(
     engine: Engine,
     prompt: Sequence[int],
     token_ids: Sequence[int],
@@ -76,20 +77,23 @@ def score_branches(
     *,
     priority: Priority = Priority.BACKGROUND,
 ) -> Future[Tensor]:
-    """Log-probabilities, float32 `[branches, tokens]` (CPU), of the next tokens after `prompt` under each plan.
+    """Logits, float32 `[branches, tokens]` (CPU), of `token_ids` as the next after `prompt` under each plan.
 
-    There is at least one plan, and all steer the tokens before the last prompt token alike. A plan that makes the model
-    overflow gives NaN. Raises what `Engine.submit` raises; the future raises `WorkFailed`.
+    They are log-probabilities up to a constant for each plan. There is at least one plan, and all steer the tokens
+    before the last prompt token alike. A plan that makes the model overflow gives NaN. Raises what `Engine.submit`
+    raises; the future raises `WorkFailed`.
     """
     result: Future[Tensor] = _uncancellable()
 
     def receive(output: TokenOutput) -> None:
-        if output.branch_scores is None:
+        if output.branch_logits is None:
             result.set_exception(output.error or WorkFailed("the scoring was aborted"))
         else:
-            result.set_result(output.branch_scores)
+            result.set_result(output.branch_logits)
 
-    engine.submit(_request(prompt, Branch(tuple(branches), tuple(token_ids)), branches[0], priority), receive)
+    # branches skip the blocks below their first difference from the request's own plan, so that is unsteered if it can
+    own = branches[0] if branches[0].fingerprint(Phase.PROMPT) else UNSTEERED
+    engine.submit(_request(prompt, Branch(tuple(branches), tuple(token_ids)), own, priority), receive)
     return result
 
 

@@ -127,10 +127,12 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """Give the log-probabilities of `token_ids` as the next token after the prompt, under each of `plans`.
+    """Give the logits of `token_ids` as the next token after the prompt, under each of `plans`.
 
-    The prompt's last token is computed once for each plan, side by side; the tokens before it are steered by the
-    request's own plan. So `plans` may differ from it only at the last prompt token.
+    They are the model's own logits: log-probabilities up to a constant for each plan, enough to compare the tokens, and
+    those of the rest of the vocabulary are not needed. The prompt's last token is computed for each plan, side by side;
+    an engine may leave out the blocks below the first at which the plan differs from the request's own. The tokens
+    before it are steered by the request's own plan. So `plans` may differ from it only at the last prompt token.
     """
 
     plans: tuple[SteeringPlan, ...]
@@ -184,8 +186,8 @@ class TokenOutput:
     `token_id` None: an event without a token (no generation, abort, failure). An end or stop token is given like any
     other; `is_end` distinguishes it from text. The results of other work than generation come with the last event,
     unless it is an abort or an error: `known_logprobs` of `Force`; `scores` of `Score`, for each of `last` the
-    log-probabilities of head + last; `branch_scores` of `Branch`, float32 `[plans, token_ids]` (CPU; NaN where the
-    model was not finite); `activations` of `Capture`, `{(site, layer): float32 [positions, hidden]}` (CPU).
+    log-probabilities of head + last; `branch_logits` of `Branch`, float32 `[plans, token_ids]` (CPU; NaN in a row with
+    a logit that is not finite); `activations` of `Capture`, `{(site, layer): float32 [positions, hidden]}` (CPU).
     `num_cached_tokens`: prompt tokens that came from the prefix cache. `seconds_queued`: how long the request waited
     for its first step; None if it had none. `error`: why the request failed, with `FinishReason.ERROR`.
     """
@@ -198,7 +200,7 @@ class TokenOutput:
     seconds_queued: float | None = None
     known_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     scores: tuple[tuple[float, ...], ...] | None = None
-    branch_scores: Tensor | None = None
+    branch_logits: Tensor | None = None
     activations: Mapping[Place, Tensor] | None = None
     error: WorkFailed | None = None
     is_end: bool = False

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from server.engine.attention.function import attention_step
 from server.engine.buffers import StepBuffers
+from server.engine.late_entry import Stages, late_entry_step, plan_stages
 from server.engine.model import LoadedModel
 from server.engine.recurrent.slots import StateSlots
 from server.engine.recurrent.states import RecurrentStates
@@ -33,7 +35,7 @@ class ChunkResult:
     `known_logits`: `[n, vocabulary]`, the logits that score known tokens, from the sequence's
     `next_logprob_position` on. `activations`: `{(site, layer): {position: float32 [hidden]}}` on the CPU.
     `is_finite`: False when a row of the logits has NaN or infinity, for example because the steering is too strong.
-    `branch_logits`: `[n, vocabulary]` of a chunk of branches, whose rows need not be finite.
+    `branch_logits`: `[branches, tokens]` of the tokens wanted from a chunk of branches, which need not be finite.
     """
 
     chunk: Chunk
@@ -83,9 +85,18 @@ class Runner:
         inputs = self._buffers.write(batch)
         captures = {place: torch.from_numpy(tokens).to(self._model.device) for place, tokens in batch.captures.items()}
         activations = StepActivations(inputs.row_of_token, inputs.low_rank_tokens, captures)
-        step = self._attention.plan(batch.segments, inputs.slots)
-        with attention_step(step), self._recurrent_step(batch), self._hooks.step(activations):
-            logits = self._model.forward(inputs.tokens, inputs.positions, inputs.wanted)
+        with contextlib.ExitStack() as contexts:
+            if batch.first_blocks is None:
+                step = self._attention.plan(batch.segments, inputs.slots)
+            else:
+                stages = Stages(batch.first_blocks, batch.segments, self._model.info.num_layers)
+                step = plan_stages(self._attention, stages, inputs.slots)
+                activations = _staged(activations, stages)
+                contexts.enter_context(late_entry_step(stages))
+            contexts.enter_context(attention_step(step))
+            contexts.enter_context(self._recurrent_step(batch))
+            contexts.enter_context(self._hooks.step(activations))
+            logits = self._model.forward(inputs.tokens, inputs.positions, inputs.wanted, inputs.vocabulary)
         return list(_results(batch, logits, activations.captured))
 
     def _recurrent_step(self, batch: StepBatch) -> contextlib.AbstractContextManager[object]:
@@ -97,6 +108,17 @@ class Runner:
         return recurrent_step(RecurrentStep(self._states, spans, self._model.device))
 
 
+def _staged(activations: StepActivations, stages: Stages) -> StepActivations:
+    """`activations` with what each stage sees of them."""
+    by_block: dict[int, StepActivations] = {}
+    for block, number in enumerate(stages.number_of_block):
+        if block and number == stages.number_of_block[block - 1]:
+            by_block[block] = by_block[block - 1]
+        else:
+            by_block[block] = activations.of_tokens(stages.stages[number].tokens)
+    return replace(activations, by_block=by_block)
+
+
 def _span(packed: PackedChunk) -> Span:
     """The chunk as the recurrent layers see it."""
     segment, slot = packed.segment, packed.chunk.sequence.state_slot
@@ -105,7 +127,7 @@ def _span(packed: PackedChunk) -> Span:
 
 
 def _results(batch: StepBatch, logits: Tensor, captured: Mapping[Place, Tensor]) -> Iterator[ChunkResult]:
-    """Each chunk's share of the step's `logits` `[wanted, vocabulary]` and of what was captured."""
+    """Each chunk's share of the step's `logits`, a row for each of `wanted`, and of what was captured."""
     is_finite = torch.isfinite(logits.amax(dim=-1)).tolist()
     rows_of_place = {place: iter(rows.cpu()) for place, rows in captured.items()}
     offset = 0
@@ -113,7 +135,9 @@ def _results(batch: StepBatch, logits: Tensor, captured: Mapping[Place, Tensor])
         own = slice(offset, offset + len(packed.wanted))
         offset = own.stop
         if packed.segment.is_branching:
-            yield ChunkResult(packed.chunk, None, None, {}, True, branch_logits=logits[own])
+            named = packed.chunk.sequence.wanted.next_token_ids
+            columns = named if batch.vocabulary is None else np.searchsorted(batch.vocabulary, named).tolist()
+            yield ChunkResult(packed.chunk, None, None, {}, True, branch_logits=logits[own][:, columns])
             continue
         known = logits[own.start : own.stop - packed.has_next]
         yield ChunkResult(

@@ -100,8 +100,7 @@ def check_exactness(
     if context < _SHORTEST:
         return
     dtype = next(module.parameters()).dtype
-    is_quantised = getattr(module, "hf_quantizer", None) is not None
-    tolerance = _TOLERANCES[dtype] * (_QUANTISED if is_quantised else 1.0)
+    tolerance = _TOLERANCES[dtype] * rounding_of(module)
     prompts = make_prompts(module, context)
     with _own_attention(module):
         near = compute_reference(module, sites, prompts)
@@ -129,6 +128,11 @@ def check_exactness(
         return largest_difference(forward, sites, attention, layers, states, far, dtype, tolerance)
 
     _check_far(type(module).__name__, context - len(prompts[-1]), difference_at)
+
+
+def rounding_of(module: PreTrainedModel) -> float:
+    """How much more room than the rounding of its dtype the arithmetic of `module` needs."""
+    return 1.0 if getattr(module, "hf_quantizer", None) is None else _QUANTISED
 
 
 def _check_far(architecture: str, last: int, difference_at: Callable[[int], Difference | None]) -> None:

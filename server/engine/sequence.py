@@ -12,6 +12,7 @@ import time
 from torch import Tensor
 
 from server.engine.attention.interface import Segment
+from server.engine.branches import Branches
 from server.engine.cache import ROOT_KEY, PageKey, page_key
 from server.engine.grammar import GrammarState, allowed_tokens
 from server.engine.kv_pages import KVPages
@@ -48,9 +49,20 @@ _NEXT_STATES: dict[RequestState, frozenset[RequestState]] = {
 
 
 class TokenSequence:
-    """The engine's mutable record of one request, whose KV is in pages of `kv`."""
+    """The engine's mutable record of one request, whose KV is in pages of `kv`.
 
-    def __init__(self, request: EngineRequest, sink: OutputSink, eos_token_ids: frozenset[int], kv: KVPages) -> None:
+    `num_skippable_blocks`: how many blocks a branch may skip that computes nothing of its own in them.
+    """
+
+    def __init__(
+        self,
+        request: EngineRequest,
+        sink: OutputSink,
+        eos_token_ids: frozenset[int],
+        kv: KVPages,
+        *,
+        num_skippable_blocks: int = 0,
+    ) -> None:
         self.request = request
         self.wanted = wanted_by(request)
         self.sink = sink
@@ -76,8 +88,7 @@ class TokenSequence:
         self.known_logprobs: list[TokenLogprobs | None] = []
         self.activations: dict[Place, dict[int, Tensor]] = {}
         self.next_scores: tuple[float, ...] = ()
-        self.branch_scores: list[Tensor] = []
-        self._num_branches_done = 0
+        self.branches = Branches(self.wanted.branches, request.plan, num_skippable_blocks)
         self._kv = kv
         self._keys: list[PageKey] = []
         start = self.wanted.logprobs_start
@@ -98,15 +109,10 @@ class TokenSequence:
 
     @property
     def num_to_compute(self) -> int:
-        """Tokens whose KV is missing, and branches not scored yet; 1 for a decoding sequence."""
+        """Tokens whose KV is missing, and rows of branches; 1 for a decoding sequence."""
         if self.wanted.branches:
-            return self.num_prompt - 1 - self.num_computed + self.num_branches_left
+            return self.num_prompt - 1 - self.num_computed + self.branches.num_rows
         return len(self.tokens) - self.num_computed
-
-    @property
-    def num_branches_left(self) -> int:
-        """Branches not scored yet."""
-        return len(self.wanted.branches) - self._num_branches_done
 
     @property
     def is_branching(self) -> bool:
@@ -142,16 +148,6 @@ class TokenSequence:
         inside = [pages for pages in self._snapshot_pages if self.num_computed // page_size < pages <= last]
         pages = min(inside, default=last)
         return pages * page_size if pages * page_size > self.num_computed + 1 else end
-
-    @property
-    def next_branches(self) -> slice:
-        """The branches from the first one that is not scored yet."""
-        return slice(self._num_branches_done, None)
-
-    def add_branch_scores(self, scores: Tensor) -> None:
-        """Note the scores `[branches, tokens]` of the next branches."""
-        self.branch_scores.append(scores)
-        self._num_branches_done += scores.shape[0]
 
     def allowed_next(self, vocab_size: int) -> Tensor | None:
         """Bool `[vocab_size]`: what the grammar allows as the next token; None: everything. Raises `GrammarFailed`."""

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from server.engine.attention.interface import NO_SLOT, Segment
+from server.engine.branches import BranchRows
 from server.engine.scheduler import Chunk
 from server.steering.bank import SteeringBank
 from vectors.vocabulary import Place
@@ -25,7 +26,7 @@ class PackedChunk:
 
     `segment` is its tokens. `wanted`: those whose logits are wanted, as indices into the pack, ascending; `has_next`:
     True when the last of these logits are the next token's. `captured`: positions in the sequence whose activations
-    are captured, ascending, at each of `capture_places`.
+    are captured, ascending, at each of `capture_places`. `branch_rows`: what its rows are if it is branching.
     """
 
     chunk: Chunk
@@ -34,6 +35,7 @@ class PackedChunk:
     has_next: bool
     captured: Sequence[int]
     capture_places: Sequence[Place]
+    branch_rows: BranchRows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,9 @@ class StepBatch:
     logits are wanted, chunk by chunk. `row_of_token` `[tokens]`: rows of the steering bank; None when no token is
     steered. `low_rank_tokens`: indices of the tokens whose row takes the low-rank path; None when there are none.
     `captures`: indices of the tokens to capture at each place.
+
+    `first_blocks` `[tokens]`: the first block that each token computes; None when all compute every block.
+    `vocabulary`: the tokens whose logits are wanted, ascending; None when others may be.
     """
 
     chunks: Sequence[PackedChunk]
@@ -55,6 +60,8 @@ class StepBatch:
     row_of_token: Int64Array | None
     low_rank_tokens: Int64Array | None
     captures: Mapping[Place, Int64Array]
+    first_blocks: Int64Array | None
+    vocabulary: Int64Array | None
 
     @property
     def segments(self) -> list[Segment]:
@@ -90,6 +97,8 @@ def pack_step(chunks: Sequence[Chunk], bank: SteeringBank) -> StepBatch:
         row_of_token=row_of_token,
         low_rank_tokens=None if row_of_token is None else _low_rank_tokens(row_of_token, bank),
         captures=_captures(packed),
+        first_blocks=_first_blocks(packed, num_tokens),
+        vocabulary=_vocabulary(packed),
     )
 
 
@@ -109,7 +118,8 @@ def _place(chunk: Chunk, start: int) -> PackedChunk:
     sequence = chunk.sequence
     segment = sequence.segment(start, chunk.num_new)
     if segment.is_branching:
-        return PackedChunk(chunk, segment, range(start, segment.end), False, (), ())
+        rows = sequence.branches.next(chunk.num_new)
+        return PackedChunk(chunk, segment, range(start + rows.has_base, segment.end), False, (), (), rows)
     first, last = segment.num_past, segment.num_past + segment.num_new
     # the position before the first sampled token scores nothing known, so it comes once, at the end
     known = range(max(first, sequence.next_logprob_position), min(last, sequence.num_known - 1))
@@ -130,6 +140,24 @@ def _captures(packed: Sequence[PackedChunk]) -> dict[Place, Int64Array]:
     return {place: np.array(tokens, dtype=np.int64) for place, tokens in indices.items()}
 
 
+def _first_blocks(packed: Sequence[PackedChunk], num_tokens: int) -> Int64Array | None:
+    if not any(entry.branch_rows is not None and entry.branch_rows.has_base for entry in packed):
+        return None
+    blocks = np.zeros(num_tokens, dtype=np.int64)
+    for entry in packed:
+        if entry.branch_rows is not None:
+            blocks[entry.segment.start : entry.segment.end] = entry.branch_rows.first_blocks
+    return blocks
+
+
+def _vocabulary(packed: Sequence[PackedChunk]) -> Int64Array | None:
+    """Branches are compared by the logits of a few tokens; everything else needs those of all."""
+    if any(entry.wanted and entry.branch_rows is None for entry in packed):
+        return None
+    named = {entry.chunk.sequence.wanted.next_token_ids for entry in packed if entry.wanted}
+    return np.array(sorted(set().union(*named)), dtype=np.int64) if named else None
+
+
 def _steered_rows(packed: Sequence[PackedChunk], num_tokens: int, bank: SteeringBank) -> Int64Array | None:
     """The bank row of every token; None when all are 0."""
     if bank.is_idle:
@@ -144,8 +172,9 @@ def _rows_of(packed: PackedChunk) -> Int64Array:
     """The bank row of each of the chunk's tokens: by phase, and in the response by part."""
     sequence, segment = packed.chunk.sequence, packed.segment
     assert sequence.rows is not None
-    if segment.is_branching:
-        return np.array(sequence.rows.branches[sequence.next_branches][: segment.num_new], dtype=np.int64)
+    if packed.branch_rows is not None:
+        base = [sequence.rows.boundary["content"]] if packed.branch_rows.has_base else []
+        return np.array([*base, *(sequence.rows.branches[branch] for branch in packed.branch_rows.branches)])
     first, last = segment.num_past, segment.num_past + segment.num_new
     boundary = sequence.num_prompt - 1
     rows = np.full(segment.num_new, sequence.rows.response["content"], dtype=np.int64)

@@ -28,12 +28,16 @@ _INITIAL_ROWS = 8
 
 @dataclass(frozen=True, slots=True)
 class PlanRows:
-    """The bank rows of one running plan, by phase and part; 0 where it is unsteered. `branches`: one row per branch."""
+    """The bank rows of one running plan, by phase and part; 0 where it is unsteered.
+
+    `branches`: one row for each of `branch_plans`.
+    """
 
     prompt: int
     boundary: Mapping[Part, int]
     response: Mapping[Part, int]
     branches: tuple[int, ...] = ()
+    branch_plans: tuple[SteeringPlan, ...] = ()
 
 
 @dataclass(slots=True)
@@ -44,6 +48,14 @@ class _Row:
     num_holders: int
     add_places: frozenset[Place]
     low_rank_places: frozenset[Place]
+
+
+@dataclass(slots=True)
+class _BranchRows:
+    """The rows of a set of branches, held together, and by how many running plans."""
+
+    rows: tuple[int, ...]
+    num_holders: int
 
 
 class LowRankOperations:
@@ -118,6 +130,7 @@ class SteeringBank:
         self._low_rank: dict[Place, LowRankOperations] = {}
         self._rows: dict[int, _Row] = {}
         self._row_of: dict[bytes, int] = {}
+        self._branches: dict[tuple[SteeringPlan, ...], _BranchRows] = {}
         self._free = list(range(_INITIAL_ROWS - 1, 0, -1))
         self._uses_of_adds: Counter[Place] = Counter()
         self._uses_of_low_rank: Counter[Place] = Counter()
@@ -127,10 +140,11 @@ class SteeringBank:
         """Rows held by running plans, not counting row 0."""
         return len(self._rows)
 
-    def acquire(self, plan: SteeringPlan, branches: Sequence[SteeringPlan] = ()) -> PlanRows:
+    def acquire(self, plan: SteeringPlan, branches: tuple[SteeringPlan, ...] = ()) -> PlanRows:
         """Rows for every phase and part of `plan` and the boundary of each branch; `release` them once.
 
-        The cost is that of writing the rows that are new.
+        The cost is that of writing the rows that are new; that of branches which are held already does not grow with
+        their number.
         """
         rows: list[int] = []
         try:
@@ -138,19 +152,29 @@ class SteeringBank:
             for phase in (Phase.BOUNDARY, Phase.RESPONSE):
                 for part in PARTS:
                     rows.append(self._acquire_scope(plan, phase, part))
-            for branch in branches:
-                rows.append(self._acquire_scope(branch, Phase.BOUNDARY, "content"))
+            held = self._branches.get(branches)
+            if held is None:
+                for branch in branches:
+                    rows.append(self._acquire_scope(branch, Phase.BOUNDARY, "content"))
         except BaseException:
             self._release_rows(rows)
             raise
         prompt, *others = rows
         boundary = dict(zip(PARTS, others, strict=False))
         response = dict(zip(PARTS, others[len(PARTS) :], strict=False))
-        return PlanRows(prompt, boundary, response, tuple(others[2 * len(PARTS) :]))
+        if held is None:
+            held = self._branches[branches] = _BranchRows(tuple(others[2 * len(PARTS) :]), 0)
+        held.num_holders += 1
+        return PlanRows(prompt, boundary, response, held.rows, branches)
 
     def release(self, rows: PlanRows) -> None:
         """Release the rows that `acquire` returned."""
-        self._release_rows((rows.prompt, *rows.boundary.values(), *rows.response.values(), *rows.branches))
+        self._release_rows((rows.prompt, *rows.boundary.values(), *rows.response.values()))
+        held = self._branches[rows.branch_plans]
+        held.num_holders -= 1
+        if held.num_holders == 0:
+            del self._branches[rows.branch_plans]
+            self._release_rows(held.rows)
 
     def _release_rows(self, rows: Sequence[int]) -> None:
         for row in rows:

@@ -11,10 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from server.steering.bank import LowRankOperations, SteeringBank
+from server.steering.plan import entry_block
 from vectors.sites import ModelSites, activation_of
 from vectors.vocabulary import Place
 
@@ -26,12 +29,31 @@ class StepActivations:
     `row_of_token`: int64 `[tokens]` on the model's device, or None when no token is steered.
     `low_rank_tokens`: int64 indices of the tokens whose row takes the low-rank path, or None.
     `captures`: place -> int64 indices of the tokens to capture; `captured` receives float32 `[indices, hidden]`.
+    `by_block`: the same for blocks that compute only some of the step's tokens. A block's output goes by the next one.
     """
 
     row_of_token: Tensor | None = None
     low_rank_tokens: Tensor | None = None
     captures: Mapping[Place, Tensor] = field(default_factory=dict)
     captured: dict[Place, Tensor] = field(default_factory=dict)
+    by_block: Mapping[int, StepActivations] = field(default_factory=dict)
+
+    def of_tokens(self, tokens: npt.NDArray[np.int64]) -> StepActivations:
+        """The step for a block that computes only `tokens`, ascending indices; it captures into the same dictionary."""
+        rows = self.row_of_token
+        return StepActivations(
+            row_of_token=None if rows is None else rows.index_select(0, torch.from_numpy(tokens).to(rows.device)),
+            low_rank_tokens=None if self.low_rank_tokens is None else _found_in(tokens, self.low_rank_tokens),
+            captures={place: _found_in(tokens, captured) for place, captured in self.captures.items()},
+            captured=self.captured,
+        )
+
+
+def _found_in(tokens: npt.NDArray[np.int64], wanted: Tensor) -> Tensor:
+    """Where in `tokens` those that are `wanted` are; both ascending."""
+    own = wanted.cpu().numpy()
+    places = np.searchsorted(tokens, own[np.isin(own, tokens)])
+    return torch.from_numpy(places).to(wanted.device)
 
 
 class ActivationHooks:
@@ -62,10 +84,12 @@ class ActivationHooks:
             handle.remove()
 
     def _hook(self, place: Place) -> Callable[[nn.Module, Any, Any], None]:
+        block = entry_block(place)
+
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            step = self._step
-            if step is None:
+            if self._step is None:
                 return
+            step = self._step.by_block.get(block, self._step)
             if step.row_of_token is not None:
                 self._steer(place, step, output)
             if place in step.captures:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from vectors.applied import AppliedVector
 from vectors.positions import Phase, coverage_of
-from vectors.vocabulary import PARTS, Part
+from vectors.vocabulary import PARTS, Part, Place
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class SteeringPlan:
             scope: hashlib.sha256(b"".join(entry.fingerprint for entry in entries)).digest() if entries else b""
             for scope, entries in self._in_scope.items()
         }
+        self._first_blocks: dict[tuple[Phase, Part], int] = {}
 
     def in_scope(self, phase: Phase, part: Part = "content") -> tuple[PlanEntry, ...]:
         """The active entries that steer tokens of `phase` and `part`, in the order given."""
@@ -76,6 +78,18 @@ class SteeringPlan:
     def fingerprint(self, phase: Phase, part: Part = "content") -> bytes:
         """32 bytes that differ whenever the steering of `phase` and `part` differs; empty when it is unsteered."""
         return self._fingerprints[phase, part]
+
+    def first_block(self, phase: Phase, part: Part = "content") -> int:
+        """The first block that computes something else for tokens of `phase` and `part` than in the unsteered model.
+
+        That is one past the layer of an entry that changes a block's output. An unsteered phase gives `sys.maxsize`.
+        """
+        first = self._first_blocks.get((phase, part))
+        if first is None:
+            places = (place for entry in self._in_scope[phase, part] for place in entry.applied.places)
+            first = min((entry_block(place) for place in places), default=sys.maxsize)
+            self._first_blocks[phase, part] = first
+        return first
 
     @property
     def is_steered(self) -> bool:
@@ -116,6 +130,12 @@ class SteeringPlan:
         if all(not fingerprint for fingerprint, _ in merged):
             return b""
         return b"".join(fingerprint + length.to_bytes(4, "little") for fingerprint, length in merged)
+
+
+def entry_block(place: Place) -> int:
+    """The first block whose computation depends on a change at `place`: its own, or the next for a block's output."""
+    site, layer = place
+    return layer + (site == "residual")
 
 
 UNSTEERED = SteeringPlan()

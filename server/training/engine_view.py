@@ -17,7 +17,7 @@ from torch import Tensor
 
 from server.engine.errors import EngineError
 from server.engine.protocol import Engine
-from server.engine.queries import capture, score, score_branches
+from server.engine.queries import branch, capture, score
 from server.engine.request import Capture
 from server.errors import InvalidRequest
 from server.steering.plan import SteeringPlan
@@ -30,8 +30,9 @@ from vectors.training.model_view import Cancelled, Continuations, Steering
 from vectors.vocabulary import Site
 
 MAX_IN_FLIGHT = 128
-MAX_BRANCHES = 256
-"""The most plans that one request branches into, which bounds the rows that a search takes in the steering bank."""
+MAX_BRANCHES = 480
+"""The most plans that one request branches into, which bounds the rows that a search takes in the steering bank: with
+those of live requests fewer than 512, to which it grows in powers of two."""
 
 _PROMPTS_PER_ROUND = 64
 
@@ -83,15 +84,16 @@ class EngineView:
         for index, found in self._stream(enumerate(prompts), begin):
             yield index, {site: torch.cat([found[site, layer] for layer in layers]) for site in sites}
 
-    def next_token_logprobs(
+    def next_token_logits(
         self,
         prompts: Sequence[tuple[int, ...]],
         token_ids: Sequence[tuple[int, ...]],
         steerings: Sequence[tuple[Steering, ...]],
     ) -> Iterator[tuple[int, Tensor]]:
-        """See `vectors.training.model_view.ModelView.next_token_logprobs`."""
+        """See `vectors.training.model_view.ModelView.next_token_logits`."""
         plans = [self._plan_of(steering) for steering in steerings]
         groups = _groups_of(plans)
+        branches = [tuple(plans[member] for member in group) for group in groups]
         order = torch.tensor([number for group in groups for number in group])
         rounds = range(0, len(prompts), _PROMPTS_PER_ROUND)
         tasks = (
@@ -103,8 +105,7 @@ class EngineView:
 
         def begin(task: tuple[int, int]) -> Future[Tensor]:
             index, number = task
-            branches = [plans[member] for member in groups[number]]
-            return score_branches(self._engine, prompts[index], token_ids[index], branches)
+            return branch(self._engine, prompts[index], token_ids[index], branches[number])
 
         found: dict[int, dict[int, Tensor]] = {}
         for (index, number), scores in self._stream(tasks, begin):

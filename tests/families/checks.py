@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from server.engine.engine import BatchingEngine
 from server.engine.model import LoadedModel
-from server.engine.queries import score_branches
+from server.engine.queries import branch
 from server.engine.request import Capture, EngineRequest, Force, Generate, SamplingParams, TokenOutput
 from server.steering.plan import PlanEntry, SteeringPlan
-from tests.families.plain import Added, Greedy, activations_of, generated, greedy_by_passes, logprobs_of
+from tests.families.plain import Added, Greedy, activations_of, generated, greedy_by_passes, logits_of, logprobs_of
 from tests.server.engine.driving import engine_of, num_preemptions, prompt_of, run, tokens_of
 from vectors.applied import AppliedVector
 from vectors.sites import ModelSites, find_sites
@@ -278,11 +278,11 @@ def _check_branches(engine: BatchingEngine, plain: PreTrainedModel, sites: Model
     site = _first_site(engine)
     places = [(index % engine.info.num_layers, _direction(engine, 900 + index)) for index in range(5)]
     plans = [_plan(engine, site, layer, direction, "response") for layer, direction in places]
-    future = score_branches(engine, prompt, choices, plans)
+    future = branch(engine, prompt, choices, plans)
     while engine.step():
         pass
     expected = [
-        logprobs_of(plain, prompt, [Added(sites.modules[site][layer], direction, only_last=True)])[-1, choices]
+        logits_of(plain, prompt, [Added(sites.modules[site][layer], direction, only_last=True)])[-1, choices]
         for layer, direction in places
     ]
     findings.differ("branches", float((future.result(timeout=0) - torch.stack(expected)).abs().max()))

@@ -39,10 +39,15 @@ class Greedy:
 @torch.no_grad()
 def logprobs_of(model: PreTrainedModel, tokens: Sequence[int], added: Sequence[Added] = ()) -> Tensor:
     """Log-probabilities `[tokens, vocabulary]` of the next token after each, in one pass without a KV cache."""
+    return logits_of(model, tokens, added).log_softmax(-1)
+
+
+def logits_of(model: PreTrainedModel, tokens: Sequence[int], added: Sequence[Added] = ()) -> Tensor:
+    """Logits, float32 `[tokens, vocabulary]`, of the next token after each, in one pass without a KV cache."""
     handles = [entry.module.register_forward_hook(_adding(entry)) for entry in added]
     try:
         logits: Tensor = model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits
-        return logits[0].float().log_softmax(-1)
+        return logits[0].float()
     finally:
         for handle in handles:
             handle.remove()

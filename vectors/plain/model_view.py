@@ -79,13 +79,13 @@ class PlainModelView:
             layers = range(self.num_layers)
             yield index, {site: torch.cat([captured[site, layer] for layer in layers]).cpu() for site in sites}
 
-    def next_token_logprobs(
+    def next_token_logits(
         self,
         prompts: Sequence[tuple[int, ...]],
         token_ids: Sequence[tuple[int, ...]],
         steerings: Sequence[tuple[Steering, ...]],
     ) -> Iterator[tuple[int, Tensor]]:
-        """See `vectors.training.model_view.ModelView.next_token_logprobs`."""
+        """See `vectors.training.model_view.ModelView.next_token_logits`."""
         changes = [self._changes_of(steering) for steering in steerings]
         groups = _alike_before_the_last_token(changes, steerings)
         for index, (prompt, wanted) in enumerate(zip(prompts, token_ids, strict=True)):
@@ -121,7 +121,7 @@ class PlainModelView:
         return tuple(logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1).tolist())
 
     def _branch(self, prompt: tuple[int, ...], changes: Sequence[RowChanges], wanted: tuple[int, ...]) -> Tensor:
-        """Log-probabilities `[changes, wanted]` (CPU) after a prompt that they all steer alike except at its end."""
+        """Logits `[changes, wanted]` (CPU) after a prompt that they all steer alike except at its end."""
         before, last = prompt[:-1], prompt[-1:]
         cache = None
         if before:
@@ -140,7 +140,7 @@ class PlainModelView:
                     options["position_ids"] = torch.full((1, 1), len(before), device=self._model.device)
             with self._hooks.rows(rows):
                 logits = self._run([last] * len(rows), **options).logits
-            found.append(torch.log_softmax(logits[:, -1].float(), dim=-1)[:, list(wanted)].cpu())
+            found.append(logits[:, -1, list(wanted)].float().cpu())
         return torch.cat(found)
 
     def _run(self, tokens: Sequence[Sequence[int]], **options: Any) -> Any:

@@ -150,8 +150,8 @@ class Examiner:
         chosen_prompts = [prompts[place_of[index]] for index in simple]
         groups = [letters[place_of[index]].first_tokens for index in simple]
         token_ids = [tuple(token for group in found for token in group) for found in groups]
-        for number, logprobs in self._probe.next_token_logprobs(chosen_prompts, token_ids, steerings):
-            yield simple[number], _likeliest(logprobs, [len(group) for group in groups[number]])
+        for number, logits in self._probe.next_token_logits(chosen_prompts, token_ids, steerings):
+            yield simple[number], _likeliest(logits, [len(group) for group in groups[number]])
         for index in whole:
             found = letters[place_of[index]]
             yield index, self._choose_spelled(prompts[place_of[index]], found, steerings)
@@ -295,12 +295,15 @@ def answers_of(questions: Sequence[Question]) -> npt.NDArray[np.int64]:
     )
 
 
-def _likeliest(logprobs: Tensor, sizes: Sequence[int]) -> Choices:
-    """The group of adjacent columns with the highest summed probability, first of equals; -1 in a row of NaN."""
+def _likeliest(scores: Tensor, sizes: Sequence[int]) -> Choices:
+    """The group of adjacent columns with the highest summed probability, first of equals; -1 in a row of NaN.
+
+    `scores` are log-probabilities, up to a constant for each row.
+    """
     if all(size == 1 for size in sizes):
-        totals = logprobs
+        totals = scores
     else:
-        totals = torch.stack([part.logsumexp(-1) for part in torch.split(logprobs, list(sizes), dim=-1)], dim=-1)
+        totals = torch.stack([part.logsumexp(-1) for part in torch.split(scores, list(sizes), dim=-1)], dim=-1)
     chosen = totals.argmax(dim=-1)
-    chosen[torch.isnan(logprobs).any(dim=-1)] = -1
+    chosen[torch.isnan(scores).any(dim=-1)] = -1
     return chosen.numpy()

@@ -71,16 +71,18 @@ class ModelView(Protocol):
         """Unsteered activations at each prompt's last token: float32 `[layers, hidden]` (CPU) by site."""
         ...
 
-    def next_token_logprobs(
+    def next_token_logits(
         self,
         prompts: Sequence[tuple[int, ...]],
         token_ids: Sequence[tuple[int, ...]],
         steerings: Sequence[tuple[Steering, ...]],
     ) -> Iterator[tuple[int, Tensor]]:
-        """Log-probabilities, float32 `[steerings, tokens]`, of `token_ids[i]` after `prompts[i]` under each steering.
+        """Logits, float32 `[steerings, tokens]`, of `token_ids[i]` after `prompts[i]` under each steering.
 
-        The empty steering is the unsteered model. Steerings that begin at the prompt's last token (positions
-        `response`) share everything before it, so each costs one token.
+        They are log-probabilities up to a constant for each steering, which is enough to compare the tokens. A row
+        with a NaN is of a steering under which the model overflows. The empty steering is the unsteered model.
+        Steerings that begin at the prompt's last token (positions `response`) share everything before it, so each costs
+        one token at most.
         """
         ...
 

@@ -41,7 +41,7 @@ def branching(name: str, prompt: tuple[int, ...], plans: list[SteeringPlan]) -> 
 
 def expected(family: str, prompt: tuple[int, ...]) -> torch.Tensor:
     model = build(family)
-    rows = [torch.log_softmax(steered_logits(model, prompt, steers)[-1], -1)[list(TOKENS)] for steers in STEERS]
+    rows = [steered_logits(model, prompt, steers)[-1][list(TOKENS)] for steers in STEERS]
     return torch.stack(rows)
 
 
@@ -55,8 +55,8 @@ def test_every_branch_equals_its_plan_alone(family: str) -> None:
     outputs = run(engine, requests)
     for name, prompt in [*((str(index), prompt) for index, prompt in enumerate(prompts)), ("again", prompts[-1])]:
         (event,) = outputs[name]
-        assert event.branch_scores is not None
-        torch.testing.assert_close(event.branch_scores, expected(family, prompt), atol=1e-4, rtol=1e-4)
+        assert event.branch_logits is not None
+        torch.testing.assert_close(event.branch_logits, expected(family, prompt), atol=1e-4, rtol=1e-4)
     engine.close()
 
 
@@ -81,9 +81,9 @@ def test_branches_survive_preemption_and_leave_the_others_alone() -> None:
     assert outputs == alone
     for index, request in enumerate(requests):
         (event,) = events[request.request_id]
-        assert event.branch_scores is not None
+        assert event.branch_logits is not None
         wanted = expected("llama", prompt_of(17, index)).repeat(4, 1)
-        torch.testing.assert_close(event.branch_scores, wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(event.branch_logits, wanted, atol=1e-4, rtol=1e-4)
     assert_nothing_held(engine)
     engine.close()
     engine_alone.close()

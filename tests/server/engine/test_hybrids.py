@@ -63,7 +63,7 @@ def assert_alike(found: Sequence[TokenOutput], expected: Sequence[TokenOutput]) 
     assert tokens_of(list(found)) == tokens_of(list(expected))
     for one, other in zip(found, expected, strict=True):
         assert one.error is None
-        for name in ("logprobs", "known_logprobs", "scores", "branch_scores", "activations"):
+        for name in ("logprobs", "known_logprobs", "scores", "branch_logits", "activations"):
             torch.testing.assert_close(
                 numbers_of(getattr(one, name)), numbers_of(getattr(other, name)), atol=2e-4, rtol=1e-3, msg=name
             )

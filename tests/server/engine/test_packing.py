@@ -15,7 +15,7 @@ from server.engine.request import EngineRequest, Generate
 from server.kernels.library import Kernels, load_kernels
 from tests.families import CONFIGS, VOCABULARY, build
 from tests.reference import Steer, steered_logits
-from tests.server.engine.driving import GREEDY, engine_of, plan_of, prompt_of, random_direction, run, tokens_of
+from tests.server.engine.driving import GREEDY, engine_of, loaded, plan_of, prompt_of, random_direction, run, tokens_of
 
 STEERS = (
     Steer(random_direction(1), 0, positions="all"),
@@ -36,7 +36,8 @@ def test_every_family_is_exact_in_chunks_and_steered(kernels: Kernels, family: s
     plain, model = build(family), prepare_model(build(family), kernels=kernels)
     assert model.attention is CompiledAttention
     assert any(isinstance(module, PackedLinear) for module in model.module.modules())
-    sites = model.info.sites
+    sites = loaded(family).info.sites
+    assert model.info.sites == sites
     engine = engine_of(model, max_batch_tokens=7)
     requests = [
         EngineRequest(

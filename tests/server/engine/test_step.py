@@ -96,7 +96,7 @@ class Life:
         sequence, first = self.sequence, self.sequence.num_computed
         if self.kind is branching and sequence.is_branching:
             self.num_branches_done += chunk.num_new
-            sequence.add_branch_scores(torch.zeros(chunk.num_new, 1))
+            sequence.branches.add(torch.zeros(chunk.num_new, 1))
             return
         done = set(range(first, first + chunk.num_new))
         if self.kind is forcing:
@@ -183,7 +183,7 @@ def test_any_mix_of_chunks_is_packed_as_a_loop_over_tokens_says(plans: Plans, se
         own = generator.sample(plans, len(plans))
         request = kind(prompt_of(generator.randint(7, 25), seed=number), own)
         sequence = TokenSequence(request, lambda output: None, frozenset(), kv)
-        sequence.rows = bank.acquire(own[0], own if kind is branching else ())
+        sequence.rows = bank.acquire(own[0], tuple(own) if kind is branching else ())
         lives.append(Life(kind, sequence))
     for _ in range(20):
         expected = Expected()

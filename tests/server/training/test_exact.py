@@ -285,10 +285,10 @@ def test_next_tokens_are_as_likely_as_in_plain_transformers(demo: Both) -> None:
     prompts = [demo.view.encode(f"{one.item.question}{' word' * place}") for place, one in enumerate(shown)]
     token_ids = [tuple(range(5 * place, 5 * place + 3 + place)) for place in range(len(prompts))]
     steerings, added = some_steerings(demo.view.hidden_size, 9)
-    found = dict(demo.view.next_token_logprobs(prompts, token_ids, steerings))
+    found = dict(demo.view.next_token_logits(prompts, token_ids, steerings))
     assert sorted(found) == list(range(len(prompts)))
     for index, prompt in enumerate(prompts):
-        rows = [demo.plain.logprobs(prompt, own)[-1][list(token_ids[index])] for own in added]
+        rows = [demo.plain.logits(prompt, own)[-1][list(token_ids[index])] for own in added]
         assert (found[index] - torch.stack(rows)).abs().max() < 1e-4
 
 
@@ -375,13 +375,13 @@ def test_many_steerings_and_prompts_come_back_where_they_belong() -> None:
     prompts = [tuple(text.encode(f"{place} and more")) for place in range(70)]
     steerings, added = some_steerings(32, MAX_BRANCHES + 44)
     with probing(loaded, text) as view:
-        found = dict(view.next_token_logprobs(prompts, [(5, 6, 7)] * len(prompts), steerings))
+        found = dict(view.next_token_logits(prompts, [(5, 6, 7)] * len(prompts), steerings))
     assert sorted(found) == list(range(len(prompts)))
     draw = random.Random(0)
     for index in draw.sample(range(len(prompts)), 10):
         assert found[index].shape == (len(steerings), 3)
         for number in [0, MAX_BRANCHES - 1, MAX_BRANCHES, *draw.sample(range(len(steerings)), 5)]:
-            expected = plain.logprobs(prompts[index], added[number])[-1][[5, 6, 7]]
+            expected = plain.logits(prompts[index], added[number])[-1][[5, 6, 7]]
             assert (found[index][number] - expected).abs().max() < 1e-4, (index, number)
 
 
@@ -396,10 +396,10 @@ def test_steerings_of_other_positions_and_parts_are_told_apart() -> None:
         steerings.append((Steering(vector, 1.0),))
         steers.append(Steer(direction, number % 3, positions=positions, parts=parts))
     with probing(loaded, text) as view:
-        found = dict(view.next_token_logprobs(prompts, [(5, 6, 7)] * len(prompts), steerings))
+        found = dict(view.next_token_logits(prompts, [(5, 6, 7)] * len(prompts), steerings))
     for index, prompt in enumerate(prompts):
         for number, steer in enumerate(steers):
-            expected = torch.log_softmax(steered_logits(plain.model, prompt, [steer])[-1], -1)[[5, 6, 7]]
+            expected = steered_logits(plain.model, prompt, [steer])[-1][[5, 6, 7]]
             assert (found[index][number] - expected).abs().max() < 1e-4, (index, number)
     with probing(loaded, text) as view:
         queries = [Continuations(prompts[0], ((5, 6, 7),), steering) for steering in steerings]

@@ -75,12 +75,12 @@ def assert_next_tokens_are_those_of_a_full_pass(
     model: PreTrainedModel, view: PlainModelView, prompts: Sequence[tuple[int, ...]], ways: Sequence[Way]
 ) -> None:
     token_ids = [tuple(range(5 * index, 5 * index + 1 + index)) for index in range(len(prompts))]
-    found = dict(view.next_token_logprobs(prompts, token_ids, [steering for steering, _ in ways]))
+    found = dict(view.next_token_logits(prompts, token_ids, [steering for steering, _ in ways]))
     assert list(found) == list(range(len(prompts)))
     for index, prompt in enumerate(prompts):
         assert found[index].dtype == torch.float32
         for row, (_, steers) in zip(found[index], ways, strict=True):
-            expected = steered_logits(model, prompt, steers)[-1].log_softmax(-1)[list(token_ids[index])]
+            expected = steered_logits(model, prompt, steers)[-1][list(token_ids[index])]
             torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -128,10 +128,10 @@ def test_more_steerings_than_run_side_by_side_come_back_where_they_belong(tokeni
     ways = [entry(number, "residual", number % LAYERS) for number in range(2 * MAX_ROWS + 3)]
     prompt = some_tokens(8, 0)
     view = PlainModelView(model, tokenizer)
-    ((_, found),) = view.next_token_logprobs([prompt], [(3, 4)], [(steering,) for steering, _ in ways])
+    ((_, found),) = view.next_token_logits([prompt], [(3, 4)], [(steering,) for steering, _ in ways])
     view.close()
     for number in (0, MAX_ROWS - 1, MAX_ROWS, 2 * MAX_ROWS, 2 * MAX_ROWS + 2):
-        expected = steered_logits(model, prompt, [ways[number][1]])[-1].log_softmax(-1)[[3, 4]]
+        expected = steered_logits(model, prompt, [ways[number][1]])[-1][[3, 4]]
         torch.testing.assert_close(found[number], expected, atol=1e-4, rtol=1e-4)
 
 
@@ -149,7 +149,7 @@ def test_nothing_is_left_on_the_model(tokenizer: PreTrainedTokenizerBase) -> Non
     model, prompt = build("llama"), some_tokens(6, 0)
     before = steered_logits(model, prompt)
     view = PlainModelView(model, tokenizer)
-    list(view.next_token_logprobs([prompt], [(1,)], [(entry(0, "mlp", 1)[0],)]))
+    list(view.next_token_logits([prompt], [(1,)], [(entry(0, "mlp", 1)[0],)]))
     assert torch.equal(steered_logits(model, prompt), before)
     view.close()
     assert not any(module._forward_hooks for module in model.modules())
@@ -171,7 +171,7 @@ def test_a_model_in_training_mode_is_refused(tokenizer: PreTrainedTokenizerBase)
 def test_a_vector_of_another_model_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     other = Steering(SteeringVector({1: torch.ones(HIDDEN + 1)}), 1.0)
     with pytest.raises(CannotSteer, match="hidden size"):
-        list(plain_view(tokenizer).next_token_logprobs([(1,)], [(1,)], [(other,)]))
+        list(plain_view(tokenizer).next_token_logits([(1,)], [(1,)], [(other,)]))
 
 
 def test_a_model_is_called_by_its_folder_or_its_id(tokenizer: PreTrainedTokenizerBase) -> None:

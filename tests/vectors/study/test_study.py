@@ -330,7 +330,7 @@ def test_what_the_model_lacks_is_refused_at_once(tmp_path: Path, text: str, para
 class KnowingProbe(HashProbe):
     """Answers every item of `items` right."""
 
-    def next_token_logprobs(
+    def next_token_logits(
         self,
         prompts: Sequence[tuple[int, ...]],
         token_ids: Sequence[tuple[int, ...]],

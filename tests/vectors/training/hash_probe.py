@@ -43,7 +43,7 @@ class HashProbe:
         for index, prompt in enumerate(prompts):
             yield index, {site: drawn(prompt, site, self.num_layers, self.hidden_size) for site in sites}
 
-    def next_token_logprobs(
+    def next_token_logits(
         self,
         prompts: Sequence[tuple[int, ...]],
         token_ids: Sequence[tuple[int, ...]],
@@ -56,7 +56,7 @@ class HashProbe:
                 for entry in steering:
                     for layer, direction in entry.vector.directions.items():
                         logits = logits + entry.scale * drawn((layer,), "head", 300, self.hidden_size) @ direction
-                rows.append(logits.log_softmax(-1)[list(tokens)])
+                rows.append(logits[list(tokens)])
             yield index, torch.stack(rows)
 
     def continuation_logprobs(

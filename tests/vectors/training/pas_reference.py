@@ -99,6 +99,22 @@ class PlainModel:
     # what the model says
 
     @torch.no_grad()
+    def logits(
+        self,
+        tokens: Sequence[int],
+        added: Sequence[Added] = (),
+        num_prompt: int | None = None,
+        *,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Logits, float64 `[tokens, vocabulary]`, after every token, or the last only, of one full pass."""
+        with self._adding(added, (len(tokens) if num_prompt is None else num_prompt) - 1):
+            output = self.model(
+                input_ids=torch.tensor([list(tokens)]), use_cache=False, logits_to_keep=1 if last_only else 0
+            )
+        logits: Tensor = output.logits[0].double()
+        return logits
+
     def logprobs(
         self,
         tokens: Sequence[int],
@@ -107,12 +123,8 @@ class PlainModel:
         *,
         last_only: bool = False,
     ) -> Tensor:
-        """Log-probabilities `[tokens, vocabulary]` after every token, or the last only, of one full pass."""
-        with self._adding(added, (len(tokens) if num_prompt is None else num_prompt) - 1):
-            output = self.model(
-                input_ids=torch.tensor([list(tokens)]), use_cache=False, logits_to_keep=1 if last_only else 0
-            )
-        return torch.log_softmax(output.logits[0].double(), -1)
+        """Log-probabilities of the next token from `logits`."""
+        return self.logits(tokens, added, num_prompt, last_only=last_only).log_softmax(-1)
 
     def continuation(self, prompt: Sequence[int], reply: Sequence[int], added: Sequence[Added] = ()) -> list[float]:
         """The log-probability of each token of `reply` after `prompt`."""

@@ -165,8 +165,9 @@ class NaiveEngine:
                 yield replace(last, scores=tuple((*(each.logprob for each in head if each), end) for end in ends))
             case Branch() as work:
                 jobs = [replace(job, request=replace(request, plan=plan)) for plan in work.plans]
-                rows = torch.stack([self._logits(each, request.prompt)[-1] for each in jobs])
-                yield replace(last, branch_scores=torch.log_softmax(rows, -1)[:, list(work.token_ids)])
+                rows = torch.stack([self._logits(each, request.prompt)[-1] for each in jobs])[:, list(work.token_ids)]
+                is_finite = rows.isfinite().all(-1, keepdim=True)
+                yield replace(last, branch_logits=rows.where(is_finite, torch.nan))
             case Capture() as work:
                 self._logits(job, request.prompt)
                 places: list[Place] = [(site, layer) for site in work.sites for layer in work.layers]

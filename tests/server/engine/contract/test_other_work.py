@@ -11,7 +11,7 @@ from torch import Tensor
 
 from server.engine.errors import InvalidWork, WorkFailed
 from server.engine.protocol import Engine
-from server.engine.queries import capture, score, score_branches
+from server.engine.queries import branch, capture, score
 from server.engine.request import Branch, Capture, EngineRequest, FinishReason, Force, Generate, Score
 from server.steering.plan import UNSTEERED
 from tests.families import build
@@ -88,10 +88,10 @@ def test_branches_equal_each_plan_alone(engine: Engine) -> None:
     tokens = (3, 50, 7)
     plans = [plan_of(*steers) for steers in STEERS]
     for length in (13, 1, 2):
-        found = score_branches(engine, PROMPT[:length], tokens, plans).result(DEADLINE)
+        found = branch(engine, PROMPT[:length], tokens, plans).result(DEADLINE)
         model = build("llama")
         rows = [steered_logits(model, PROMPT[:length], steers)[-1] for steers in STEERS]
-        wanted = torch.log_softmax(torch.stack(rows), -1)[:, list(tokens)]
+        wanted = torch.stack(rows)[:, list(tokens)]
         assert found.dtype is torch.float32
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
@@ -101,9 +101,9 @@ def test_branches_share_what_their_request_steers_before_the_last_prompt_token(e
     steers = [(shared,), (shared, Steer(random_direction(1), 0))]
     plans = tuple(plan_of(*each) for each in steers)
     (event,) = answer_of(engine, EngineRequest("x", PROMPT, Branch(plans, (3, 50)), plans[0]))
-    assert event.branch_scores is not None
-    wanted = torch.stack([logprobs_after((), each)[-1, [3, 50]] for each in steers])
-    torch.testing.assert_close(event.branch_scores, wanted, atol=1e-4, rtol=1e-4)
+    assert event.branch_logits is not None
+    wanted = torch.stack([steered_logits(build("llama"), PROMPT, each)[-1, [3, 50]] for each in steers])
+    torch.testing.assert_close(event.branch_logits, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_captures_equal_a_plain_pass(engine: Engine) -> None:
@@ -128,11 +128,11 @@ def test_a_capture_is_of_what_was_steered(engine: Engine) -> None:
 
 def test_what_is_not_finite_is_an_error_or_not_a_number(engine: Engine) -> None:
     scores = score(engine, PROMPT, [(1,), (2, 3)], plan=BROKEN)
-    branches = score_branches(engine, PROMPT, (1,), [UNSTEERED, BROKEN, plan_of(*STEERS[1])])
+    branches = branch(engine, PROMPT, (1, 3), [UNSTEERED, BROKEN, plan_of(*STEERS[1])])
     captured = capture(engine, PROMPT, Capture((0,)))
     with pytest.raises(WorkFailed, match="not finite"):
         scores.result(DEADLINE)
-    assert branches.result(DEADLINE).isfinite().all(dim=1).tolist() == [True, False, True]
+    assert branches.result(DEADLINE).isnan().tolist() == [[False] * 2, [True] * 2, [False] * 2]
     assert captured.result(DEADLINE)["residual", 0].isfinite().all()
 
 
@@ -152,7 +152,7 @@ def test_all_kinds_of_work_go_side_by_side(engine: Engine) -> None:
         tokens = [float(event.token_id) for event in answers[name] if event.token_id is not None]
         known = [known.logprob for known in last.known_logprobs or () if known is not None]
         scores = [value for row in last.scores or () for value in row]
-        branches = [] if last.branch_scores is None else last.branch_scores.flatten().tolist()
+        branches = [] if last.branch_logits is None else last.branch_logits.flatten().tolist()
         captured = [value for rows in (last.activations or {}).values() for value in rows.flatten().tolist()]
         return [*tokens, *known, *scores, *branches, *captured]
 

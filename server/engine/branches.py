@@ -1,0 +1,90 @@
+"""The branches of one sequence: its last prompt token under many plans, and which rows the next chunk computes.
+
+A plan that differs from the sequence's own only from some block on has nothing to compute below: its row enters there
+and goes on from the stream of a **base** row, the last token under the sequence's own plan, which its chunk computes
+from the embedding on (`late_entry.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from server.steering.plan import SteeringPlan
+from vectors.positions import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class BranchRows:
+    """The rows of a chunk: a base row if `has_base`, then one for each of `branches`, which are indices of plans.
+
+    `first_blocks`: the first block that each row computes, ascending; the base's is 0.
+    """
+
+    has_base: bool
+    branches: Sequence[int]
+    first_blocks: Sequence[int]
+
+
+class Branches:
+    """The logits under `plans`, wanted of a sequence whose own plan is `own`.
+
+    Rows may skip the first blocks of `num_blocks`, all if need be; with 0 each computes every block. They do if that
+    saves more than a base row costs.
+    """
+
+    def __init__(self, plans: Sequence[SteeringPlan], own: SteeringPlan, num_blocks: int) -> None:
+        self._order, self._first_blocks = _arranged(tuple(plans), own, num_blocks)
+        self._enters_late = any(self._first_blocks)
+        self._logits: list[Tensor] = []
+        self._num_done = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that have to be computed; 0 when all plans are done."""
+        num_left = len(self._order) - self._num_done
+        return num_left + self._has_base(num_left)
+
+    def next(self, num_rows: int) -> BranchRows:
+        """The next chunk of 1 to the present `num_rows` rows."""
+        has_base = self._has_base(num_rows)
+        own = slice(self._num_done, self._num_done + num_rows - has_base)
+        return BranchRows(has_base, self._order[own], [0] * has_base + self._first_blocks[own])
+
+    def add(self, logits: Tensor) -> None:
+        """Note the logits `[branches, tokens]` of the next branches, in any dtype."""
+        logits = logits.to(torch.float32).cpu()
+        is_finite = torch.isfinite(logits).all(dim=-1, keepdim=True)
+        self._logits.append(logits.where(is_finite, torch.nan))
+        self._num_done += logits.shape[0]
+
+    @property
+    def logits(self) -> Tensor:
+        """All logits, float32 `[plans, tokens]` (CPU), when there are no rows left; NaN in rows that are not finite."""
+        found = torch.cat(self._logits)
+        return torch.empty_like(found).index_copy_(0, torch.tensor(self._order), found)
+
+    def _has_base(self, num_rows: int) -> bool:
+        """A single row is a branch that computes every block."""
+        return self._enters_late and num_rows > 1
+
+
+@functools.lru_cache(maxsize=4)  # a search branches every prompt into the same plans
+def _arranged(plans: tuple[SteeringPlan, ...], own: SteeringPlan, num_blocks: int) -> tuple[list[int], list[int]]:
+    """The indices of `plans` by the first block that each computes, and these blocks."""
+    first_blocks = [_first_block(plan, own, num_blocks) for plan in plans]
+    if sum(first_blocks) <= num_blocks:
+        first_blocks = [0] * len(plans)
+    order = sorted(range(len(plans)), key=first_blocks.__getitem__)
+    return order, [first_blocks[branch] for branch in order]
+
+
+def _first_block(plan: SteeringPlan, own: SteeringPlan, num_blocks: int) -> int:
+    """The first block that may compute something else under `plan` than under `own`, at the last prompt token."""
+    if plan.fingerprint(Phase.BOUNDARY) == own.fingerprint(Phase.BOUNDARY):
+        return num_blocks
+    return min(num_blocks, plan.first_block(Phase.BOUNDARY), own.first_block(Phase.BOUNDARY))
