@@ -22,8 +22,13 @@ FLOORS: dict[str, str] = {
         vector
         applied
         formats training
-        client files plain store study
+        behaviour client files plain store study
         __init__
+    """,
+    "vectors.behaviour": """
+        __init__ prompts answers
+        changes judge rule side_effects
+        classifier report
     """,
     "vectors.client": """
         errors
@@ -155,7 +160,7 @@ FLOORS: dict[str, str] = {
         __main__
     """,
     "server.cli.client": """
-        __init__ connection conversation
+        __init__ connection conversation parallel
         vectors
         chat
     """,
@@ -168,10 +173,11 @@ FLOORS: dict[str, str] = {
         command
     """,
     "server.cli.training": """
-        __init__ parser progress study tables
+        __init__ answer_tables parser progress study tables
         options
         files
-        local remote
+        generation judging local remote
+        generated
         command
     """,
     "server.demo": """

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 REPORT = "report.json"
 
-_PLOTS = ("accuracy.png", "sizes.png", "grid-*.png")
+ANSWERS = "answers.jsonl"
+
+_BESIDE = (ANSWERS, "accuracy.png", "sizes.png", "grid-*.png")
 
 
 def read_file(path: Path) -> bytes:
@@ -71,7 +73,7 @@ class OutputFolder:
     def __init__(self, folder: Path, *, vector: str | None, force: bool) -> None:
         self.folder = folder
         self.vector = vector
-        self._names = [REPORT, *_PLOTS, *([vector] if vector is not None else [])]
+        self._names = [REPORT, *_BESIDE, *([vector] if vector is not None else [])]
         if folder.exists() and not folder.is_dir():
             raise CommandFailed(f"{folder} is a file; name a folder with --output", USAGE)
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())

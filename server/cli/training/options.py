@@ -10,7 +10,7 @@ import argparse
 from typing import Any
 
 from server.cli.errors import USAGE, CommandFailed
-from server.cli.training.parser import ENGINE_SETTINGS
+from server.cli.training.parser import ENGINE_SETTINGS, GENERATED
 from vectors.errors import InvalidVectorName
 from vectors.training.options import OPTIONS, SEED, Option
 from vectors.vocabulary import check_name
@@ -54,9 +54,25 @@ def check_consistent(arguments: argparse.Namespace) -> None:
                 raise CommandFailed(
                     f"{flag} applies to a model loaded here; with --url, the server's model is used", USAGE
                 )
+    if arguments.command == "evaluate":
+        _check_kind_of_evaluation(arguments)
     data = [getattr(arguments, option, None) or "" for option in ("data", "validation", "retention")]
     if arguments.data_folder is not None and not any(place.startswith(TASK_PREFIX) for place in data):
         raise CommandFailed("--data-folder applies to task:NAME, and no task is given", USAGE)
+
+
+def _check_kind_of_evaluation(arguments: argparse.Namespace) -> None:
+    """Either labelled data or open-ended prompts, with the options of one of them. Raises `CommandFailed`."""
+    if (arguments.data is None) == (arguments.prompts is None):
+        raise CommandFailed("expected either DATA (labelled data) or --prompts (generated answers)", USAGE)
+    if arguments.prompts is None:
+        given = [name for name in GENERATED if getattr(arguments, name) is not None]
+        rule = "applies to generated answers, with --prompts"
+    else:
+        given = [name for name in ("letters", "retention", "data_folder") if getattr(arguments, name) is not None]
+        rule = "applies to labelled data, not with --prompts"
+    if given:
+        raise CommandFailed(f"--{given[0].replace('_', '-')} {rule}", USAGE)
 
 
 def _json_of(option: Option, text: str) -> Any:

@@ -8,7 +8,7 @@ import argparse
 from typing import TypeAlias
 
 from server.config import options
-from server.keys import CLIENT_VARIABLE
+from server.keys import CLIENT_VARIABLE, JUDGE_VARIABLE
 from vectors.formats import format_titles
 from vectors.training.options import OPTIONS, SEED, Kind, Option
 from vectors.training.values import Switch
@@ -27,6 +27,25 @@ ENGINE_SETTINGS = (
     "data_dir",
 )
 """Settings of `tiller serve` that also apply to training in this process."""
+
+GENERATED = {
+    "prompts": ("FILE", "open-ended prompts: rows of prompt, messages or question"),
+    "rule": ("REGEX", "an answer shows the concept if this is found in it (Python's re; case does not count)"),
+    "words": ("FILE", "an answer shows the concept if it has one of these words, a line each"),
+    "classifier": ("FILE", "labelled texts (text and label, or positive and negative) to fit a classifier to"),
+    "judge": ("URL", "an OpenAI-compatible endpoint whose model rates the answers, as in http://host:8000/v1"),
+    "judge_model": ("NAME", "the model to ask at --judge"),
+    "judge_form": (
+        "FORM",
+        "axbench (concept, instruction and fluency, 0 to 2 each) or caa (the concept, 1 to 10) (default: axbench)",
+    ),
+    "judge_temperature": ("NUMBER", "temperature of the judge, or default to send none (default: 0)"),
+    "concept": ("TEXT", "what the judge looks for, in words"),
+    "samples": ("N", "sampled answers to each prompt, beside the greedy one (default: 2)"),
+    "temperature": ("NUMBER", "temperature of the sampled answers (default: 1)"),
+    "max_tokens": ("N", "most tokens of an answer (default: 128)"),
+}
+"""The options of `evaluate --prompts`: what stands for the value, and the help."""
 
 _DATA_HELP = "labelled data (JSONL, CSV or Parquet), or task:NAME from the paper, such as task:truthfulqa"
 _ROWS = """\
@@ -74,8 +93,11 @@ def _add_evaluate(commands: _Commands) -> None:
         "evaluate",
         "test an existing steering vector on labelled data",
         "Test a steering vector on labelled data: accuracy with and without it, how much of\n"
-        "the change is only a matter of letters, and what it costs elsewhere.",
-        f"{_ROWS}\nexample: tiller evaluate honest/honest.safetensors quiz.jsonl --scale 1.5\n\n{_ENVIRONMENT}",
+        "the change is only a matter of letters, and what it costs elsewhere. Or, with --prompts,\n"
+        "on what a running server writes with and without it.",
+        f"{_ROWS}\nexample: tiller evaluate honest/honest.safetensors quiz.jsonl --scale 1.5\n"
+        f"example: tiller evaluate cheerful --prompts chat.jsonl --rule 'glad|happy' --url URL\n\n{_ENVIRONMENT}"
+        f"{JUDGE_VARIABLE} is the key for --judge, if it needs one.\n",
     )
     evaluate.add_argument(
         "vector",
@@ -83,10 +105,17 @@ def _add_evaluate(commands: _Commands) -> None:
         help=f"vector file ({format_titles()}), or NAME[@REVISION] in the registry: the server's with --url, otherwise "
         "the one in --data-dir",
     )
-    evaluate.add_argument("data", metavar="DATA", help=_DATA_HELP)
+    evaluate.add_argument("data", metavar="DATA", nargs="?", help=_DATA_HELP)
     _add_options(evaluate, "evaluate")
+    _add_generated(evaluate)
     _add_data(evaluate, has_validation=False, has_retention=True)
     _add_place(evaluate, "./VECTOR-evaluation")
+
+
+def _add_generated(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("generated answers, in place of DATA; needs --url")
+    for name, (metavar, help_text) in GENERATED.items():
+        group.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=help_text.replace("%", "%%"))
 
 
 def _add_sweep(commands: _Commands) -> None:
