@@ -1,5 +1,5 @@
 """`tiller train`, `tiller evaluate`, `tiller sweep`: run here or on a server, then show tables, files and what to do
-next.
+next. `generated.py` evaluates generated answers.
 """
 
 from __future__ import annotations

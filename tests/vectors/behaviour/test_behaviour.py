@@ -130,10 +130,11 @@ def test_a_judge_is_asked_blind_and_once_about_each_answer_and_criterion() -> No
     found = assess_by_judge("axbench", "joy", "someone", PROMPTS, pairs, judge, 5)
     assert len(asked) == len(set(asked)) == 3 * 7
     assert not any("steer" in question for question in asked)
-    again: list[str] = []
-    assess_by_judge("axbench", "joy", "x", PROMPTS, pairs, lambda q: [again.append(each) or "" for each in q], 6)
-    assert sorted(again) == sorted(asked)
-    assert again != asked
+    before = asked.copy()
+    asked.clear()
+    assess_by_judge("axbench", "joy", "someone", PROMPTS, pairs, judge, 6)
+    assert sorted(asked) == sorted(before)
+    assert asked != before
     first, second = found.scores[0], found.scores[1]
     assert first["unsteered"] == {"concept": 0, "instruction": None, "fluency": 2, "score": None}
     assert first["steered"] == {"concept": 2, "instruction": 1, "fluency": 2, "score": 3 / (1 / 2 + 1 / 1 + 1 / 2)}
