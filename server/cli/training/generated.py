@@ -103,7 +103,8 @@ def _evaluate(asked: _Asked, output: OutputFolder) -> int:
 
     arguments, seconds = asked.arguments, {}
     if arguments.judge is not None:
-        asked.judge().__exit__()  # a wrong address is known before the work
+        with asked.judge():  # a wrong address is known before the work
+            pass
     with connect(ServerClient, arguments, asked.environ) as client, display_progress() as display:
         how = Generation(
             model=base_model(client),
