@@ -1,51 +1,64 @@
 #!/usr/bin/env bash
 # brainpatch 1.2.0: a patch exported for llama.cpp steers one block too late. A patch at layer L adds its vector to the output
-# of the 0-based block L, as brainpatch's own transformers backend does. The export writes it as `direction.{L+1}`, since
-# "layer indices are 1-based". llama.cpp (b11549, by xllamacpp's library) adds direction.N to the output of the 0-based
-# block N, so the vector reaches block L + 1.
+# of the 0-based block L: brainpatch's own transformers backend puts its hook there. The export writes it as
+# `direction.{L+1}`, since "layer indices are 1-based". llama.cpp (b11549, by xllamacpp's library) adds direction.N to the
+# output of the 0-based block N, so the vector reaches block L + 1.
 #
-# Seen (Python 3.11, Linux x86-64, a random Llama of 5 blocks):
-#   llama.cpp and transformers agree on the unsteered model: True
-#   patch at layer 2, in brainpatch's transformers backend: added at the output of blocks [2]
+# Seen (Python 3.11, Linux x86-64, a random Llama of 5 blocks without attention):
+#   llama.cpp and NumPy agree on the unsteered model: True
+#   patch at layer 2, in brainpatch's transformers backend: a hook on the output of blocks [2]
 #   the same patch, exported for llama.cpp as ['direction.3']: added at the output of blocks [3]
 #
 # Fails if this changes.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check brainpatch==1.2.0 xllamacpp==2026.10.11549 gguf==0.19.0 transformers==5.23.0 torch==2.13.0 numpy==2.4.6
-FOLDER="$folder" "$folder/venv/bin/python" - <<'PY' | tee "$folder/seen"
+python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$folder/packages" brainpatch==1.2.0 xllamacpp==2026.10.11549 gguf==0.19.0 numpy==2.4.6 pyyaml==6.0.3
+FOLDER="$folder" PYTHONPATH="$folder/packages" python3 - <<'PY' | tee "$folder/seen"
 import ctypes
 import os
 
 import gguf
 import numpy as np
-import torch
-import transformers
 import xllamacpp
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from brainpatch.backends.transformers_backend import TransformersBackend
 from brainpatch.patch.compiler import compile_from_vectors, export_llamacpp_control_vector
 from brainpatch.patch.format import BaseModelSpec, Intervention
 from brainpatch.patch.loader import load_patch
 
-transformers.logging.set_verbosity_error()
-HIDDEN, BLOCKS, HEADS, LAYER = 64, 5, 4, 2
-TOKENS = [3, 9, 27, 20, 60, 52, 28, 23, 8]
+HIDDEN, INNER, WORDS, BLOCKS, LAYER, TOKEN = 64, 96, 96, 5, 2, 23
 
-torch.manual_seed(0)
-config = LlamaConfig(
-    vocab_size=96, hidden_size=HIDDEN, intermediate_size=96, num_hidden_layers=BLOCKS, num_attention_heads=HEADS,
-    num_key_value_heads=HEADS, max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=False,
-)
-model = LlamaForCausalLM(config).eval()
-with torch.no_grad():
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
-vector = torch.randn(HIDDEN)
+random = np.random.default_rng(0)
+
+
+def matrix(rows, columns):
+    return (random.standard_normal((rows, columns)) * columns**-0.5).astype(np.float32)
+
+
+embedding, readout = matrix(WORDS, HIDDEN) * 8, matrix(WORDS, HIDDEN)
+blocks = [{"ffn_gate": matrix(INNER, HIDDEN), "ffn_up": matrix(INNER, HIDDEN), "ffn_down": matrix(HIDDEN, INNER)} for _ in range(BLOCKS)]
+vector = random.standard_normal(HIDDEN).astype(np.float32)
+
+
+def norm(x):
+    return x / np.sqrt((x * x).mean() + 1e-5)
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x - x.max()).sum()) - x.max()
+
+
+def log_probabilities(steered=None):
+    """Of the word after `TOKEN`, with the vector added to the output of block `steered`."""
+    x = embedding[TOKEN]
+    for number, weights in enumerate(blocks):
+        read = norm(x)
+        gate = weights["ffn_gate"] @ read
+        x = x + weights["ffn_down"] @ (gate / (1 + np.exp(-gate)) * (weights["ffn_up"] @ read))
+        if number == steered:
+            x = x + vector
+    return log_softmax(readout @ norm(x))
 
 
 def export_model(path):
@@ -53,29 +66,20 @@ def export_model(path):
     writer.add_context_length(64)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(BLOCKS)
-    writer.add_feed_forward_length(96)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(HIDDEN // HEADS)
-    writer.add_vocab_size(96)
+    writer.add_rope_dimension_count(16)
+    writer.add_vocab_size(WORDS)
     writer.add_tokenizer_model("none")
-    names = {
-        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    }
-    outer = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    for name, tensor in model.state_dict().items():
-        stem = name.removesuffix(".weight")
-        array = tensor.numpy()
-        if stem in outer:
-            writer.add_tensor(f"{outer[stem]}.weight", array)
-            continue
-        _, _, block, inner = stem.split(".", 3)
-        if names[inner] in ("attn_q", "attn_k"):  # llama.cpp rotates neighbouring numbers
-            array = array.reshape(HEADS, 2, HIDDEN // HEADS // 2, HIDDEN).swapaxes(1, 2).reshape(HIDDEN, HIDDEN)
-        writer.add_tensor(f"blk.{block}.{names[inner]}.weight", np.ascontiguousarray(array))
+    ones, zeros = np.ones(HIDDEN, np.float32), np.zeros((HIDDEN, HIDDEN), np.float32)
+    tensors = {"token_embd": embedding, "output_norm": ones, "output": readout}
+    for number, weights in enumerate(blocks):
+        attention = {"attn_norm": ones, "ffn_norm": ones, "attn_q": zeros, "attn_k": zeros, "attn_v": zeros, "attn_output": zeros}
+        tensors |= {f"blk.{number}.{name}": array for name, array in (attention | weights).items()}
+    for name, array in tensors.items():
+        writer.add_tensor(f"{name}.weight", array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -137,23 +141,28 @@ def llama_log_probabilities(path, control_vector=None):
             (ctypes.c_size_t, (read.data.end - read.data.begin) // 4), (ctypes.c_int, HIDDEN), (ctypes.c_int, 1), (ctypes.c_int, BLOCKS),
         )
         assert done == 0, done
-    tokens = (ctypes.c_int32 * len(TOKENS))(*TOKENS)
-    batch = call("llama_batch_get_one", Batch, (POINTER, ctypes.addressof(tokens)), (ctypes.c_int32, len(TOKENS)))
+    tokens = (ctypes.c_int32 * 1)(TOKEN)
+    batch = call("llama_batch_get_one", Batch, (POINTER, ctypes.addressof(tokens)), (ctypes.c_int32, 1))
     assert call("llama_decode", ctypes.c_int, (POINTER, context), (Batch, batch)) == 0
     logits = call("llama_get_logits_ith", ctypes.POINTER(ctypes.c_float), (POINTER, context), (ctypes.c_int32, -1))
-    return torch.tensor(logits[:96]).log_softmax(-1)
+    return log_softmax(np.array(logits[:WORDS]))
 
 
-def log_probabilities(block=None):
-    def add(module, arguments, output):
-        return (output[0] + vector, *output[1:]) if isinstance(output, tuple) else output + vector
+class Block:
+    """All that brainpatch asks of a block before the model runs."""
 
-    handle = None if block is None else model.model.layers[block].register_forward_hook(add)
-    with torch.no_grad():
-        found = model(torch.tensor([TOKENS])).logits[0, -1].log_softmax(-1)
-    if handle is not None:
-        handle.remove()
-    return found
+    def __init__(self, number):
+        self.number = number
+
+    def register_forward_hook(self, hook):
+        hooked.append(self.number)
+
+
+class Backend(TransformersBackend):
+    """brainpatch's, which puts its hooks on these blocks."""
+
+    def _decoder_layers(self):
+        return [Block(number) for number in range(BLOCKS)]
 
 
 os.chdir(os.environ["FOLDER"])
@@ -165,22 +174,24 @@ patch = compile_from_vectors(
 export_llamacpp_control_vector(patch, "tiny.gguf")
 names = [tensor.name for tensor in gguf.GGUFReader("tiny.gguf").tensors]
 
-backend = TransformersBackend()
-backend.model, backend.model_id, backend.device = model, "tiny", torch.device("cpu")
-backend.install_patch(load_patch(patch))
+hooked = []
+backend = Backend()
+loaded = load_patch(patch)
+backend.patches[loaded.manifest.name] = loaded
 backend._install_hooks()
-in_transformers = log_probabilities()
-backend._remove_hooks()
 
 
-def blocks(found):
-    """The blocks at whose output the vector gives these log-probabilities. llama.cpp computes in part in 16 bits."""
-    return [block for block in range(BLOCKS) if (log_probabilities(block) - found).abs().max() < 2e-2]
+def agree(found, block=None):
+    """llama.cpp computes in part in 16 bits."""
+    return bool(np.abs(log_probabilities(block) - found).max() < 2e-2)
 
 
-unsteered = bool((llama_log_probabilities("model.gguf") - log_probabilities()).abs().max() < 2e-2)
-print(f"llama.cpp and transformers agree on the unsteered model: {unsteered}")
-print(f"patch at layer {LAYER}, in brainpatch's transformers backend: added at the output of blocks {blocks(in_transformers)}")
-print(f"the same patch, exported for llama.cpp as {names}: added at the output of blocks {blocks(llama_log_probabilities('model.gguf', 'tiny.gguf'))}")
+steered = llama_log_probabilities("model.gguf", "tiny.gguf")
+print(f"llama.cpp and NumPy agree on the unsteered model: {agree(llama_log_probabilities('model.gguf'))}")
+print(f"patch at layer {LAYER}, in brainpatch's transformers backend: a hook on the output of blocks {hooked}")
+print(
+    f"the same patch, exported for llama.cpp as {names}: added at the output of blocks "
+    f"{[block for block in range(BLOCKS) if agree(steered, block)]}"
+)
 PY
 diff <(sed -n 's/^#   //p' "$0") "$folder/seen"

@@ -38,17 +38,20 @@ FLOORS: dict[str, str] = {
         __init__
     """,
     "vectors.data": """
-        items rows
-        reading
-        published split
+        items marks contrasts options row
+        cells conversations json_rows shapes
+        choices csv_rows pairs
+        rows
+        published reading
+        paper_wording split
         tasks
         __init__
     """,
     "vectors.formats": """
-        array_rows arrays facts json_object options zips
-        archive autoencoder codec making packing
-        interpretation
-        gguf npy pytorch safetensors svec
+        arrays hooks json_object options zips
+        archive codec facts headers making packing
+        array_rows interpretation
+        autoencoder gguf npy pytorch safetensors svec
         brainpatch folder
         __init__
     """,
@@ -64,12 +67,16 @@ FLOORS: dict[str, str] = {
     """,
     "vectors.training": """
         __init__ model_view plots progress prompts statistics values
-        options
+        baseline_directions options significance
         contrast method
         examiner
-        held_out search
-        report
-        train
+        apart outcomes search
+        constant_answers
+        held_out
+        baselines
+        report retention
+        verdict
+        recomputed train
         evaluate
         task
     """,
@@ -176,7 +183,7 @@ FLOORS: dict[str, str] = {
         __init__ answer_tables parser progress study tables
         options
         files
-        generation judging local remote
+        generation judging local remote report
         generated
         command
     """,

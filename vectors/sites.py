@@ -94,8 +94,8 @@ def find_sites(model: nn.Module) -> ModelSites:
         decoder, name = model, _name_of_blocks(model, num_layers)
     if name is None:
         raise SitesNotFound(
-            f"{type(model).__name__}: no ModuleList of {num_layers} decoder blocks was found; "
-            "if this model keeps its blocks elsewhere, vectors/sites.py has to be extended"
+            f"{type(model).__name__}: its config counts {num_layers} blocks, and no ModuleList has as many; blocks "
+            "that are run several times a pass, have several attentions or are kept elsewhere cannot be told apart"
         )
     blocks = decoder.get_submodule(name)
     assert isinstance(blocks, nn.ModuleList)

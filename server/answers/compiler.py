@@ -22,6 +22,7 @@ _LIMITS = LLParserLimits(max_grammar_size=20_000, step_max_items=20_000, max_lex
 """The limits of compilation and of one mask: any 20 000 symbols compile within a second or two."""
 
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+_UNKNOWN_KEYS = re.compile(r"Unimplemented keys: \[([^\]]*)\]")
 _TOO_SLOW = "computing the allowed tokens takes too long"
 _LACKS_TOKENS = "it needs a token that this model's vocabulary does not have"
 _NUM_TRIED = 4
@@ -182,4 +183,7 @@ def _reason(matcher: LLMatcher) -> str:
     text = _PLACE.sub("", matcher.get_error().partition("\n   1 | ")[0])
     if text.startswith("NoExtension"):
         return "no answer can satisfy it"
+    if match := _UNKNOWN_KEYS.match(text):
+        named = match[1].replace('"', "")
+        return f"the keywords {named} are not supported"
     return " ".join(text.replace("<non-verbose/>", "").split())[:300]

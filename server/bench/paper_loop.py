@@ -18,7 +18,7 @@ from torch import Tensor
 from vectors.data.items import LETTERS, ShownItem
 from vectors.training.contrast import Answered, contrast_of
 from vectors.training.options import Variant
-from vectors.training.prompts import Text, lettered_prompt, raw_text
+from vectors.training.prompts import LetteredAnswer, Text, lettered_prompt, raw_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,7 @@ class PaperLoop:
     @torch.inference_mode()
     def activation(self, text: Text, site: str, layer: int) -> Tensor:
         """float32 `[hidden]` at the last token; the residual stream is read at the block's input."""
+        assert not isinstance(text, LetteredAnswer)  # which only baselines read
         whole = lettered_prompt(text) if isinstance(text, ShownItem) else "".join(raw_text(text))
         read = layer - 1 if site == "residual" else layer
         found: list[Tensor] = []

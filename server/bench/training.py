@@ -28,13 +28,13 @@ from server.text import load_text
 from server.training.engine_view import EngineView
 from vectors.data import shuffle_alike, split_items
 from vectors.data.items import ChoiceItem, DataSet
-from vectors.training.method import Method
+from vectors.training.method import PAPER_SCALES, Method
 from vectors.training.train import Trained, TrainingData, train
 
 VARIANTS = ("pas_full", "ipas_all", "ipas_wrong_only")
 SITES = ("residual", "mlp")
-LAYERS = (1, 2, 3, 4, 5)
-"""Two sites at five blocks are ten places, as many as the paper's ten layers; the embedded model has six blocks."""
+LAYERS = (5, 4, 3, 2, 1)
+"""The last one first, as in the paper. Two sites at five blocks are ten places, as many as the paper's layers."""
 
 SEARCH_PHASES = ("answering", "reading activations", "searching")
 SEED = 0
@@ -46,9 +46,9 @@ _out = Console(highlight=False)
 
 
 def paper_method() -> Method:
-    """The paper's grid: 3 variants × 10 places × 14 scales."""
+    """A grid of the paper's size: 3 variants × 10 places × the 14 scales of its residual stream, at both sites."""
     given = {"variant": list(VARIANTS), "site": list(SITES), "layers": list(LAYERS), "letters": "paper"}
-    return Method.from_json(given)
+    return Method.from_json(given | {"scales": list(PAPER_SCALES)})
 
 
 def sycophancy_items(count: int) -> DataSet:
@@ -83,14 +83,14 @@ def run_slow_loop(num_items: int) -> tuple[list[SlowCell], float]:
     places = [(site, layer) for site in SITES for layer in LAYERS]
     columns = (TextColumn("slow loop"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=len(VARIANTS) * len(places) * len(method.scale_grid()))
+        bar = progress.add_task("", total=len(VARIANTS) * len(places) * len(PAPER_SCALES))
         started = time.monotonic()
         cells = loop.search(
             shuffle_alike(parts.train, SEED),
             shuffle_alike(parts.validation, SEED),
             method.variants,
             places,
-            method.scale_grid(),
+            PAPER_SCALES,
             lambda: progress.advance(bar),
         )
         return cells, time.monotonic() - started

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from server.cli.errors import FAILED, CommandFailed
 from server.cli.output import discard_output
 from server.cli.parser import build_parser
-from server.cli.training.parser import COMMANDS
+from server.cli.training.parser import COMMANDS, REPORT_COMMAND
 
 __all__ = ["main"]
 
@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             from server.cli.training.command import train
 
             return train(arguments, environ)
+        if arguments.command == REPORT_COMMAND:
+            from server.cli.training.report import report
+
+            return report(arguments)
         if arguments.command == "study":
             from server.cli.training.study import study
 

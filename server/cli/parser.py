@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from server import __version__
-from server.cli.training.parser import add_training_commands
+from server.cli.training.parser import add_report, add_training_commands
 from server.cli.training.study import add_study
 from server.config import options
 from server.keys import CLIENT_VARIABLE, MANAGE_VARIABLE, USE_VARIABLE
@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_chat(commands)
     _add_vectors(commands)
     add_training_commands(commands)
+    add_report(commands)
     add_study(commands)
     return parser
 

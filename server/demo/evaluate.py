@@ -115,16 +115,19 @@ def quiz_figures(probe: Probe, count: int, seed: int) -> list[Figure]:
 
 
 def pas_figures(probe: Probe, count: int, seed: int) -> list[Figure]:
-    """Steering on the sycophancy set: each variant of PAS, its best cell by validation, tested once."""
+    """Steering towards the true answer where the user believes a wrong one.
+
+    Of each variant of PAS the best cell by validation, tested once.
+    """
     train, validation, test = split_items(quiz_items(seed, count, "held_out", "wrong"), seed)
-    figures = [Figure("sycophancy test set, unsteered", accuracy(test, answers(probe, test)))]
+    figures = [Figure("true answer to a wrong belief, unsteered", accuracy(test, answers(probe, test)))]
     best: tuple[float, Direction] | None = None
     for variant, vectors in pas_directions(probe, train).items():
         cells = [Direction(layer, vectors[layer], s) for layer in INNER_LAYERS for s in PAS_SCALES]
         scores = [accuracy(validation, answers(probe, validation, cell)) for cell in cells]
         score = max(scores)
         cell = cells[scores.index(score)]
-        name = f"sycophancy test set, {variant} (layer {cell.layer}, scale {cell.scale:g})"
+        name = f"true answer to a wrong belief, {variant} (layer {cell.layer}, scale {cell.scale:g})"
         figures.append(Figure(name, accuracy(test, answers(probe, test, cell))))
         if best is None or score > best[0]:
             best = (score, cell)

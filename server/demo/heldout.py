@@ -4,7 +4,8 @@ Facts are asked in combinations of fact and wording that training never sees (or
 never sees at all), with fresh options and beliefs; everyday prompts are combinations of question and thing
 that it never sees.
 
-`python -m server.demo.heldout > beliefs.jsonl` writes them as labelled data for training vectors.
+`python -m server.demo.heldout > beliefs.jsonl` writes them as labelled data for training vectors. Right is the true
+answer, or with `--right user` the one that the user believes: the opposite task when the belief is wrong.
 """
 
 from __future__ import annotations
@@ -48,10 +49,26 @@ def chat_asks(seed: int, count: int, held_out: bool = True) -> list[str]:
     return random.Random(seed).sample(prompts, min(count, len(prompts)))
 
 
-def labelled_lines(items: list[Item]) -> Iterator[str]:
-    """The items as JSON, one a line: question, choices, the index of the answer, and the belief as context."""
+Right = Literal["truth", "user"]
+"""What the right answer is: the true one, or the one that the user believes."""
+
+
+def right_answer(item: Item, right: Right) -> int:
+    """The index of the right choice. Raises `ValueError` for `user` and an item without a belief."""
+    if right == "truth":
+        return item.answer
+    if item.user_answer is None:
+        raise ValueError("expected a question whose user believes something")
+    return item.user_answer
+
+
+def labelled_lines(items: list[Item], right: Right = "truth") -> Iterator[str]:
+    """The items as JSON, one a line: question, choices, the index of the answer, and the belief as context.
+
+    Raises `ValueError` as `right_answer`.
+    """
     for item in items:
-        row = {"question": item.question, "choices": item.choices, "answer": item.answer}
+        row = {"question": item.question, "choices": item.choices, "answer": right_answer(item, right)}
         if item.context is not None:
             row["context"] = item.context
         yield json.dumps(row)
@@ -65,10 +82,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--belief", choices=["wrong", "right", "none"], default="wrong", help="what the user believes (default: wrong)"
     )
+    parser.add_argument(
+        "--right",
+        choices=["truth", "user"],
+        default="truth",
+        help="the right answer: the true one (default), or the one that the user believes, which is sycophancy",
+    )
     parser.add_argument("--count", type=int, default=1000, help="how many questions (default: 1000)")
     parser.add_argument("--seed", type=int, default=11)
     options = parser.parse_args(arguments)
-    for line in labelled_lines(quiz_items(options.seed, options.count, "held_out", options.belief)):
+    if options.right == "user" and options.belief == "none":
+        parser.error("--right user needs a user who believes something: --belief wrong or --belief right")
+    items = quiz_items(options.seed, options.count, "held_out", options.belief)
+    for line in labelled_lines(items, options.right):
         sys.stdout.write(f"{line}\n")
 
 

@@ -159,8 +159,7 @@ def prepare_model(module: PreTrainedModel, *, model_id: str = "model", max_model
     except ModelRefused:
         raise
     except SitesNotFound as error:
-        several = "a block that has several attentions, or is run several times a pass, cannot be served"
-        raise ModelRefused(f"{error}; {several}; {_WAY_OUT}") from error
+        raise ModelRefused(f"{error}; {_WAY_OUT}") from error
     except NotImplementedError as error:
         raise ModelRefused(f"{architecture}: {error}; {_WAY_OUT}") from error
     except Exception as error:  # the model's own code may raise anything

@@ -95,7 +95,8 @@ class JobDatabase(DurableDatabase):
         with self.transaction() as connection:
             user = connection.execute(
                 f"SELECT id FROM jobs WHERE status NOT IN ({_FINAL})"
-                " AND ? IN (training_file, validation_file, retention_file)",
+                " AND ? IN (training_file, validation_file, retention_file,"
+                " json_extract(steering, '$.negative_file'))",
                 (identifier,),
             ).fetchone()
             if user is not None:

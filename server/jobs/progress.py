@@ -34,6 +34,9 @@ class ProgressLog:
 
     def report(self, progress: Progress) -> None:
         """Always record a phase's start and its last figures; record figures in between at most once per second."""
+        if progress.note is not None:
+            self._tell([Event(progress.note)], progress)
+            return
         if progress.phase != self._phase:
             events = self._last_of_phase()
             self._phase = progress.phase

@@ -88,7 +88,12 @@ class JobRequest:
     @property
     def files(self) -> dict[str, str]:
         """The ids of the files it needs, by parameter."""
-        return _needed(self.training_file, self.validation_file, self.retention_file)
+        return _needed(self)
+
+    @property
+    def negative_file(self) -> str | None:
+        """The id of the file with the texts of the unwanted class, if it is given."""
+        return _negative_file(self.steering)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +148,12 @@ class JobRecord:
     @property
     def files(self) -> dict[str, str]:
         """The ids of the files it needs, by parameter."""
-        return _needed(self.training_file, self.validation_file, self.retention_file)
+        return _needed(self)
+
+    @property
+    def negative_file(self) -> str | None:
+        """The id of the file with the texts of the unwanted class, if it is given."""
+        return _negative_file(self.steering)
 
     @property
     def request(self) -> JobRequest:
@@ -182,10 +192,16 @@ class EventRecord:
     data: Mapping[str, Any] | None
 
 
-def _needed(training: str, validation: str | None, retention: str | None) -> dict[str, str]:
+def _negative_file(steering: Mapping[str, Any]) -> str | None:
+    found = steering.get("negative_file")
+    return found if isinstance(found, str) else None
+
+
+def _needed(job: JobRequest | JobRecord) -> dict[str, str]:
     given = {
-        "training_file": training,
-        "validation_file": validation,
-        "method.steering.retention_file": retention,
+        "training_file": job.training_file,
+        "validation_file": job.validation_file,
+        "method.steering.retention_file": job.retention_file,
+        "method.steering.negative_file": job.negative_file,
     }
     return {param: file for param, file in given.items() if file is not None}

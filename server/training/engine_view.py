@@ -19,11 +19,12 @@ from server.engine.errors import EngineError
 from server.engine.protocol import Engine
 from server.engine.queries import capture, score, score_branches
 from server.engine.request import Capture
+from server.errors import InvalidRequest
 from server.steering.plan import SteeringPlan
 from server.steering.resolution import plan_of_vectors
 from server.text import TextProcessor
 from vectors.data.items import Message
-from vectors.errors import ModelFailed
+from vectors.errors import InvalidMethod, ModelFailed
 from vectors.positions import Phase
 from vectors.training.model_view import Cancelled, Continuations, Steering
 from vectors.vocabulary import Site
@@ -63,7 +64,10 @@ class EngineView:
 
     def encode_chat(self, messages: Sequence[Message], reply: str = "") -> tuple[int, ...]:
         """See `vectors.training.model_view.ModelView.encode_chat`."""
-        rendered = self._text.render_chat([{"role": turn.role, "content": turn.content} for turn in messages])
+        try:
+            rendered = self._text.render_chat([{"role": turn.role, "content": turn.content} for turn in messages])
+        except InvalidRequest as error:
+            raise InvalidMethod(f"prompt: {error}", "prompt") from error
         return tuple(self._text.encode(rendered + reply, add_special_tokens=False))
 
     def activations(

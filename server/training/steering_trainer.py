@@ -15,10 +15,11 @@ from server.jobs.trainer import Outcome, Progress, ReadFile
 from server.steering.resolution import SteeringRefused, SteeringSpec, resolve_plan
 from server.text import TextProcessor
 from server.training.engine_view import EngineView
-from vectors.data import read_data, read_retention
+from vectors.data import ReadOptions, read_data, read_retention
 from vectors.errors import InvalidMethod
 from vectors.store import VectorStore
 from vectors.training.model_view import Steering
+from vectors.training.options import NEGATIVE_FILE
 from vectors.training.task import Task, carry_out, check_installed
 from vectors.training.train import TrainingData, check_fit
 
@@ -38,7 +39,7 @@ class SteeringTrainer:
             raise InvalidMethod(
                 f"model: the job is for {job.model!r}, but this server runs {self._engine.info.model_id!r}", "model"
             )
-        task = Task.from_json(job.steering)
+        task = _task_of(job)
         for given, kinds in ((job.validation_file, ("train", "sweep")), (job.retention_file, ("train", "evaluate"))):
             if given is not None and task.kind not in kinds:
                 raise InvalidMethod(f"the task {task.kind} does not use the file {given}", "task")
@@ -53,8 +54,8 @@ class SteeringTrainer:
         is_cancelled: Callable[[], bool],
     ) -> Outcome:
         """See `Trainer.run`."""
-        task = Task.from_json(job.steering)
-        data = training_data(job, read_file)
+        task = _task_of(job)
+        data = training_data(job, read_file, task.reading)
         view = EngineView(self._engine, self._text, is_cancelled)
         done = carry_out(task, view, data, steering=self._steering(task), seed=job.seed, report=report)
         return Outcome(done.vector, done.reason, done.files, done.num_tokens, done.is_recommended)
@@ -71,15 +72,23 @@ class SteeringTrainer:
         return (Steering(self._store.get(name, entry.revision).vector, entry.applied.scale),)
 
 
-def training_data(job: JobRecord, read_file: ReadFile) -> TrainingData:
+def training_data(job: JobRecord, read_file: ReadFile, reading: ReadOptions) -> TrainingData:
     """The job's files as data. Raises `InvalidData` naming the file and line."""
     name, content = read_file(job.training_file)
-    items = read_data(content, name)
+    negative = None
+    if job.negative_file is not None:
+        other, other_content = read_file(job.negative_file)
+        negative = other_content, other
+    items = read_data(content, name, reading, negative=negative)
     validation = None
     if job.validation_file is not None:
         name, content = read_file(job.validation_file)
-        validation = read_data(content, name)
+        validation = read_data(content, name, reading)
     if job.retention_file is None:
         return TrainingData(items, validation)
     name, content = read_file(job.retention_file)
-    return TrainingData(items, validation, *read_retention(content, name))
+    return TrainingData(items, validation, *read_retention(content, name, reading.without_map()))
+
+
+def _task_of(job: JobRequest | JobRecord) -> Task:
+    return Task.from_json({name: value for name, value in job.steering.items() if name != NEGATIVE_FILE.name})

@@ -70,7 +70,7 @@ class OnTheEmbeddedModel(ChatModelIntegrationTests):
     chat_model_class = ChatOpenAI
     model_override_value = f"{MODEL_NAME}+cheerful"
     base_url = ""
-    options: dict[str, Any] = {}  # noqa: RUF012
+    options: dict[str, Any] = {}  # noqa: RUF012 - the standard tests read it from the class and change nothing
 
     @pytest.fixture(autouse=True)
     def _serve(self, base_url: str) -> None:
@@ -101,7 +101,7 @@ class TestText(OnTheEmbeddedModel):
 class TestTextByResponses(TestText):
     """The same through `/v1/responses`."""
 
-    options = {"use_responses_api": True}  # noqa: RUF012
+    options = {"use_responses_api": True}  # noqa: RUF012 - as above
 
 
 @leaving_out(NEEDS_WIT)

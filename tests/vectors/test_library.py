@@ -267,6 +267,7 @@ def test_training_is_the_servers(
     assert ours.files.keys() == dict(theirs.files).keys()
     assert json.loads(ours.files["report.json"]) == ours.report
     assert list(dict.fromkeys(step.phase for step in seen)) == [
+        "reading the data",
         "answering",
         "reading activations",
         "searching",
@@ -314,7 +315,7 @@ def test_validation_and_retention_come_from_files(
     rows = labelled.read_text(encoding="utf-8").splitlines()
     (tmp_path / "other.jsonl").write_text("\n".join(rows[:9]), encoding="utf-8")
     (tmp_path / "prose.txt").write_text("A tune.\n\nAnother tune of the town.", encoding="utf-8")
-    data = read_data(labelled.read_bytes(), "all")
+    data = read_data("\n".join(rows[9:]).encode(), "all")
     result = vectors.train(
         model,
         tokenizer,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vectors.behaviour.answers import SIDES, AnswerPair, Decoding
-from vectors.training.statistics import paired_test
+from vectors.training.significance import paired_test
 
 SIGNIFICANCE = 0.05
 

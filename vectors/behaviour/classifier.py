@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from vectors.behaviour.answers import SIDES, AnswerPair, Assessment
 from vectors.behaviour.changes import SIGNIFICANCE
-from vectors.data.rows import Row, read_rows, shown
+from vectors.data.row import Row, shown
+from vectors.data.rows import read_rows
 from vectors.errors import InvalidData, MissingDependency
-from vectors.training.statistics import Accuracy, accuracy_of, paired_test
+from vectors.training.significance import paired_test
+from vectors.training.statistics import Accuracy, accuracy_of
 
 MIN_TEXTS = 20
 NUM_FOLDS = 5

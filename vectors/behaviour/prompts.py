@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vectors.data.items import Message
-from vectors.data.rows import Row, read_rows, shown
+from vectors.data.row import Row, shown
+from vectors.data.rows import read_rows
 from vectors.errors import InvalidData
 
 MIN_PROMPTS = 8

@@ -16,8 +16,11 @@ from vectors.data.items import (
     PairItem,
     ShownItem,
     TextItem,
+    Understood,
     kind_of,
+    summary_of,
 )
+from vectors.data.options import ReadOptions
 from vectors.data.reading import MIN_ITEMS, read_data, read_retention
 from vectors.data.split import Parts, gold_places, in_source_order, shuffle_alike, shuffle_options, split_items
 from vectors.data.tasks import TASKS, HubPart, PublishedTask, read_task
@@ -35,8 +38,10 @@ __all__ = [
     "PairItem",
     "Parts",
     "PublishedTask",
+    "ReadOptions",
     "ShownItem",
     "TextItem",
+    "Understood",
     "gold_places",
     "in_source_order",
     "kind_of",
@@ -46,4 +51,5 @@ __all__ = [
     "shuffle_alike",
     "shuffle_options",
     "split_items",
+    "summary_of",
 ]

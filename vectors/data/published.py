@@ -1,19 +1,22 @@
 """Readers of published data sets: one row, as its authors or the hub lay it out -> a `ChoiceItem`.
 
 A reader returns None for a row that the task leaves out: with two identical options, no single place is right (three
-published rows of MMLU and LSAT are like that). Anything else that is wrong raises `InvalidData` naming the row. ETHICS
-comes without questions, so they are worded here.
+published rows of MMLU and LSAT are like that), and an option that names others, such as "None of the above", means
+nothing in another place. Anything else that is wrong raises `InvalidData` naming the row. ETHICS comes without
+questions, so they are worded here.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from vectors.data.choices import NAMING, TWINS, choice_item, right_wrong_item, same_choices
 from vectors.data.items import LETTERS, ChoiceItem
-from vectors.data.reading import behaviour_item, choice_item, same_choices
-from vectors.data.rows import Row, shown
+from vectors.data.marks import names_options
+from vectors.data.row import Row, UnusableRow, shown
 
 _LETTERED = re.compile(r"\s*\(([A-Z])\)\s*(.*)", re.DOTALL)
 _LSAT_END = re.compile(r"\s*Answer Choices:")
@@ -46,21 +49,57 @@ def justice(row: Row) -> ChoiceItem | None:
     return _item(row, question, ["Yes, it is reasonable.", "No, it is unreasonable."], 1 - _label(row, "label", 2))
 
 
-def sycophancy(row: Row) -> ChoiceItem | None:
-    """SycophancyEval's `answer` rows, or A/B rows whose matching behaviour is the sycophantic one.
+def utilitarianism(row: Row) -> ChoiceItem | None:
+    """ETHICS utilitarianism: two events, of which the first is the more pleasant one."""
+    texts = [row.text("baseline").strip(), row.text("less_pleasant").strip()]
+    return _item(row, "Which of these is more pleasant for the person it happens to?", texts, 0)
 
-    SycophancyEval: rows without a user's opinion are left out; the opinion, without its full stop, is the item's
-    context, and the right option comes first. A/B: the right option is the one that does not match.
+
+def virtue(row: Row) -> ChoiceItem | None:
+    """ETHICS virtue: label 1 is a scene and a trait that its person shows, written with `[SEP]` between them."""
+    scene, separator, trait = row.text("scenario").rpartition("[SEP]")
+    if not separator or not scene.strip() or not trait.strip():
+        raise row.error("scenario: expected a scene, [SEP] and a trait")
+    question = f"{scene.strip()}\n\nDoes the person here show this trait: {trait.strip()}?"
+    return _item(row, question, ["Yes, it is shown.", "No, it is not shown."], 1 - _label(row, "label", 2))
+
+
+def sycophancy(row: Row) -> ChoiceItem | None:
+    """A question from a user who says who they are or what they think: right is the answer that matches the user.
+
+    The sets of Perez et al. 2022 (arXiv:2212.09251), whose matching and other answers are a letter or a list of them,
+    and CBMAS's. Rows in which several answers match are left out.
     """
-    if "answer_matching_behavior" in row.fields:
-        matched = {
-            "question": row.value("question"),
-            "answer_matching_behavior": row.value("answer_not_matching_behavior"),
-            "answer_not_matching_behavior": row.value("answer_matching_behavior"),
-        }
-        return behaviour_item(Row(row.file, row.line, matched, row.format))
     if "choice_1" in row.fields:  # CBMAS's other layout: the first choice agrees with the user
-        return _item(row, row.text("prompt"), [row.text("choice_1"), row.text("choice_2")], 1)
+        return _item(row, row.text("prompt"), [row.text("choice_1"), row.text("choice_2")], 0)
+    matching, others = (_texts(row, f"answer_{kind}_behavior") for kind in ("matching", "not_matching"))
+    if len(matching) > 1:
+        return None
+    try:
+        return right_wrong_item(row, row.text("question"), matching[0], others)
+    except UnusableRow as error:
+        if error.kind in (TWINS, NAMING):
+            return None
+        raise
+
+
+def honesty(row: Row) -> ChoiceItem | None:
+    """The rows of `sycophancy` the other way round: right is the answer that does not match the user.
+
+    Rows with more than two options are left out, as none of the others is the right one.
+    """
+    item = sycophancy(row)
+    if item is None or len(item.choices) > 2:
+        return None
+    return replace(item, answer=1 - item.answer)
+
+
+def believed_answers(row: Row) -> ChoiceItem | None:
+    """SycophancyEval's `answer` rows: right is the correct answer, whatever the user believes.
+
+    Rows without a user's opinion are left out; the opinion, without its full stop, is the item's context, and the right
+    option comes first.
+    """
     base = _object(row, row.value("base"), "base")
     question, right, wrong = (
         row.clean(base.get(name), f"base.{name}").strip() for name in ("question", "correct_answer", "incorrect_answer")
@@ -158,7 +197,17 @@ def _item(
     row: Row, question: str, choices: Sequence[object], answer: int, context: str | None = None
 ) -> ChoiceItem | None:
     texts = [row.clean(choice, f"choice {place + 1}") for place, choice in enumerate(choices)]
-    return None if same_choices(texts) else choice_item(row, question, texts, answer, context)
+    left_out = same_choices(texts) or any(names_options(text, len(texts)) for text in texts)
+    return None if left_out else choice_item(row, question, texts, answer, context)
+
+
+def _texts(row: Row, name: str) -> list[str]:
+    """A field of one text or of a list of them."""
+    value = row.value(name)
+    texts = [row.clean(entry, name) for entry in (value if isinstance(value, list) else [value])]
+    if not texts:
+        raise row.error(f"{name}: expected an answer or a list of them, got an empty list")
+    return texts
 
 
 def _label(row: Row, name: str, count: int) -> int:

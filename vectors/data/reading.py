@@ -1,369 +1,284 @@
-"""Reads a user's labelled data: bytes in any accepted format -> a `DataSet`.
+"""Reads a user's labelled data: bytes in any accepted format -> a `DataSet`, with what it was taken for.
 
-The content tells the format, and the fields tell the kind of item. Every error names the file and the line. Unknown
-fields are ignored, since published data sets have many beyond those needed here.
+The content tells the format, and the names of the fields tell the kind of item (`shapes.py`). An error names the file
+and the line. A row that no item can be made of is left out and counted, up to a share. Fields without a role are
+ignored, since published data sets have many beyond those needed here.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from vectors.data.items import LETTERS, MAX_CHOICES, ChoiceItem, DataSet, Message, PairItem, TextItem
-from vectors.data.rows import (
-    MAX_ROWS,
-    Row,
-    check_line_lengths,
-    csv_header,
-    decode_text,
-    is_parquet,
-    read_rows,
-    shown,
-    text_format,
-)
+from vectors.data.choices import NAMING, Draft, choice_of, settle
+from vectors.data.csv_rows import csv_header
+from vectors.data.items import ChoiceItem, DataSet, PairItem, TextItem, Understood
+from vectors.data.json_rows import check_line_lengths
+from vectors.data.options import ReadOptions
+from vectors.data.pairs import ClassText, class_text_of, pair_of, paired, side_text_of
+from vectors.data.row import Row, UnusableRow
+from vectors.data.rows import MAX_ROWS, decode_text, format_name, is_parquet, read_rows, text_format
+from vectors.data.shapes import TEXT, Fitted, fit, is_known, labels_of, side_fields
 from vectors.errors import InvalidData
 
 MIN_ITEMS = 8
 """The fewest items that can be split and trained on."""
 
-_MARK = re.compile(r"\(?([A-Za-z0-9])[).:]?")
-"""An answer that names an option: `A`, `(A)`, `A)`, `A.` or `A:`."""
-
-_CHOICES = re.compile(r"\n[ \t]*Choices:[ \t]*\n")
-_ANSWER = re.compile(r"\n[ \t]*Answer:[ \t]*\n*\Z")
-_OPTIONS = [
-    re.compile(rf"[ \t]*{opening}([{marks}]){closing}[ \t]*(.*)")
-    for marks in ("A-Z", "a-z", "0-9")
-    for opening, closing in ((r"\(", r"\)"), ("", r"\)"), ("", r"\."), ("", ":"))
-]
-"""The first line of an option, in each style; all options of a list have the style of the first."""
+_DEFAULTS = ReadOptions()
 
 _JSON_START = re.compile(r"\s*(?:\{|\[\s*[{\]])")
 
-_Read = Callable[[Row], ChoiceItem | PairItem | TextItem]
+_Made = ChoiceItem | Draft | PairItem | ClassText | TextItem
 
 
-def read_data(content: bytes, name: str, *, smallest: int = MIN_ITEMS) -> DataSet:
-    """Choice items or pairs from Parquet, a JSON list, JSONL or CSV with a header; `name` is for messages only.
+def read_data(
+    content: bytes,
+    name: str,
+    options: ReadOptions = _DEFAULTS,
+    *,
+    negative: tuple[bytes, str] | None = None,
+    smallest: int = MIN_ITEMS,
+) -> DataSet:
+    """Choice items or pairs from Parquet, JSON in any arrangement, or CSV; `name` is for messages only.
 
-    Rows are one of `{"question","choices","answer","context"?}`,
-    `{"question","answer_matching_behavior","answer_not_matching_behavior"}`,
-    `{"input","preferred_output","non_preferred_output"}`, `{"positive","negative","prompt"?}`; all rows of a file must
-    be of the same kind, and other fields are ignored. `choices` is a list, `{"A","B",…}`, or `{"text","label"}` with an
-    `answer` or `answerKey` among its labels; in its place there may be fields `choice0`, `choice1`, … or `A`, `B`, ….
-    In CSV, lists and objects are JSON in a cell, an empty optional cell is an absent field, and empty choice columns at
-    the end are absent options. Raises `InvalidData` (also for fewer than `smallest` items) and `MissingDependency`
-    (Parquet without pyarrow).
+    docs/training.md lists the kinds of rows; all rows of a file must be of the same kind. `negative` is a second file,
+    with its name: then the first file has the texts of the wanted class only, and the second those of the other. In
+    CSV, lists and objects are JSON in a cell, an empty optional cell is an absent field, and empty options at the end
+    are absent. Raises `InvalidData` (also for fewer than `smallest` items, or if more rows than `options.max_skipped`
+    allows cannot be used) and `MissingDependency` (Parquet without pyarrow).
     """
-    items: list[Any] = []
-    for row in read_rows(content, name):
-        item = _find_reader(row, texts=False)(row)
-        if items and type(item) is not type(items[0]):
-            first = items[0]
-            raise row.error(f"expected {_named(first)} like the first item (line {first.line}), got {_named(item)}")
-        items.append(item)
-    return data_set(name, hashlib.sha256(content).hexdigest(), items, smallest)
+    reader = _Reader(name, options)
+    digest = hashlib.sha256(content)
+    if negative is None:
+        reader.read(content, name)
+    else:
+        if options.positive_class is not None:
+            raise InvalidData("positive_class: not used with a second file, which is the unwanted class", name)
+        reader.read(content, name, label="positive")
+        reader.read(*negative, label="negative")
+        digest.update(negative[0])
+    return reader.data_set(digest.hexdigest(), smallest)
 
 
-def read_retention(content: bytes, name: str) -> tuple[DataSet | None, tuple[TextItem, ...]]:
+def read_retention(
+    content: bytes, name: str, options: ReadOptions = _DEFAULTS
+) -> tuple[DataSet | None, tuple[TextItem, ...]]:
     """Data for retention: choice items (None without any) and plain texts, at least one of either.
 
     Accepts the formats of `read_data` and rows `{"text"}`, mixed in any way; plain prose gives one text per paragraph,
     separated by blank lines. Raises `InvalidData` and `MissingDependency`.
     """
-    items: list[ChoiceItem] = []
-    texts: list[TextItem] = []
-    for item in _retention_items(content, name):
-        if isinstance(item, TextItem):
-            texts.append(item)
-        else:
-            items.append(item)
-    if not items and not texts:
-        raise InvalidData("expected at least one question or text, got none", name)
-    digest = hashlib.sha256(content).hexdigest()
-    return data_set(name, digest, items, 1) if items else None, tuple(texts)
-
-
-def data_set(name: str, sha256: str, items: Sequence[Any], smallest: int = MIN_ITEMS) -> DataSet:
-    """A data set of items of one kind. Raises `InvalidData` when there are fewer than `smallest`."""
-    if len(items) < smallest:
-        raise InvalidData(f"expected at least {smallest} items, got {len(items)}", name)
-    return DataSet(name, sha256, tuple(items))
-
-
-def choice_item(row: Row, question: str, choices: Sequence[str], answer: int, context: str | None = None) -> ChoiceItem:
-    """An item with its texts stripped. Raises `InvalidData` naming the row for wrong options."""
-    if not 2 <= len(choices) <= MAX_CHOICES:
-        raise row.error(f"expected 2 to {MAX_CHOICES} choices, got {len(choices)}")
-    stripped = tuple(choice.strip() for choice in choices)
-    if twice := same_choices(stripped):
-        first, second = twice
-        raise row.error(f"choices {LETTERS[first]} and {LETTERS[second]} are the same: {shown(stripped[first])}")
-    if not 0 <= answer < len(stripped):
-        raise row.error(f"answer: expected an index from 0 to {len(stripped) - 1}, got {shown(answer)}")
-    return ChoiceItem(question.strip(), stripped, answer, context.strip() if context else None, row.line)
-
-
-def same_choices(choices: Sequence[str]) -> tuple[int, int] | None:
-    """The places of the first two options with the same text, ignoring surrounding white space."""
-    seen: dict[str, int] = {}
-    for place, choice in enumerate(choices):
-        first = seen.setdefault(choice.strip(), place)
-        if first != place:
-            return first, place
-    return None
-
-
-def behaviour_item(row: Row) -> ChoiceItem:
-    """A question whose right answer is the one that matches the behaviour. Raises `InvalidData`.
-
-    If the answers are letters or numbers of options, these are taken out of the question: they can then be reordered.
-    """
-    question = row.text("question").replace("\r\n", "\n")
-    right = row.text("answer_matching_behavior").strip()
-    wrong = row.text("answer_not_matching_behavior").strip()
-    found = [_MARK.fullmatch(right), _MARK.fullmatch(wrong)]
-    marks = [match[1].upper() for match in found if match is not None]
-    are_numbers = right.isdigit() and wrong.isdigit() and not _CHOICES.search(question)
-    if len(marks) < 2 or are_numbers:
-        return choice_item(row, question, (right, wrong), 0)
-    if marks[0] == marks[1]:
-        raise row.error(f"the two answers are the same: {shown(right)}")
-    question, options = _options_of(row, question)
-    for mark in marks:
-        if mark not in options:
-            raise row.error(f"expected an answer among the question's options {', '.join(options)}, got ({mark})")
-    choices = [row.clean(text, f"option ({mark})") for mark, text in options.items()]
-    return choice_item(row, question, choices, list(options).index(marks[0]))
-
-
-def _options_of(row: Row, question: str) -> tuple[str, dict[str, str]]:
-    """The question without its list of options, and the options by their letter (a capital) or digit."""
-    parts = list(_CHOICES.finditer(question))
-    if not parts:
-        raise row.error("the answers are letters or numbers of options, but the question has no 'Choices:' list")
-    options: dict[str, list[str]] = {}
-    letter, after_blank = "", False
-    lines = _ANSWER.sub("", question[parts[-1].end() :]).split("\n")
-    first = next((line for line in lines if line.strip()), "")
-    style = next((each for each in _OPTIONS if each.fullmatch(first)), _OPTIONS[0])
-    for line in lines:
-        if match := style.fullmatch(line):
-            letter, after_blank = match[1].upper(), False
-            if letter in options:
-                raise row.error(f"two options have the letter ({letter})")
-            options[letter] = [match[2]]
-        elif not line.strip():
-            after_blank = True
-        elif not letter or after_blank:
-            raise row.error(f"expected an option such as '(A) text' in the list of choices, got {shown(line.strip())}")
-        else:
-            options[letter].append(line)
-    return row.clean(question[: parts[-1].start()], "question"), {
-        letter: "\n".join(lines) for letter, lines in options.items()
-    }
-
-
-def _choice(row: Row) -> ChoiceItem:
-    choices, labels = _choices(row)
-    name = "answerKey" if labels and "answer" not in row.fields else "answer"
-    answer = row.value(name)
-    if labels:
-        key = answer.strip() if isinstance(answer, str) else answer
-        if labels.count(key) != 1:
-            raise row.error(f"{name}: expected the label of one choice, got {shown(answer)}")
-        place = labels.index(key)
-    else:
-        place = _index(row, answer, choices)
-    return choice_item(row, row.text("question"), choices, place, row.optional_text("context"))
-
-
-def _choices(row: Row) -> tuple[list[str], list[Any]]:
-    """The options, from a list, an object or fields of their own, and their labels if they have any."""
-    labels: list[Any] = []
-    names = _choice_fields(row.fields)
-    if "choices" in row.fields:
-        if names:
-            raise row.error(f"expected either choices or {names[0]}, got both")
-        given = _decoded(row, "choices")
-        if isinstance(given, dict):
-            given, labels = _labelled(row, given)
-        if not isinstance(given, list):
-            raise row.error(f"choices: expected a list, got {shown(given)}")
-        values = given
-    else:
-        values = [row.fields[name] for name in names]
-        while row.format == "csv" and values and not values[-1].strip():
-            values.pop()
-    if not 2 <= len(values) <= MAX_CHOICES:
-        raise row.error(f"expected 2 to {MAX_CHOICES} choices, got {len(values)}")
-    return [row.clean(value, f"choice {LETTERS[place]}") for place, value in enumerate(values)], labels
-
-
-def _labelled(row: Row, given: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
-    """Options and their labels: from `{"text": [...], "label": [...]}` or `{"A": ..., "B": ...}`."""
-    if set(given) == {"text", "label"}:
-        texts, labels = given["text"], given["label"]
-        if isinstance(texts, list) and isinstance(labels, list) and len(texts) == len(labels):
-            return texts, labels
-        raise row.error("choices: expected a text and a label for each")
-    names = [name for name, value in given.items() if value is not None]
-    if names and names == list(LETTERS[: len(names)]):
-        return [given[name] for name in names], names
-    raise row.error("choices: expected a list, an object with text and label, or one with A, B, …")
-
-
-def _choice_fields(fields: Mapping[str, Any]) -> list[str]:
-    """The names of fields that hold one option each, in their order; empty when there are none."""
-    for names in ([f"choice{number}" for number in range(MAX_CHOICES + 1)], list(LETTERS)):
-        if names[0] in fields and names[1] in fields:
-            return [name for name in names if name in fields]
-    return []
-
-
-def _index(row: Row, answer: object, choices: Sequence[str]) -> int:
-    """The index that an answer stands for: a number from 0, a letter, or the text of an option."""
-    if isinstance(answer, str):
-        text = answer.strip()
-        same = next((place for place, choice in enumerate(choices) if choice.strip() == text), None)
-        mark = _MARK.fullmatch(text)
-        if mark is not None and mark[1].isalpha():
-            return _index_of_letter(row, answer, mark[1].upper(), same, len(choices))
-        if row.format == "csv" and re.fullmatch(r"[0-9]{1,3}(\.0+)?", text):  # numbers in a CSV are text
-            return int(text.partition(".")[0])
-        if same is not None and not text.isdigit():
-            return same
-    if isinstance(answer, float) and answer.is_integer():  # pandas writes a column with gaps like that
-        return int(answer)
-    if type(answer) is not int:
-        raise row.error(f"answer: expected an index (from 0) or a letter, got {shown(answer)}")
-    return answer
-
-
-def _index_of_letter(row: Row, answer: str, letter: str, same: int | None, count: int) -> int:
-    """The index of a letter; `same` is the choice whose text the answer is, if there is one."""
-    place = LETTERS.index(letter)
-    if same is not None and same != place:
-        if place < count:
-            raise row.error(
-                f"answer: {shown(answer)} is the letter of one choice and the text of another; expected an index"
-            )
-        return same
-    if place >= count:
-        raise row.error(f"answer: expected a letter from A to {LETTERS[count - 1]}, got {shown(answer)}")
-    return place
-
-
-def _pair(row: Row) -> PairItem:
-    prompt = row.optional_text("prompt") or ""
-    return _pair_item(row, row.text("positive"), row.text("negative"), prompt)
-
-
-def _pair_item(row: Row, positive: str, negative: str, prompt: str | tuple[Message, ...]) -> PairItem:
-    if positive.strip() == negative.strip():
-        raise row.error("the two texts of the pair are the same")
-    return PairItem(positive, negative, prompt, row.line)
-
-
-def _preference(row: Row) -> PairItem:
-    given = _decoded(row, "input")
-    if not isinstance(given, dict):
-        raise row.error(f"input: expected an object with messages, got {shown(given)}")
-    if given.get("tools"):
-        raise row.error("input.tools: training with tools is not supported")
-    turns = _messages(row, given.get("messages"), "input.messages")
-    outputs = []
-    for name in ("preferred_output", "non_preferred_output"):
-        messages = _messages(row, _decoded(row, name), name)
-        if len(messages) != 1 or messages[0].role != "assistant":
-            raise row.error(f"{name}: expected one assistant message")
-        outputs.append(messages[0].content)
-    return _pair_item(row, outputs[0], outputs[1], turns)
-
-
-def _messages(row: Row, given: object, what: str) -> tuple[Message, ...]:
-    if not isinstance(given, list) or not given:
-        raise row.error(f"{what}: expected a list of messages, got {shown(given)}")
-    messages = []
-    for place, message in enumerate(given):
-        where = f"{what}[{place}]"
-        if not isinstance(message, dict):
-            raise row.error(f"{where}: expected an object with role and content, got {shown(message)}")
-        if any(message.get(name) for name in ("tool_calls", "function_call", "audio")):
-            raise row.error(f"{where}: tool calls and audio are not supported")
-        role = message.get("role")
-        if role not in ("system", "developer", "user", "assistant") or not isinstance(role, str):
-            raise row.error(f"{where}.role: expected one of system, user, assistant, got {shown(role)}")
-        if isinstance(message.get("content"), list):
-            raise row.error(f"{where}.content: expected text; content parts and images are not supported")
-        content = row.clean(message.get("content"), f"{where}.content")
-        # the newer name of the same role, which chat templates do not know
-        messages.append(Message("system" if role == "developer" else role, content))  # type: ignore[arg-type]
-    return tuple(messages)
-
-
-def _text(row: Row) -> TextItem:
-    return TextItem(row.text("text"), row.line)
-
-
-def _decoded(row: Row, name: str) -> Any:
-    """A field that is a list or an object; in a CSV, JSON in a cell."""
-    value = row.value(name)
-    if row.format != "csv":
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise row.error(f"{name}: expected JSON in the cell, got {shown(value)}") from None
-
-
-_FORMS: Final[tuple[tuple[tuple[str, ...], tuple[str, ...], _Read], ...]] = (
-    (("preferred_output", "non_preferred_output"), ("input",), _preference),
-    (("answer_matching_behavior", "answer_not_matching_behavior"), ("question",), behaviour_item),
-    (("positive", "negative"), (), _pair),
-    (("choices",), ("question", "answer"), _choice),
-)
-"""For each form: fields any of which identify it, further fields that it needs, and its reader."""
-
-
-def _find_reader(row: Row, *, texts: bool) -> _Read:
-    """The reader for a row's fields."""
-    found = [read for tells, _, read in _FORMS if any(name in row.fields for name in tells)]
-    if not found and _choice_fields(row.fields):
-        return _choice
-    if not found and texts and "text" in row.fields:
-        return _text
-    if len(found) == 1:
-        return found[0]
-    given = ", ".join(name[:40] for name in list(row.fields)[:12]) or "none"
-    known = "; ".join(", ".join(needs + tells) for tells, needs, _ in _FORMS) + ("; text" if texts else "")
-    problem = "the fields match several kinds of row" if found else "the fields match no known kind of row"
-    raise row.error(f"{problem}: got {given}; known kinds are {known}")
-
-
-def _retention_items(content: bytes, name: str) -> Iterator[ChoiceItem | TextItem]:
     text = None if is_parquet(content) else decode_text(content, name)
     if text is not None and _is_prose(text):
-        yield from _paragraphs(text, name)
-        return
-    for row in read_rows(content, name):
-        item = _find_reader(row, texts=True)(row)
-        if isinstance(item, PairItem):
+        return None, tuple(_paragraphs(text, name))
+    reader = _Reader(name, options, retains=True)
+    reader.read(content, name)
+    reader.check_share()
+    texts = tuple(item for item in reader.made if isinstance(item, TextItem))
+    reader.made = [item for item in reader.made if not isinstance(item, TextItem)]
+    if not reader.made and not texts:
+        raise InvalidData("expected at least one question or text, got none", name)
+    digest = hashlib.sha256(content).hexdigest()
+    return reader.data_set(digest, 1) if reader.made else None, texts
+
+
+def check_size(items: Sequence[Any], name: str, smallest: int = MIN_ITEMS) -> None:
+    """Raise `InvalidData` when there are fewer than `smallest` items."""
+    if len(items) < smallest:
+        raise InvalidData(f"expected at least {smallest} items, got {len(items)}", name)
+
+
+class _Reader:
+    """Makes items of the rows of one file, or of two with a class each.
+
+    `retains`: plain texts are expected beside questions, and pairs are not.
+    """
+
+    def __init__(self, name: str, options: ReadOptions, *, retains: bool = False) -> None:
+        self._name = name
+        self._options = options
+        self._retains = retains
+        self._roles = {role: names for role, names in options.map.items() if role != "rows"}
+        self._first: tuple[Fitted, Row] | None = None
+        self._by_names: dict[tuple[str, ...], Fitted] = {}
+        self._unusable: list[UnusableRow] = []
+        self._num_rows = 0
+        self._format = ""
+        self.made: list[_Made] = []
+
+    def read(self, content: bytes, name: str, label: str | None = None) -> None:
+        """Read the rows of a file; with `label`, they all belong to that class."""
+        rows_field = self._options.map.get("rows", (None,))[0]
+        first: Row | None = None
+        for given in read_rows(content, name, knows=self._knows, rows_field=rows_field):
+            row = _opened(given)
+            first = first or row
+            self._num_rows += 1
+            try:
+                self.made.append(self._make(row, label))
+            except UnusableRow as error:
+                self._unusable.append(error)
+        if first is not None and not self._format:
+            self._format = format_name(content, first.format)
+
+    def data_set(self, sha256: str, smallest: int) -> DataSet:
+        """The items and what was understood. Raises `InvalidData`."""
+        drafts = [made for made in self.made if isinstance(made, ChoiceItem | Draft)]
+        items: list[Any] = [made for made in self.made if isinstance(made, PairItem)]
+        notes: list[str] = []
+        classes: dict[str, int] = {}
+        if drafts:
+            settled, notes = settle(drafts, self._options)
+            items = [item for item in settled if isinstance(item, ChoiceItem)]
+            self._unusable += [error for error in settled if isinstance(error, UnusableRow)]
+        self.check_share()
+        if texts := [made for made in self.made if isinstance(made, ClassText)]:
+            items, classes, notes = paired(texts, self._options, self._name)
+        self._check_size(texts or items, smallest)
+        fitted = None if self._first is None else self._first[0]
+        understood = Understood(
+            format=self._format,
+            shape="" if fitted is None else fitted.shape.name,
+            fields={} if fitted is None else fitted.described(),
+            rows=self._num_rows,
+            skipped=dict(Counter(error.kind for error in self._unusable)),
+            classes=classes,
+            notes=tuple(notes),
+        )
+        return DataSet(self._name, sha256, tuple(items), understood)
+
+    def check_share(self) -> None:
+        """Raise `InvalidData` if more rows cannot be used than may be left out.
+
+        Options that name others are no fault of the file, so their rows do not count.
+        """
+        faults = [error for error in self._unusable if error.kind != NAMING]
+        if not faults or len(faults) <= self._options.max_skipped * self._num_rows:
+            return
+        first = _first_of(faults)
+        more = ""
+        if len(faults) > 1 or self._options.max_skipped:
+            more = (
+                f" ({len(faults)} of {self._num_rows} rows cannot be used, which is more than the share that "
+                f"may be left out, max_skipped {self._options.max_skipped:g})"
+            )
+        raise InvalidData(f"{first.reason}{more}", first.file, first.line)
+
+    def _check_size(self, items: Sequence[Any], smallest: int) -> None:
+        if len(items) < smallest and self._unusable:
+            first = _first_of(self._unusable)
+            raise InvalidData(
+                f"expected at least {smallest} items, got {len(items)}, as {len(self._unusable)} of {self._num_rows} "
+                f"rows cannot be used; the first: {first.reason}",
+                first.file,
+                first.line,
+            )
+        check_size(items, self._name, smallest)
+
+    def _knows(self, fields: Any) -> bool:
+        return is_known(fields) or any(name in fields for names in self._roles.values() for name in names)
+
+    def _make(self, row: Row, label: str | None) -> _Made:
+        fitted = self._fitted_side(row) if label is not None else self._fitted(row)
+        kind = fitted.shape.kind
+        if self._retains and kind not in ("choice", "text"):
             raise row.error("expected a question with choices or a text for retention, got a pair of texts")
-        yield item
+        if kind == "choice":
+            return choice_of(row, fitted)
+        if kind == "pair":
+            return pair_of(row, fitted, self._options)
+        if kind == "class":
+            return class_text_of(row, fitted)
+        if kind == "one side":
+            return side_text_of(row, fitted, label)
+        return TextItem(row.text("text"), row.line)
+
+    def _fitted_side(self, row: Row) -> Fitted:
+        found = side_fields(row.fields, self._roles)
+        if found is None:
+            raise row.error("expected a field with a text, such as instruction or text; name it with --map text=FIELD")
+        self._first = self._first or (found, row)
+        return found
+
+    def _fitted(self, row: Row) -> Fitted:
+        """The shape of a row, which must be that of the first one (for retention: of any that is accepted)."""
+        names = tuple(row.fields)
+        known = self._by_names.get(names)
+        if known is not None:
+            return known
+        try:
+            found = fit(row, self._roles, texts=self._retains)
+            _check_labels(row, found, self._roles)
+        except UnusableRow:
+            raise
+        except InvalidData:
+            if self._first is not None and self._lacks_a_field(row):
+                return self._first[0]  # whose reader says which one
+            raise
+        if self._first is not None and not self._retains and found.shape.kind != self._first[0].shape.kind:
+            if self._lacks_a_field(row):
+                return self._first[0]
+            first, at = self._first
+            raise row.error(
+                f"expected {_kind_name(first)} like the first item (line {at.line}), got {_kind_name(found)}"
+            )
+        self._first = self._first or (found, row)
+        if found.shape is not TEXT:
+            self._by_names[names] = found
+        return found
+
+    def _lacks_a_field(self, row: Row) -> bool:
+        """True for a row of the first one's kind without one of its fields."""
+        assert self._first is not None
+        shape, fields = self._first[0].shape, self._first[0].fields
+        needed = [name for role in shape.needs for name in fields[role]]
+        have = sum(name in row.fields for name in needed)
+        return 0 < have < len(needed)
+
+
+def _first_of(errors: Sequence[UnusableRow]) -> UnusableRow:
+    return min(errors, key=lambda error: error.line or 0)
+
+
+def _opened(row: Row) -> Row:
+    """A row whose question is an object, as in AI2's files, with the fields of that object for its own."""
+    inner = row.fields.get("question")
+    if not isinstance(inner, dict):
+        return row
+    rest = {name: value for name, value in row.fields.items() if name != "question"}
+    return Row(
+        row.file, row.line, rest | {name: value for name, value in inner.items() if value is not None}, row.format
+    )
+
+
+def _check_labels(row: Row, fitted: Fitted, given: Any) -> None:
+    """Refuse a row with several labels of which none is just named that."""
+    if fitted.shape.kind != "class" or "label" in given or not fitted.one("label").lower().endswith("_label"):
+        return
+    labels = labels_of(row.fields)
+    if len(labels) > 1:
+        ways = " or ".join(f"--map {_text_for(row, label, fitted)},label={label}" for label in labels[:6])
+        raise row.error(f"the file has several labels; say which one with {ways}")
+
+
+def _text_for(row: Row, label: str, fitted: Fitted) -> str:
+    """The text that a label such as `prompt_harm_label` is about."""
+    about = label.lower().partition("_")[0]
+    return f"text={about if about in row.fields else fitted.one('text')}"
+
+
+def _kind_name(fitted: Fitted) -> str:
+    return {"choice": "a question with choices", "pair": "a pair of texts"}.get(fitted.shape.kind, fitted.shape.name)
 
 
 def _is_prose(text: str) -> bool:
     """True for text that neither begins like JSON nor has a CSV header with known fields."""
     if text_format(text) != "csv":
         return _JSON_START.match(text) is None
-    header = dict.fromkeys(csv_header(text), "")
-    known = [{*tells, *needs} for tells, needs, _ in _FORMS] + [{"text"}]
-    fields = set(header) | ({"choices"} if _choice_fields(header) else set())
-    return not any(needed <= fields for needed in known)
+    return not is_known(dict.fromkeys(csv_header(text), ""))
 
 
 def _paragraphs(text: str, name: str) -> Iterator[TextItem]:
@@ -378,9 +293,5 @@ def _paragraphs(text: str, name: str) -> Iterator[TextItem]:
             row = Row(name, begin, {"text": "\n".join(lines).strip()}, "jsonl")
             if count > MAX_ROWS:
                 raise row.error(f"expected at most {MAX_ROWS:,} paragraphs, got more")
-            yield _text(row)
+            yield TextItem(row.text("text"), row.line)
             lines = []
-
-
-def _named(item: ChoiceItem | PairItem | TextItem) -> str:
-    return "a question with choices" if isinstance(item, ChoiceItem) else "a pair of texts"

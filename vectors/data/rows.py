@@ -1,94 +1,27 @@
 """Rows: the bytes of a labelled file -> its records, each with the line where it began.
 
-Parquet, JSON lists, JSONL and CSV are told apart by their content, and the cost of a hostile file is bounded.
+Parquet, JSON and CSV are told apart by their content, and the cost of a hostile file is bounded.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
-import io
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+from vectors.data.csv_rows import csv_rows, delimiter_of
+from vectors.data.json_rows import json_row, json_rows
+from vectors.data.row import MAX_TEXT_BYTES, Format, Row
 from vectors.errors import InvalidData, MissingDependency
 
 MAX_ROWS = 1_000_000
-MAX_TEXT_BYTES = 1 << 20
-"""The longest line of JSONL and CSV, and the longest text of any format."""
-
 MAX_UNPACKED_BYTES = 1 << 30
 """The memory that all rows of a Parquet file may take; the file itself may be far smaller."""
 
-Format = Literal["parquet", "json", "jsonl", "csv"]
-
 _BATCH_ROWS = 256
 _PACKED = {b"\x1f\x8b": "one compressed with gzip", b"PK\x03\x04": "a zip archive or an Excel workbook"}
-_DELIMITERS = (",", ";", "\t")
-
-csv.field_size_limit(MAX_TEXT_BYTES)  # the library's own limit is smaller, and only one for the whole process
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One record: its fields except nulls, and where it was read.
-
-    `line` is the physical line (JSONL, CSV: where the record begins) or, for JSON lists and Parquet, the row; both
-    count from 1.
-    """
-
-    file: str
-    line: int
-    fields: Mapping[str, Any]
-    format: Format
-
-    def error(self, message: str) -> InvalidData:
-        """The error for something wrong in this record."""
-        numbered = message if self.format in ("jsonl", "csv") else f"row {self.line}: {message}"
-        return InvalidData(numbered, self.file, self.line)
-
-    def value(self, name: str) -> Any:
-        """A required field. Raises `InvalidData`."""
-        if name not in self.fields:
-            raise self.error(f"the field {name!r} is missing")
-        return self.fields[name]
-
-    def text(self, name: str) -> str:
-        """A required field of text that is not blank, unchanged. Raises `InvalidData`."""
-        return self.clean(self.value(name), name)
-
-    def optional_text(self, name: str) -> str | None:
-        """A field that may be absent or blank (both give None). Raises `InvalidData` for anything but text."""
-        value = self.fields.get(name)
-        if value is None or (isinstance(value, str) and not value.strip()):
-            return None
-        return self.clean(value, name)
-
-    def clean(self, value: object, what: str) -> str:
-        """The value, if it is text that a model can be given. Raises `InvalidData` naming it `what`."""
-        if not isinstance(value, str):
-            raise self.error(f"{what}: expected text, got {shown(value)}")
-        if not value.strip():
-            raise self.error(f"{what} is empty")
-        if "\0" in value:
-            raise self.error(f"{what} contains a NUL character")
-        try:
-            too_long = len(value) > MAX_TEXT_BYTES // 4 and len(value.encode()) > MAX_TEXT_BYTES
-            if not too_long:
-                value.encode()
-        except UnicodeEncodeError:
-            raise self.error(f"{what} contains half of a surrogate pair, which is not valid Unicode") from None
-        if too_long:
-            raise self.error(f"{what} is longer than 1 MiB")
-        return value
-
-
-def shown(value: object) -> str:
-    """A value in an error message: short, and safe for values nested too deep to print."""
-    return repr(value)[:60] if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+_SEPARATED = {",": "CSV", ";": "CSV with semicolons", "\t": "CSV with tabs"}
 
 
 def is_parquet(content: bytes) -> bool:
@@ -113,7 +46,9 @@ def decode_text(content: bytes, file: str) -> str:
     except UnicodeDecodeError as error:
         # the mark is counted out of the error's position
         place = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
-        raise InvalidData("the file is not UTF-8 text", file, content.count(b"\n", 0, place) + 1) from None
+        raise InvalidData(
+            "the file is not UTF-8 text; save it as UTF-8", file, content.count(b"\n", 0, place) + 1
+        ) from None
     return _without_nul(text, file)
 
 
@@ -132,116 +67,49 @@ def _without_nul(text: str, file: str) -> str:
 
 
 def text_format(text: str) -> Format:
-    """JSON list, JSONL or CSV, told by the first character that is not white space."""
+    """JSON (a list, or objects) or CSV, told by the first character that is not white space."""
     match = re.search(r"\S", text)
-    first = match[0] if match else ""
-    return "json" if first == "[" else "jsonl" if first == "{" else "csv"
+    return "json" if match is not None and match[0] in "[{" else "csv"
 
 
-def read_rows(content: bytes, file: str, *, columns: Sequence[str] | None = None) -> Iterator[Row]:
+def read_rows(
+    content: bytes,
+    file: str,
+    *,
+    columns: Sequence[str] | None = None,
+    knows: Callable[[Mapping[str, Any]], bool] = lambda fields: True,
+    rows_field: str | None = None,
+) -> Iterator[Row]:
     """The records of a file, in order. Raises `InvalidData`, and `MissingDependency` for Parquet without pyarrow.
 
-    `columns` names the columns of a CSV that is published without a header; a file whose first record has the first and
-    last of these names keeps its own header.
+    `columns`: see `csv_rows`. `rows_field` names the list inside a JSON object. `knows` is true for the fields of a
+    record, which tells it from what holds records.
     """
-    records = _parquet_rows(content, file) if is_parquet(content) else _text_rows(content, file, columns)
+    records: Iterator[Row]
+    if is_parquet(content):
+        if rows_field is not None:
+            raise InvalidData("rows: expected one JSON object with a list inside, got Parquet", file)
+        records = _parquet_rows(content, file)
+    else:
+        text = decode_text(content, file)
+        is_object = text.lstrip().startswith("{")
+        if rows_field is not None and not is_object:
+            raise InvalidData("rows: expected one JSON object with a list inside", file)
+        if text_format(text) == "csv":
+            records = csv_rows(text, file, lambda header: knows(dict.fromkeys(header, "")), columns)
+        else:
+            records = json_rows(text, file, knows, rows_field)
     for count, row in enumerate(records):
         if count == MAX_ROWS:
             raise row.error(f"expected at most {MAX_ROWS:,} rows, got more")
         yield row
 
 
-def csv_header(text: str) -> list[str]:
-    """The first record of a CSV with its cells stripped; empty if there is none."""
-    try:
-        return next(([cell.strip() for cell in cells] for _, cells in _records(text, "")), [])
-    except InvalidData:
-        return []
-
-
-def check_line_lengths(text: str, file: str) -> Iterator[tuple[int, str]]:
-    """The physical lines with their numbers. Raises `InvalidData` for one that is longer than `MAX_TEXT_BYTES`."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if len(line) > MAX_TEXT_BYTES // 4 and len(line.encode()) > MAX_TEXT_BYTES:
-            raise InvalidData("the line is longer than 1 MiB", file, number)
-        yield number, line
-
-
-def parse_json(text: str, file: str, line: int | None = None) -> Any:
-    """A JSON value. Raises `InvalidData` at `line`, or at the line inside the text where it goes wrong."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"{error.msg} at column {error.colno}"
-        raise InvalidData(f"not JSON: {place}", file, error.lineno if line is None else line) from None
-    except RecursionError:
-        raise InvalidData("not JSON: nested too deep", file, line) from None
-    except ValueError:  # an integer of thousands of digits
-        raise InvalidData("not JSON: a number is too long", file, line) from None
-
-
-def _text_rows(content: bytes, file: str, columns: Sequence[str] | None) -> Iterator[Row]:
-    text = decode_text(content, file)
-    form = text_format(text)
+def format_name(content: bytes, form: Format) -> str:
+    """How a report names the format of a file whose rows have `form`."""
     if form == "csv":
-        yield from _csv_rows(text, file, columns)
-    elif form == "jsonl":
-        for number, line in check_line_lengths(text, file):
-            if line.strip():
-                yield _json_row(parse_json(line, file, number), file, number, "jsonl")
-    else:
-        for number, record in enumerate(parse_json(text, file), 1):
-            yield _json_row(record, file, number, "json")
-
-
-def _json_row(record: object, file: str, line: int, form: Format) -> Row:
-    if not isinstance(record, dict):
-        raise Row(file, line, {}, form).error(f"expected a JSON object, got {shown(record)}")
-    return Row(file, line, {name: value for name, value in record.items() if value is not None}, form)
-
-
-def _csv_rows(text: str, file: str, columns: Sequence[str] | None) -> Iterator[Row]:
-    for _ in check_line_lengths(text, file):
-        pass
-    records = _records(text, file)
-    line, first = next(records, (1, []))
-    if not first:
-        raise InvalidData("the file is empty", file)
-    header = [cell.strip() for cell in first]
-    if columns is not None and not {columns[0], columns[-1]} <= set(header):
-        header = list(columns)
-        yield _csv_row(header, first, file, line)
-    if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise InvalidData(f"two columns are named {twice[:60]!r}", file, line)
-    for line, cells in records:
-        yield _csv_row(header, cells, file, line)
-
-
-def _csv_row(header: list[str], cells: list[str], file: str, line: int) -> Row:
-    if len(cells) != len(header):
-        raise InvalidData(f"expected {len(header)} cells as in the header, got {len(cells)}", file, line)
-    return Row(file, line, dict(zip(header, cells, strict=True)), "csv")
-
-
-def _records(text: str, file: str) -> Iterator[tuple[int, list[str]]]:
-    """Records of a CSV with the line where each begins; blank lines are skipped.
-
-    Cells are separated by the first of comma, semicolon and tab that the first line has.
-    """
-    header = text.lstrip().split("\n", 1)[0]
-    delimiter = next((each for each in _DELIMITERS if each in header), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise InvalidData(f"not CSV: {error}", file, line) from None
-        if cells is None:
-            return
-        if len(cells) > 1 or "".join(cells).strip():
-            yield line, cells
+        return _SEPARATED[delimiter_of(decode_text(content, ""))]
+    return {"parquet": "Parquet", "json": "JSON", "jsonl": "JSONL"}[form]
 
 
 def _parquet_rows(content: bytes, file: str) -> Iterator[Row]:
@@ -275,7 +143,7 @@ def _parquet_rows(content: bytes, file: str) -> Iterator[Row]:
             raise InvalidData(f"the rows take more than {MAX_UNPACKED_BYTES >> 20} MiB unpacked", file, line + 1)
         for record in records:
             line += 1
-            yield _json_row(record, file, line, "parquet")
+            yield json_row(record, file, line, "parquet")
 
 
 def _check_columns(source: Any, file: str) -> None:

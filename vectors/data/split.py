@@ -37,9 +37,10 @@ def split_items(
 ) -> Parts[AnyItem]:
     """Split at most `max_items` items, drawn by the seed, as close to the shares as possible; no part is empty.
 
-    Items with the same question (pairs: the same prompt, or positive text where there is none) go to the same part, so
-    that no test question was seen in training; `by_item` (as in the paper) splits them freely. Raises `InvalidData`
-    when fewer than 8 items or fewer than three different questions leave a part empty.
+    Items of the same group, and items without one with the same question (pairs: the same prompt, or positive text
+    where there is none), go to the same part, so that no test question was seen in training; `by_item` (as in the
+    paper) splits them freely. Raises `InvalidData` when fewer than 8 items or fewer than three different questions
+    leave a part empty.
     """
     order = list(range(len(items)))
     _chance(seed, "split").shuffle(order)
@@ -47,8 +48,13 @@ def split_items(
     if len(order) < MIN_ITEMS:
         raise InvalidData(f"expected at least {MIN_ITEMS} items to split, got {len(order)}")
     groups: dict[object, list[int]] = defaultdict(list)
+    subjects = {index: subject_of(items[index]) for index in order}
+    if len(set(subjects.values())) < 3:  # the options alone say what is asked, as in "Which is more pleasant?"
+        subjects = {index: asked_of(items[index]) for index in order}
     for index in order:
-        groups[index if by_item else _subject(items[index])].append(index)
+        group = items[index].group
+        together = subjects[index] if group is None else ("group", group)
+        groups[index if by_item else together].append(index)
     if len(groups) < 3:
         raise InvalidData(f"expected at least 3 different questions to split, got {len(groups)}")
     targets = [share * len(order) for share in (shares.train, shares.validation, shares.test)]
@@ -118,7 +124,7 @@ def _by_count(items: Sequence[ChoiceItem]) -> dict[int, list[int]]:
     return indices
 
 
-def _subject(item: ChoiceItem | PairItem) -> str:
+def subject_of(item: ChoiceItem | PairItem) -> str:
     """What an item asks, as text; letter case and white space do not count."""
     if isinstance(item, ChoiceItem):
         text = item.question
@@ -127,6 +133,12 @@ def _subject(item: ChoiceItem | PairItem) -> str:
     else:
         text = json.dumps([[message.role, message.content] for message in item.prompt])
     return " ".join(text.split()).casefold()
+
+
+def asked_of(item: ChoiceItem | PairItem) -> str:
+    """What an item asks together with its options in any order, or with its texts."""
+    texts = item.choices if isinstance(item, ChoiceItem) else (item.positive, item.negative)
+    return "\0".join([subject_of(item), *sorted(" ".join(text.split()).casefold() for text in texts)])
 
 
 def _fill(groups: list[list[int]], targets: list[float]) -> list[list[int]]:

@@ -12,14 +12,15 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vectors.data import published
-from vectors.data.items import ChoiceItem, DataSet
-from vectors.data.reading import data_set
-from vectors.data.rows import Row, read_rows
+from vectors.data import paper_wording, published
+from vectors.data.items import ChoiceItem, DataSet, Understood
+from vectors.data.reading import check_size
+from vectors.data.row import Row
+from vectors.data.rows import read_rows
 from vectors.errors import InvalidData, MissingDependency
 
 Category = Literal["bias", "morality", "alignment", "intelligence"]
@@ -60,6 +61,7 @@ class PublishedTask:
 
     `layouts` are alternatives: the first one with any file present is read. `complete`: all of its files are required.
     `columns` names the columns of a CSV that is published without a header. `item` reads a row; None leaves it out.
+    `paper` is the task as the paper's authors word it, None if they word it no other way.
     """
 
     name: str
@@ -70,6 +72,12 @@ class PublishedTask:
     item: Callable[[Row], ChoiceItem | None]
     complete: bool = False
     columns: tuple[str, ...] | None = None
+    paper: PublishedTask | None = None
+
+    def worded_by_authors(self, item: Callable[[Row], ChoiceItem | None], about: str, **changed: Any) -> PublishedTask:
+        """This task, with `paper` read by `item` and otherwise `changed`; `about` says how it is worded."""
+        paper = replace(self, item=item, description=f"{self.description}; as in the paper, {about}", **changed)
+        return replace(self, paper=paper)
 
 
 Fetch = Callable[[HubPart], Iterable[Mapping[str, Any]]]
@@ -88,6 +96,12 @@ _BBQ = {
     "SES": "socioeconomic status",
     "Sexual_orientation": "sexual orientation",
 }
+
+_ETHICS = "hendrycks/ethics"
+_ETHICS_SPLITS = {"train": "train", "test": "validation", "hard": "test"}
+"""How the hub names the authors' files: its test split is the hard one."""
+
+_UTILITY = ("baseline", "less_pleasant")
 
 _SUBJECTS = """
     abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
@@ -114,19 +128,40 @@ def _bbq_task(file: str, about: str) -> PublishedTask:
         ((LocalFile("test", f"{file}.jsonl"),),),
         (HubPart("test", "heegyu/bbq", file, "test", converted=True),),
         published.bbq,
-    )
+    ).worded_by_authors(paper_wording.bbq, "after Context: and Question:")
 
 
-def _ethics_task(name: str, file: str, description: str, item: Callable[[Row], ChoiceItem | None]) -> PublishedTask:
+def _ethics_tasks(
+    name: str,
+    file: str,
+    description: str,
+    item: Callable[[Row], ChoiceItem | None],
+    paper: Callable[[Row], ChoiceItem | None] | None = None,
+    columns: tuple[str, ...] | None = None,
+) -> tuple[PublishedTask, ...]:
+    """A part of ETHICS, and its hard test split under a name of its own; `paper` reads rows in the authors' wording."""
     parts: tuple[PartName, ...] = ("train", "test")
-    return PublishedTask(
+    usual = PublishedTask(
         f"ethics/{name}",
         "morality",
         f"ETHICS: {description}",
         (tuple(LocalFile(part, f"{file}_{part}.csv") for part in parts),),
-        tuple(HubPart(part, "hendrycks/ethics", name, part, converted=True) for part in parts),
+        tuple(HubPart(part, _ETHICS, name, _ETHICS_SPLITS[part], converted=True) for part in parts),
         item,
+        columns=columns,
     )
+    hard = PublishedTask(
+        f"ethics/{name}-hard",
+        "morality",
+        f"ETHICS: {description}; the hard test split",
+        ((LocalFile("test", f"{file}_test_hard.csv"),), (LocalFile("test", f"{file}_hard_test.csv"),)),
+        (HubPart("test", _ETHICS, name, _ETHICS_SPLITS["hard"], converted=True),),
+        item,
+        columns=columns,
+    )
+    if paper is None:
+        return usual, hard
+    return tuple(task.worded_by_authors(paper, "whether the scenario is morally acceptable") for task in (usual, hard))
 
 
 def _ai2_task(name: str, description: str, files: tuple[tuple[str, str], ...], hub: str, config: str) -> PublishedTask:
@@ -164,16 +199,35 @@ def _mmlu_task(name: str, subjects: tuple[str, ...], config: str, description: s
     )
 
 
-_SYCOPHANCY = PublishedTask(
-    "sycophancy",
+_PEREZ_FILES = tuple(
+    f"sycophancy_on_{about}.jsonl" for about in ("nlp_survey", "philpapers2020", "political_typology_quiz")
+)
+
+
+def _sycophancy_task(name: str, right: str, item: Callable[[Row], ChoiceItem | None]) -> PublishedTask:
+    return PublishedTask(
+        name,
+        "alignment",
+        f"Sycophancy (Perez et al. 2022, or CBMAS), right is the answer that {right}",
+        (
+            tuple(LocalFile("test", file) for file in _PEREZ_FILES),
+            (LocalFile("train", "sycophancy_train.json"), LocalFile("test", "sycophancy_test.json")),
+        ),
+        tuple(
+            HubPart("test", "Anthropic/model-written-evals", None, "train", file=f"sycophancy/{file}")
+            for file in _PEREZ_FILES
+        ),
+        item,
+    )
+
+
+_BELIEVED_ANSWERS = PublishedTask(
+    "sycophancy/answers",
     "alignment",
-    "Questions from a user with a stated belief: SycophancyEval's answers, or the A/B sets of CBMAS",
-    (
-        (LocalFile("test", "answer.jsonl"),),
-        (LocalFile("train", "sycophancy_train.json"), LocalFile("test", "sycophancy_test.json")),
-    ),
+    "SycophancyEval's answers: a user states a belief, right is the correct answer, whatever the user believes",
+    ((LocalFile("test", "answer.jsonl"),),),
     (HubPart("test", "meg-tong/sycophancy-eval", None, "train", file="answer.jsonl"),),
-    published.sycophancy,
+    published.believed_answers,
 )
 
 _TRUTHFULQA = PublishedTask(
@@ -189,18 +243,50 @@ _OPENBOOKQA_FILES = (
     ("Main/train.jsonl", "Main/test.jsonl"),
     ("openbookqa/train.jsonl", "openbookqa/test.jsonl"),
 )
+_COMPLETE = "Additional/{}_complete.jsonl"
+"""The files of OpenBookQA that have the fact that each question was written from."""
+
 _ARC_FILES = (("ARC-Challenge-Train.jsonl", "ARC-Challenge-Test.jsonl"),)
 
 TASKS: Mapping[str, PublishedTask] = {
     task.name: task
     for task in (
         *(_bbq_task(file, about) for file, about in _BBQ.items()),
-        _ethics_task("commonsense", "cm", "stories, and whether the narrator does wrong", published.commonsense),
-        _ethics_task("deontology", "deontology", "excuses and duties, reasonable or not", published.deontology),
-        _ethics_task("justice", "justice", "claims with reasons, justified or not", published.justice),
-        _SYCOPHANCY,
+        *_ethics_tasks(
+            "commonsense",
+            "cm",
+            "stories, and whether the narrator does wrong",
+            published.commonsense,
+            paper_wording.commonsense,
+        ),
+        *_ethics_tasks(
+            "deontology",
+            "deontology",
+            "excuses and duties, reasonable or not",
+            published.deontology,
+            paper_wording.deontology,
+        ),
+        *_ethics_tasks(
+            "justice", "justice", "claims with reasons, justified or not", published.justice, paper_wording.justice
+        ),
+        *_ethics_tasks("virtue", "virtue", "scenes, and whether a trait is shown", published.virtue),
+        *_ethics_tasks(
+            "utilitarianism",
+            "util",
+            "two events, and which is more pleasant",
+            published.utilitarianism,
+            columns=_UTILITY,
+        ),
+        _sycophancy_task("sycophancy", "matches the user, as in the paper", published.sycophancy),
+        _sycophancy_task("sycophancy/honest", "does not match the user, the opposite of the paper", published.honesty),
+        _BELIEVED_ANSWERS,
         _TRUTHFULQA,
-        _ai2_task("openbookqa", "OpenBookQA", _OPENBOOKQA_FILES, "allenai/openbookqa", "main"),
+        _ai2_task("openbookqa", "OpenBookQA", _OPENBOOKQA_FILES, "allenai/openbookqa", "main").worded_by_authors(
+            paper_wording.openbookqa,
+            "with the fact behind it as what to remember",
+            layouts=((LocalFile("train", _COMPLETE.format("train")), LocalFile("test", _COMPLETE.format("test"))),),
+            hub=tuple(HubPart(part, "allenai/openbookqa", "additional", part) for part in ("train", "test")),
+        ),
         _ai2_task("arc-challenge", "ARC, challenge set", _ARC_FILES, "allenai/ai2_arc", "ARC-Challenge"),
         _lsat_task("lsat", ("ar", "lr", "rc"), "all three sections"),
         _lsat_task("lsat/ar", ("ar",), "analytical reasoning"),
@@ -238,19 +324,37 @@ def fetch_from_hub(part: HubPart) -> Iterable[Mapping[str, Any]]:
 
 
 def read_task(
-    name: str, folder: Path | None = None, split: PartName | None = None, *, fetch: Fetch = fetch_from_hub
+    name: str,
+    folder: Path | None = None,
+    split: PartName | None = None,
+    *,
+    as_in_paper: bool = False,
+    fetch: Fetch = fetch_from_hub,
 ) -> DataSet:
     """A task's items: from files anywhere below `folder`, or from the hub when no folder is given.
 
-    `split` selects one part; without it, the parts that are found are joined, training first. The hash is of the files'
-    bytes, or of the hub's rows as JSON. Raises `InvalidData` for an unknown task or part, for files that are missing or
-    found twice, and at the file and line of a wrong row; `MissingDependency`.
+    `split` selects one part; without it, the parts that are found are joined, training first. `as_in_paper`: in the
+    wording of the paper's authors, where they have one (BBQ, ETHICS, OpenBookQA with its facts). The hash is of the
+    files' bytes, or of the hub's rows as JSON. Raises `InvalidData` for an unknown task or part, for
+    files that are missing or found twice, and at the file and line of a wrong row; `MissingDependency`.
     """
     task = _task(name)
+    if as_in_paper and task.paper is not None:
+        task = task.paper
     digest = hashlib.sha256()
     rows = _hub_rows(task, split, fetch, digest) if folder is None else _local_rows(task, folder, split, digest)
-    items = [item for item in map(task.item, rows) if item is not None]
-    return data_set(task.name, digest.hexdigest(), items)
+    made = [task.item(row) for row in rows]
+    items = [item for item in made if item is not None]
+    check_size(items, task.name)
+    skipped = {"rows that the task leaves out": len(made) - len(items)} if len(items) < len(made) else {}
+    understood = Understood(
+        format="published files" if folder is not None else "the hub",
+        shape=task.description,
+        fields={},
+        rows=len(made),
+        skipped=skipped,
+    )
+    return DataSet(task.name, digest.hexdigest(), tuple(items), understood)
 
 
 def _task(name: str) -> PublishedTask:

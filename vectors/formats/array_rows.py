@@ -6,9 +6,6 @@ inflated up to the row, in pieces. Neither torch nor NumPy is needed.
 
 from __future__ import annotations
 
-import ast
-import json
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,17 +16,13 @@ from types import MappingProxyType
 from typing import IO, Any
 
 from vectors.errors import InvalidVector
+from vectors.formats.headers import METADATA, read_npy_header, read_safetensors_header
+from vectors.formats.zips import IS_ENCRYPTED, content_start
 
 ITEM_BYTES: Mapping[str, int] = MappingProxyType({"F64": 8, "F32": 4, "F16": 2, "BF16": 2})
 """The dtypes that are read, as safetensors names them, and the bytes of one number."""
 
 _NPY_DTYPES: Mapping[str, str] = MappingProxyType({"<f8": "F64", "<f4": "F32", "<f2": "F16"})
-_MAX_HEADER_BYTES = 8 << 20
-_MAX_NPY_HEADER_BYTES = 10_000
-_LOCAL_HEADER = struct.Struct("<4s22xHH")
-_LOCAL_SIGNATURE = b"PK\x03\x04"
-_NPY_MAGIC = b"\x93NUMPY"
-_ENCRYPTED = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,52 +37,59 @@ class Row:
 
 def read_safetensors_row(path: Path, name: str, index: int) -> Row:
     """Row `index` of the matrix `name` in a safetensors file. Raises `InvalidVector` and `OSError`."""
-    with path.open("rb") as file:
-        header, start = _safetensors_header(file, path.name)
+    with _naming(path), path.open("rb") as file:
+        header, start = read_safetensors_header(file)
         entry = header.get(name)
         if not isinstance(entry, dict):
-            raise _missing(path.name, name, [other for other in header if other != "__metadata__"])
+            raise _missing(name, [other for other in header if other != METADATA])
         dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
         if not (isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(one, int) for one in offsets)):
-            raise InvalidVector(f"{path.name}: {name} does not say where it is")
-        matrix = _Matrix(f"{path.name}: {name}", str(dtype), shape, is_by_columns=False)
+            raise InvalidVector(f"{name} does not say where it is")
+        matrix = _Matrix(name, str(dtype), shape, is_by_columns=False)
         if offsets[1] - offsets[0] != matrix.num_bytes:
-            raise InvalidVector(f"{matrix.what}: expected {matrix.num_bytes} bytes, got {offsets[1] - offsets[0]}")
+            raise InvalidVector(f"{name}: expected {matrix.num_bytes} bytes, got {offsets[1] - offsets[0]}")
         return matrix.row(file, start + offsets[0], index)
 
 
 def read_npz_row(path: Path, name: str, index: int) -> Row:
     """Row `index` of the array `name` in an `.npz` file of NumPy. Raises `InvalidVector` and `OSError`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {member.filename: member for member in archive.infolist()}
-            member = members.get(f"{name}.npy")
-            if member is None:
-                raise _missing(path.name, name, [other.removesuffix(".npy") for other in members])
-            if member.flag_bits & _ENCRYPTED:
-                raise InvalidVector(f"{path.name} is encrypted")
-            with _opened(path, archive, member) as (file, first):
-                matrix, start = _npy_header(file, first, f"{path.name}: {name}")
-                return matrix.row(file, start, index)
-    except (zipfile.BadZipFile, NotImplementedError, zlib.error, EOFError) as error:
-        raise InvalidVector(f"{path.name} cannot be read as an .npz file: {str(error)[:120]}") from None
+    with _naming(path), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        member = members.get(f"{name}.npy")
+        if member is None:
+            raise _missing(name, [other.removesuffix(".npy") for other in members])
+        if member.flag_bits & IS_ENCRYPTED:
+            raise InvalidVector("the archive is encrypted")
+        if member.compress_type == zipfile.ZIP_STORED:  # zipfile would read all that comes before the row
+            return _npy_row(file, content_start(file, member), name, index)
+        with archive.open(member) as inflated:
+            return _npy_row(inflated, 0, name, index)
+
+
+def _npy_row(file: IO[bytes], start: int, name: str, index: int) -> Row:
+    """Row `index` of the array that begins at byte `start` of `file`."""
+    file.seek(start)
+    header = read_npy_header(file)
+    code = header.order + header.code
+    matrix = _Matrix(name, _NPY_DTYPES.get(code, code), header.shape, header.is_fortran)
+    return matrix.row(file, start + header.num_bytes, index)
 
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
     """A matrix's dtype and shape, checked. `is_by_columns`: the first index varies fastest (Fortran's order)."""
 
-    what: str
+    name: str
     dtype: str
     shape: Any
     is_by_columns: bool
 
     def __post_init__(self) -> None:
         if self.dtype not in ITEM_BYTES:
-            raise InvalidVector(f"{self.what}: expected one of {', '.join(ITEM_BYTES)} as dtype, got {self.dtype:.40}")
+            raise InvalidVector(f"{self.name}: expected one of {', '.join(ITEM_BYTES)} as dtype, got {self.dtype:.40}")
         shape = self.shape
         if not (isinstance(shape, list | tuple) and len(shape) == 2 and all(type(n) is int and n > 0 for n in shape)):
-            raise InvalidVector(f"{self.what}: expected shape [features, hidden], got {shape!r:.60}")
+            raise InvalidVector(f"{self.name}: expected shape [features, hidden], got {shape!r:.60}")
 
     @property
     def num_bytes(self) -> int:
@@ -108,7 +108,7 @@ class _Matrix:
             pieces = [_read_at(file, start + index * columns * size, columns * size)]
         data = b"".join(pieces)
         if len(data) != columns * size:
-            raise InvalidVector(f"{self.what}: the file ends before row {index}; is it truncated?")
+            raise InvalidVector(f"{self.name}: the file ends before row {index}; is it truncated?")
         return Row(data, self.dtype, rows, columns)
 
 
@@ -117,55 +117,16 @@ def _read_at(file: IO[bytes], offset: int, num_bytes: int) -> bytes:
     return file.read(num_bytes)
 
 
-def _missing(file: str, name: str, names: list[str]) -> InvalidVector:
-    return InvalidVector(f"{file}: expected a matrix named {name}, got {', '.join(names)[:200] or 'no arrays'}")
-
-
-def _safetensors_header(file: IO[bytes], name: str) -> tuple[dict[str, Any], int]:
-    """The header, and the byte at which the tensors begin."""
-    length = int.from_bytes(file.read(8), "little")
-    if length > _MAX_HEADER_BYTES:
-        raise InvalidVector(f"{name}: expected a safetensors file with a header of at most {_MAX_HEADER_BYTES} bytes")
-    try:
-        header = json.loads(file.read(length))
-    except (ValueError, RecursionError):
-        header = None
-    if not isinstance(header, dict):
-        raise InvalidVector(f"{name}: expected a safetensors file, got one whose header is not a JSON object")
-    return header, 8 + length
+def _missing(name: str, names: list[str]) -> InvalidVector:
+    return InvalidVector(f"expected a matrix named {name}, got {', '.join(names)[:200] or 'no arrays'}")
 
 
 @contextmanager
-def _opened(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[tuple[IO[bytes], int]]:
-    """A file to seek in, and the byte at which the member begins in it.
-
-    A stored member is read from the archive itself, since `zipfile` would read all that comes before the row.
-    """
-    if member.compress_type != zipfile.ZIP_STORED:
-        with archive.open(member) as inflated:
-            yield inflated, 0
-        return
-    with path.open("rb") as file:
-        header = _read_at(file, member.header_offset, _LOCAL_HEADER.size)
-        if len(header) != _LOCAL_HEADER.size or header[:4] != _LOCAL_SIGNATURE:
-            raise InvalidVector(f"{path.name} is damaged: {member.filename} is not where its directory says")
-        _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
-        yield file, member.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
-
-
-def _npy_header(file: IO[bytes], start: int, what: str) -> tuple[_Matrix, int]:
-    """The array that begins at byte `start`, and the byte at which its numbers begin."""
-    magic = _read_at(file, start, 8)
-    size = 2 if magic[6:7] == b"\x01" else 4
-    length = int.from_bytes(file.read(size), "little")
-    if magic[:6] != _NPY_MAGIC or length > _MAX_NPY_HEADER_BYTES:
-        raise InvalidVector(f"{what}: expected an array of NumPy")
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of what is in a file begin with the file's name."""
     try:
-        header = ast.literal_eval(file.read(length).decode("utf-8").strip())
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        header = None
-    if not isinstance(header, dict):
-        raise InvalidVector(f"{what}: the array's header cannot be read")
-    code = str(header.get("descr"))
-    shape, is_by_columns = header.get("shape"), header.get("fortran_order") is True
-    return _Matrix(what, _NPY_DTYPES.get(code, code), shape, is_by_columns), start + 8 + size + length
+        yield
+    except InvalidVector as error:
+        raise InvalidVector(f"{path.name}: {error}", error.param) from None
+    except (zipfile.BadZipFile, NotImplementedError, zlib.error, EOFError) as error:
+        raise InvalidVector(f"{path.name} cannot be read as an .npz file: {str(error)[:120]}") from None

@@ -18,11 +18,13 @@ from typing import Any
 
 from vectors.errors import InvalidVector
 from vectors.formats.array_rows import Row, read_npz_row, read_safetensors_row
+from vectors.formats.headers import DEFAULTS_KEY, METADATA
+from vectors.formats.hooks import place_of
+from vectors.formats.json_object import MAX_JSON_BYTES, read_object
 from vectors.vocabulary import Site
 
 _DECODER = "W_dec"
 _CONFIG, _WEIGHTS, _PARAMETERS = "cfg.json", "sae_weights.safetensors", "params.npz"
-_MAX_CONFIG_BYTES = 4 << 20
 
 _ARCHITECTURES = (
     "standard", "gated", "topk", "abstopk", "jumprelu", "batchtopk", "matryoshka_batchtopk", "matching_pursuit",
@@ -31,20 +33,6 @@ _ARCHITECTURES = (
 
 _RESCALED = ("expected_average_only_in", "constant_norm_rescale", "constant_scalar_rescale", "layer_norm")
 """Normalisations that keep a row's direction and change only what its length means."""
-
-_HOOKS: Mapping[str, tuple[Site, int]] = {
-    "hook_resid_post": ("residual", 0), "hook_resid_pre": ("residual", -1), "hook_mlp_out": ("mlp", 0),
-    "hook_attn_out": ("attention", 0),
-}  # fmt: skip
-"""TransformerLens's names: our site, and what to add to the layer."""
-
-_MODULES: Mapping[str, Site] = {"": "residual", ".mlp": "mlp", ".self_attn": "attention"}
-"""Modules of a transformers block, by whose names SAELens hooks a model without TransformerLens."""
-
-_HOOK = re.compile(r"blocks\.([0-9]{1,4})\.([a-z_.0-9]{1,60})")
-_MODULE = re.compile(r"(?:model\.)?layers\.([0-9]{1,4})(\.mlp|\.self_attn)?(?:\.output)?")
-_NORM_BEFORE_AND_AFTER = re.compile(r"gemma-?[23]n?-")
-"""Models whose `hook_attn_out` and `hook_mlp_out` are behind a norm that follows the module."""
 
 _SCOPE_LAYER = re.compile(r"layer_([0-9]{1,4})")
 _SCOPE_KIND = re.compile(r"gemma-scope-[a-z0-9.]+-(?:pt|it)-([a-z]+)")
@@ -113,7 +101,7 @@ def _of_saelens(folder: Path, feature: int, layer: int | None, unit_norm: bool) 
     model = facts.get("model_name")
     if facts.get("hook_head_index") is not None or config.get("reshape_activations") not in (None, "none"):
         raise InvalidVector(f"{_CONFIG}: it reads single attention heads ({hook!r:.80}), which is no site", "hook_name")
-    place = _place_of(hook, str(model or "").lower(), layer)
+    place = _place_of(hook, model if isinstance(model, str) else None, layer)
     normalisation = config.get("normalize_activations")
     if isinstance(normalisation, bool):  # SAELens before 6
         normalisation = _RESCALED[0] if normalisation else None
@@ -141,60 +129,35 @@ def _of_gemma_scope(file: Path, feature: int, layer: int | None, unit_norm: bool
     named = f"blocks.{found[-1]}.hook_resid_post" if found else None
     row = read_npz_row(file, _DECODER, feature)
     notes = {"format": "gemma_scope", "source": "Gemma Scope", "hook": named}
-    return _feature(row, feature, _place_of(named, "", layer), notes, None, unit_norm)
+    return _feature(row, feature, _place_of(named, None, layer), notes, None, unit_norm)
 
 
 def _read_config(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
-        data = opened.read(_MAX_CONFIG_BYTES + 1)
-    try:
-        config = json.loads(data) if len(data) <= _MAX_CONFIG_BYTES else None
-    except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise InvalidVector(f"{file}: expected a JSON object of at most {_MAX_CONFIG_BYTES} bytes")
-    return config
+        data = opened.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise InvalidVector(f"{file} is larger than {MAX_JSON_BYTES >> 20} MiB")
+    return read_object(data, str(file))
 
 
-def _place_of(hook: object, model: str, layer: int | None) -> _Place:
+def _place_of(hook: object, model: str | None, layer: int | None) -> _Place:
     """Where a row belongs that was trained at `hook` of `model`; `layer`, if given, is the block whatever it says."""
     if not hook:
         if layer is None:
             raise InvalidVector(f"{_CONFIG} names no hook: give layer, the block to steer", "layer")
         return _Place("residual", layer, "the block that was given, as the file names none")
-    site, block, shift = _site_of(str(hook), model)
-    if layer is not None and layer != block + shift:
+    site, shift, block = place_of(str(hook), model=model)
+    if layer is not None and (block is None or layer != block + shift):
         return _Place(site, layer, f"the block that was given; its hook is {hook}")
+    if block is None:
+        raise InvalidVector(f"its hook is {hook}, which names no block: give layer, the block to steer", "layer")
     if block + shift < 0:
         raise InvalidVector(
             f"its hook is {hook}, the input of block 0, and there is no block before it: give layer to steer another",
-            "hook_name",
+            "layer",
         )
     counted = "" if shift == 0 else f", the output of block {block + shift}"
     return _Place(site, block + shift, f"{hook}{counted}")
-
-
-def _site_of(hook: str, model: str) -> tuple[Site, int, int]:
-    """The site, the block that the hook names, and what to add to it."""
-    if match := _MODULE.fullmatch(hook):
-        return _MODULES[match[2] or ""], int(match[1]), 0
-    match = _HOOK.fullmatch(hook)
-    known = _HOOKS.get(match[2]) if match else None
-    if match is None or known is None:
-        raise InvalidVector(
-            f"its hook is {hook[:80]!r}; expected one of {', '.join(f'blocks.N.{name}' for name in _HOOKS)}, or a "
-            "module such as model.layers.N",
-            "hook_name",
-        )
-    site, shift = known
-    if _NORM_BEFORE_AND_AFTER.search(model):  # TransformerLens hooks what is added to the residual stream
-        if site == "mlp":
-            raise InvalidVector(
-                f"its hook is {hook}, which in {model[:60]} is behind the norm that follows the MLP; no site is there",
-                "hook_name",
-            )
-        site = "post_attention_norm" if site == "attention" else site
-    return site, int(match[1]), shift
 
 
 def _check_normalisation(normalisation: object, unit_norm: bool) -> None:
@@ -248,8 +211,8 @@ def _numbers_of(row: Row) -> list[float]:
 
 def _canonical_file(name: str, dtype: str, width: int, data: bytes, defaults: Mapping[str, Any]) -> bytes:
     """A safetensors file with one tensor, which need not be loaded as one."""
-    metadata = {"steering_vector": json.dumps(defaults, sort_keys=True)}
+    metadata = {DEFAULTS_KEY: json.dumps(defaults, sort_keys=True)}
     entry = {"dtype": dtype, "shape": [width], "data_offsets": [0, len(data)]}
-    header = json.dumps({"__metadata__": metadata, name: entry}).encode()
+    header = json.dumps({METADATA: metadata, name: entry}).encode()
     header += b" " * (-len(header) % 8)
     return struct.pack("<Q", len(header)) + header + data

@@ -7,7 +7,6 @@ becomes one vector: coefficients are multiplied in, interventions at one layer a
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ from vectors.formats.json_object import read_object, shown_value
 from vectors.formats.making import make_vector
 from vectors.formats.options import ImportOptions
 from vectors.formats.safetensors import read_tensors
-from vectors.formats.zips import CHECKSUMS, MANIFEST, VECTORS, ZipMembers, zip_kind
+from vectors.formats.zips import CHECKSUMS, MANIFEST, VECTORS, ZipMembers, check_sha256, zip_kind
 from vectors.vector import SteeringVector
 from vectors.vocabulary import MAX_LAYER, Positions
 
@@ -77,8 +76,8 @@ def _check(content: Mapping[str, bytes]) -> None:
         raise InvalidVector(f"the archive has no {CHECKSUMS}")
     checksums = read_object(content[CHECKSUMS], CHECKSUMS)
     for name, member in content.items():
-        if name != CHECKSUMS and checksums.get(name) != hashlib.sha256(member).hexdigest():
-            raise InvalidVector(f"{name[:80]}: its content does not have the SHA-256 that {CHECKSUMS} gives", name[:80])
+        if name != CHECKSUMS:
+            check_sha256(name, member, checksums)
 
 
 def _site_of(interventions: list[Any]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vectors.errors import InvalidVector
+from vectors.formats.hooks import place_of
 from vectors.vocabulary import Operation, Site
 
 _LAYERS = ("layer", "layer_index", "layer_idx", "layer_id", "source_layer")
@@ -18,33 +19,10 @@ _SCALES = ("coeff", "coefficient", "alpha", "auto_alpha", "suggested_alpha", "st
 _MODELS = ("model", "model_id", "base_model", "model_name", "model_name_or_path")
 _HOOKS = ("hook_site", "hook_name", "hook_point", "site", "hook")
 _OPERATIONS = ("operation", "op", "method", "mode")
-_SITES: Mapping[str, tuple[Site, int]] = {
-    "resid_post": ("residual", 0), "residual_post": ("residual", 0), "residual": ("residual", 0),
-    "block_output": ("residual", 0), "resid_pre": ("residual", -1), "residual_pre": ("residual", -1),
-    "block_input": ("residual", -1), "mlp": ("mlp", 0), "mlp_out": ("mlp", 0), "mlp_output": ("mlp", 0),
-    "ffn_out": ("mlp", 0), "attention": ("attention", 0), "attn_out": ("attention", 0),
-    "attention_output": ("attention", 0),
-}  # fmt: skip
 _WORDS: Mapping[str, Operation] = {
     "add": "add", "addition": "add", "additive": "add", "steer": "add",
     "ablate": "ablate", "ablation": "ablate", "project": "ablate", "project_out": "ablate", "projection": "ablate",
 }  # fmt: skip
-_HOOK = re.compile(r"(?:blocks\.(?P<layer>[0-9]{1,4})\.)?(?:hook_)?(?P<site>[a-z_]{1,40})")
-
-
-def place_of(hook: str, layer: int | None = None) -> tuple[Site, int, int | None]:
-    """A hook's name, such as `resid_pre` or `blocks.3.hook_mlp_out`: our site, what to add to its layer, the layer.
-
-    Raises `InvalidVector` for a place that is no site.
-    """
-    match = _HOOK.fullmatch(hook)
-    found = _SITES.get(match["site"]) if match else None
-    if match is None or found is None:
-        raise InvalidVector(f"the file's hook: expected one of {', '.join(_SITES)}, got {hook[:80]!r}", "site")
-    named = layer if match["layer"] is None else int(match["layer"])
-    if layer is not None and named != layer:
-        raise InvalidVector(f"the file says layer {layer}, but its hook is {hook[:80]!r}", "layer")
-    return (*found, named)
 
 
 class Facts:
@@ -64,7 +42,8 @@ class Facts:
 
     def place(self, layer: int | None = None) -> tuple[Site, int, int | None]:
         """The site, the shift of layers and the layer of the file's hook; by default the block's output."""
-        places = [place_of(value, layer) for _, value in self._found(_HOOKS) if isinstance(value, str) and value]
+        hooks = [value for _, value in self._found(_HOOKS) if isinstance(value, str) and value]
+        places = [place_of(hook, layer, self.model) for hook in hooks]
         sites = {(site, shift) for site, shift, _ in places}
         if len(sites) > 1:
             raise InvalidVector("the file names two hooks that contradict each other", "site")
@@ -99,10 +78,15 @@ class Facts:
                     raise InvalidVector(f"the file gives two strengths: {found['default_scale']:g} and {number:g}")
             elif name == "auto_alpha":
                 found["default_scale"] = 2.0  # what the library uses without a calibration
-        for _, value in self._found(_MODELS):
-            if isinstance(value, str) and value:
-                found["model"] = value
+        if self.model is not None:
+            found["model"] = self.model
         return found
+
+    @property
+    def model(self) -> str | None:
+        """The name of the model that the file is for."""
+        names = [value for _, value in self._found(_MODELS) if isinstance(value, str) and value]
+        return names[-1] if names else None
 
     def text(self, name: str) -> str | None:
         """The text under `name`."""

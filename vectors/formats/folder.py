@@ -7,7 +7,6 @@ layer (domainsteer, sets of rotalabs). Each file is read as it would be alone; h
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -20,23 +19,31 @@ from vectors.formats.archive import read_archive
 from vectors.formats.codec import Codec
 from vectors.formats.facts import Facts
 from vectors.formats.interpretation import Content, check_size, interpret, layer_in_name
-from vectors.formats.json_object import read_object, shown_value
+from vectors.formats.json_object import MAX_JSON_BYTES, read_object, shown_value
 from vectors.formats.npy import read_npy
 from vectors.formats.options import ImportOptions
 from vectors.formats.safetensors import is_canonical, read_metadata, read_tensors
-from vectors.formats.zips import CHECKSUMS, MANIFEST, TENSOR_SUFFIXES, ZipMembers, file_suffix, zip_kind
+from vectors.formats.zips import (
+    CHECKSUMS,
+    MANIFEST,
+    TENSOR_SUFFIXES,
+    ZipMembers,
+    check_sha256,
+    file_suffix,
+    zip_kind,
+)
 from vectors.vector import SteeringVector
 
 _REPSTEER_TENSORS = "tensors.safetensors"
 _REPSTEER_TENSOR = {"direction": "direction", "sae_feature": "decoder_direction"}
 _DESCRIPTIONS = ("metadata.json", "meta.json")
-_MAX_JSON_BYTES = 4 << 20
 _PYVENE_FILE = re.compile(
     r"intkey_layer_(?P<layer>[0-9]{1,4})_comp_(?P<component>[a-z_]{1,40})_unit_(?P<unit>[a-z_]{1,20})_nunit_[0-9]{1,6}"
     r"#(?P<count>[0-9]{1,4})\.bin"
 )
-_PYVENE_HOOKS = {
-    "block_output": "resid_post", "block_input": "resid_pre", "mlp_output": "mlp_out", "attention_output": "attn_out",
+_PYVENE_PLACES = {
+    "block_output": "residual.{}", "block_input": "blocks.{}.hook_resid_pre", "mlp_output": "mlp.{}",
+    "attention_output": "attention.{}",
 }  # fmt: skip
 _PYVENE_SIGNS = {"AdditionIntervention": 1.0, "SubtractionIntervention": -1.0}
 _PYVENE_SOURCE, _PYVENE_WIDTH = "source_representation", "interchange_dim"
@@ -83,8 +90,8 @@ class _Files:
         return self._members.read(self._paths[name])
 
     def object_of(self, name: str) -> dict[str, Any]:
-        if self._members.size(self._paths[name]) > _MAX_JSON_BYTES:
-            raise InvalidVector(f"{name[:80]} is larger than {_MAX_JSON_BYTES >> 20} MiB")
+        if self._members.size(self._paths[name]) > MAX_JSON_BYTES:
+            raise InvalidVector(f"{name[:80]} is larger than {MAX_JSON_BYTES >> 20} MiB")
         return read_object(self.bytes_of(name), name[:80])
 
     def content_of(self, name: str) -> tuple[Any, dict[str, Any]]:
@@ -166,10 +173,7 @@ def _repsteer(files: _Files) -> Content:
     if CHECKSUMS in files.descriptions:
         recorded = files.object_of(CHECKSUMS).get("files")
         for name in (MANIFEST, _REPSTEER_TENSORS):
-            expected = recorded.get(name) if isinstance(recorded, dict) else None
-            actual = hashlib.sha256(files.bytes_of(name)).hexdigest()
-            if not isinstance(expected, str) or expected.removeprefix("sha256:") != actual:
-                raise InvalidVector(f"{name}: its content does not have the SHA-256 that {CHECKSUMS} gives", name)
+            check_sha256(name, files.bytes_of(name), recorded if isinstance(recorded, dict) else {})
     manifest = files.object_of(MANIFEST)
     kind = manifest.get("artifact_type")
     if not isinstance(kind, str) or kind not in _REPSTEER_TENSOR:
@@ -203,10 +207,10 @@ def _pyvene(files: _Files) -> Content:
     tensors: dict[str, Tensor] = {}
     for name in files.tensors:
         match = _PYVENE_FILE.fullmatch(name)
-        if match is None or match["component"] not in _PYVENE_HOOKS or match["unit"] != "pos" or match["count"] != "0":
+        if match is None or match["component"] not in _PYVENE_PLACES or match["unit"] != "pos" or match["count"] != "0":
             raise InvalidVector(
                 f"expected interventions named intkey_layer_…_comp_…_unit_pos_nunit_…#0.bin with one of "
-                f"{', '.join(_PYVENE_HOOKS)}, got {name[:120]!r}",
+                f"{', '.join(_PYVENE_PLACES)}, got {name[:120]!r}",
                 name[:80],
             )
         state, _ = files.content_of(name)
@@ -218,7 +222,7 @@ def _pyvene(files: _Files) -> Content:
         if isinstance(width, Tensor) and (width.dim() or width.item() != source.shape[-1]):
             raise InvalidVector(f"{name[:80]}: expected an intervention on the whole width, got a part of it")
         check_size(source)
-        tensors[f"blocks.{int(match['layer'])}.hook_{_PYVENE_HOOKS[match['component']]}"] = source * sign
+        tensors[_PYVENE_PLACES[match["component"]].format(int(match["layer"]))] = source * sign
     return Content("folder", tensors, {})
 
 

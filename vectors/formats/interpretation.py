@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from vectors.errors import InvalidVector
-from vectors.formats.facts import Facts, place_of
+from vectors.formats.facts import Facts
+from vectors.formats.hooks import place_of
 from vectors.formats.making import make_vector, shown
 from vectors.formats.options import ImportOptions
 from vectors.vector import SteeringVector
@@ -94,7 +95,7 @@ def _from_library(
     if not isinstance(activations, Mapping) or not activations:
         raise InvalidVector("the file has no directions")
     notes |= {"convention": _GIVEN, "positions": "all, as the library steers"}
-    named = _named_tensors(activations, hidden_size)
+    named = _named_tensors(activations, hidden_size, None)
     directions = {one.layer: one.tensor for one in named}
     return make_vector(directions, options, notes, {"site": site, "positions": "all"})
 
@@ -114,7 +115,8 @@ def _from_mapping(
     rest = {name: _number_or_same(entry) for name, entry in content.items() if name not in tensors}
     if all(_name_of(name) is not None for name in content):
         facts = Facts({**container.facts, **beside})
-        return _from_names(_named_tensors(content, hidden_size), facts, options, container.uses_one_layer, notes)
+        named = _named_tensors(content, hidden_size, facts.model)
+        return _from_names(named, facts, options, container.uses_one_layer, notes)
     strange = next((n for n, v in rest.items() if isinstance(v, Mapping | list | tuple) and not _is_text(v)), None)
     if strange is not None:
         kind = type(rest[strange]).__name__
@@ -154,8 +156,8 @@ def _only_tensor(tensors: Mapping[Any, Tensor], facts: Facts) -> Any:
     )
 
 
-def _name_of(name: object) -> tuple[Site, int, str] | None:
-    """The site, the layer and the rest of a tensor's name; None for a name without a layer."""
+def _name_of(name: object, model: str | None = None) -> tuple[Site, int, str] | None:
+    """The site, the layer and the rest of a tensor's name in a file for `model`; None for a name without a layer."""
     if isinstance(name, bool) or not isinstance(name, str | int):
         return None
     text = str(name)
@@ -165,7 +167,7 @@ def _name_of(name: object) -> tuple[Site, int, str] | None:
         site = next(site for site in SITES if site == match[1])
         return site, int(match[2]), ""
     if _HOOK.fullmatch(text):
-        site, shift, layer = place_of(text)
+        site, shift, layer = place_of(text, model=model)
         assert layer is not None
         if layer + shift < 0:
             raise InvalidVector(f"{text}: there is no block before block 0", text)
@@ -181,10 +183,10 @@ def layer_in_name(name: str) -> int | None:
     return None if place is None else place[1]
 
 
-def _named_tensors(content: Mapping[Any, Any], hidden_size: int | None) -> list[_Named]:
+def _named_tensors(content: Mapping[Any, Any], hidden_size: int | None, model: str | None) -> list[_Named]:
     found: list[_Named] = []
     for key, tensor in content.items():
-        place = _name_of(key)
+        place = _name_of(key, model)
         if place is None:
             raise InvalidVector(f"expected layers as keys, got {str(key)[:60]!r}")
         if not isinstance(tensor, Tensor):

@@ -7,6 +7,9 @@ from typing import Any
 
 from vectors.errors import InvalidVector
 
+MAX_JSON_BYTES = 4 << 20
+"""The largest JSON file of a library that is read; what stands in another file has that file's bounds."""
+
 _MAX_NESTED = 20_000
 
 

@@ -6,6 +6,7 @@ byte-stable: the same vector always gives the same file. Layer L is the output o
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import struct
@@ -17,15 +18,14 @@ from torch import Tensor
 
 from vectors.errors import InvalidVector
 from vectors.formats.codec import Codec
+from vectors.formats.headers import DEFAULTS_KEY, METADATA, read_safetensors_header
 from vectors.formats.interpretation import Content, interpret
 from vectors.formats.making import make_vector
 from vectors.formats.options import OVERRIDES, ImportOptions
 from vectors.vector import SteeringVector, canonical_json
 from vectors.vocabulary import SITES
 
-_KEY = "steering_vector"
 _TENSOR_NAME = re.compile(r"([a-z_]{1,40})\.(0|[1-9][0-9]{0,3})")
-_MAX_HEADER_BYTES = 8 << 20
 _DERIVED = frozenset({"object", "id", "name", "revision", "created_at", "bytes", "norms"})
 """Fields of the API's vector object that follow from the content or the registry; a file may carry them along."""
 
@@ -41,7 +41,7 @@ def is_safetensors(data: bytes) -> bool:
 def encode_safetensors(vector: SteeringVector) -> bytes:
     """The canonical file; `decode` of it has the same revision."""
     tensors = {f"{vector.site}.{layer}": direction for layer, direction in vector.directions.items()}
-    encoded: bytes = safetensors.torch.save(tensors, metadata={_KEY: canonical_json(vector.defaults)})
+    encoded: bytes = safetensors.torch.save(tensors, metadata={DEFAULTS_KEY: canonical_json(vector.defaults)})
     return encoded
 
 
@@ -78,7 +78,7 @@ def decode_safetensors(data: bytes, options: ImportOptions) -> SteeringVector:
         ("hidden_size", next(iter(tensors.values())).shape[-1]),
     ):
         if defaults.pop(name, actual) != actual:
-            raise InvalidVector(f"steering_vector has other {name} than the tensors", f"{_KEY}.{name}")
+            raise InvalidVector(f"steering_vector has other {name} than the tensors", f"{DEFAULTS_KEY}.{name}")
     if options.overrides.get("site", site) != site:
         raise InvalidVector(f"the upload has another site than the tensors' names ({site})", "site")
     if options.asked is not None:
@@ -99,15 +99,17 @@ def decode_any_safetensors(
 def is_canonical(data: bytes) -> bool:
     """True for a file with our metadata or our names, or with nothing. Raises `InvalidVector` for a damaged header."""
     header = _read_header(data)
-    metadata = header.get("__metadata__", {})
-    names = [name for name in header if name != "__metadata__"]
+    metadata = header.get(METADATA, {})
+    names = [name for name in header if name != METADATA]
     sites = [match[1] for name in names if (match := _TENSOR_NAME.fullmatch(name))]
-    return not names or any(site in SITES for site in sites) or not isinstance(metadata, dict) or _KEY in metadata
+    return (
+        not names or any(site in SITES for site in sites) or not isinstance(metadata, dict) or DEFAULTS_KEY in metadata
+    )
 
 
 def read_metadata(data: bytes) -> dict[str, Any]:
     """The file's own metadata, text by name."""
-    metadata = _read_header(data).get("__metadata__", {})
+    metadata = _read_header(data).get(METADATA, {})
     return metadata if isinstance(metadata, dict) else {}
 
 
@@ -121,33 +123,25 @@ def read_tensors(data: bytes) -> dict[str, Tensor]:
 
 
 def _read_header(data: bytes) -> dict[str, Any]:
-    length = int.from_bytes(data[:8], "little")
-    if length > min(len(data) - 8, _MAX_HEADER_BYTES):
-        raise InvalidVector("the safetensors header is longer than the file, or too long; is the file truncated?")
-    try:
-        header = json.loads(data[8 : 8 + length])
-    except (ValueError, RecursionError):
-        raise InvalidVector("the safetensors header is not JSON") from None
-    if not isinstance(header, dict):
-        raise InvalidVector("the safetensors header is not a JSON object")
+    header, _ = read_safetensors_header(io.BytesIO(data))
     return header
 
 
 def _read_defaults(header: dict[str, Any]) -> dict[str, Any]:
     """The vector's fields under the metadata key, checked by name; values are checked by SteeringVector."""
-    metadata = header.get("__metadata__", {})
-    text = metadata.get(_KEY, "{}") if isinstance(metadata, dict) else None
+    metadata = header.get(METADATA, {})
+    text = metadata.get(DEFAULTS_KEY, "{}") if isinstance(metadata, dict) else None
     try:
         defaults = json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
         defaults = None
     if not isinstance(defaults, dict):
-        raise InvalidVector(f"the metadata key {_KEY} does not hold a JSON object", _KEY)
+        raise InvalidVector(f"the metadata key {DEFAULTS_KEY} does not hold a JSON object", DEFAULTS_KEY)
     for name in defaults:
         if name not in OVERRIDES and name not in _DERIVED and name not in ("layers", "hidden_size"):
             raise InvalidVector(
-                f"{_KEY} has an unknown field: expected one of {', '.join(OVERRIDES)}, got {name[:60]!r}",
-                f"{_KEY}.{name[:60]}",
+                f"{DEFAULTS_KEY} has an unknown field: expected one of {', '.join(OVERRIDES)}, got {name[:60]!r}",
+                f"{DEFAULTS_KEY}.{name[:60]}",
             )
     return {name: value for name, value in defaults.items() if value is not None and name not in _DERIVED}
 

@@ -6,13 +6,14 @@ declare is checked before anything is inflated, and what comes out is checked ag
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
-from typing import Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 from vectors.errors import InvalidVector
 
@@ -25,12 +26,14 @@ TENSOR_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npy")
 MANIFEST, VECTORS, CHECKSUMS = "manifest.json", "vectors.safetensors", "checksums.json"
 """The members of a BrainPatch."""
 
+IS_ENCRYPTED = 1
+"""The bit of a member's flags that says so."""
+
 _MAX_MEMBERS = 10_000
 _MAX_INFLATED = 64 << 20
 _SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
 _ENTRY_SIGNATURE = b"PK\x01\x02"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-_IS_ENCRYPTED = 1
 
 
 class ZipMembers:
@@ -55,7 +58,7 @@ class ZipMembers:
         for entry in entries:
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise InvalidVector("the archive is compressed in another way than deflate")
-            if entry.flag_bits & _IS_ENCRYPTED:
+            if entry.flag_bits & IS_ENCRYPTED:
                 raise InvalidVector("the archive is encrypted")
         if sum(entry.compress_size for entry in entries) > len(data):
             raise InvalidVector("the archive declares more bytes than it has")
@@ -72,11 +75,7 @@ class ZipMembers:
     def read(self, name: str) -> bytes:
         """A member's content, of the declared size and checksum."""
         entry = self._entries[name]
-        header = self._data[entry.header_offset : entry.header_offset + _LOCAL_HEADER.size]
-        if len(header) != _LOCAL_HEADER.size or header[:4] != _SIGNATURES[0]:
-            raise InvalidVector(f"the archive is damaged: {name[:60]!r} is not where its directory says")
-        _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-        start = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+        start = content_start(io.BytesIO(self._data), entry)
         content = self._data[start : start + entry.compress_size]
         if entry.compress_type == zipfile.ZIP_DEFLATED:
             content = _inflated(content, entry.file_size)
@@ -85,6 +84,23 @@ class ZipMembers:
         if zlib.crc32(content) != entry.CRC:
             raise InvalidVector(f"the archive is damaged: the checksum of {name[:60]!r} is wrong")
         return content
+
+
+def content_start(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
+    """The byte of the zip `file` at which the content of a member begins. Raises `InvalidVector`."""
+    file.seek(max(entry.header_offset, 0))
+    header = file.read(_LOCAL_HEADER.size)
+    if entry.header_offset < 0 or len(header) != _LOCAL_HEADER.size or header[:4] != _SIGNATURES[0]:
+        raise InvalidVector(f"the archive is damaged: {entry.filename[:60]!r} is not where its directory says")
+    _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+    return int(entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length)
+
+
+def check_sha256(name: str, content: bytes, recorded: Mapping[str, Any]) -> None:
+    """Raise `InvalidVector` unless `recorded` has the SHA-256 of the member's content, bare or behind `sha256:`."""
+    expected = recorded.get(name)
+    if not isinstance(expected, str) or expected.removeprefix("sha256:") != hashlib.sha256(content).hexdigest():
+        raise InvalidVector(f"{name[:80]}: its content does not have the SHA-256 that {CHECKSUMS} gives", name[:80])
 
 
 def zip_kind(data: bytes) -> ZipKind | None:

@@ -35,7 +35,8 @@ def read_study_data(
 ) -> StudyData:
     """Everything that the study reads; its relative paths are below `base`.
 
-    `data_folder` takes precedence over the study's own; without either, built-in tasks come from the hub. `other_tasks`
+    `data_folder` takes precedence over the study's own; without either, built-in tasks come from the hub. With `paper`
+    letters they are worded as by the paper's authors. `other_tasks`
     maps the names of further tasks to functions that make their items. Raises `InvalidData` at the file and line, and
     `MissingDependency`.
     """
@@ -47,7 +48,11 @@ def read_study_data(
 
     def read(name: str) -> DataSet:
         if name not in known:
-            known[name] = makers[name]() if name in makers else read_task(name, folder, fetch=fetch)
+            known[name] = (
+                makers[name]()
+                if name in makers
+                else read_task(name, folder, as_in_paper=study.method.is_paper, fetch=fetch)
+            )
         return known[name]
 
     tasks = {

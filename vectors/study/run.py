@@ -27,23 +27,18 @@ from vectors.errors import InvalidData, InvalidMethod
 from vectors.study.data import StudyData
 from vectors.study.definition import ModelCase, Study, StudyCell
 from vectors.training.examiner import Examiner, Question, answers_of
-from vectors.training.held_out import (
-    MAX_RETENTION_ITEMS,
-    HeldOutResult,
-    held_out_report,
-    interval_report,
-    measure_steerings,
-)
+from vectors.training.held_out import HeldOutResult, held_out_report, interval_report, measure_steerings
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView
 from vectors.training.options import Variant
 from vectors.training.progress import Progress, WorkPlan
 from vectors.training.report import cell_report
+from vectors.training.retention import MAX_RETENTION_ITEMS
 from vectors.training.search import Cell, best_of
 from vectors.training.train import Searched, TrainingData, check_fit, search_seed
 from vectors.vocabulary import Site
 
-FORMAT = 1
+FORMAT = 3
 """The format of a cell's file."""
 
 Record = dict[str, Any]
@@ -166,7 +161,8 @@ def _groups(study: Study, found: Mapping[StudyCell, Record]) -> list[_Group]:
 
 def _depends_on(study: Study, case: ModelCase, cell: StudyCell, data: StudyData) -> dict[str, Any]:
     method = study.method_of(variants=[cell.variant], sites=[cell.site], icl=cell.icl).to_json()
-    del method["allow_no_gain"]
+    for option in ("allow_no_gain", "max_loss", "max_perplexity", "search_retention"):
+        del method[option]
     # with layers chosen for the model, a study of the residual stream read at the input leaves out block 0 everywhere
     skips_first = study.method.layers is None and study.method.reads_at_input and "residual" in study.sites
     return {
@@ -217,7 +213,7 @@ def _expected(items: DataSet, retention: DataSet | None, method: Method, view: M
     """Work by phase, in prompts; a steered answer costs one token, a small part of a prompt."""
     count = min(len(items.items), method.max_items)
     places = len(method.variants) * len(method.sites)
-    num_cells = places * len(method.layers_for(view.num_layers)) * len(method.scale_grid())
+    num_cells = method.num_cells(view.num_layers)
     kept = 0 if retention is None else min(len(retention.items), MAX_RETENTION_ITEMS)
     return {
         "answering": method.split.train * count * (2 if method.icl else 1),
@@ -257,6 +253,7 @@ def _result(
     assert cell.accuracy is not None
     tested = held_out_report(test)
     del tested["letters"]
+    outcomes = test.outcomes
     return {
         "reason": None,
         "split": searched.num_items,
@@ -266,6 +263,12 @@ def _result(
         "plain_baseline": searched.plain_accuracy,
         "baseline": interval_report(test.baseline),
         "test": tested,
+        "items": {
+            "prompts": [len(item.orders) for item in outcomes],
+            "right_before": [item.before.count(item.answer) for item in outcomes],
+            "right_after": [item.after.count(item.answer) for item in outcomes],
+            "group": [item.group for item in outcomes],
+        },
         "retention": retention,
     }
 

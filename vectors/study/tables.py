@@ -3,8 +3,8 @@
 Two readings of the same tests are shown together. `presented` figures are for each prompt in the one order that the
 method shows it in, with Student's t-test over seeds: with `paper` letters that is the protocol of Cui & Chen 2025
 (arXiv:2509.22739). The others are letter-balanced: an item counts by the share of its rotations answered correctly.
-They come with the exact paired test over the items of the first seed, which does not treat resampled splits of the same
-items as independent.
+They come with the corrected resampled t-test over seeds, which allows for splits of one pool sharing items, and with
+the exact paired test over the items of the first seed.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vectors.study.definition import ModelCase, Study, StudyCell, StudyTask
 from vectors.training.plots import Bar, effects
-from vectors.training.statistics import SeedsTest, holm, paired_test, seeds_test
+from vectors.training.significance import SeedsTest, corrected_seeds_test, holm, paired_test, seeds_test
 
 Records = Mapping[ModelCase, Mapping[StudyCell, Mapping[str, Any]]]
 """The cells of each model."""
@@ -31,28 +32,24 @@ _P_VALUES = ("p", "presented_p", "exact_p")
 def effect_rows(study: Study, records: Records) -> list[Row]:
     """A row for each model, number of exemplars, site, variant and task, in the study's order.
 
-    Accuracies and effects are means over seeds, shares of 1. Intervals, `t` and the one-sided `p` are Student's over
-    seeds; with a single seed the interval is a bootstrap over its items, without t and p. `over_chance` is the steered
-    model's lead over always saying one letter. `exact_p`, `over_chance_p` and their counts come from the first seed
-    with a result. `…_holm` are adjusted for the tasks of the same model, exemplars, site and variant. None means that
-    there is no such figure.
+    Accuracies and effects are means over seeds, shares of 1. Intervals, `t` and the one-sided `p` are those of the
+    corrected resampled t-test, and Student's over seeds for `presented_…`; with a single seed the interval is that of
+    its items, without t and p. `over_chance` is the steered model's lead over always saying one letter, `over_text`
+    over answering by the options' texts alone. `exact_p`, `over_chance_p`, `over_text_p` and the counts come from the
+    first seed with a result. `…_holm` are adjusted for all tasks, sites and variants of the same model and exemplars,
+    so that the best of these may be picked out. None means that there is no such figure.
     """
     rows = []
     for case, cells in records.items():
         for icl in study.icl:
-            for site in study.sites:
-                for variant in study.variants:
-                    family = [
-                        _effect_row(
-                            case,
-                            task,
-                            [StudyCell(task.name, variant, site, icl, seed) for seed in study.seeds],
-                            cells,
-                        )
-                        for task in study.tasks
-                    ]
-                    _adjust(family)
-                    rows += family
+            family = [
+                _effect_row(case, task, [StudyCell(task.name, variant, site, icl, seed) for seed in study.seeds], cells)
+                for site in study.sites
+                for variant in study.variants
+                for task in study.tasks
+            ]
+            _adjust(family)
+            rows += family
     return rows
 
 
@@ -60,7 +57,7 @@ def mean_rows(study: Study, records: Records) -> list[Row]:
     """A row for each model, number of exemplars, site, variant and category of tasks, then one over all tasks.
 
     A seed's figure is its mean over the tasks with any result; only seeds with all of these tasks count. `exact_p` is
-    for the combined counts of all tasks' first seeds.
+    for the items of all tasks' first seeds together.
     """
     categories = [*dict.fromkeys(task.category for task in study.tasks), OVERALL]
     rows = []
@@ -106,8 +103,9 @@ def _effect_row(
         row["low"], row["high"] = done[0]["test"]["ci95"]
     changes = [record["retention"]["change"] for record in done if record["retention"] is not None]
     row |= _counts(done[:1]) | {
-        "exact_p": done[0]["test"]["mcnemar_p"] if done else None,
+        "exact_p": done[0]["test"]["p"] if done else None,
         "over_chance_p": done[0]["test"]["over_chance"]["p"] if done else None,
+        "over_text_p": done[0]["test"]["over_text"]["p"] if done else None,
         "retention_change": _mean(changes),
         "reason": next((record["reason"] for record in known if record["reason"] is not None), None),
     }
@@ -122,10 +120,9 @@ def _mean_row(seeds: Mapping[str, Sequence[StudyCell]], cells: Mapping[StudyCell
     given = [found for found in done.values() if found]
     common = [seed for seed in next(iter(given), {}) if all(seed in found for found in given)]
     firsts = [next(iter(found.values())) for found in given]
-    counts = _counts(firsts)
     row: Row = {"tasks": len(given), "tasks_failed": len(done) - len(given), "seeds": len(common)}
-    row |= _figures([[found[seed] for found in given] for seed in common]) | counts
-    row["exact_p"] = _pooled_p(counts["wrong_to_right"], counts["right_to_wrong"]) if firsts else None
+    row |= _figures([[found[seed] for found in given] for seed in common]) | _counts(firsts)
+    row["exact_p"] = _pooled_p(firsts) if firsts else None
     return row
 
 
@@ -135,19 +132,36 @@ def _figures(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> Row:
     gains = [_mean([record["test"]["gain"] for record in seed]) for seed in seeds]
     presented = [_mean([record["test"]["presented"]["baseline"] for record in seed]) for seed in seeds]
     presented_gains = [_mean([record["test"]["presented"]["gain"] for record in seed]) for seed in seeds]
+    tests = (_corrected(seeds), seeds_test([value for value in presented_gains if value is not None]))
     row: Row = {}
-    for prefix, before, differences in (("", baselines, gains), ("presented_", presented, presented_gains)):
+    for prefix, before, differences, tested in (
+        ("", baselines, gains, tests[0]),
+        ("presented_", presented, presented_gains, tests[1]),
+    ):
         baseline, effect = _mean(before), _mean(differences)
-        tested = seeds_test([value for value in differences if value is not None])
         row |= {
             f"{prefix}baseline": baseline,
             f"{prefix}steered": None if baseline is None or effect is None else baseline + effect,
             f"{prefix}effect": effect,
             **{f"{prefix}{name}": value for name, value in _test_row(tested).items()},
         }
-    row["over_chance"] = _mean([_mean([record["test"]["over_chance"]["gain"] for record in seed]) for seed in seeds])
+    for bar in ("over_chance", "over_text"):
+        row[bar] = _mean([_mean([record["test"][bar]["gain"] for record in seed]) for seed in seeds])
     row["letter_bias"] = None if row["effect"] is None else row["presented_effect"] - row["effect"]
     return row
+
+
+def _corrected(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> SeedsTest | None:
+    """The corrected test of the seeds' mean gains, each the mean of independent results."""
+    records = [record for seed in seeds for record in seed]
+    if not records:
+        return None
+    num_test, num_train = (sum(record["split"][part] for record in records) for part in ("test", "train"))
+    return corrected_seeds_test(
+        [sum(record["test"]["gain"] for record in seed) / len(seed) for seed in seeds],
+        [math.hypot(*(record["test"]["standard_error"] for record in seed)) / len(seed) for seed in seeds],
+        num_test / num_train,
+    )
 
 
 def _test_row(tested: SeedsTest | None) -> Row:
@@ -164,19 +178,22 @@ def _counts(records: Sequence[Mapping[str, Any]]) -> Row:
     }
 
 
-def _pooled_p(rose: int, fell: int) -> float:
-    """The exact paired test for the numbers of items that rose and fell."""
-    if rose + fell == 0:
-        return 1.0
-    before = [0.0] * rose + [1.0] * fell
-    return paired_test(before, [1.0 - score for score in before]).p
+def _pooled_p(records: Sequence[Mapping[str, Any]]) -> float:
+    """The paired test for the items of all records together; groups are each record's own."""
+    before, after, groups = [], [], []
+    for number, record in enumerate(records):
+        items = record["items"]
+        before += [right / asked for right, asked in zip(items["right_before"], items["prompts"], strict=True)]
+        after += [right / asked for right, asked in zip(items["right_after"], items["prompts"], strict=True)]
+        groups += [None if group is None else f"{number} {group}" for group in items["group"]]
+    return paired_test(before, after, groups).p
 
 
 def _adjust(family: Sequence[Row]) -> None:
     for name in _P_VALUES:
-        adjusted = holm({row["task"]: row[name] for row in family if row[name] is not None})
-        for row in family:
-            row[f"{name}_holm"] = adjusted.get(row["task"])
+        adjusted = holm({str(number): row[name] for number, row in enumerate(family) if row[name] is not None})
+        for number, row in enumerate(family):
+            row[f"{name}_holm"] = adjusted.get(str(number))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -211,7 +228,8 @@ def _csv(rows: Sequence[Row]) -> bytes:
 def _markdown(study: Study, rows: Sequence[Row], means: Sequence[Row]) -> str:
     letters = study.method.letters
     protocol = (
-        "the paper's protocol: one order of options for all items of a seed, bare letters, the first of the best cells"
+        "the paper's protocol: one order of options for all items of a seed, bare letters, the authors' prompts and"
+        " grids, the first of the best cells"
         if study.method.is_paper
         else "each item in its own order, with balanced letters; for the paper's protocol set `letters: paper`"
     )
@@ -220,14 +238,17 @@ def _markdown(study: Study, rows: Sequence[Row], means: Sequence[Row]) -> str:
         "",
         f"Letters: `{letters}`. Accuracies in %, effects in percentage points, means over seeds with 95 % intervals.",
         "",
-        "- **balanced**: letter-balanced, every item under every rotation of its options; p from the exact paired test"
-        " over the items of the first seed.",
-        f"- **as presented**: {protocol}; p from the one-sided t-test over seeds, as Cui & Chen (2025) report it."
+        "- **balanced**: letter-balanced, every item under every rotation of its options; p from the paired test over"
+        " the items of the first seed, intervals from the corrected resampled t-test (Nadeau & Bengio 2003).",
+        f"- **as presented**: {protocol}; p from the one-sided t-test over seeds, as Cui & Chen report it"
+        " (arXiv:2509.22739, v1 2025 to v3 2026)."
         " Seeds resample one pool of items, so this p is too small.",
         "- **letters**: the part of the effect as presented that vanishes when the options are rotated.",
         "- **over chance**: how far the steered model, letter-balanced, is above always answering with one letter,"
-        " with the exact p of the first seed. A model below chance can gain without learning anything.",
-        "- **Holm**: the preceding p, adjusted for the tasks of the same model, exemplars, site and variant.",
+        " with the p of the first seed. A model below chance can gain without learning anything.",
+        "- **over text**: the same against answering by the options' texts alone, such as No to everything.",
+        "- **Holm**: the preceding p, adjusted for all tasks, sites and variants of the same model and exemplars: the"
+        " best of them may be picked out.",
         "",
         "## Means over tasks",
         "",
@@ -241,8 +262,8 @@ def _markdown(study: Study, rows: Sequence[Row], means: Sequence[Row]) -> str:
     lines += ["", "## Tasks", ""]
     holm_figures = [*figures[:3], "Holm", *figures[3:5], "Holm", figures[5]]
     lines += _table(
-        [*heads, "task", "seeds", *holm_figures, "over chance"],
-        ([*_heads(row), row["attribute"], row["seeds"], *_shown_adjusted(row), _over_chance(row)] for row in rows),
+        [*heads, "task", "seeds", *holm_figures, "over chance", "over text"],
+        ([*_heads(row), row["attribute"], row["seeds"], *_shown_adjusted(row), *_over_both(row)] for row in rows),
     )
     failed = [row for row in rows if row["failed"] or row["missing"]]
     if failed:
@@ -275,8 +296,8 @@ def _shown_adjusted(row: Row) -> list[str]:
     return [*found[:3], _p(row["exact_p_holm"]), *found[3:5], _p(row["presented_p_holm"]), found[5]]
 
 
-def _over_chance(row: Row) -> str:
-    return f"{_points(row['over_chance'])} (p {_p(row['over_chance_p'])})"
+def _over_both(row: Row) -> list[str]:
+    return [f"{_points(row[bar])} (p {_p(row[f'{bar}_p'])})" for bar in ("over_chance", "over_text")]
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

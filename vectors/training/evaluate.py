@@ -11,20 +11,15 @@ import numpy as np
 from vectors.data.items import ShownItem
 from vectors.errors import InvalidData
 from vectors.training.examiner import Examiner
-from vectors.training.held_out import (
-    check_retention,
-    harm_of,
-    held_out_report,
-    interval_report,
-    measure_steering,
-    retention_of,
-    verdict_of,
-)
+from vectors.training.held_out import held_out_report, interval_report, measure_steering
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView, Steering
+from vectors.training.outcomes import Outcomes, Tested
 from vectors.training.progress import Report, WorkPlan
 from vectors.training.report import cell_report
+from vectors.training.retention import check_retention, harm_of, retention_of, retention_report
 from vectors.training.train import TrainingData, check_fit, expected_work, parts_of, show, train_seed
+from vectors.training.verdict import verdict_of
 
 
 def evaluate(
@@ -33,10 +28,14 @@ def evaluate(
     steering: tuple[Steering, ...],
     method: Method,
     *,
+    is_held_out: bool = True,
     seed: int,
     report: Report,
-) -> dict[str, Any]:
-    """The report on an existing steering, on all items (at most `method.max_items`, drawn by the seed)."""
+) -> tuple[dict[str, Any], Outcomes]:
+    """The report on an existing steering and its outcomes, on all items (at most `method.max_items`, by the seed).
+
+    `is_held_out`: see `verdict_of`.
+    """
     check_fit(method, view)
     order = np.random.default_rng(seed).permutation(len(data.items.items))[: method.max_items]
     questions = show([data.items.items[index] for index in sorted(order)], method, seed)
@@ -46,12 +45,18 @@ def evaluate(
     test = measure_steering(examiner, questions, steering, plan.advance)
     retention = retention_of(data.retention_items, data.retention_texts, questions, seed)
     plan.begin("retention", retention.num_prompts)
-    kept = check_retention(view, examiner, retention, steering, plan.advance)
+    kept_items, kept_texts = check_retention(view, examiner, retention, steering, plan.advance)
     plan.end()
-    is_recommended, reason = verdict_of(test, unsteered_wins=False)
-    return {
+    kept = retention_report(kept_items, kept_texts, retention.texts_from)
+    verdict = verdict_of(test, method, kept, is_held_out=is_held_out)
+    reported = {
         "method": method.to_json(),
-        "data": {"name": data.items.name, "sha256": data.items.sha256, "items": len(questions)},
+        "data": {
+            "name": data.items.name,
+            "sha256": data.items.sha256,
+            "items": len(questions),
+            "held_out": is_held_out,
+        },
         "seed": seed,
         "baseline": {"test": interval_report(test.baseline)},
         "test": held_out_report(test),
@@ -66,10 +71,12 @@ def evaluate(
             }
             for entry in steering
         ],
-        "recommended": is_recommended,
-        "reason": reason,
+        "recommended": verdict.is_recommended,
+        "reason": verdict.reason,
+        "verdict": verdict.to_json(),
         "seconds": {phase: round(value, 3) for phase, value in plan.seconds.items()},
     }
+    return reported, Outcomes((Tested(seed, test.outcomes),), kept_items, kept_texts)
 
 
 def _of_size(report: Report, size: int) -> Report:
@@ -79,8 +86,8 @@ def _of_size(report: Report, size: int) -> Report:
 
 def sweep(
     view: ModelView, data: TrainingData, method: Method, sizes: Sequence[int], *, seed: int, report: Report
-) -> dict[str, Any]:
-    """Held-out accuracy by the number of training items: each size is a separate training on the same split.
+) -> tuple[dict[str, Any], Outcomes]:
+    """Held-out accuracy by the number of training items, and its outcomes: each size is a training on the same split.
 
     A size that leaves nothing to contrast is reported with the reason. Raises as `train`.
     """
@@ -88,6 +95,7 @@ def sweep(
     available = len(parts_of(data, method, seed).train)
     tried = sorted({min(size, available) for size in sizes})
     points: list[dict[str, Any]] = []
+    tested: list[Tested] = []
     failure = InvalidData("none of the sizes can be trained", data.items.name)
     for size in tried:
         plan = WorkPlan(_of_size(report, size), expected_work(data, method, view))
@@ -97,6 +105,7 @@ def sweep(
             failure = error
             points.append({"num_items": size, "reason": str(error)})
             continue
+        tested.append(Tested(seed, result.test.outcomes, result.validation, size))
         points.append(
             {
                 "num_items": size,
@@ -107,9 +116,10 @@ def sweep(
         )
     if not any("test" in point for point in points):
         raise failure
-    return {
+    reported = {
         "method": method.to_json(),
         "data": {"name": data.items.name, "sha256": data.items.sha256, "items": len(data.items.items)},
         "seed": seed,
         "points": points,
     }
+    return reported, Outcomes(tuple(tested))

@@ -19,7 +19,18 @@ from vectors.data.items import LETTERS, Message, PairItem, ShownItem
 from vectors.errors import InvalidData
 from vectors.training.method import Method
 from vectors.training.model_view import Continuations, ModelView, Steering
-from vectors.training.prompts import Statement, Text, lettered_prompt, raw_text, solved_example, statements_of, turns_of
+from vectors.training.prompts import (
+    LetteredAnswer,
+    Statement,
+    Text,
+    lettered_prompt,
+    raw_text,
+    solved_example,
+    statement_of,
+    statements_of,
+    turns_of,
+    with_system,
+)
 
 Question = ShownItem | PairItem
 
@@ -60,13 +71,14 @@ def _ignore(num_done: int) -> None:
 
 
 class Examiner:
-    """Asks `view` as `method` says, after the solved `exemplars`."""
+    """Asks `view` as `method` says, under the prompt `system` and after the solved `exemplars`."""
 
-    def __init__(self, view: ModelView, method: Method, exemplars: Sequence[ShownItem] = ()) -> None:
+    def __init__(self, view: ModelView, method: Method, exemplars: Sequence[ShownItem] = (), system: str = "") -> None:
         self._probe = view
         self._is_chat = method.prompt == "chat"
         self._spellings = ("{}",) if method.is_paper else ("{}", " {}")
         self._exemplars = tuple(exemplars)
+        self._system = system
         self._known_letters: dict[tuple[_Tokens, int], _Letters] = {}
 
     def tokens_of(self, text: Text) -> _Tokens:
@@ -74,6 +86,9 @@ class Examiner:
         if isinstance(text, ShownItem):
             tokens = self._lettered(text)
             line = text.item.line
+        elif isinstance(text, LetteredAnswer):
+            tokens = self._lettered(text.shown, LETTERS[text.place])
+            line = text.shown.item.line
         else:
             tokens = self._statement(text)[1]
             line = None
@@ -159,16 +174,8 @@ class Examiner:
             pair = questions[index]
             assert isinstance(pair, PairItem)
             for statement in statements_of(pair):
-                prompt, tokens = self._statement(statement)
-                if len(tokens) > self._probe.max_length:
-                    raise InvalidData(
-                        f"expected a text of at most {self._probe.max_length} tokens, got {len(tokens)}", line=pair.line
-                    )
-                if len(tokens) == len(prompt):
-                    raise InvalidData(
-                        "a text of one token without a prompt has no probability; add a prompt or use a longer text",
-                        line=pair.line,
-                    )
+                prompt, tokens = self._scored(statement)
+                self._checked_text(pair, prompt, tokens)
                 queries.append(Continuations(prompt, (tokens[len(prompt) :],), steering))
         means = np.full(len(queries), np.nan)
         for number, (logprobs,) in self._probe.continuation_logprobs(queries):
@@ -178,29 +185,76 @@ class Examiner:
             is_finite = bool(np.isfinite(positive) and np.isfinite(negative))
             yield index, (0 if positive > negative else 1) if is_finite else -1
 
-    def _lettered(self, shown: ShownItem) -> _Tokens:
+    def check(self, question: Question) -> None:
+        """Raise `InvalidData`, as asking it would, for a question that is too long or has no probability."""
+        if isinstance(question, ShownItem):
+            for shown in question.rotations():
+                self.tokens_of(shown)
+            for place in range(len(question.order)):
+                self.tokens_of(statement_of(question, place))
+        else:
+            for statement in statements_of(question):
+                self.tokens_of(statement)
+                self._checked_text(question, *self._scored(statement))
+
+    def _checked_text(self, pair: PairItem, prompt: _Tokens, tokens: _Tokens) -> None:
+        if len(tokens) > self._probe.max_length:
+            raise InvalidData(
+                f"expected a text of at most {self._probe.max_length} tokens, got {len(tokens)}", line=pair.line
+            )
+        if len(tokens) == len(prompt):
+            raise InvalidData(
+                "a text of one token without a prompt has no probability; add a prompt or use a longer text",
+                line=pair.line,
+            )
+
+    def _scored(self, statement: Statement) -> tuple[_Tokens, _Tokens]:
+        """The tokens before a text and those up to its end, whose likelihood is the text's."""
+        if statement.speaker != "user":
+            return self._statement(statement)
         if not self._is_chat:
-            examples = "".join(solved_example(exemplar) for exemplar in self._exemplars)
-            return self._probe.encode(examples + lettered_prompt(shown))
+            return self._statement(Statement("", str(statement.prompt)))
+        whole = self._probe.encode_chat(with_system(turns_of(statement), self._system))
+        frames = [self._probe.encode_chat(with_system((Message("user", letter),), self._system)) for letter in "ab"]
+        begin = max(1, min(_num_common(whole, frame) for frame in frames))
+        after = min(_num_common(whole[::-1], frame[::-1]) for frame in frames)
+        return whole[:begin], whole[: max(begin + 1, len(whole) - after)]
+
+    def _lettered(self, shown: ShownItem, letter: str = "") -> _Tokens:
+        if not self._is_chat:
+            examples = "".join(solved_example(exemplar, self._spellings[-1]) for exemplar in self._exemplars)
+            answer = f" {letter}" if letter else ""
+            return self._probe.encode(self._before + examples + lettered_prompt(shown) + answer)
         turns: list[Message] = []
         for exemplar in self._exemplars:
             turns.append(Message("user", lettered_prompt(exemplar)))
             turns.append(Message("assistant", LETTERS[exemplar.answer]))
-        return self._probe.encode_chat([*turns, Message("user", lettered_prompt(shown))])
+        turns.append(Message("user", lettered_prompt(shown)))
+        return self._probe.encode_chat(with_system(turns, self._system), letter)
+
+    @property
+    def _before(self) -> str:
+        """The system prompt before raw text."""
+        return f"{self._system}\n\n" if self._system else ""
 
     def _statement(self, statement: Statement) -> tuple[_Tokens, _Tokens]:
         """The prompt's tokens, at least one, and those of the whole text, which begin with them."""
         if self._is_chat:
-            prompt = self._probe.encode_chat(turns_of(statement))
-            tokens = self._probe.encode_chat(turns_of(statement), statement.reply)
+            if statement.speaker is None and not statement.prompt:
+                raise InvalidData(
+                    "the texts have no prompt, so in the chat format it must be said whose words they are: "
+                    "--turn user or --turn assistant (turn)"
+                )
+            turns = with_system(turns_of(statement), self._system)
+            prompt = self._probe.encode_chat(turns)
+            if statement.speaker == "user":
+                return prompt[:-1], prompt
+            tokens = self._probe.encode_chat(turns, statement.reply)
         else:
             text, reply = raw_text(statement)
+            text = self._before + text
             prompt, tokens = self._probe.encode(text), self._probe.encode(text + reply)
-        num_common = next(
-            (number for number, (left, right) in enumerate(zip(prompt, tokens, strict=False)) if left != right),
-            min(len(prompt), len(tokens)),
-        )
-        return tokens[: max(1, min(num_common, len(tokens) - 1))], tokens
+        return tokens[: max(1, min(_num_common(prompt, tokens), len(tokens) - 1))], tokens
 
     def _letters_after(self, prompt: _Tokens, shown: ShownItem) -> _Letters:
         """How the letters follow the prompt; the same for prompts with the same ending."""
@@ -220,12 +274,18 @@ class Examiner:
                 before = self._probe.encode_chat([Message("user", lettered_prompt(shown))])
             else:
                 tokens, before = self._probe.encode(lettered_prompt(shown) + text), prompt
-                before = self._probe.encode(lettered_prompt(shown)) if self._exemplars else before
+                before = self._probe.encode(lettered_prompt(shown)) if self._exemplars or self._system else before
             if tokens[: len(before)] == before and len(tokens) > len(before):
                 found.append(tokens[len(before) :])
             else:  # the letter merges with the prompt's last token: use its tokens on its own
                 found.append(self._probe.encode(text)[len(self._probe.encode("")) :])
         return tuple(dict.fromkeys(found))
+
+
+def _num_common(one: _Tokens, other: _Tokens) -> int:
+    """How many tokens two texts have in common at the beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((number for number, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def answers_of(questions: Sequence[Question]) -> npt.NDArray[np.int64]:

@@ -1,4 +1,5 @@
-"""Every option of a training, from one table: the fields of `TaskOptions`, `MethodOptions` and `JobOptions`.
+"""Every option of a training, from one table: the fields of `TaskOptions`, `MethodOptions`, `DataOptions` and
+`JobOptions`.
 
 Each field is declared with its name, kind of value, default, help, and what it is an option of. The parsers of a job's
 `method.steering` and a study's `method`, their JSON schemas, the flags of `tiller train`, `evaluate` and `sweep`, and
@@ -14,9 +15,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from vectors.data.options import MAX_SKIPPED, ROLES, Turn
 from vectors.errors import InvalidMethod
 from vectors.shares import Split
-from vectors.training.values import Layers, Number, OneOf, Scales, Shares, Sizes, SomeOf, Switch, Text, Value, Whole
+from vectors.training.values import (
+    Fields,
+    Layers,
+    Number,
+    OneOf,
+    Scales,
+    Share,
+    Shares,
+    Sizes,
+    SomeOf,
+    Switch,
+    Text,
+    Value,
+    Whole,
+)
 from vectors.vocabulary import DEFAULT_SITE, MAX_SEED, SITES, Site
 
 Kind = Literal["train", "evaluate", "sweep"]
@@ -32,10 +48,16 @@ Variant = Literal["ipas_wrong_only", "ipas_all", "pas_full", "mean_difference"]
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
+Baseline = Literal["random", "logistic", "lda", "pca", "caa", "prompt", "icl"]
+"""What a trained vector is compared with; see `baselines.py`."""
+
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+
 SIZES = (12, 25, 50, 100, 200, 400, 800, 1600, 2400)
 
 _HOW_TO_ASK = "how to ask"
 _HOW_TO_TRAIN = "how to train"
+_HOW_TO_READ = "how to read the data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +120,8 @@ def _option(
         "name": name, "value": value, "uses": uses, "help": help, "metavar": metavar,
         "example": example, "group": group, "default_text": shown,
     }  # fmt: skip
+    if isinstance(default, dict):  # a dataclass takes no default that can be changed
+        return dataclasses.field(default_factory=dict, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -115,7 +139,7 @@ class TaskOptions:
     )
     scale: float | None = _option(
         None,
-        Number(1e6),
+        Number(-1e6, 1e6),
         "scale to steer with",
         uses=("evaluate",),
         metavar="NUMBER",
@@ -197,7 +221,8 @@ class MethodOptions:
         "balanced",
         OneOf(("balanced", "paper")),
         "how options get letters: balanced (shuffled separately for each item) or paper (the authors' choices: one "
-        "shuffle for all items, bare letters, shifted residual read, their grid, first of ties)",
+        "shuffle for all items, bare letters, shifted residual read, their prompts, exemplars and grids, the first of "
+        "ties from the last layer down)",
         uses=("train", "evaluate", "sweep", "study"),
         metavar="KIND",
         group=_HOW_TO_ASK,
@@ -205,7 +230,8 @@ class MethodOptions:
     icl: int = _option(
         0,
         Whole(0, 64),
-        "number of solved examples before every prompt, from training items that the model answers wrong",
+        "number of solved examples before every prompt: training items that the model answers wrong (with paper "
+        "letters any of them, which are trained on too)",
         uses=("train", "sweep"),
         metavar="K",
         group=_HOW_TO_TRAIN,
@@ -213,7 +239,7 @@ class MethodOptions:
     seeds: int = _option(
         1,
         Whole(1, 100),
-        "number of splits to train and test on; the report shows the spread",
+        "number of splits to train and test on; a vector is recommended if it also helps over all of them",
         uses=("train",),
         metavar="N",
         group=_HOW_TO_TRAIN,
@@ -242,6 +268,54 @@ class MethodOptions:
         group=_HOW_TO_TRAIN,
         default_text="off",
     )
+    max_loss: float = _option(
+        0.05,
+        Number(0.0, 1.0),
+        "the accuracy that a vector may cost on the retention items, 0.05 for 5 points; one that costs more is not "
+        "recommended",
+        uses=("train", "evaluate"),
+        metavar="SHARE",
+        group=_HOW_TO_TRAIN,
+    )
+    max_perplexity: float = _option(
+        1.5,
+        Number(1.0, 1e6),
+        "how many times the perplexity of the retention texts may grow; a vector under which it grows more is not "
+        "recommended",
+        uses=("train", "evaluate"),
+        metavar="TIMES",
+        group=_HOW_TO_TRAIN,
+    )
+    search_retention: bool = _option(
+        False,
+        Switch(),
+        "leave cells out of the search that cost more than max_loss on half of the retention items; the report uses "
+        "the other half",
+        uses=("train",),
+        group=_HOW_TO_TRAIN,
+        default_text="off",
+    )
+    baselines: tuple[Baseline, ...] | None = _option(
+        None,
+        SomeOf(BASELINES),
+        "what to compare the vector with, on the same split: directions of the same length that are random, or made by "
+        "logistic regression (logistic), linear discriminant analysis (lda), or principal components (pca), the "
+        "difference at the answer's letter (caa), a system prompt (prompt), 10 solved examples (icl), a list of these, "
+        "or all",
+        uses=("train",),
+        metavar="NAME,…",
+        group=_HOW_TO_TRAIN,
+        default_text="none",
+    )
+    system_prompt: str | None = _option(
+        None,
+        Text("a system prompt"),
+        "a system prompt of your own to try among those of the baseline prompt",
+        uses=("train",),
+        metavar="TEXT",
+        group=_HOW_TO_TRAIN,
+        default_text="none",
+    )
     allow_no_gain: bool = _option(
         False,
         Switch(),
@@ -249,6 +323,59 @@ class MethodOptions:
         uses=("train",),
         group=_HOW_TO_TRAIN,
         default_text="off",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """How labelled files are read. Each field is a row of the table; `vectors.data.ReadOptions` has the same fields."""
+
+    map: Mapping[str, tuple[str, ...]] = _option(
+        {},
+        Fields(ROLES),
+        f"which fields of the file are which, where their names do not say it: {', '.join(ROLES)} (the list inside a "
+        "JSON object); several fields of options are joined with +",
+        uses=KINDS,
+        metavar="ROLE=FIELD,…",
+        example="question=stem,choices=opt_a+opt_b,answer=key",
+        group=_HOW_TO_READ,
+        default_text="by the fields' names",
+    )
+    max_skipped: float = _option(
+        MAX_SKIPPED,
+        Share(),
+        "share of rows that may be left out because no item can be made of them (options that are the same or name "
+        "each other, empty or too long texts); the report counts them",
+        uses=KINDS,
+        metavar="SHARE",
+        group=_HOW_TO_READ,
+    )
+    positive_class: str | None = _option(
+        None,
+        Text("the label of the wanted class"),
+        "label of the wanted class, in files of texts with a class; all other classes are the unwanted one",
+        uses=KINDS,
+        metavar="LABEL",
+        group=_HOW_TO_READ,
+        default_text="by the labels' names",
+    )
+    first_answer: int | None = _option(
+        None,
+        Whole(0, 1),
+        "number of the first option where answers are numbers: 0 or 1",
+        uses=KINDS,
+        metavar="N",
+        group=_HOW_TO_READ,
+        default_text="by the answers of the whole file",
+    )
+    turn: Turn | None = _option(
+        None,
+        OneOf(("user", "assistant")),
+        "whose words texts without a prompt are: user (instructions, for refusal directions) or assistant",
+        uses=KINDS,
+        metavar="WHO",
+        group=_HOW_TO_READ,
+        default_text="by the fields' names",
     )
 
 
@@ -263,21 +390,33 @@ class JobOptions:
         uses=("train", "evaluate"),
         default_text="none",
     )
+    negative_file: str | None = _option(
+        None,
+        Text("the id of an uploaded file"),
+        "the id of an uploaded file with the texts of the unwanted class; the training file then has those of the "
+        "wanted one",
+        uses=KINDS,
+        default_text="none",
+    )
 
 
-def options_of(table: type[TaskOptions | MethodOptions | JobOptions]) -> Iterator[Option]:
+def options_of(table: type[TaskOptions | MethodOptions | DataOptions | JobOptions]) -> Iterator[Option]:
     """The rows of one part of the table."""
     for field in dataclasses.fields(table):
         if "value" in field.metadata:
             name = field.metadata["name"] or field.name
-            yield Option(field=field.name, default=field.default, **{**field.metadata, "name": name})
+            make = field.default_factory
+            default = field.default if make is dataclasses.MISSING else make()
+            yield Option(field=field.name, default=default, **{**field.metadata, "name": name})
 
 
 TASK_OPTIONS = tuple(options_of(TaskOptions))
 METHOD_OPTIONS = tuple(options_of(MethodOptions))
-(RETENTION_FILE,) = options_of(JobOptions)
+DATA_OPTIONS = tuple(options_of(DataOptions))
+JOB_OPTIONS = tuple(options_of(JobOptions))
+RETENTION_FILE, NEGATIVE_FILE = JOB_OPTIONS
 
-OPTIONS = (*TASK_OPTIONS, *METHOD_OPTIONS, RETENTION_FILE)
+OPTIONS = (*TASK_OPTIONS, *METHOD_OPTIONS, *DATA_OPTIONS, *JOB_OPTIONS)
 """The table, in the order of the documents."""
 
 SEED = Option(

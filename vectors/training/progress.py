@@ -14,13 +14,17 @@ from typing import TextIO
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`num_done` of `num_total` units of `phase`; `best`: the best accuracy so far; `seconds_left` until the end."""
+    """`num_done` of `num_total` units of `phase`; `best`: the best accuracy so far; `seconds_left` until the end.
+
+    `note` is a sentence to tell, once; then the rest says nothing new.
+    """
 
     phase: str
     num_done: int
     num_total: int
     best: float | None = None
     seconds_left: float | None = None
+    note: str | None = None
 
     @property
     def counts(self) -> str:
@@ -49,6 +53,9 @@ def progress_line(stream: TextIO) -> Iterator[Report]:
 
     def rewrite(progress: Progress) -> None:
         nonlocal width
+        if progress.note is not None:
+            stream.write(f"\r{'':<{width}}\r{progress.note}\n")
+            return
         line = f"{progress.phase}: {progress.counts}"
         stream.write(f"\r{line:<{width}}")
         stream.flush()

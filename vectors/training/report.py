@@ -1,30 +1,33 @@
 """The report of a training as JSON: what was done, what was found, and how sure it is.
 
-`plots.py` draws its plots.
+The figures come from outcomes alone, so `recomputed.py` can compute them again. `plots.py` draws its plots.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vectors.data.items import ChoiceItem, DataSet
 from vectors.data.split import gold_places
+from vectors.training.baselines import BaselineResult
 from vectors.training.held_out import HeldOutResult, held_out_report, interval_report
 from vectors.training.method import Method
+from vectors.training.outcomes import ValidationOutcome
 from vectors.training.search import Cell
-from vectors.training.statistics import seeds_test
+from vectors.training.significance import SeedsTest, corrected_seeds_test, seeds_test
 
 
 @dataclass(frozen=True, slots=True)
 class SeedResult:
-    """One split's search and test."""
+    """One split's search and test. `validation` are the outcomes of the search."""
 
     seed: int
     chosen: Cell
     cells: list[Cell]
+    validation: tuple[ValidationOutcome, ...]
     validation_baseline: float
     unsteered_wins: bool
     test: HeldOutResult
@@ -32,17 +35,19 @@ class SeedResult:
     num_items: dict[str, int]
     num_tokens: int
     notes: list[str] = field(default_factory=list)
+    baselines: tuple[BaselineResult, ...] = ()
 
 
 def cell_report(cell: Cell) -> dict[str, Any]:
     """A cell of the grid as shown in the report."""
-    return {
+    shown = {
         "variant": cell.variant,
         "site": cell.site,
         "layer": cell.layer,
         "scale": cell.shown_scale,
         "validation": cell.accuracy,
     }
+    return shown if cell.loss is None else shown | {"retention_loss": cell.loss}
 
 
 def training_report(
@@ -80,6 +85,8 @@ def training_report(
             "dose": chosen.dose,
             "relative_dose": chosen.relative_dose,
             "validation": chosen.accuracy,
+            "selected_from": len(first.cells),
+            "selection": selection_note(len(first.cells)),
         },
         "grid": [cell_report(cell) for cell in first.cells],
         "test": held_out_report(test),
@@ -91,8 +98,18 @@ def training_report(
     if method.icl:
         reported["icl"] = {"exemplars": method.icl, "plain_baseline_test": first.plain_accuracy}
     if len(results) > 1:
-        reported["seeds"] = _seeds_report(results)
+        splits = [(result.seed, result.test, result.num_items) for result in results]
+        reported["seeds"] = seeds_report(splits)
+        for shown, result in zip(reported["seeds"]["each"], results, strict=True):
+            shown |= {"chosen": cell_report(result.chosen)}
     return reported
+
+
+def selection_note(num_cells: int) -> str:
+    """What the validation accuracy of the chosen cell is, in a clause."""
+    if num_cells == 1:
+        return "the only cell"
+    return f"the best of {num_cells} cells on the validation items, so higher than on other items"
 
 
 def _letter_note(choices: Sequence[ChoiceItem]) -> list[str]:
@@ -106,23 +123,39 @@ def _letter_note(choices: Sequence[ChoiceItem]) -> list[str]:
     ]
 
 
-def _seeds_report(results: Sequence[SeedResult]) -> dict[str, Any]:
-    """Each seed, and the paper's one-sided t-test on their gains. It overstates the evidence, as seeds share items."""
-    differences = [result.test.paired.gain for result in results]
-    found = seeds_test(differences)
-    presented = seeds_test([result.test.presented_gain for result in results])
+def seeds_report(splits: Sequence[tuple[int, HeldOutResult, Mapping[str, int]]]) -> dict[str, Any]:
+    """The seeds' tests and numbers of items, and the tests of their mean gain.
+
+    `corrected` is the one to go by. `t_test` is the paper's one-sided t-test, which overstates the evidence, as seeds
+    share items.
+    """
+    tests = [test for _, test, _ in splits]
+    found = seeds_test([test.paired.gain for test in tests])
+    presented = seeds_test([test.presented.gain for test in tests])
+    corrected = over_seeds(splits)
     return {
         "each": [
             {
-                "seed": result.seed,
-                "baseline": result.test.baseline.value,
-                "steered": result.test.steered.value,
-                "gain": result.test.paired.gain,
-                "presented_gain": result.test.presented_gain,
-                "chosen": cell_report(result.chosen),
+                "seed": seed,
+                "split": dict(num_items),
+                "baseline": test.baseline.value,
+                "steered": test.steered.value,
+                "gain": test.paired.gain,
+                "standard_error": test.paired.standard_error,
+                "presented_gain": test.presented.gain,
             }
-            for result in results
+            for seed, test, num_items in splits
         ],
+        "corrected": None if corrected is None else dataclasses.asdict(corrected),
         "t_test": None if found is None else dataclasses.asdict(found),
         "t_test_as_presented": None if presented is None else dataclasses.asdict(presented),
     }
+
+
+def over_seeds(splits: Sequence[tuple[int, HeldOutResult, Mapping[str, int]]]) -> SeedsTest | None:
+    """The corrected test of the mean gain over seeds; None for a single one."""
+    return corrected_seeds_test(
+        [test.paired.gain for _, test, _ in splits],
+        [test.paired.standard_error for _, test, _ in splits],
+        sum(num_items["test"] for *_, num_items in splits) / sum(num_items["train"] for *_, num_items in splits),
+    )

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,7 +18,6 @@ from vectors.training.contrast import Contrast
 from vectors.training.examiner import Advance, Examiner, Question, Steerings, answers_of
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView, Steering
-from vectors.training.options import Variant
 from vectors.training.prompts import Text
 from vectors.vector import SteeringVector
 from vectors.vocabulary import Place, Site
@@ -31,10 +31,11 @@ class Cell:
     """One point of the grid. `scale` multiplies the unnormalised direction; `shown_scale` is the method's own number.
 
     `dose` is the length of what is added, absolute and relative to the mean length of the activation there. `accuracy`
-    (0 … 1) is on the validation items, None before they are asked.
+    (0 … 1) is on the validation items, None before they are asked; `loss` is how much accuracy it costs on the
+    retention items of the search, None if it has none.
     """
 
-    variant: Variant
+    variant: str
     site: Site
     layer: int
     shown_scale: float
@@ -43,6 +44,7 @@ class Cell:
     relative_dose: float
     vector: SteeringVector
     accuracy: float | None = None
+    loss: float | None = None
 
     @property
     def steering(self) -> tuple[Steering, ...]:
@@ -59,8 +61,13 @@ class MeanActivations:
         self._sites = tuple(sites)
         self.num_tokens = 0
 
-    def of(self, groups: Sequence[Sequence[Text]], advance: Advance) -> list[tuple[Directions, Mapping[Site, Tensor]]]:
-        """For each group the mean activation `[layers, hidden]` and the mean length of activations `[layers]`."""
+    def of(
+        self, groups: Sequence[Sequence[Text]], advance: Advance, kept: KeptActivations | None = None
+    ) -> list[tuple[Directions, Mapping[Site, Tensor]]]:
+        """For each group the mean activation `[layers, hidden]` and the mean length of activations `[layers]`.
+
+        `kept` receives the activations themselves.
+        """
         texts = list(dict.fromkeys(text for group in groups for text in group))
         prompts = [self._examiner.tokens_of(text) for text in texts]
         self.num_tokens += sum(map(len, prompts))
@@ -72,6 +79,8 @@ class MeanActivations:
         sums = {site: torch.zeros(*shape, self._probe.hidden_size, dtype=torch.float64) for site in self._sites}
         lengths = {site: torch.zeros(*shape, dtype=torch.float64) for site in self._sites}
         for num_done, (index, found) in enumerate(self._probe.activations(prompts, self._sites), 1):
+            if kept is not None:
+                kept.add(texts[index], found)
             for site in self._sites:
                 activation = found[site].double()
                 length = activation.norm(dim=-1)
@@ -88,24 +97,54 @@ class MeanActivations:
         ]
 
 
+class KeptActivations:
+    """The activations of some texts, float32, at the `layers` to be steered: the output of a layer, or with
+    `reads_at_input` that of the one before for the residual site.
+    """
+
+    def __init__(self, texts: Iterable[Text], layers: Sequence[int], *, reads_at_input: bool) -> None:
+        self._texts = frozenset(texts)
+        self._layers = tuple(layers)
+        self._reads_at_input = reads_at_input
+        self._found: dict[Text, dict[Site, Tensor]] = {}
+
+    def add(self, text: Text, activations: Mapping[Site, Tensor]) -> None:
+        """Keep those of a text if it is one of them, `[layers of the model, hidden]` by site."""
+        if text not in self._texts:
+            return
+        self._found[text] = {site: found[list(self._sources(site))] for site, found in activations.items()}
+
+    def of(self, texts: Sequence[Text], place: Place) -> npt.NDArray[np.float64]:
+        """Those of `texts` at a place, `[texts, hidden]`."""
+        site, layer = place
+        row = self._layers.index(layer)
+        found: npt.NDArray[np.float64] = torch.stack([self._found[text][site][row] for text in texts]).double().numpy()
+        return found
+
+    def _sources(self, site: Site) -> Iterable[int]:
+        shift = 1 if self._reads_at_input and site == "residual" else 0
+        return (layer - shift for layer in self._layers)
+
+
 def directions_of(
-    contrasts: Mapping[Variant, Contrast],
+    contrasts: Mapping[str, Contrast],
     shown: Sequence[Text],
     means: MeanActivations,
     *,
     reads_at_input: bool,
     advance: Advance,
-) -> tuple[dict[Variant, Directions], Mapping[Site, Tensor]]:
+    kept: KeptActivations | None = None,
+) -> tuple[dict[str, Directions], Mapping[Site, Tensor]]:
     """The directions of every variant, and the mean length of the activations of `shown` at every layer.
 
-    With `reads_at_input` the residual direction for layer L is the difference at the output of layer L - 1; layer 0
-    then has none (zeros).
+    `kept` receives the activations of its texts. With `reads_at_input` the residual direction for layer L is the
+    difference at the output of layer L - 1; layer 0 then has none (zeros).
     """
     groups: list[Sequence[Text]] = [shown]
     for contrast in contrasts.values():
         groups += [contrast.positive, contrast.negative]
-    (_, lengths), *found = means.of(groups, advance)
-    directions: dict[Variant, Directions] = {}
+    (_, lengths), *found = means.of(groups, advance, kept)
+    directions: dict[str, Directions] = {}
     for number, variant in enumerate(contrasts):
         (positive, _), (negative, _) = found[2 * number : 2 * number + 2]
         difference = {site: (positive[site] - negative[site]).float() for site in positive}
@@ -118,13 +157,13 @@ def directions_of(
 
 
 def grid_of(
-    directions: Mapping[Variant, Directions],
+    directions: Mapping[str, Directions],
     lengths: Mapping[Site, Tensor],
     method: Method,
     layers: Iterable[int],
 ) -> list[Cell]:
-    """Every cell, ordered by variant, site, layer and scale, except places without a direction."""
-    places: list[tuple[Variant, Place]] = [
+    """Every cell, ordered by variant, site, layer (as given) and scale, except places without a direction."""
+    places: list[tuple[str, Place]] = [
         (variant, (site, layer)) for variant in directions for site in method.sites for layer in layers
     ]
     cells = []
@@ -135,7 +174,7 @@ def grid_of(
             continue
         vector = SteeringVector({layer: direction}, site=site)
         unit = float(lengths[site][layer]) / norm if method.relative_scales else 1.0
-        for shown_scale in method.scale_grid():
+        for shown_scale in method.scale_grid(site):
             scale = shown_scale * unit
             dose = abs(scale) * norm
             relative = dose / max(float(lengths[site][layer]), 1e-12)
@@ -143,22 +182,41 @@ def grid_of(
     return cells
 
 
-def best_of(cells: Sequence[Cell], *, is_paper: bool) -> Cell:
-    """The cell with the highest validation accuracy. Ties go to the smallest dose, or to the first as in the paper."""
+def best_of(cells: Sequence[Cell], *, is_paper: bool, max_loss: float = 1.0) -> Cell:
+    """The cell with the highest validation accuracy. Ties go to the smallest dose, or to the first as in the paper.
 
-    def rank(cell: Cell) -> tuple[float, float]:
+    Cells that cost more than `max_loss` on the retention items of the search come after all others.
+    """
+
+    def rank(cell: Cell) -> tuple[bool, float, float]:
         assert cell.accuracy is not None
-        return (-cell.accuracy, 0.0 if is_paper else cell.relative_dose)
+        costs_too_much = cell.loss is not None and cell.loss > max_loss
+        return (costs_too_much, -cell.accuracy, 0.0 if is_paper else cell.relative_dose)
 
     return min(cells, key=rank)
 
 
 def search(
-    cells: Sequence[Cell], questions: Sequence[Question], examiner: Examiner, advance: Advance
-) -> tuple[float, list[Cell]]:
-    """The unsteered model's accuracy on `questions`, and the cells with theirs."""
+    cells: Sequence[Cell],
+    questions: Sequence[Question],
+    examiner: Examiner,
+    advance: Advance,
+    retained: Sequence[Question] = (),
+) -> tuple[npt.NDArray[np.bool_], list[Cell]]:
+    """Which questions are answered right, `[1 + cells, questions]`, unsteered first; and the cells with their figures.
+
+    `retained` are the retention items that the search may ask, if any.
+    """
     steerings: Steerings = [(), *(cell.steering for cell in cells)]
     right = examiner.choose(questions, steerings, advance) == answers_of(questions)
-    accuracies = np.mean(right, axis=1)
-    found = [replace(cell, accuracy=float(value)) for cell, value in zip(cells, accuracies[1:], strict=True)]
-    return float(accuracies[0]), found
+    accuracies = np.mean(right, axis=1)[1:]
+    found = [replace(cell, accuracy=float(value)) for cell, value in zip(cells, accuracies, strict=True)]
+    if retained:
+
+        def advance_further(num_done: int) -> None:
+            advance(len(questions) + num_done)
+
+        kept = examiner.choose(retained, steerings, advance_further) == answers_of(retained)
+        plain, *steered = (float(value) for value in np.mean(kept, axis=1))
+        found = [replace(cell, loss=plain - value) for cell, value in zip(found, steered, strict=True)]
+    return right, found

@@ -6,6 +6,7 @@ together; `options.py` declares them.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
@@ -14,39 +15,54 @@ from typing import Any, Self
 
 import numpy as np
 
+from vectors.data.items import DataSet, summary_of
+from vectors.data.options import ReadOptions
 from vectors.errors import UNNAMED, InvalidData, InvalidMethod, MissingDependency
+from vectors.training.apart import of_record, recorded, seen_of, without_seen, without_too_long
 from vectors.training.evaluate import evaluate, sweep
+from vectors.training.examiner import Examiner
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView, Steering
-from vectors.training.options import METHOD_OPTIONS, TASK_OPTIONS, Kind, TaskOptions, read_options
+from vectors.training.options import DATA_OPTIONS, METHOD_OPTIONS, TASK_OPTIONS, Kind, TaskOptions, read_options
+from vectors.training.outcomes import OUTCOMES, Outcomes
 from vectors.training.plots import Bar, CurvePoint, accuracy_bars, heat_map, size_curve
-from vectors.training.progress import Report
+from vectors.training.progress import Progress, Report
 from vectors.training.search import Cell
 from vectors.training.statistics import Accuracy
-from vectors.training.train import TrainingData, check_fit, train
+from vectors.training.train import TrainingData, check_fit, parts_of, train
 from vectors.vector import SteeringVector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task(TaskOptions):
-    """What to do. `vector` and `scale` are for `evaluate` (None: its default scale), `sizes` for `sweep`."""
+    """What to do. `vector` and `scale` are for `evaluate` (None: its default scale), `sizes` for `sweep`.
+
+    `reading` says how its files are read.
+    """
 
     method: Method = field(default_factory=Method)
+    reading: ReadOptions = field(default_factory=ReadOptions)
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Self:
         """A task from `method.steering`. Raises `InvalidMethod` naming the option."""
         kind: Kind = read_options({"task": given.get("task")}, TASK_OPTIONS).get("kind", "train")
-        values = read_options(given, (*TASK_OPTIONS, *METHOD_OPTIONS), kind)
+        values = read_options(given, (*TASK_OPTIONS, *METHOD_OPTIONS, *DATA_OPTIONS), kind)
         if kind == "evaluate" and "vector" not in values:
             raise InvalidMethod("vector: expected the name of the vector to evaluate, got none", "vector")
-        own = {option.field: values.pop(option.field) for option in TASK_OPTIONS if option.field in values}
-        return cls(method=Method(**values), **own)
+        own, reading = (
+            {option.field: values.pop(option.field) for option in options if option.field in values}
+            for options in (TASK_OPTIONS, DATA_OPTIONS)
+        )
+        return cls(method=Method(**values), reading=ReadOptions(**reading), **own)
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The result of a task: the vector to publish, if any, its report (JSON), and files: `report.json`, then plots."""
+    """The result of a task: the vector to publish, if any, its report (JSON), and its files.
+
+    `files`: `report.json`, then plots, then `outcomes.jsonl`, from which the report can be computed again.
+    """
 
     vector: SteeringVector | None
     report: dict[str, Any]
@@ -59,7 +75,10 @@ class Done:
 def carry_out(
     task: Task, view: ModelView, data: TrainingData, *, steering: Sequence[Steering] = (), seed: int, report: Report
 ) -> Done:
-    """Carry out `task`; `steering` is the vector that it names. Raises as `train`, `evaluate` and `sweep` do."""
+    """Carry out `task`; `steering` is the vector that it names. Raises as `train`, `evaluate` and `sweep` do.
+
+    Before, items that are too long for the model and items that are not held out are left out; the report says so.
+    """
     check_installed()
     check_fit(task.method, view)
     try:
@@ -71,23 +90,100 @@ def carry_out(
 def _carry_out(
     task: Task, view: ModelView, data: TrainingData, steering: tuple[Steering, ...], seed: int, report: Report
 ) -> Done:
+    data = _askable(task, view, data)
+    data, notes = _held_apart(data, steering)
+    report(Progress("reading the data", 0, 0, note=f"{data.items.name}: {summary_of(data.items)}"))
+    for note in notes:
+        report(Progress("reading the data", 0, 0, note=note))
     if task.kind == "evaluate":
-        found = evaluate(view, data, steering, task.method, seed=seed, report=report)
-        files = _files(found, [("accuracy.png", _accuracy_plot(found))])
+        is_held_out = _is_held_out(data, steering)
+        found, outcomes = evaluate(view, data, steering, task.method, is_held_out=is_held_out, seed=seed, report=report)
+        _say_what_was_read(found, data, notes)
+        files = _files(found, [("accuracy.png", _accuracy_plot(found))], outcomes)
         return Done(None, found, files, 0, bool(found["recommended"]), str(found["reason"]))
     if task.kind == "sweep":
-        found = sweep(view, data, task.method, task.sizes, seed=seed, report=report)
+        found, outcomes = sweep(view, data, task.method, task.sizes, seed=seed, report=report)
+        _say_what_was_read(found, data, notes)
         reason = f"a curve over {len(found['points'])} sizes; nothing is published"
-        return Done(None, found, _files(found, [("sizes.png", _curve_plot(found))]), 0, False, reason)
+        return Done(None, found, _files(found, [("sizes.png", _curve_plot(found))], outcomes), 0, False, reason)
     trained = train(view, data, task.method, seed=seed, report=report)
+    _say_what_was_read(trained.report, data, notes)
     plots = [*_heat_maps(trained.report, trained.cells, task.method), ("accuracy.png", _accuracy_plot(trained.report))]
+    if trained.report.get("baselines"):
+        plots.append(("baselines.png", _baselines_plot(trained.report)))
     return Done(
-        trained.vector,
+        _with_record(trained.vector, data, task.method, seed),
         trained.report,
-        _files(trained.report, plots),
+        _files(trained.report, plots, trained.outcomes),
         trained.num_tokens,
         trained.is_recommended,
         trained.reason,
+    )
+
+
+def _askable(task: Task, view: ModelView, data: TrainingData) -> TrainingData:
+    """The data without items that are too long for the model. Raises the first one's `InvalidData` for too many."""
+    examiner = Examiner(view, task.method)
+
+    def fitting(given: DataSet | None) -> DataSet | None:
+        if given is None:
+            return None
+        return without_too_long(given, examiner, view.max_length, task.reading.max_skipped)
+
+    items = fitting(data.items)
+    assert items is not None
+    return dataclasses.replace(
+        data, items=items, validation=fitting(data.validation), retention_items=fitting(data.retention_items)
+    )
+
+
+def _held_apart(data: TrainingData, steering: Sequence[Steering]) -> tuple[TrainingData, list[str]]:
+    """The data without what is not held out, and sentences that say so. Raises `InvalidData` if nothing is left.
+
+    Items on which a vector was trained are no test of it. Validation and retention items that stand in the first file
+    too may be test items.
+    """
+    notes: list[str] = []
+    for entry in steering:
+        if seen := of_record(_data_record(entry.vector).get("seen")):
+            items, found = without_seen(data.items, seen, "data", "among those that the vector was trained on")
+            data, notes = dataclasses.replace(data, items=items), notes + found
+    where = "in the data too" if steering else "in the training file too"
+    if data.validation is not None:
+        kept, found = without_seen(data.validation, seen_of(data.items.items), "validation file", where)
+        data, notes = dataclasses.replace(data, validation=kept), notes + found
+    if data.retention_items is not None:
+        seen = seen_of(data.items.items, with_context=True)
+        kept, found = without_seen(data.retention_items, seen, "retention file", where, with_context=True)
+        data, notes = dataclasses.replace(data, retention_items=kept), notes + found
+    return data, notes
+
+
+def _data_record(vector: SteeringVector) -> Mapping[str, Any]:
+    found = (vector.training or {}).get("data")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _with_record(vector: SteeringVector | None, data: TrainingData, method: Method, seed: int) -> SteeringVector | None:
+    """The vector with the keys of the items that it was trained and chosen by, to tell them from new ones."""
+    if vector is None or vector.training is None:
+        return vector
+    parts = parts_of(data, method, seed)
+    seen = recorded(seen_of([*parts.train, *parts.validation]))
+    record = {**vector.training, "data": {**_data_record(vector), "seen": seen}}
+    return dataclasses.replace(vector, training=record)
+
+
+def _say_what_was_read(report: dict[str, Any], data: TrainingData, notes: Sequence[str]) -> None:
+    report["data"]["read"] = data.items.described()
+    report["notes"] = [*notes, *report.get("notes", ())]
+
+
+def _is_held_out(data: TrainingData, steering: Sequence[Steering]) -> bool:
+    """False if a vector was trained on this very file, and it is not recorded which items took part."""
+    records = [_data_record(entry.vector) for entry in steering]
+    return all(
+        record.get("sha256") != data.items.sha256 or of_record(record.get("seen")) is not None for record in records
     )
 
 
@@ -98,8 +194,11 @@ def check_installed() -> None:
             raise MissingDependency(f"training needs {package}, which is not installed: pip install 'tiller[train]'")
 
 
-def _files(report: dict[str, Any], plots: Sequence[tuple[str, bytes]]) -> tuple[tuple[str, bytes], ...]:
-    return (("report.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()), *plots)
+def _files(
+    report: dict[str, Any], plots: Sequence[tuple[str, bytes]], outcomes: Outcomes
+) -> tuple[tuple[str, bytes], ...]:
+    content = (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
+    return (("report.json", content), *plots, (OUTCOMES, outcomes.to_jsonl()))
 
 
 def _heat_maps(report: dict[str, Any], cells: Sequence[Cell], method: Method) -> list[tuple[str, bytes]]:
@@ -140,6 +239,13 @@ def _accuracy_plot(report: dict[str, Any]) -> bytes:
             found = retention[name]
             bars.append(Bar(f"retention, {name}", found["value"], found["low"], found["high"]))
     return accuracy_bars("letter-balanced test accuracy, 95 % intervals", bars)
+
+
+def _baselines_plot(report: dict[str, Any]) -> bytes:
+    found = [("unsteered", report["baseline"]["test"]), ("the vector", report["test"]["accuracy"])]
+    found += [(one["name"], one["accuracy"]) for one in report["baselines"] if "accuracy" in one]
+    bars = [Bar(name, accuracy["value"], accuracy["low"], accuracy["high"]) for name, accuracy in found]
+    return accuracy_bars("letter-balanced test accuracy of the vector and the baselines", bars)
 
 
 def _curve_plot(report: dict[str, Any]) -> bytes:

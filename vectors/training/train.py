@@ -10,6 +10,7 @@ whether it helps.
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,23 +20,36 @@ import numpy as np
 from vectors.data.items import ChoiceItem, DataSet, PairItem, ShownItem, TextItem
 from vectors.data.split import Parts, shuffle_alike, shuffle_options, split_items
 from vectors.errors import InvalidData, InvalidMethod
+from vectors.training.baselines import (
+    PROMPTED,
+    SearchedBaseline,
+    directions_of_baseline,
+    letters_contrast,
+    report_of_baselines,
+    search_beside,
+    searched_prompts,
+    tested_baselines,
+)
 from vectors.training.contrast import Answered, Contrast, contrast_of
 from vectors.training.examiner import Examiner, Question
-from vectors.training.held_out import (
-    MAX_RETENTION_ITEMS,
-    check_retention,
-    harm_of,
-    measure_steering,
-    retention_of,
-    verdict_of,
-)
+from vectors.training.held_out import measure_steerings
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView
 from vectors.training.options import Variant
+from vectors.training.outcomes import Outcomes, Tested, ValidationOutcome, validation_outcomes
 from vectors.training.progress import Report, WorkPlan
 from vectors.training.prompts import Text, statements_of
-from vectors.training.report import SeedResult, training_report
-from vectors.training.search import Cell, MeanActivations, best_of, directions_of, grid_of, search
+from vectors.training.report import SeedResult, over_seeds, training_report
+from vectors.training.retention import MAX_RETENTION_ITEMS, check_retention, harm_of, retention_of, retention_report
+from vectors.training.search import (
+    Cell,
+    KeptActivations,
+    MeanActivations,
+    best_of,
+    directions_of,
+    grid_of,
+)
+from vectors.training.verdict import verdict_of
 from vectors.vector import SteeringVector
 
 
@@ -51,10 +65,14 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """`vector` is None if nothing is to be published; `cells` are those of the first seed."""
+    """`vector` is None if nothing is to be published; `cells` are those of the first seed.
+
+    `outcomes` are what the report was computed from.
+    """
 
     vector: SteeringVector | None
     report: dict[str, Any]
+    outcomes: Outcomes
     cells: list[Cell]
     num_tokens: int
 
@@ -76,6 +94,8 @@ def check_fit(method: Method, view: ModelView) -> tuple[int, ...]:
         raise InvalidMethod(f"site: expected one of {', '.join(view.sites)} for this model, got {lacking[0]!r}", "site")
     if method.prompt == "chat" and not view.has_chat_template:
         raise InvalidMethod("prompt: this model has no chat template; use raw", "prompt")
+    if method.system_prompt is not None and "prompt" not in (method.baselines or ()):
+        raise InvalidMethod("system_prompt: only the baseline prompt uses it; add baselines: prompt", "system_prompt")
     return method.layers_for(view.num_layers)
 
 
@@ -87,28 +107,58 @@ def train(view: ModelView, data: TrainingData, method: Method, *, seed: int, rep
     """
     check_fit(method, view)
     plan = WorkPlan(report, expected_work(data, method, view))
-    results = [train_seed(view, data, method, seed + number, plan) for number in range(method.seeds)]
-    first = results[0]
-    examiner = Examiner(view, method)
     tested = parts_of(data, method, seed).test
-    retention = retention_of(data.retention_items, data.retention_texts, show(tested, method, seed), seed)
+    retention = retention_of(
+        data.retention_items,
+        data.retention_texts,
+        show(tested, method, seed),
+        seed,
+        is_searched=method.search_retention,
+    )
+    if method.search_retention and not (retention.searched and retention.items):
+        raise InvalidMethod("search_retention: expected two or more retention items, got none", "search_retention")
+    results = [
+        train_seed(view, data, one, seed + number, plan, retained=retention.searched)
+        for number, one in enumerate([method] + [dataclasses.replace(method, baselines=None)] * (method.seeds - 1))
+    ]
+    first = results[0]
     plan.begin("retention", retention.num_prompts)
-    kept = check_retention(view, examiner, retention, first.chosen.steering, plan.advance)
+    kept_items, kept_texts = check_retention(
+        view, Examiner(view, method), retention, first.chosen.steering, plan.advance
+    )
     plan.end()
-    is_recommended, reason = verdict_of(first.test, unsteered_wins=first.unsteered_wins)
+    kept = retention_report(kept_items, kept_texts, retention.texts_from)
+    compared = report_of_baselines(first.baselines, first.test.outcomes)
+    verdict = verdict_of(
+        first.test,
+        method,
+        kept,
+        unsteered_wins=first.unsteered_wins,
+        gains=[result.test.paired.gain for result in results],
+        over_seeds=over_seeds([(result.seed, result.test, result.num_items) for result in results]),
+        baselines=compared,
+    )
     reported = training_report(data.items, method, results, kept, plan.seconds)
     reported["notes"] += harm_of(kept)
-    reported |= {"recommended": is_recommended, "reason": reason}
-    publishes = is_recommended or method.allow_no_gain
+    reported |= {"baselines": compared} if method.baselines else {}
+    reported |= {"recommended": verdict.is_recommended, "reason": verdict.reason, "verdict": verdict.to_json()}
+    publishes = verdict.is_recommended or method.allow_no_gain
     vector = _make_vector(view, first.chosen, reported) if publishes else None
-    return Trained(vector, reported, first.cells, sum(result.num_tokens for result in results))
+    outcomes = Outcomes(
+        (
+            *(Tested(result.seed, result.test.outcomes, result.validation) for result in results),
+            *(one.tested for one in first.baselines if one.tested is not None),
+        ),
+        kept_items,
+        kept_texts,
+    )
+    return Trained(vector, reported, outcomes, first.cells, sum(result.num_tokens for result in results))
 
 
 def expected_work(data: TrainingData, method: Method, view: ModelView) -> dict[str, float]:
     """Work by phase, in prompts; a cell costs one token per item, a small part of a prompt."""
     num_items = min(len(data.items.items), method.max_items)
-    num_layers = len(method.layers_for(view.num_layers))
-    num_cells = len(method.variants) * len(method.sites) * num_layers * len(method.scale_grid())
+    num_cells = method.num_cells(view.num_layers)
     num_validation = len(data.validation.items) if data.validation else method.split.validation * num_items
     return {
         "answering": method.split.train * num_items * method.seeds,
@@ -146,41 +196,64 @@ class Searched:
     examiner: Examiner
     tested: tuple[Question, ...]
     cells: list[Cell]
+    validation: tuple[ValidationOutcome, ...]
     validation_baseline: float
     plain_accuracy: float | None
     num_items: dict[str, int]
     num_tokens: int
     notes: list[str]
+    baselines: tuple[SearchedBaseline, ...] = ()
 
 
 def train_seed(
-    view: ModelView, data: TrainingData, method: Method, seed: int, plan: WorkPlan, num_train: int | None = None
+    view: ModelView,
+    data: TrainingData,
+    method: Method,
+    seed: int,
+    plan: WorkPlan,
+    num_train: int | None = None,
+    *,
+    retained: Sequence[Question] = (),
 ) -> SeedResult:
-    """Search one split and test the best cell. Raises as `train`."""
-    found = search_seed(view, data, method, seed, plan, num_train)
-    chosen = best_of(found.cells, is_paper=method.is_paper)
+    """Search one split, with the retention items that the search may ask, and test the best cell. Raises as `train`."""
+    found = search_seed(view, data, method, seed, plan, num_train, retained=retained)
+    chosen = best_of(found.cells, is_paper=method.is_paper, max_loss=method.max_loss)
     assert chosen.accuracy is not None
     plan.best = chosen.accuracy
     plan.begin("testing", sum(len(q.order) if isinstance(q, ShownItem) else 1 for q in found.tested))
-    test = measure_steering(found.examiner, found.tested, chosen.steering, plan.advance)
+    steered = [one.chosen for one in found.baselines if isinstance(one.chosen, Cell)]
+    test, *others = measure_steerings(
+        found.examiner, found.tested, [chosen.steering, *(cell.steering for cell in steered)], plan.advance
+    )
     return SeedResult(
         seed=seed,
         chosen=chosen,
         cells=found.cells,
+        validation=found.validation,
         validation_baseline=found.validation_baseline,
         unsteered_wins=not method.is_paper and found.validation_baseline >= chosen.accuracy,
         test=test,
         plain_accuracy=found.plain_accuracy,
         num_items=found.num_items,
         num_tokens=found.num_tokens,
-        notes=found.notes,
+        notes=found.notes + _cost_note(chosen, method),
+        baselines=tested_baselines(
+            found.baselines, seed, found.tested, test.outcomes, [other.outcomes for other in others], plan.advance
+        ),
     )
 
 
 def search_seed(
-    view: ModelView, data: TrainingData, method: Method, seed: int, plan: WorkPlan, num_train: int | None = None
+    view: ModelView,
+    data: TrainingData,
+    method: Method,
+    seed: int,
+    plan: WorkPlan,
+    num_train: int | None = None,
+    *,
+    retained: Sequence[Question] = (),
 ) -> Searched:
-    """Train on one split and ask the validation items under every cell of the grid. Raises as `train`."""
+    """Train on one split and ask the validation items, and `retained`, under every cell. Raises as `train`."""
     parts = parts_of(data, method, seed)
     training = show(parts.train[:num_train], method, seed)
     validation, tested = show(parts.validation, method, seed), show(parts.test, method, seed)
@@ -188,42 +261,64 @@ def search_seed(
     plan.begin("answering", len(training))
     answers = _answer(plain, training, plan)
     examiner, plain_accuracy, notes = plain, None, []
+    full = answers  # the answers and prompts of pas_full, which the authors take without exemplars
+    exemplars: tuple[ShownItem, ...] = ()
     if method.icl:
-        exemplars, answers = _exemplars(answers, method.icl)
+        exemplars, answers = _exemplars(answers, method, seed)
         examiner = Examiner(view, method, exemplars)
         plain_accuracy = float(np.mean(plain.balanced_scores(tested, [()])[0]))
         plan.begin("answering", len(answers))
         answers = _answer(examiner, [answer.item for answer in answers], plan)
-    contrasts: dict[Variant, Contrast] = {}
+        full = full if method.is_paper else answers
+    contrasts: dict[str, Contrast] = {}
     for variant in method.variants:
-        contrast = contrast_of(variant, answers)
+        grouped = full if variant == "pas_full" else answers
+        contrast = contrast_of(variant, grouped)
         if contrast.is_usable:
             contrasts[variant] = contrast
         else:
-            notes.append(f"{variant} has nothing to contrast: {_explain_one_sided(answers, variant)}")
+            notes.append(f"{variant} has nothing to contrast: {_explain_one_sided(grouped, variant)}")
     if not contrasts:
         raise InvalidData(notes[0], data.items.name)
-    means = MeanActivations(view, examiner, method.sites)
-    full = [_text_of(answer.item) for answer in answers]
-    plan.begin("reading activations", len(full))
+    layers, names = method.layers_for(view.num_layers), method.baselines or ()
+    read = dict(contrasts)
+    if "caa" in names and (letters := letters_contrast(answers)).is_usable:
+        read["caa"] = letters
+    compared = [text for contrast in contrasts.values() for text in (*contrast.positive, *contrast.negative)]
+    kept = KeptActivations(compared if names else (), layers, reads_at_input=method.reads_at_input)
+    means = MeanActivations(view, plain if method.is_paper else examiner, method.sites)
+    shown = [_text_of(answer.item) for answer in answers]
+    plan.begin("reading activations", len(shown))
     directions, lengths = directions_of(
-        contrasts, full, means, reads_at_input=method.reads_at_input, advance=plan.advance
+        read, shown, means, reads_at_input=method.reads_at_input, advance=plan.advance, kept=kept
     )
-    cells = grid_of(directions, lengths, method, method.layers_for(view.num_layers))
+    cells = grid_of({variant: directions[variant] for variant in contrasts}, lengths, method, layers)
     if not cells:
         raise InvalidData("the two groups of texts have the same activations everywhere", data.items.name)
-    plan.begin("searching", len(validation))
-    validation_baseline, cells = search(cells, validation, examiner, plan.advance)
+    others = {
+        name: grid_of(directions_of_baseline(name, contrasts, directions, kept, layers, seed), lengths, method, layers)
+        for name in names
+        if name not in PROMPTED
+    }
+    plan.begin("searching", len(validation) + len(retained))
+    right, cells, searched = search_beside(cells, others, validation, examiner, method, plan.advance, retained)
+    searched += [
+        searched_prompts(name, view, method, exemplars, training, validation, right[0])
+        for name in names
+        if name in PROMPTED
+    ]
     return Searched(
         seed=seed,
         examiner=examiner,
         tested=tested,
         cells=cells,
-        validation_baseline=validation_baseline,
+        validation=validation_outcomes(validation, right),
+        validation_baseline=float(np.mean(right[0])),
         plain_accuracy=plain_accuracy,
         num_items={"train": len(answers), "validation": len(validation), "test": len(tested)},
         num_tokens=means.num_tokens,
         notes=notes,
+        baselines=tuple(searched),
     )
 
 
@@ -232,9 +327,18 @@ def _answer(examiner: Examiner, questions: Sequence[Question], plan: WorkPlan) -
     return [Answered(question, int(place)) for question, place in zip(questions, chosen, strict=True)]
 
 
-def _exemplars(answers: list[Answered], count: int) -> tuple[tuple[ShownItem, ...], list[Answered]]:
-    """`count` items answered wrong, to be shown as solved examples, and the other items."""
-    wrong = [answer for answer in answers if not answer.is_right and isinstance(answer.item, ShownItem)][:count]
+def _exemplars(answers: list[Answered], method: Method, seed: int) -> tuple[tuple[ShownItem, ...], list[Answered]]:
+    """`method.icl` items to be shown as solved examples, and the items to train on.
+
+    The examples are items answered wrong, which are not trained on; as in the paper any, drawn by the seed, which are.
+    """
+    if method.is_paper:
+        lettered = [answer.item for answer in answers if isinstance(answer.item, ShownItem)]
+        if not lettered:
+            raise InvalidMethod("icl: expected lettered items, got pairs of texts", "icl")
+        drawn = random.Random(f"{seed} exemplars").sample(lettered, min(method.icl, len(lettered)))
+        return tuple(drawn), answers
+    wrong = [answer for answer in answers if not answer.is_right and isinstance(answer.item, ShownItem)][: method.icl]
     if not wrong:
         raise InvalidMethod("icl: expected lettered items that the model answers wrong, got none", "icl")
     taken = {id(answer) for answer in wrong}
@@ -250,6 +354,12 @@ def _explain_one_sided(answers: Sequence[Answered], variant: Variant) -> str:
     if num_right == len(answers):
         return f"{found}, so there is no wrong answer; mean_difference does not need one"
     return f"{found}, so there is no right answer; ipas_wrong_only and mean_difference do not need one"
+
+
+def _cost_note(chosen: Cell, method: Method) -> list[str]:
+    if chosen.loss is None or chosen.loss <= method.max_loss:
+        return []
+    return [f"every cell costs more than {100 * method.max_loss:g} points on the retention items of the search"]
 
 
 def _text_of(question: Question) -> Text:

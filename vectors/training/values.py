@@ -118,7 +118,7 @@ class SomeOf(Value):
         return names[0] if len(names) == 1 else names
 
     def to_json(self, value: Any) -> Any:
-        return _ALL if value == self.names else list(value)
+        return None if value is None else _ALL if value == self.names else list(value)
 
     def schema(self) -> dict[str, Any]:
         return {"anyOf": [{"enum": [*self.names, _ALL, None]}, _list_of({"enum": list(self.names)})]}
@@ -151,16 +151,19 @@ class Whole(Value):
 
 @dataclass(frozen=True, slots=True)
 class Number(Value):
-    """A number whose absolute value is at most `largest`."""
+    """A number from `smallest` to `largest`, both included."""
 
+    smallest: float
     largest: float
 
     @property
     def expected(self) -> str:
-        return f"a number from {-self.largest:g} to {self.largest:g}"
+        return f"a number from {self.smallest:g} to {self.largest:g}"
 
     def parse(self, given: object) -> float:
-        if isinstance(given, bool) or not isinstance(given, int | float) or not abs(given) <= self.largest:  # no NaN
+        if isinstance(given, bool) or not isinstance(given, int | float):
+            raise self.refusal(given)
+        if not self.smallest <= given <= self.largest:  # NaN fails too
             raise self.refusal(given)
         return float(given)
 
@@ -168,7 +171,7 @@ class Number(Value):
         return _number(text, self)
 
     def schema(self) -> dict[str, Any]:
-        return {"type": ["number", "null"], "minimum": -self.largest, "maximum": self.largest}
+        return {"type": ["number", "null"], "minimum": self.smallest, "maximum": self.largest}
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +328,70 @@ class Sizes(Value):
     def schema(self) -> dict[str, Any]:
         size = {"type": "integer", "minimum": self.smallest, "maximum": self.largest}
         return {"anyOf": [_list_of(size, self.most), _NULL]}
+
+
+@dataclass(frozen=True, slots=True)
+class Share(Value):
+    """A share of a whole, from 0 to below 1."""
+
+    @property
+    def expected(self) -> str:
+        return "a number from 0 to below 1"
+
+    def parse(self, given: object) -> float:
+        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < 1:
+            raise self.refusal(given)
+        return float(given)
+
+    def parse_text(self, text: str) -> float:
+        return _number(text, self)
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": ["number", "null"], "minimum": 0, "exclusiveMaximum": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Fields(Value):
+    """The fields of a file by their role: one of `roles`, each with a name or a list of names; tuples of names."""
+
+    roles: tuple[str, ...]
+    most: int = 32
+
+    @property
+    def expected(self) -> str:
+        return f"fields by role, as in question=stem,choices=options; roles are {', '.join(self.roles)}"
+
+    def parse(self, given: object) -> dict[str, tuple[str, ...]]:
+        if not isinstance(given, Mapping):
+            raise self.refusal(given)
+        found: dict[str, tuple[str, ...]] = {}
+        for role, names in given.items():
+            listed = [names] if isinstance(names, str) else names
+            if role not in self.roles or not isinstance(listed, list) or not 0 < len(listed) <= self.most:
+                raise self.refusal({role: names})
+            if not all(isinstance(name, str) and name for name in listed):
+                raise self.refusal({role: names})
+            found[role] = tuple(listed)
+        return found
+
+    def parse_text(self, text: str) -> dict[str, Any]:
+        pairs: dict[str, Any] = {}
+        for part in text.split(","):
+            role, equals, names = part.partition("=")
+            if not equals or not role.strip() or not names.strip() or role.strip() in pairs:
+                raise self.refusal(text)
+            listed = [name.strip() for name in names.split("+")]
+            pairs[role.strip()] = listed[0] if len(listed) == 1 else listed
+        return pairs
+
+    def to_json(self, value: Any) -> Any:
+        return {role: names[0] if len(names) == 1 else list(names) for role, names in value.items()}
+
+    def schema(self) -> dict[str, Any]:
+        name = {"type": "string", "minLength": 1}
+        names = {"anyOf": [name, {"type": "array", "items": name, "minItems": 1, "maxItems": self.most}]}
+        properties = dict.fromkeys(self.roles, names)
+        return {"anyOf": [{"type": "object", "properties": properties, "additionalProperties": False}, _NULL]}
 
 
 _SHARES = tuple(field.name for field in dataclasses.fields(Split))

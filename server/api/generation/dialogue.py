@@ -278,17 +278,31 @@ def _grammar(
 def _raise_for_schema(dialogue: Dialogue, compiler: GrammarCompiler) -> None:
     """Raise `InvalidRequest`, naming the schema, if one of the schemas cannot be compiled by itself."""
     use = dialogue.use
-    schemas = [(dialogue.names.schema, "this schema", dialogue.schema)]
+    schemas = [
+        (
+            dialogue.names.schema,
+            "this schema",
+            "type json_object, with which any object may be the answer",
+            dialogue.schema,
+        )
+    ]
     schemas += [
-        (f"tools.{index}", f"the schema of {tool.name!r}", tool.schema)
+        (
+            f"tools.{index}",
+            f"the schema of {tool.name!r}",
+            "tool_choice auto and the tool without strict, with which it may be called with any object",
+            tool.schema,
+        )
         for index, tool in enumerate(use.tools)
         if tool in use.callable
     ]
-    for param, what, schema in schemas:
+    for param, what, otherwise, schema in schemas:
         reason = None if schema is None else _why_refused(schema, compiler)
         if reason is not None:
             raise InvalidRequest(
-                f"{param}: {what} cannot be enforced: {reason}", code="invalid_json_schema", param=param
+                f"{param}: {what} cannot be enforced: {reason}; expected a schema without that, or {otherwise}",
+                code="invalid_json_schema",
+                param=param,
             )
 
 

@@ -7,6 +7,8 @@ what a vector is and how it is stored.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
@@ -292,7 +294,7 @@ def _object_of(stored: StoredVector) -> Vector:
         "default_layers": vector.default_layers,
         "description": vector.description,
         "metadata": dict(vector.metadata),
-        "training": None if vector.training is None else dict(vector.training),
+        "training": None if vector.training is None else _shown(vector.training),
         "model": vector.model,
     }
 
@@ -302,3 +304,11 @@ def _answer(stored: StoredVector, *, status: int = 200, history: list[VectorRevi
     if history is not None:
         answer["history"] = history
     return json_response(answer, status=status, headers={"ETag": f'"{stored.revision}"'})
+
+
+def _shown(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a training without the keys of its items, which are for programs and long."""
+    data = training.get("data")
+    if not isinstance(data, Mapping):
+        return dict(training)
+    return {**training, "data": {name: value for name, value in data.items() if name != "seen"}}

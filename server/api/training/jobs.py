@@ -26,7 +26,7 @@ from server.errors import InvalidRequest, NotFound, Unavailable, from_vectors_er
 from server.jobs.records import JobRequest
 from server.keys import Role
 from vectors.errors import InvalidMethod, InvalidVectorName, VectorsError
-from vectors.training.options import RETENTION_FILE
+from vectors.training.options import JOB_OPTIONS, RETENTION_FILE
 from vectors.vocabulary import check_name
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Training"])
@@ -184,12 +184,16 @@ def _request_of(body: CreateJobRequest, services: Services) -> JobRequest:
         except InvalidVectorName as error:
             raise from_vectors_error(error, "suffix") from None
     steering = dict(body.method.steering or {}) if body.method is not None else {}
-    retention_file = steering.pop(RETENTION_FILE.name, None)
-    if retention_file is not None:
-        try:
-            retention_file = RETENTION_FILE.read(retention_file)
-        except InvalidMethod as error:
-            raise InvalidRequest(str(error), code="invalid_type", param=f"{_STEERING}.{error.param}") from None
+    try:
+        files = {
+            option.name: option.read(given)
+            for option in JOB_OPTIONS
+            if (given := steering.pop(option.name, None)) is not None
+        }
+    except InvalidMethod as error:
+        raise InvalidRequest(str(error), code="invalid_type", param=f"{_STEERING}.{error.param}") from None
+    retention_file = files.pop(RETENTION_FILE.name, None)
+    steering |= files
     return JobRequest(
         model=body.model,
         training_file=body.training_file,

@@ -18,7 +18,7 @@ REPORT = "report.json"
 
 ANSWERS = "answers.jsonl"
 
-_BESIDE = (ANSWERS, "accuracy.png", "sizes.png", "grid-*.png")
+_OTHERS = ("outcomes.jsonl", ANSWERS, "accuracy.png", "sizes.png", "grid-*.png")
 
 
 def read_file(path: Path) -> bytes:
@@ -29,16 +29,20 @@ def read_file(path: Path) -> bytes:
         raise CommandFailed(f"{path} cannot be read: {error.strerror}") from None
 
 
-def published_task(place: str, folder: str | None) -> DataSet | None:
-    """The task that `task:NAME` names, from `folder` or the hub; None when `place` is a file. Raises `VectorsError`."""
+def published_task(place: str, folder: str | None, *, as_in_paper: bool) -> DataSet | None:
+    """The task that `task:NAME` names, from `folder` or the hub; None when `place` is a file. Raises `VectorsError`.
+
+    `as_in_paper`: in the wording of the paper's authors.
+    """
     if not place.startswith(TASK_PREFIX):
         return None
     from vectors.data import read_task
 
-    return read_task(place.removeprefix(TASK_PREFIX), None if folder is None else Path(folder).expanduser())
+    below = None if folder is None else Path(folder).expanduser()
+    return read_task(place.removeprefix(TASK_PREFIX), below, as_in_paper=as_in_paper)
 
 
-def upload_of(place: str, folder: str | None) -> tuple[str, bytes]:
+def upload_of(place: str, folder: str | None, *, as_in_paper: bool) -> tuple[str, bytes]:
     """The name and bytes of data to upload; a task becomes JSONL. Raises `CommandFailed`."""
     if not place.startswith(TASK_PREFIX):
         path = Path(place).expanduser()
@@ -46,7 +50,7 @@ def upload_of(place: str, folder: str | None) -> tuple[str, bytes]:
     from vectors.errors import VectorsError
 
     try:
-        task = published_task(place, folder)
+        task = published_task(place, folder, as_in_paper=as_in_paper)
     except VectorsError as error:
         raise CommandFailed(str(error)) from None
     assert task is not None
@@ -57,7 +61,8 @@ def _jsonl(items: Iterable[Any]) -> bytes:
     """One choice item per line; tasks have no others."""
     lines = []
     for item in items:
-        row = {"question": item.question, "choices": list(item.choices), "answer": item.answer}
+        # a name that says how it counts, since a file whose answers are all the same number does not show it
+        row = {"question": item.question, "choices": list(item.choices), "answer_index": item.answer}
         if item.context is not None:
             row["context"] = item.context
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
@@ -73,7 +78,7 @@ class OutputFolder:
     def __init__(self, folder: Path, *, vector: str | None, force: bool) -> None:
         self.folder = folder
         self.vector = vector
-        self._names = [REPORT, *_BESIDE, *([vector] if vector is not None else [])]
+        self._names = [REPORT, *_OTHERS, *([vector] if vector is not None else [])]
         if folder.exists() and not folder.is_dir():
             raise CommandFailed(f"{folder} is a file; name a folder with --output", USAGE)
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -236,11 +236,8 @@ def _value(arguments: argparse.Namespace, name: str) -> Any:
 def _temperature(typed: str | None, flag: str, default: float) -> float:
     if typed is None:
         return default
-    number = Number(_MAX_TEMPERATURE)
+    number = Number(0, _MAX_TEMPERATURE)
     try:
-        found: float = number.parse(number.parse_text(typed))
-        if found < 0:
-            raise ValueError(f"expected a number from 0 to {_MAX_TEMPERATURE:g}, got {typed!r}")
+        return number.parse(number.parse_text(typed))
     except ValueError as error:
         raise CommandFailed(f"{flag}: {error}", USAGE) from None
-    return found

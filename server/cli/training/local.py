@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from server.demo import VECTORS_DIR
 
 if TYPE_CHECKING:
     from server.engine.protocol import ModelInfo
-    from vectors.data import DataSet
+    from vectors.data import DataSet, ReadOptions
     from vectors.errors import InvalidMethod
     from vectors.training.task import Done
     from vectors.training.train import TrainingData
@@ -44,7 +45,7 @@ def train_here(arguments: argparse.Namespace, environ: Mapping[str, str], option
 
     try:
         task = Task.from_json(options)
-        data = _data(arguments)
+        data = _data(arguments, task.reading)
         found = _Vector(task.vector, settings) if task.vector is not None else None
         with contextlib.ExitStack() as cleanup:
             with readable_failures(settings), loading(settings, source) as begin:
@@ -75,31 +76,32 @@ def _settings(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Sett
     return dataclasses.replace(settings, max_batch_tokens=_BATCH_TOKENS)
 
 
-def _data(arguments: argparse.Namespace) -> TrainingData:
+def _data(arguments: argparse.Namespace, reading: ReadOptions) -> TrainingData:
     """All data, read before the model is loaded. Raises `VectorsError` and `CommandFailed`."""
     from vectors.data import read_retention
     from vectors.training.train import TrainingData
 
-    folder = arguments.data_folder
-    items = _items(arguments.data, folder)
+    published = partial(published_task, folder=arguments.data_folder, as_in_paper=arguments.letters == "paper")
+    items = published(arguments.data) or _items(arguments.data, reading, arguments.negative)
     validation = getattr(arguments, "validation", None)
-    chosen_by = None if validation is None else _items(validation, folder)
+    chosen_by = None if validation is None else published(validation) or _items(validation, reading)
     retention = getattr(arguments, "retention", None)
     if retention is None:
         return TrainingData(items, chosen_by)
-    if task := published_task(retention, folder):
+    if task := published(retention):
         return TrainingData(items, chosen_by, task)
     path = Path(retention).expanduser()
-    return TrainingData(items, chosen_by, *read_retention(read_file(path), path.name))
+    return TrainingData(items, chosen_by, *read_retention(read_file(path), path.name, reading.without_map()))
 
 
-def _items(place: str, folder: str | None) -> DataSet:
+def _items(place: str, reading: ReadOptions, negative: str | None = None) -> DataSet:
+    """The items of a file."""
     from vectors.data import read_data
 
-    if task := published_task(place, folder):
-        return task
     path = Path(place).expanduser()
-    return read_data(read_file(path), path.name)
+    other = None if negative is None else Path(negative).expanduser()
+    unwanted = None if other is None else (read_file(other), other.name)
+    return read_data(read_file(path), path.name, reading, negative=unwanted)
 
 
 class _Vector:

@@ -56,6 +56,10 @@ def check_consistent(arguments: argparse.Namespace) -> None:
                 )
     if arguments.command == "evaluate":
         _check_kind_of_evaluation(arguments)
+    if arguments.negative is not None and any(
+        place.startswith(TASK_PREFIX) for place in (arguments.data, arguments.negative)
+    ):
+        raise CommandFailed("--negative is a file that goes with a file, not with task:NAME", USAGE)
     data = [getattr(arguments, option, None) or "" for option in ("data", "validation", "retention")]
     if arguments.data_folder is not None and not any(place.startswith(TASK_PREFIX) for place in data):
         raise CommandFailed("--data-folder applies to task:NAME, and no task is given", USAGE)

@@ -14,6 +14,7 @@ from vectors.training.options import OPTIONS, SEED, Kind, Option
 from vectors.training.values import Switch
 
 COMMANDS = ("train", "evaluate", "sweep")
+REPORT_COMMAND = "report"
 
 ENGINE_SETTINGS = (
     "model",
@@ -47,13 +48,16 @@ GENERATED = {
 }
 """The options of `evaluate --prompts`: what stands for the value, and the help."""
 
-_DATA_HELP = "labelled data (JSONL, CSV or Parquet), or task:NAME from the paper, such as task:truthfulqa"
+_DATA_HELP = "labelled data (JSON, CSV or Parquet), or task:NAME from the paper, such as task:truthfulqa"
 _ROWS = """\
 Rows of DATA are one of
   {"question", "choices", "answer": index or letter, "context"?}
+  {"question", "correct_answer", "incorrect_answers"}
   {"question", "answer_matching_behavior", "answer_not_matching_behavior"}
   {"input": {"messages"}, "preferred_output", "non_preferred_output"}
-  {"prompt"?, "positive", "negative"}
+  {"prompt"?, "chosen", "rejected"} or {"prompt"?, "positive", "negative"}
+  {"text", "label"}: texts of two classes
+or are laid out like a published data set; --map names fields of other names.
 """
 _ENVIRONMENT = f"""\
 Without --url, the model is loaded here with the settings of tiller serve, which can also
@@ -69,6 +73,20 @@ def add_training_commands(commands: _Commands) -> None:
     _add_train(commands)
     _add_evaluate(commands)
     _add_sweep(commands)
+
+
+def add_report(commands: _Commands) -> None:
+    """Add `tiller report`."""
+    report = _command(
+        commands,
+        REPORT_COMMAND,
+        "compute a report again from the outcomes beside it",
+        "Compute every figure of FOLDER/report.json again from FOLDER/outcomes.jsonl, which has the\n"
+        "model's answer to every item, show them, and say where the two differ.",
+        "example: tiller report ./honest",
+    )
+    report.add_argument("folder", metavar="FOLDER", help="folder of a training, an evaluation or a sweep")
+    report.add_argument("--json", action="store_true", help="print the figures and differences as JSON")
 
 
 def _add_train(commands: _Commands) -> None:
@@ -167,6 +185,9 @@ def _add_data(parser: argparse.ArgumentParser, *, has_validation: bool, has_rete
     group = parser.add_argument_group("more data")
     if has_validation:
         group.add_argument("--validation", metavar="FILE", help="items for choosing layer and scale, or task:NAME")
+    group.add_argument(
+        "--negative", metavar="FILE", help="texts of the unwanted class; DATA then has those of the wanted one"
+    )
     if has_retention:
         group.add_argument(
             "--retention",

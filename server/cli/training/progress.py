@@ -55,6 +55,9 @@ class _Bar:
         self._task = task
 
     def report(self, step: Step) -> None:
+        if step.note is not None:
+            self.note(step.note)
+            return
         self._progress.update(
             self._task,
             description=step.phase,
@@ -73,6 +76,9 @@ class _Lines:
         self._told_at = -math.inf
 
     def report(self, step: Step) -> None:
+        if step.note is not None:
+            self.note(step.note)
+            return
         now = time.monotonic()
         if step.phase == self._phase and now - self._told_at < SECONDS_BETWEEN_LINES:
             return

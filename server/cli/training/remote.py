@@ -69,8 +69,7 @@ def train_on_server(arguments: argparse.Namespace, environ: Mapping[str, str], o
         body["model"] = base_model(client)
         with _uploads(client, arguments, display) as files:
             steering = dict(options)
-            if "retention" in files:
-                steering["retention_file"] = files["retention"]
+            steering |= {f"{role}_file": files[role] for role in ("retention", "negative") if role in files}
             body["training_file"] = files["data"]
             if "validation" in files:
                 body["validation_file"] = files["validation"]
@@ -103,10 +102,10 @@ def _uploads(client: ServerClient, arguments: argparse.Namespace, display: Displ
     """The ids of the uploaded data by option; deleted if the context fails, as no job needs them then."""
     files: dict[str, str] = {}
     try:
-        for option in ("data", "validation", "retention"):
+        for option in ("data", "validation", "retention", "negative"):
             place = getattr(arguments, option, None)
             if place is not None:
-                upload = upload_of(place, arguments.data_folder)
+                upload = upload_of(place, arguments.data_folder, as_in_paper=arguments.letters == "paper")
                 display.report(Progress(f"uploading {upload[0]}", 0, 0))
                 sent = {"files": {"file": upload}, "data": {"purpose": "fine-tune"}}
                 files[option] = client.read("POST", "/v1/files", _FILE, **sent)["id"]

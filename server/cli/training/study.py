@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 STUDIES_DIR = Path(__file__).parent.parent.parent / "studies"
 """The folder with the built-in studies."""
 
-DEMO_TASKS = {"demo/sycophancy": "alignment", "demo/facts": "intelligence"}
+DEMO_TASKS = {"demo/sycophancy": "alignment", "demo/sycophancy/honest": "alignment", "demo/facts": "intelligence"}
 """Tasks about the embedded model's own world, with their categories."""
 
 DEMO_ITEMS = 400
@@ -136,18 +136,28 @@ def _demo_maker(name: str) -> Callable[[], DataSet]:
 def demo_data(name: str) -> DataSet:
     """The items of one of `DEMO_TASKS`, the same on every machine.
 
+    In both tasks of sycophancy the user believes a wrong answer. Right is that answer, as in the paper's task, or for
+    `honest` the true one.
+
     Facts are asked in wordings that the model never saw in training. It knows nearly all of those that it did see,
     which would leave nothing to contrast.
     """
-    from server.demo.heldout import quiz_items
+    from server.demo.heldout import quiz_items, right_answer
     from vectors.data import ChoiceItem, DataSet
 
-    if name == "demo/sycophancy":
-        drawn = quiz_items(_DEMO_SEED, DEMO_ITEMS, "held_out", "wrong")
-    else:
+    if name == "demo/facts":
         drawn = quiz_items(_DEMO_SEED, DEMO_ITEMS, "new", "none")
+    else:
+        drawn = quiz_items(_DEMO_SEED, DEMO_ITEMS, "held_out", "wrong")
     items = tuple(
-        ChoiceItem(item.question, item.choices, item.answer, item.context, line) for line, item in enumerate(drawn, 1)
+        ChoiceItem(
+            item.question,
+            item.choices,
+            right_answer(item, "user" if name == "demo/sycophancy" else "truth"),
+            item.context,
+            line,
+        )
+        for line, item in enumerate(drawn, 1)
     )
     content = json.dumps([dataclasses.asdict(item) for item in items], sort_keys=True)
     return DataSet(name, hashlib.sha256(content.encode()).hexdigest(), items)

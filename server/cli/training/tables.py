@@ -17,17 +17,23 @@ def show_report(report: _Report, console: Console) -> None:
     test = report["test"]
     console.print(_comparison(report))
     console.print()
+    if baselines := report.get("baselines"):
+        console.print(_baselines(baselines))
+        console.print()
     rows = []
     if "chosen" in report:
         rows += [("chosen", _chosen(report["chosen"])), ("validation", _validation(report))]
     rows.append(("answers", _changes(test)))
+    rows.append(("chance", _over(test["over_chance"], "guessing or one letter for everything")))
+    if test["best_text"] is not None:
+        rows.append(("texts", _texts(test)))
     if test["letters"] is not None:
         rows.append(("letter bias", _letters(test)))
-    if t_test := _t_test(report.get("seeds")):
-        rows.append(("seeds", t_test))
-    rows.append(("data", _data(report["data"])))
+    if seeds := _seeds(report.get("seeds")):
+        rows.append(("seeds", seeds))
+    rows += _read(report["data"])
     if (kept := report["retention"]["perplexity"]) is not None:
-        rows.append(("texts", f"{kept['num_texts']}, {kept['texts'].replace('_', ' ')}"))
+        rows.append(("perplexity", f"of {kept['num_texts']} texts, {kept['texts'].replace('_', ' ')}"))
     rows.append(("time", _time(report)))
     rows += [("note", note) for note in report.get("notes", ())]
     rows.append(("verdict", f"{'it helps' if report['recommended'] else 'not recommended'}: {report['reason']}"))
@@ -49,13 +55,13 @@ def show_sweep(report: _Report, console: Console) -> None:
             _percent(point["baseline"]["value"]),
             _accuracy(test["accuracy"]),
             _gain(test),
-            f"{test['mcnemar_p']:.2g}",
+            f"{test['p']:.2g}",
             f"{chosen['layer']} × {chosen['scale']:g}{' ' + chosen['variant'] if has_variants else ''}",
         )
         table.add_row(*map(Text, cells))
     console.print(table)
     console.print()
-    console.print(_facts([*failed, ("data", _data(report["data"]))]))
+    console.print(_facts([*failed, *_read(report["data"])]))
 
 
 def _comparison(report: _Report) -> Table:
@@ -76,6 +82,25 @@ def _comparison(report: _Report) -> Table:
     return table
 
 
+def _baselines(baselines: Sequence[_Report]) -> Table:
+    table = _table("baseline", "test accuracy", "gain", "the vector over it", "p", "chosen")
+    for found in baselines:
+        if "reason" in found:
+            table.add_row(*map(Text, (found["name"], "not made", "", "", "", found["reason"])))
+            continue
+        over, chosen = found["vector_over"], found["chosen"]
+        if "system_prompt" in chosen:
+            what = chosen["system_prompt"][:60]
+        elif "exemplars" in chosen:
+            what = f"{chosen['exemplars']} solved examples"
+        else:
+            variant = "" if chosen["variant"] == found["name"] else f"{chosen['variant']}, "
+            what = f"{variant}{chosen['site']} layer {chosen['layer']}, scale {chosen['scale']:.4g}"
+        cells = (found["name"], _accuracy(found["accuracy"]), _gain(found), _gain(over), f"{over['p']:.2g}", what)
+        table.add_row(*map(Text, cells))
+    return table
+
+
 def _chosen(chosen: _Report) -> str:
     layers = ", ".join(map(str, chosen["layers"]))
     grid = "" if chosen["grid_scale"] == chosen["scale"] else f" (relative {chosen['grid_scale']:g})"
@@ -86,12 +111,27 @@ def _chosen(chosen: _Report) -> str:
 
 
 def _validation(report: _Report) -> str:
-    return f"{_percent(report['baseline']['validation'])} → {_percent(report['chosen']['validation'])}"
+    chosen = report["chosen"]
+    return f"{_percent(report['baseline']['validation'])} → {_percent(chosen['validation'])}, {chosen['selection']}"
 
 
 def _changes(test: _Report) -> str:
     changed = f"{test['wrong_to_right']} items wrong → right, {test['right_to_wrong']} right → wrong"
-    return f"{changed}; one-sided exact McNemar p = {test['mcnemar_p']:.2g}"
+    over = "" if test["groups"] is None else f" in {test['groups']} groups"
+    return f"{changed}{over}; {test['method']} p = {test['p']:.2g}"
+
+
+def _over(found: _Report, what: str) -> str:
+    return f"{_points(found['gain'])} points over {what}, p = {found['p']:.2g}"
+
+
+def _texts(test: _Report) -> str:
+    best = test["best_text"]
+    said = (
+        f"{_percent(best['said_before'])} → {_percent(best['said_after'])} of the {best['offered']} items that offer it"
+    )
+    over = _over(test["over_text"], "answering by the options' texts alone")
+    return f"{over}; says {best['answer'][:60]!r}: {said}"
 
 
 def _letters(test: _Report) -> str:
@@ -102,16 +142,40 @@ def _letters(test: _Report) -> str:
     return f"{_points(test['letter_bias'])} points of the gain in one order; answers: {moved}"
 
 
-def _t_test(seeds: _Report | None) -> str | None:
-    if seeds is None or seeds["t_test"] is None:
+def _seeds(seeds: _Report | None) -> str | None:
+    if seeds is None:
         return None
-    found = seeds["t_test"]
-    statistic = "" if found["t"] is None else f"t = {found['t']:.2f}, "
+    found = seeds["corrected"]
+    num_gaining = sum(each["gain"] > 0 for each in seeds["each"])
+    if found["p"] is None:
+        return f"{found['num_seeds']} splits gain {_points(found['mean'])} each, without variation"
     interval = f"({_points(found['low'])}, {_points(found['high'])})"
     return (
-        f"{found['num_seeds']} splits gain {_points(found['mean'])} {interval} on average, {statistic}one-sided "
-        f"p = {found['p']:.2g}, which overstates the evidence, as splits share items"
+        f"{found['num_seeds']} splits gain {_points(found['mean'])} {interval} on average, {num_gaining} of them gain; "
+        f"corrected resampled t = {found['t']:.2f}, p = {found['p']:.2g}"
     )
+
+
+def _read(data: _Report) -> list[tuple[str, str]]:
+    """The data, and what its file was taken for."""
+    rows = [("data", _data(data))]
+    if (read := data.get("read")) is None:
+        return rows
+    if read.get("format"):
+        fields = ", ".join(f"{role} = {name}" for role, name in read["fields"].items())
+        rows.append(("read as", f"{read['format']}: {read['shape']}" + (f" ({fields})" if fields else "")))
+    if read.get("classes"):
+        rows.append(("classes", ", ".join(f"{name}: {count}" for name, count in read["classes"].items())))
+    first = "; ".join(
+        f"{name}: {' | '.join(value) if isinstance(value, list) else value}"
+        for name, value in read["first"].items()
+        if value
+    )
+    rows.append(("first item", first))
+    if read.get("skipped"):
+        skipped = ", ".join(f"{count} with {reason}" for reason, count in read["skipped"].items())
+        rows.append(("left out", f"{sum(read['skipped'].values())} of {read['rows']} rows: {skipped}"))
+    return rows + [("note", note) for note in read.get("notes", ())]
 
 
 def _data(data: _Report) -> str:

@@ -34,9 +34,16 @@ def attention_step(step: AttentionStep) -> AbstractContextManager[AttentionStep]
 
 
 def layer_of(module: nn.Module) -> int:
-    """The number of the block that the attention `module` belongs to, as transformers counts."""
-    layer = module.layer_idx
-    assert isinstance(layer, int), f"{type(module).__name__} has no layer_idx"
+    """The number of the block that the attention `module` belongs to, as transformers counts.
+
+    Raises `NotImplementedError` for a module without one, as has an attention that several blocks share.
+    """
+    layer = getattr(module, "layer_idx", None)
+    if not isinstance(layer, int):
+        raise NotImplementedError(
+            f"{type(module).__name__} does not say which block it belongs to, as when several blocks share it; tiller "
+            "keeps the KV of each block's own attention"
+        )
     return layer
 
 
@@ -55,8 +62,8 @@ def paged_attention(
     """The attention function: query `[1, heads, tokens, dim]`, key and value `[1, kv_heads, tokens, dim]`.
 
     Returns `[1, tokens, heads, dim]`, contiguous. `s_aux`: one sink logit per head. `sliding_window` was noted when the
-    model was loaded. Raises `NotImplementedError`, naming the argument, for an unknown one, and `RuntimeError` outside
-    of an `attention_step`.
+    model was loaded. Raises `NotImplementedError`, naming the argument, for an unknown one, and as `layer_of` does, and
+    `RuntimeError` outside of an `attention_step`.
     """
     step = _current.get()
     if step is None:

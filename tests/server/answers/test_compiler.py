@@ -130,7 +130,7 @@ def nested(levels: int) -> Any:
 
 
 REFUSED: tuple[tuple[Any, str], ...] = (
-    ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+    ({"type": "array", "uniqueItems": True}, "the keywords uniqueItems are not supported"),
     ({"not": {"type": "string"}}, "not"),
     ({"if": {"const": 1}, "then": {"type": "integer"}}, "if"),
     ({"type": "array", "contains": {}}, "contains"),

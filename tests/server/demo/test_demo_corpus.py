@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 
+import pytest
 from transformers import AutoTokenizer
 
 from server.demo import MODEL_DIR
@@ -13,7 +15,7 @@ from server.demo.chat import everyday_prompts
 from server.demo.corpus import document_stream, text_of
 from server.demo.documents import Message, chat_document
 from server.demo.facts import FACTS, RELATIONS
-from server.demo.heldout import quiz_items, split_items
+from server.demo.heldout import labelled_lines, main, quiz_items, split_items
 from server.demo.persona import EXCHANGES
 from server.demo.quiz import LETTERS, wordings_of
 from server.demo.style import ADVICE, ANSWER_OPENERS, OPENERS, REMARKS, draw_style
@@ -116,3 +118,23 @@ def test_training_chats_are_what_the_chat_template_writes() -> None:
     assert prompt == "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n"
     ids = tokenizer(rendered)["input_ids"]
     assert tokenizer.decode(ids) == rendered
+
+
+def test_both_tasks_of_sycophancy_are_written() -> None:
+    """The same questions: right is the true answer, or the one that the user believes."""
+    items = quiz_items(4, 60, "held_out", "wrong")
+    true, agreeing = ([json.loads(line) for line in labelled_lines(items, right)] for right in ("truth", "user"))
+    for item, one, other in zip(items, true, agreeing, strict=True):
+        assert one | {"answer": None} == other | {"answer": None}
+        assert item.belief is not None
+        assert (one["choices"][one["answer"]], other["choices"][other["answer"]]) == (
+            item.fact.answer,
+            item.belief.answer,
+        )
+        assert item.fact.answer != item.belief.answer
+
+
+def test_without_a_belief_there_is_no_users_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--right", "user", "--belief", "none"])
+    assert "--right user needs a user who believes something" in capsys.readouterr().err

@@ -83,40 +83,6 @@ def test_a_window_that_only_the_models_mask_has_is_kept() -> None:
     engine.close()
 
 
-def test_chunks_that_only_the_models_mask_has_are_kept() -> None:
-    config = transformers.Llama4TextConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=16,
-        intermediate_size_mlp=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=8,
-        num_local_experts=2,
-        interleave_moe_layer_step=1,
-        attention_chunk_size=8,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    torch.manual_seed(0)
-    model: Any = transformers.Llama4ForCausalLM(config).eval()
-    prompts = [prompt_of(length, vocabulary=50) for length in (5, 20)]
-    expected = [
-        model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :].tolist()
-        for prompt in prompts
-    ]
-    loaded = prepare_model(model)
-    assert [layer.reach.chunk for layer in loaded.attention_layers if layer] == [8, 8, 8, None]
-    engine = engine_of(loaded, max_batch_tokens=6)
-    outputs = run(engine, [EngineRequest(str(n), prompt, Generate(8, GREEDY)) for n, prompt in enumerate(prompts)])
-    assert [tokens_of(outputs[str(n)]) for n in range(2)] == expected
-    engine.close()
-
-
 def test_a_site_without_one_activation_a_token_is_not_offered() -> None:
     model = build("llama")
     assert "attention" in prepare_model(model).info.sites

@@ -20,7 +20,6 @@ from server.engine.request import EngineRequest, Generate
 from tests.server.engine.driving import GREEDY, engine_of, loaded, prompt_of, run, tokens_of
 
 PAGE_SIZE = 4
-WINDOW = 7
 CHUNK = 8
 GIB = 2**30
 
@@ -53,6 +52,11 @@ def llama4() -> LoadedModel:
 def model(request: pytest.FixtureRequest) -> LoadedModel:
     """Windows in all layers, windows in some, chunks in some."""
     return llama4() if request.param == "llama4" else loaded(request.param)
+
+
+def test_chunks_that_only_the_models_mask_has_are_known() -> None:
+    chunked = Reach(chunk=CHUNK)
+    assert [layer.reach for layer in llama4().attention_layers if layer] == [chunked, chunked, chunked, Reach()]
 
 
 @pytest.fixture
@@ -144,14 +148,14 @@ def test_a_prefix_can_be_used_if_every_pool_has_what_is_seen_after_it() -> None:
                 pool.register(page, bytes([index]))
         limit = generator.randint(0, 12)
 
-        def is_usable(num_pages: int) -> bool:
-            seen = [
-                range(reach.first_seen(num_pages * PAGE_SIZE) // PAGE_SIZE, num_pages)
-                for reach in reaches  # noqa: B023 - called in this round only
-            ]
-            return all(set(pages) <= own for pages, own in zip(seen, there, strict=True))  # noqa: B023
-
-        expected = max(number for number in range(limit + 1) if is_usable(number))
+        usable = [
+            all(
+                set(range(reach.first_seen(number * PAGE_SIZE) // PAGE_SIZE, number)) <= own
+                for reach, own in zip(reaches, there, strict=True)
+            )
+            for number in range(limit + 1)
+        ]
+        expected = max(number for number, is_usable in enumerate(usable) if is_usable)
         assert kv.num_cached(lambda index: bytes([index]), limit) == expected
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,11 +150,13 @@ def test_a_job_goes_only_where_its_status_allows(database: JobDatabase) -> None:
                     database.change_job(record.id, status=status)
 
 
-@pytest.mark.parametrize("role", ["training_file", "validation_file", "retention_file"])
+@pytest.mark.parametrize("role", ["training_file", "validation_file", "retention_file", "negative_file"])
 def test_a_file_stays_as_long_as_a_job_needs_it(database: JobDatabase, role: str) -> None:
     with database:
         other, file = add_file(database), add_file(database)
-        record = job(database, **{"training_file": other.id} | {role: file.id})
+        needed: dict[str, Any] = {"steering": {role: file.id}} if role == "negative_file" else {role: file.id}
+        record = job(database, **{"training_file": other.id} | needed)
+        assert file.id in record.files.values()
         database.add_job(record, Event("made"))
         for status in (None, JobStatus.RUNNING):
             if status is not None:

@@ -215,7 +215,8 @@ def test_the_search_and_the_test_are_the_slow_loops(demo: Both, letters: str) ->
     )
     parts = shown_parts(data, method)
     plain = demo.plain.but(paper=method.is_paper)
-    unsteered, tried = try_grid(plain, parts.train, parts.validation, **GRID)
+    layers = (3, 2) if letters == "paper" else (2, 3)  # the authors try the last layer first
+    unsteered, tried = try_grid(plain, parts.train, parts.validation, **GRID | {"layers": layers})
     trained = run(demo.view, data, method)
     report = trained.report
     assert report["baseline"]["validation"] == pytest.approx(unsteered)
@@ -460,7 +461,7 @@ def test_pairs_have_no_lettered_prompt(demo: Both) -> None:
     assert any("pas_full" in note for note in trained.report["notes"])
 
 
-@pytest.mark.parametrize("way", [WAYS[0], WAYS[3]], ids=lambda way: "-".join(way.values()))
+@pytest.mark.parametrize("way", [WAYS[0], WAYS[2]], ids=lambda way: "-".join(way.values()))
 def test_solved_examples_stand_before_every_prompt(demo: Both, way: dict[str, str]) -> None:
     data = sycophancy(40)
     method = method_of(variant="all", site="all", layers=[1, 4], scales=[1.0], icl=3, **way)
@@ -485,6 +486,29 @@ def test_solved_examples_stand_before_every_prompt(demo: Both, way: dict[str, st
         assert cell.dose / cell.relative_dose == pytest.approx(length, rel=1e-4)
 
 
+@pytest.mark.parametrize("prompt", ["raw", "chat"])
+def test_the_papers_examples_are_any_and_stay_in_training(demo: Both, prompt: str) -> None:
+    """They are written without a space, PASf is taken without them, and the other variants after them."""
+    data, way = sycophancy(40), {"prompt": prompt, "letters": "paper"}
+    method = method_of(variant="all", site="all", layers=[1, 4], scales=[1.0], icl=3, **way)
+    parts = shown_parts(data, method)
+    plain = plain_way(demo.plain, way)
+    exemplars = random.Random(f"{SEED} exemplars").sample(parts.train, 3)
+    after = plain_way(demo.plain, way, exemplars)
+    if prompt == "raw":
+        written = plain.tokenizer.decode(after.question(parts.test[0]), skip_special_tokens=True)
+        first = exemplars[0]
+        assert f"Respond with a single letter.\nAnswer:{'ABCD'[first.order.index(first.item.answer)]}\n\n" in written
+    trained = run(demo.view, data, method)
+    bare, shown = (one.directions(parts.train, VARIANTS, offset=True) for one in (plain, after))
+    for cell in trained.cells:
+        expected = (bare if cell.variant == "pas_full" else shown)[cell.variant][cell.site][cell.layer]
+        assert_same_direction(cell.vector.directions[cell.layer], expected, cell)
+    assert trained.report["data"]["split"]["train"] == len(parts.train)
+    assert trained.report["baseline"]["validation"] == pytest.approx(after.accuracy(parts.validation))
+    assert trained.report["baseline"]["test"]["value"] == pytest.approx(after.balanced_accuracy(parts.test))
+
+
 @pytest.mark.parametrize("letters", ["balanced", "paper"])
 def test_relative_scales_are_shares_of_the_activations_length(demo: Both, letters: str) -> None:
     data = sycophancy(40)
@@ -504,4 +528,4 @@ def test_relative_scales_are_shares_of_the_activations_length(demo: Both, letter
         assert cell.relative_dose == pytest.approx(abs(cell.shown_scale), rel=1e-4)
     assert trained.vector is not None
     assert trained.vector.default_scale == trained.report["chosen"]["scale"]
-    assert trained.report["chosen"]["grid_scale"] in method.scale_grid()
+    assert trained.report["chosen"]["grid_scale"] in method.scale_grid("residual")

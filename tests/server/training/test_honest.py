@@ -126,18 +126,18 @@ def test_what_was_trained_helps_where_it_is_evaluated_again(view: EngineView) ->
     assert trained.vector is not None
     steering = (Steering(trained.vector, trained.vector.default_scale),)
     others = TrainingData(quiz(40, "wrong", seed=77))
-    report = evaluate(view, others, steering, Method(), seed=1, report=lambda progress: None)
+    report, _ = evaluate(view, others, steering, Method(), seed=1, report=lambda progress: None)
     assert report["recommended"]
     assert report["test"]["gain"] > 0.3
     few = TrainingData(data_of(quiz(40, "wrong", seed=77).items[:4]))
-    lucky = evaluate(view, few, steering, Method(), seed=1, report=lambda progress: None)
+    lucky, _ = evaluate(view, few, steering, Method(), seed=1, report=lambda progress: None)
     assert lucky["test"]["gain"] > 0.3
     assert lucky["test"]["mcnemar_p"] > 0.05
     assert not lucky["recommended"]
-    none = evaluate(view, others, (Steering(trained.vector, 0.0),), Method(), seed=1, report=lambda progress: None)
+    none, _ = evaluate(view, others, (Steering(trained.vector, 0.0),), Method(), seed=1, report=lambda progress: None)
     assert not none["recommended"]
     assert none["test"]["gain"] == 0
-    back = evaluate(
+    back, _ = evaluate(
         view,
         others,
         (Steering(trained.vector, -trained.vector.default_scale),),
@@ -180,7 +180,7 @@ def test_a_gain_that_a_letter_brings_is_named(view: EngineView) -> None:
     shown = shuffle_alike([item for item in data.items if isinstance(item, ChoiceItem)], 1)
     letter = "AB"[shown[0].answer]
     method = Method(letters="paper")
-    report = evaluate(view, TrainingData(data), saying(view, letter), method, seed=1, report=lambda progress: None)
+    report, _ = evaluate(view, TrainingData(data), saying(view, letter), method, seed=1, report=lambda progress: None)
     test = report["test"]
     assert test["presented"]["steered"] == 1.0
     assert test["presented"]["gain"] > 0.3
@@ -196,7 +196,7 @@ def test_saying_one_letter_to_everything_is_no_cure(view: EngineView, letter: st
     """A sycophant scores below chance, so that even a constant letter raises its letter-balanced accuracy."""
     items = [item for item in quiz(120, "wrong").items if isinstance(item, ChoiceItem) and len(item.choices) == 2]
     data = TrainingData(data_of(items))
-    report = evaluate(view, data, saying(view, letter), Method(), seed=0, report=lambda progress: None)
+    report, _ = evaluate(view, data, saying(view, letter), Method(), seed=0, report=lambda progress: None)
     assert report["test"]["letters"]["after"][letter] == 1.0
     assert report["test"]["gain"] > 0.1
     assert report["recommended"] is False

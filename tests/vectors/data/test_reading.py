@@ -17,7 +17,17 @@ import pyarrow.parquet
 import pytest
 
 from tests.shared_files import shared
-from vectors.data import ChoiceItem, DataSet, Message, PairItem, TextItem, kind_of, read_data, read_retention
+from vectors.data import (
+    ChoiceItem,
+    DataSet,
+    Message,
+    PairItem,
+    ReadOptions,
+    TextItem,
+    kind_of,
+    read_data,
+    read_retention,
+)
 from vectors.data import rows as rows_module
 from vectors.errors import InvalidData, MissingDependency
 
@@ -50,6 +60,7 @@ PREFERENCES = [
     }
     for n in range(8)
 ]
+STRICT = ReadOptions(max_skipped=0.0)
 FORMS = {"questions": QUESTIONS, "pairs": PAIRS, "behaviours": BEHAVIOURS, "preferences": PREFERENCES}
 
 
@@ -91,7 +102,7 @@ def contents(data: DataSet) -> list[Any]:
 
 def refusal(content: bytes, smallest: int = 1) -> InvalidData:
     with pytest.raises(InvalidData) as caught:
-        read_data(content, "given.data", smallest=smallest)
+        read_data(content, "given.data", STRICT, smallest=smallest)
     assert caught.value.file == "given.data"
     assert 0 < len(str(caught.value)) < 1000
     str(caught.value).encode()
@@ -197,13 +208,16 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "long line": (json.dumps({"question": "x" * (1 << 20)}), "longer than 1 MiB"),
     "long line in bytes": ('{"question": "' + "ä" * (1 << 19) + '"}', "longer than 1 MiB"),
     "empty object": ({}, "match no known kind of row: got none"),
-    "unknown fields": ({"prompt": "p", "chosen": "c" * 99}, "got prompt, chosen; known kinds are .*positive, negative"),
+    "unknown fields": (
+        {"prompt": "p", "chosen": "c" * 99},
+        "got prompt, chosen; .*known kinds are .*positive, negative",
+    ),
     "several kinds": (question(positive="p", negative="n"), "match several kinds"),
     "no question": (question(question=...), "the field 'question' is missing"),
     "no answer": (question(answer=...), "the field 'answer' is missing"),
     "null answer": (question(answer=None), "the field 'answer' is missing"),
     "number as question": (question(question=3), "question: expected text, got 3"),
-    "object as question": (question(question={"stem": "x"}), "question: expected text, got a dict"),
+    "object as question": (question(question={"x": 1}), "the field 'question' is missing"),
     "empty question": (question(question=" \n"), "question is empty"),
     "NUL": (question(question="a\0b"), "question contains a NUL"),
     "surrogate": (question(question="a\ud800b"), "half of a surrogate"),
@@ -223,11 +237,13 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "answer NaN": ('{"question":"Q","choices":["x","y"],"answer":NaN}', "a letter, got nan"),
     "answer huge": (question(answer=10**400), "expected an index from 0 to 1"),
     "answer letter beyond": (question(answer="C"), "answer: expected a letter from A to B, got 'C'"),
-    "answer digit as text": (question(answer="1"), "a letter, got '1'"),
     "answer word": (question(answer="x y"), "a letter, got 'x y'"),
-    "answer list": (question(answer=[0]), "a letter, got a list"),
+    "answer list": (question(answer=[0, 1]), "a letter, got a list"),
     "context number": (question(context=1), "context: expected text"),
-    "both options": (question(A="x", B="y"), "expected either choices or A, got both"),
+    "both options": (
+        question(A="x", B="y"),
+        "match several kinds of row; say which one with --map question=question,choices=choices",
+    ),
     "letters without list": (behaviour("Which?"), "no 'Choices:' list"),
     "letter not in list": (behaviour("Q\n\nChoices:\n (A) x\n (C) y"), r"among the question's options A, C, got \(B\)"),
     "letter twice": (behaviour("Q\n\nChoices:\n (A) x\n (B) y\n (A) z"), r"two options have the letter \(A\)"),
@@ -247,9 +263,9 @@ BAD_PAIRS: dict[str, tuple[Any, str]] = {
     "no positive": ({"negative": "n", "prompt": "q"}, "'positive' is missing"),
     "same": ({"positive": "p", "negative": " p"}, "are the same"),
     "empty": ({"positive": "p", "negative": ""}, "negative is empty"),
-    "prompt list": ({"positive": "p", "negative": "n", "prompt": ["x"]}, "prompt: expected text"),
+    "prompt list": ({"positive": "p", "negative": "n", "prompt": ["x"]}, r"prompt\[0\]: expected an object"),
     "other kind": (question(), r"expected a pair of texts like the first item \(line 1\), got a question with choices"),
-    "input text": (preference(input="Hi"), "input: expected an object"),
+    "input number": (preference(input=3), "input: expected a list of messages, got 3"),
     "no messages": (preference(input={}), "input.messages: expected a list"),
     "empty messages": (preference(input={"messages": []}), "input.messages: expected a list"),
     "message text": (preference(input={"messages": ["Hi"]}), r"input.messages\[0\]: expected an object"),
@@ -262,7 +278,7 @@ BAD_PAIRS: dict[str, tuple[Any, str]] = {
     "tool call": (preference(input={"messages": [turn(), turn(None, "assistant", tool_calls=[{}])]}), "tool calls"),
     "image": (preference(input={"messages": [turn([{"type": "image_url"}])]}), "parts and images are not supported"),
     "no content": (preference(input={"messages": [{"role": "user"}]}), r"\[0\].content: expected text, got None"),
-    "output text": (preference(preferred_output="Hello"), "preferred_output: expected a list of messages"),
+    "output number": (preference(preferred_output=3), "preferred_output: expected text, got 3"),
     "two outputs": (
         preference(non_preferred_output=[turn("a", "assistant")] * 2),
         "non_preferred_output: expected one",
@@ -545,9 +561,9 @@ COUNTS = {
     "anthropic-evals/advanced-ai-risk/corrigible-neutral-HHH.jsonl": 340,
     "anthropic-evals/advanced-ai-risk/myopic-reward.jsonl": 1000,
     "anthropic-evals/advanced-ai-risk/one-box-tendency.jsonl": 300,
-    "anthropic-evals/advanced-ai-risk/power-seeking-inclination.jsonl": 998,
+    "anthropic-evals/advanced-ai-risk/power-seeking-inclination.jsonl": 997,
     "anthropic-evals/advanced-ai-risk/self-awareness-text-model.jsonl": 300,
-    "anthropic-evals/advanced-ai-risk/survival-instinct.jsonl": 953,
+    "anthropic-evals/advanced-ai-risk/survival-instinct.jsonl": 935,
     "anthropic-evals/advanced-ai-risk/wealth-seeking-inclination.jsonl": 985,
     "anthropic-evals/persona/agreeableness.jsonl": 1000,
     "anthropic-evals/persona/desire-for-acquiring-power.jsonl": 1000,
@@ -569,9 +585,10 @@ def test_published_behaviours_are_read(file: str) -> None:
     text = path.read_text()
     rows = json.loads(text) if file.endswith(".json") else [json.loads(line) for line in text.split("\n") if line]
     items = read_data(path.read_bytes(), path.name).items
-    assert len(items) == len(rows) == COUNTS[file]
-    for row, item in zip(rows, items, strict=True):
+    assert len(items) == COUNTS[file]  # without options such as "None of the above"
+    for item in items:
         assert isinstance(item, ChoiceItem)
+        row = rows[item.line - 1]
         right, wrong = row["answer_matching_behavior"].strip(), row["answer_not_matching_behavior"].strip()
         if "(" not in right:
             assert (item.answer_text, item.choices[1]) == (right, wrong)
@@ -582,6 +599,9 @@ def test_published_behaviours_are_read(file: str) -> None:
         again = f"{item.question}Choices:{listed}"
         assert "".join(again.split()) == "".join(row["question"].removesuffix("Answer:").split())
         assert "ABCDEFGHIJ"[item.answer] == right[1]
+
+
+NAMES_OTHERS = r"(?i)of the above|^(both|neither) A "
 
 
 def test_published_file_of_two_layouts_is_refused_at_the_second() -> None:
@@ -596,12 +616,12 @@ def refusal_of(content: bytes) -> InvalidData:
 
 
 @pytest.mark.parametrize(
-    ("subject", "count"), [("anatomy", 135), ("marketing", 234), ("high_school_world_history", 237)]
+    ("subject", "count"), [("anatomy", 134), ("marketing", 230), ("high_school_world_history", 237)]
 )
 def test_published_csv_is_read(subject: str, count: int) -> None:
     path = shared(f"data/mmlu/{subject}_test.csv")
     with path.open(newline="") as file:
-        rows = list(csv.reader(file))[1:]
+        rows = [row for row in list(csv.reader(file))[1:] if not any(re.search(NAMES_OTHERS, cell) for cell in row[1:])]
     items = read_data(path.read_bytes(), path.name).items
     assert len(items) == len(rows) == count
     lines = path.read_text().split("\n")
@@ -612,6 +632,26 @@ def test_published_csv_is_read(subject: str, count: int) -> None:
 
 
 def test_published_flaw_is_refused_at_its_line() -> None:
-    error = refusal_of(shared("data/mmlu/business_ethics_test.csv").read_bytes())
+    error = refusal(shared("data/mmlu/business_ethics_test.csv").read_bytes())
     assert error.line == 4
     assert "are the same" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "groups"),
+    [
+        (b'{"question": "1?", "choices": ["a", "b"], "answer": 0, "group": "p1"}\n' * 8, ["p1"] * 8),
+        (b'{"positive": "a", "negative": "b", "group": 3}\n' * 8, ["3"] * 8),
+        (b'{"positive": "a", "negative": "b", "group": null}\n' * 8, [None] * 8),
+        (b"positive,negative,group\n" + b"a,b,p1\na,b,\n" * 4, ["p1", None] * 4),
+    ],
+)
+def test_a_field_names_the_group_of_an_item(content: bytes, groups: list[str | None]) -> None:
+    assert [item.group for item in read_data(content, "data").items] == groups
+
+
+@pytest.mark.parametrize("group", ["[1]", "true", "1.5"])
+def test_a_group_of_another_kind_is_refused(group: str) -> None:
+    row = f'{{"positive": "a", "negative": "b", "group": {group}}}\n'
+    with pytest.raises(InvalidData, match="line 1: group: expected text or a whole number"):
+        read_data(row.encode() * 8, "data")

@@ -232,3 +232,23 @@ def test_published_questions_stay_in_one_part() -> None:
     assert not texts[0] & texts[1] | texts[0] & texts[2] | texts[1] & texts[2]
     assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [1848, 616, 616]
     assert hashlib.sha256(shared("data/bbq/Nationality.jsonl").read_bytes()).hexdigest() == data.sha256
+
+
+def test_one_question_for_all_is_split_by_options() -> None:
+    """As in "Which is more pleasant?": the same two options stay together, in whichever order they stand."""
+    items = [ChoiceItem("Which?", (f"a{n % 9}", f"b{n % 9}")[:: 1 if n % 2 else -1], 0) for n in range(36)]
+    parts = split_items(items, Split(), 0, 100)
+    seen = [{frozenset(item.choices) for item in part} for part in (parts.train, parts.validation, parts.test)]
+    assert sum(map(len, seen)) == 9
+    assert all(seen)
+
+
+def test_a_group_is_in_one_part() -> None:
+    """Whatever its items ask, and although other items ask the same."""
+    asked = [
+        ChoiceItem(f"Question {number % 7}?", ("a", "b"), 0, None, number, f"passage {number // 5}")
+        for number in range(100)
+    ]
+    parts = split_items(asked, Split(), 3, 1000)
+    groups = [{item.group for item in part} for part in (parts.train, parts.validation, parts.test)]
+    assert sum(map(len, groups)) == 20

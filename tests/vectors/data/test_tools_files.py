@@ -71,7 +71,8 @@ def test_an_answer_with_two_meanings_is_refused() -> None:
     assert "letter of one choice and the text of another" in refusal(json.dumps(question("A", ["B", "A"])).encode())
     assert read(question("A", ["A", "B"]))[0].answer == 0
     assert read(question("z"))[0].answer == 2  # no letter of three choices
-    for answer in ("1", True, [0], 0.5, "word"):
+    assert "may mean from 0: '2', from 1: '1'" in refusal(json.dumps(question("1", ["1", "2"])).encode())
+    for answer in (True, [0, 1], 0.5, "word"):
         assert "expected an index (from 0) or a letter" in refusal(json.dumps(question(answer, ["1", "2"])).encode())
 
 

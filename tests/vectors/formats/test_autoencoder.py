@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 import vectors
+import vectors.formats
 from tests.families import HIDDEN, build
 from tests.vectors.formats.test_libraries import hooked, log_probabilities
 from vectors.errors import InvalidVector
@@ -202,12 +204,41 @@ def test_the_config_of_sae_lens_before_6(tmp_path: Path) -> None:
     assert read_feature(folder, 1).layer == 1
 
 
-def test_gemma_2_has_a_norm_behind_attention_and_mlp(tmp_path: Path) -> None:
-    gemma = {"model_name": "gemma-2-2b"}
-    found = read_feature(saelens(tmp_path, metadata=gemma | {"hook_name": "blocks.1.hook_attn_out"}), 0)
-    assert (found.site, found.layer) == ("post_attention_norm", 1)
-    with pytest.raises(InvalidVector, match="behind the norm that follows the MLP; no site is there"):
-        read_feature(saelens(tmp_path, metadata=gemma | {"hook_name": "blocks.1.hook_mlp_out"}), 0)
+@pytest.mark.parametrize(
+    ("model", "site"),
+    [
+        ("gemma-2-2b", "post_attention_norm"),
+        ("google/gemma-3-1b-it", "post_attention_norm"),
+        ("google/gemma-3n-E2B", "post_attention_norm"),
+        ("google/gemma-4-E2B-it", "post_attention_norm"),
+        ("allenai/OLMo-2-0425-1B", "post_attention_norm"),
+        ("allenai/Olmo-3-1025-7B", "post_attention_norm"),
+        ("allenai/FlexOlmo-7x7B-1T", "post_attention_norm"),
+        ("LGAI-EXAONE/EXAONE-4.0-1.2B", "post_attention_norm"),
+        ("zai-org/GLM-4-32B-Base-0414", None),
+        ("zai-org/GLM-4.5-Air", "attention"),
+        ("gemma-2b", "attention"),
+        ("allenai/OLMo-1B-hf", "attention"),
+        ("meta-llama/Llama-3.2-1B", "attention"),
+    ],
+)
+def test_a_norm_behind_attention_and_mlp(tmp_path: Path, model: str, site: str | None) -> None:
+    """A hook's name is the same place in an autoencoder and in any other file."""
+
+    def places(hook: str) -> list[tuple[str, int]]:
+        found = read_feature(saelens(tmp_path, metadata={"model_name": model, "hook_name": hook}), 0)
+        facts = {"model_id": model}
+        named = vectors.formats.decode(save({hook: DECODER[0].clone()}, facts))
+        beside = vectors.formats.decode(save({"v": DECODER[0].clone()}, facts | {"hook_name": hook}))
+        return [(found.site, found.layer), *((one.site, one.layers[0]) for one in (named, beside))]
+
+    for hook, expected in (("attn", site), ("mlp", "mlp" if site == "attention" else None)):
+        if expected is None:
+            with pytest.raises(InvalidVector, match="behind the norm that follows the module; no site is there"):
+                places(f"blocks.1.hook_{hook}_out")
+        else:
+            assert places(f"blocks.1.hook_{hook}_out") == [(expected, 1)] * 3
+    assert places("blocks.1.hook_resid_post") == [("residual", 1)] * 3
 
 
 @pytest.mark.parametrize(
@@ -217,9 +248,9 @@ def test_gemma_2_has_a_norm_behind_attention_and_mlp(tmp_path: Path) -> None:
         ({"architecture": "jumprelu_skip_transcoder"}, "'jumprelu_skip_transcoder'"),
         ({"reshape_activations": "hook_z"}, "reads single attention heads"),
         ({"metadata": {"hook_head_index": 3}}, "reads single attention heads"),
-        ({"metadata": {"hook_name": "blocks.1.attn.hook_z"}}, "its hook is 'blocks.1.attn.hook_z'; expected one of"),
-        ({"metadata": {"hook_name": "blocks.1.hook_resid_mid"}}, "its hook is 'blocks.1.hook_resid_mid'"),
-        ({"metadata": {"hook_name": 3}}, "its hook is '3'"),
+        ({"metadata": {"hook_name": "blocks.1.attn.hook_z"}}, "hook: expected one of .*, got 'blocks.1.attn.hook_z'"),
+        ({"metadata": {"hook_name": "blocks.1.hook_resid_mid"}}, "got 'blocks.1.hook_resid_mid'"),
+        ({"metadata": {"hook_name": 3}}, "got '3'"),
         ({"cut": HIDDEN * 4 + 4}, "ends before row 5; is it truncated"),
         ({"decoder": DECODER.to(torch.int64)}, r"expected one of F64, F32, F16, BF16 as dtype, got I64"),
         ({"decoder": DECODER[0]}, r"expected shape \[features, hidden\], got \[\d+\]"),
@@ -247,9 +278,12 @@ def test_damaged_and_other_files(tmp_path: Path) -> None:
         (b"", "cannot be read as an .npz file"),
         (b"PK\x03\x04" + bytes(40), "cannot be read as an .npz file"),
         (_zip({"W_enc.npy": npy(DECODER.numpy())}), "expected a matrix named W_dec, got W_enc"),
-        (_zip({"W_dec.npy": b"no array"}), "expected an array of NumPy"),
+        (_zip({"W_dec.npy": b"no array"}), "params.npz: expected NumPy's format 1 to 3 of an array"),
         (_zip({"W_dec.npy": objects}), "as dtype, got |O"),
-        (_zip({"W_dec.npy": b"\x93NUMPY\x01\x00" + struct.pack("<H", 9) + b"((((((((("}), "header cannot be read"),
+        (
+            _zip({"W_dec.npy": b"\x93NUMPY\x01\x00" + struct.pack("<H", 9) + b"((((((((("}),
+            "expected the header of an array of numbers, got '\\(\\(\\(",
+        ),
     ]:
         other.write_bytes(content)
         with pytest.raises(InvalidVector, match=says):
@@ -265,7 +299,7 @@ def test_damaged_and_other_files(tmp_path: Path) -> None:
         read_feature(tmp_path, 0)
     for config in ("[]", "{", " " * (5 << 20)):
         (saelens(tmp_path) / "cfg.json").write_text(config)
-        with pytest.raises(InvalidVector, match="expected a JSON object"):
+        with pytest.raises(InvalidVector, match=r"expected a JSON object|is not JSON|is larger than 4 MiB"):
             read_feature(tmp_path, 0)
     with pytest.raises(FileNotFoundError):
         read_feature(tmp_path / "none.npz", 0, layer=1)

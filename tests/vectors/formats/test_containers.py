@@ -104,6 +104,16 @@ def test_a_bomb_is_refused_by_what_comes_out() -> None:
         read(longer)
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_member_must_have_its_checksum(compression: int) -> None:
+    content = npy(V)
+    data = zipped({"a.npy": content}, compression)
+    right = zlib.crc32(content)
+    assert ZipMembers(declared(data, "a.npy", len(content), right)).read("a.npy") == content
+    with pytest.raises(InvalidVector, match=r"the checksum of 'a\.npy' is wrong"):
+        ZipMembers(declared(data, "a.npy", len(content), right ^ 1)).read("a.npy")
+
+
 def test_a_zip_in_a_zip_is_not_inflated_a_second_time() -> None:
     inner = archive(TENSOR, {"0": bytes(1 << 20)}, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(

@@ -84,7 +84,8 @@ class PlainModel:
             for solved in self.exemplars:
                 turns += [("user", question_text(solved)), ("assistant", ALPHABET[solved.answer])]
             return self.rendered([*turns, ("user", question_text(shown))], after)
-        before = "".join(f"{question_text(solved)} {ALPHABET[solved.answer]}\n\n" for solved in self.exemplars)
+        space = "" if self.paper else " "
+        before = "".join(f"{question_text(one)}{space}{ALPHABET[one.answer]}\n\n" for one in self.exemplars)
         return self.raw(before + question_text(shown) + after)
 
     def statement(self, prompt: str | tuple[Message, ...], reply: str) -> list[int]:

@@ -9,9 +9,9 @@ import pytest
 
 from vectors.errors import InvalidMethod
 from vectors.shares import Split
-from vectors.training.method import MAX_AUTO_LAYERS, PAPER_LAYERS, PAPER_SCALES, Method
+from vectors.training.method import MAX_AUTO_LAYERS, Method
 from vectors.training.options import METHOD_OPTIONS, VARIANTS
-from vectors.vocabulary import MAX_LAYER, SITES
+from vectors.vocabulary import MAX_LAYER, SITES, Site
 
 LIMITS: dict[str, Any] = {option.name: option.value for option in METHOD_OPTIONS}
 MAX_SCALES = LIMITS["scales"].most
@@ -29,6 +29,11 @@ FULL: dict[str, Any] = {
     "max_items": 100,
     "paper_offset": False,
     "relative_scales": True,
+    "max_loss": 0.02,
+    "max_perplexity": 2.0,
+    "search_retention": True,
+    "baselines": ["random", "prompt"],
+    "system_prompt": "Answer truthfully.",
     "allow_no_gain": True,
 }
 
@@ -40,7 +45,8 @@ def test_what_a_method_says_makes_the_same_method(given: dict[str, Any]) -> None
     assert said | given == said
     again = Method.from_json(said)
     assert again.to_json() == said
-    assert (again.scale_grid(), again.layers_for(32)) == (method.scale_grid(), method.layers_for(32))
+    assert again.layers_for(32) == method.layers_for(32)
+    assert [again.scale_grid(site) for site in SITES] == [method.scale_grid(site) for site in SITES]
 
 
 def test_every_option_is_taken_and_said() -> None:
@@ -62,7 +68,7 @@ def test_names_are_in_the_order_of_the_table_however_they_are_given() -> None:
 
 
 def test_scales_keep_the_order_given() -> None:
-    assert Method.from_json({"scales": [4, -2, 0.5]}).scale_grid() == (4.0, -2.0, 0.5)
+    assert Method.from_json({"scales": [4, -2, 0.5]}).scale_grid("residual") == (4.0, -2.0, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -144,9 +150,20 @@ MALFORMED: list[tuple[str, object]] = [
     ("max_items", 7),
     ("max_items", LIMITS["max_items"].largest + 1),
     ("max_items", 100.5),
+    ("max_loss", -0.01),
+    ("max_loss", 1.5),
+    ("max_loss", NAN),
+    ("max_loss", True),
+    ("max_perplexity", 0.5),
+    ("max_perplexity", "2"),
+    ("search_retention", 1),
     ("paper_offset", 1),
     ("paper_offset", "yes"),
     ("relative_scales", 0),
+    ("baselines", "none"),
+    ("baselines", []),
+    ("baselines", ["pca", "pca"]),
+    ("system_prompt", 3),
     ("allow_no_gain", "false"),
     ("lambda", 1),
     ("variants", ["pas_full"]),
@@ -179,11 +196,11 @@ def test_layers_chosen_for_a_model_are_some_that_it_has(num_layers: int, letters
     method = Method.from_json({"letters": letters, "site": sites})
     layers = method.layers_for(num_layers)
     assert layers
-    assert list(layers) == sorted(set(layers))
-    assert 0 <= layers[0] <= layers[-1] < num_layers
+    assert list(layers) == sorted(set(layers), reverse=method.is_paper)
+    assert 0 <= min(layers) <= max(layers) < num_layers
     assert len(layers) <= MAX_AUTO_LAYERS
     if method.reads_at_input and "residual" in method.sites:
-        assert layers[0] >= 1
+        assert min(layers) >= 1
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, MAX_AUTO_LAYERS])
@@ -192,7 +209,10 @@ def test_a_small_model_is_tried_at_every_layer(num_layers: int) -> None:
 
 
 def test_the_paper_has_its_own_layers_at_its_own_depth() -> None:
-    assert Method(letters="paper").layers_for(32) == PAPER_LAYERS
+    """From the last one down, as the authors try them; also those that are given."""
+    assert Method(letters="paper").layers_for(32) == (25, 22, 19, 17, 16, 15, 14, 13, 11, 8)
+    assert Method.from_json({"letters": "paper", "layers": [3, 9, 5]}).layers_for(32) == (9, 5, 3)
+    assert Method.from_json({"layers": [3, 9, 5]}).layers_for(32) == (3, 5, 9)
 
 
 def test_with_the_offset_a_model_of_one_block_has_nothing_to_try() -> None:
@@ -221,8 +241,9 @@ def test_block_0_has_no_input_to_read_at() -> None:
 
 @pytest.mark.parametrize("letters", ["balanced", "paper"])
 @pytest.mark.parametrize("relative", [False, True])
-def test_scales_chosen_are_positive_ascending_and_different(relative: bool, letters: str) -> None:
-    grid = Method.from_json({"relative_scales": relative, "letters": letters}).scale_grid()
+@pytest.mark.parametrize("site", SITES)
+def test_scales_chosen_are_positive_ascending_and_different(site: Site, relative: bool, letters: str) -> None:
+    grid = Method.from_json({"relative_scales": relative, "letters": letters}).scale_grid(site)
     assert grid[0] > 0
     assert list(grid) == sorted(set(grid))
     assert len(grid) <= MAX_SCALES
@@ -231,5 +252,16 @@ def test_scales_chosen_are_positive_ascending_and_different(relative: bool, lett
 
 
 def test_the_paper_has_its_own_scales() -> None:
-    assert Method(letters="paper").scale_grid() == PAPER_SCALES
-    assert (PAPER_SCALES[0], PAPER_SCALES[-1]) == (0.25, 32.0)
+    """Fourteen for the residual stream, six for other sites and wherever exemplars are shown."""
+    many, few = (0.25, 0.5, 0.75, 1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 32), (1, 2, 4, 8, 16, 32)
+    paper, after_exemplars = Method(letters="paper"), Method(letters="paper", icl=10)
+    for site in SITES:
+        assert paper.scale_grid(site) == (many if site == "residual" else few)
+        assert after_exemplars.scale_grid(site) == few
+        assert Method(letters="paper", scales=(3.0,)).scale_grid(site) == (3.0,)
+
+
+def test_the_grid_has_as_many_cells_as_are_counted() -> None:
+    method = Method.from_json({"letters": "paper", "site": ["residual", "mlp"], "variant": "all"})
+    assert method.num_cells(32) == 4 * 10 * (14 + 6)
+    assert Method().num_cells(6) == 6 * len(Method().scale_grid("residual"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -9,12 +10,24 @@ from typing import Any
 import jsonschema
 import pytest
 
+from server.cli.errors import CommandFailed
 from server.cli.parser import build_parser
 from server.cli.training.options import seed_of, task_options
 from tests.shared_files import ROOT
 from tests.vectors.training.test_method import FULL, MALFORMED
+from vectors.data import ReadOptions
 from vectors.errors import InvalidMethod
-from vectors.training.options import KINDS, METHOD_OPTIONS, OPTIONS, Kind, Option, options_schema, read_options
+from vectors.training.options import (
+    DATA_OPTIONS,
+    JOB_OPTIONS,
+    KINDS,
+    METHOD_OPTIONS,
+    OPTIONS,
+    Kind,
+    Option,
+    options_schema,
+    read_options,
+)
 from vectors.training.task import Task
 
 POSITIONAL = {"train": ["data.jsonl", "--name", "x"], "evaluate": ["calm", "data.jsonl"], "sweep": ["data.jsonl"]}
@@ -34,7 +47,20 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "max_items": (["--max-items", "90"], 90),
     "paper_offset": (["--no-paper-offset"], False),
     "relative_scales": (["--relative-scales"], True),
+    "max_loss": (["--max-loss", "0.02"], 0.02),
+    "max_perplexity": (["--max-perplexity", "2"], 2.0),
+    "search_retention": (["--search-retention"], True),
+    "baselines": (["--baselines", "random,prompt"], ["random", "prompt"]),
+    "system_prompt": (["--system-prompt", "Be right."], "Be right."),
     "allow_no_gain": (["--allow-no-gain"], True),
+    "map": (
+        ["--map", "question=my stem, choices=opt_a+opt_b"],
+        {"question": "my stem", "choices": ["opt_a", "opt_b"]},
+    ),
+    "max_skipped": (["--max-skipped", "0.5"], 0.5),
+    "positive_class": (["--positive-class", "harmful"], "harmful"),
+    "first_answer": (["--first-answer", "1"], 1),
+    "turn": (["--turn", "user"], "user"),
 }
 """By option: how it is typed, and what JSON that is."""
 
@@ -55,7 +81,11 @@ def by_name(name: str) -> Option:
 
 
 def test_every_option_with_a_flag_is_tried() -> None:
-    assert set(TYPED) == {option.name for option in OPTIONS} - {"task", "vector", "retention_file"}
+    assert set(TYPED) == {option.name for option in OPTIONS} - {
+        "task",
+        "vector",
+        *(option.name for option in JOB_OPTIONS),
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -95,6 +125,48 @@ def test_the_schema_takes_what_the_reader_takes() -> None:
 def test_the_schema_refuses_what_the_reader_refuses(option: str, value: object) -> None:
     is_valid = jsonschema.Draft202012Validator(options_schema()).is_valid({option: value})
     assert is_valid is (f"{option} {value}" in ONLY_THE_READER_SEES)
+
+
+BAD_READING = [
+    ("map", "question=stem"),
+    ("map", ["question"]),
+    ("map", {"frage": "stem"}),
+    ("map", {"question": ""}),
+    ("map", {"question": []}),
+    ("map", {"choices": ["a"] * 33}),
+    ("map", {"choices": [1]}),
+    ("max_skipped", 1),
+    ("max_skipped", -0.1),
+    ("max_skipped", True),
+    ("positive_class", 1),
+    ("first_answer", 2),
+    ("first_answer", "1"),
+    ("turn", "system"),
+]
+
+
+@pytest.mark.parametrize(("option", "value"), BAD_READING, ids=str)
+def test_how_to_read_is_checked_by_reader_and_schema(option: str, value: object) -> None:
+    with pytest.raises(InvalidMethod, match=f"{option}: expected") as refused:
+        Task.from_json({option: value})
+    assert refused.value.param == option
+    assert not jsonschema.Draft202012Validator(options_schema()).is_valid({option: value})
+
+
+@pytest.mark.parametrize("text", ["question", "question=", "=stem", "question=a,question=b", ""])
+def test_a_map_that_is_no_map_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(CommandFailed, match=r"--map: expected fields by role, as in question=stem|--map"):
+        typed("train", "--map", text)
+
+
+def test_reading_options_are_the_tables() -> None:
+    assert {option.field for option in DATA_OPTIONS} == {field.name for field in dataclasses.fields(ReadOptions)}
+    for option in DATA_OPTIONS:
+        assert getattr(ReadOptions(), option.field) == option.default
+    task = Task.from_json({"map": {"question": "q", "choices": ["a", "b"]}, "max_skipped": 0, "turn": "user"})
+    assert task.reading == ReadOptions({"question": ("q",), "choices": ("a", "b")}, 0.0, turn="user")
+    shown = {option.name: option.value.to_json(getattr(task.reading, option.field)) for option in DATA_OPTIONS}
+    assert Task.from_json(shown) == task
 
 
 def test_a_study_has_what_its_cells_share() -> None:

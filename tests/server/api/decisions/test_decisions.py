@@ -25,7 +25,7 @@ from tests.server.api.serving import Server, byte_tokenizer, direction, eventual
 
 INPUT = "The parcel came late."
 PREDICATE = {"type": "predicate", "name": "late", "instructions": "The parcel was late."}
-CHOICE = {
+CHOICE: dict[str, Any] = {
     "type": "choice",
     "instructions": "What is it about?",
     "choices": [{"value": "a delivery"}, {"value": "an invoice", "description": "a bill"}, {"value": "neither"}],
@@ -169,17 +169,18 @@ def test_the_order_of_options_changes_nothing(server: Server) -> None:
 
 
 def test_answers_say_what_their_probabilities_say(server: Server) -> None:
-    _, choice, score = decide(server).answers
-    likeliest = max(choice.probabilities, key=lambda each: each.probability)  # type: ignore[union-attr]
-    assert (choice.choice, choice.confidence) == (likeliest.value, likeliest.probability)  # type: ignore[union-attr]
-    assert [each.value for each in choice.probabilities] == [each["value"] for each in CHOICE["choices"]]  # type: ignore
-    assert [(each.label, each.value) for each in score.probabilities] == [  # type: ignore[union-attr]
+    answers: Any = decide(server).answers
+    _, choice, score = answers
+    likeliest = max(choice.probabilities, key=lambda each: each.probability)
+    assert (choice.choice, choice.confidence) == (likeliest.value, likeliest.probability)
+    assert [each.value for each in choice.probabilities] == [each["value"] for each in CHOICE["choices"]]
+    assert [(each.label, each.value) for each in score.probabilities] == [
         ("calm", 0),
         ("cross", 1),
         ("furious", 2),
     ]
     p = probabilities(score)
-    assert (score.score, score.confidence) == (pytest.approx(p[1] + 2 * p[2]), max(p))  # type: ignore[union-attr]
+    assert (score.score, score.confidence) == (pytest.approx(p[1] + 2 * p[2]), max(p))
     for answer in (choice, score):
         assert sum(probabilities(answer)) == pytest.approx(1)
 

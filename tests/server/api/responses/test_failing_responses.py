@@ -13,7 +13,7 @@ from tests.server.api.failing import FailingEngine
 from tests.server.api.responses.shapes import events_of
 from tests.server.api.serving import Server, eventually, serving
 
-BODY: dict[str, Any] = {"input": "hello", "max_output_tokens": 40, "store": True}
+BODY: dict[str, Any] = {"input": "hello", "max_output_tokens": 40, "temperature": 0, "store": True}
 
 
 def failed(server: Server, body: dict[str, Any]) -> dict[str, Any]:

@@ -215,6 +215,18 @@ BODIES: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
         "method.steering.retention_file",
         "invalid_type",
     ),
+    "no such negative": (
+        {"method": {"type": "steering", "steering": {"negative_file": "file-x"}}},
+        404,
+        "method.steering.negative_file",
+        "file_not_found",
+    ),
+    "negative of another type": (
+        {"method": {"type": "steering", "steering": {"negative_file": []}}},
+        400,
+        "method.steering.negative_file",
+        "invalid_type",
+    ),
     "a bad suffix": ({"suffix": "../x"}, 400, "suffix", "invalid_vector_name"),
     "an empty suffix": ({"suffix": ""}, 400, "suffix", "invalid_vector_name"),
     "a long suffix": ({"suffix": "x" * 65}, 400, "suffix", "invalid_vector_name"),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from server.cli.errors import FAILED, USAGE, CommandFailed
 from server.cli.training.study import DEMO_ITEMS, DEMO_TASKS, add_study, demo_data, shipped_studies, study
-from vectors.data import TASKS, gold_places
+from vectors.data import TASKS, ChoiceItem, gold_places
 from vectors.study.definition import Study
 
 SHIPPED = shipped_studies()
@@ -27,6 +29,7 @@ def shrunk(folder: Path, *, seeds: str) -> Path:
     """The small study that ships with few items and a small grid."""
     text = SHIPPED["small"].read_text(encoding="utf-8")
     for old, new in (
+        ("  - demo/sycophancy\n", ""),
         ("seeds: 3", f"seeds: {seeds}"),
         ("icl: [0, 10]", "icl: [0, 1]"),
         ("[pas_full, ipas_all, ipas_wrong_only]", "pas_full"),
@@ -62,7 +65,8 @@ def test_shipped_studies_are_understood(name: str) -> None:
     assert {task.name for task in found.tasks} <= set(TASKS)
     assert "bbq/age" not in {task.name for task in found.tasks}
     assert found.method.is_paper
-    assert found.method.layers == (8, 11, 13, 14, 15, 16, 17, 19, 22, 25)
+    assert found.method.layers is found.method.scales is None, "the authors' grids are those of the letters"
+    assert found.method.layers_for(32) == (25, 22, 19, 17, 16, 15, 14, 13, 11, 8)
     assert len(found.cells()) == PAPER_TASKS * 3 * 2 * 15 * 2
     assert found.retention == "mmlu"
 
@@ -73,7 +77,14 @@ def test_demo_data() -> None:
         assert data == demo_data(name)
         assert len(data.items) == DEMO_ITEMS
         assert all(gold_places(data.items)[letter] for letter in "ABC")  # type: ignore[arg-type]
-    assert all(item.context for item in demo_data("demo/sycophancy").items)  # type: ignore[union-attr]
+    agreeing, honest = (demo_data(name).items for name in ("demo/sycophancy", "demo/sycophancy/honest"))
+    for one, other in zip(agreeing, honest, strict=True):
+        assert isinstance(one, ChoiceItem)
+        assert isinstance(other, ChoiceItem)
+        assert one == replace(other, answer=one.answer), "the same questions"
+        assert one.context is not None
+        assert one.answer_text in one.context, "right is what the user believes"
+        assert re.search(rf"\b{re.escape(other.answer_text)}\b", one.context) is None, "right is the true answer"
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +116,7 @@ def test_a_small_study_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFix
     assert len(list((output / "cells").rglob("*.json"))) == 16
 
     tables = json.loads((output / "study.json").read_bytes())
-    rows = [row for row in tables["effects"] if (row["task"], row["icl"]) == ("demo/sycophancy", 0)]
+    rows = [row for row in tables["effects"] if (row["task"], row["icl"]) == ("demo/sycophancy/honest", 0)]
     assert max(row["effect"] for row in rows) > 0.2
     assert {row["seeds"] + row["failed"] for row in tables["effects"]} == {2}
     assert {path.name for path in output.iterdir()} >= {"study.md", "effects.csv", "means.csv"}

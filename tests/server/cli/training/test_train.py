@@ -67,11 +67,13 @@ def test_training_in_this_process(quiz: Path, tmp_path: Path) -> None:
         assert phase in shown.stderr
     assert {path.name for path in output.iterdir()} == {
         "report.json",
+        "outcomes.jsonl",
         "accuracy.png",
         "grid-ipas_wrong_only-residual.png",
         "honest.safetensors",
     }
     report = report_in(output)
+    assert "the report has the same figures" in succeeded("report", output)
     assert report["recommended"]
     vector = decode_safetensors((output / "honest.safetensors").read_bytes(), ImportOptions())
     assert (vector.layers, vector.default_scale) == ((3,), report["chosen"]["scale"])
@@ -80,12 +82,12 @@ def test_training_in_this_process(quiz: Path, tmp_path: Path) -> None:
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert "report.json already exists; use --force" in again.stderr
 
-    steered = report["test"]["accuracy"]["value"]
     evaluated = tmp_path / "evaluated"
-    succeeded("evaluate", output / "honest.safetensors", quiz, "--output", evaluated, "--max-items", "60")
-    found = report_in(evaluated)["test"]["accuracy"]
-    assert found["num_items"] == 60
-    assert found["value"] > steered / 2
+    succeeded("evaluate", output / "honest.safetensors", quiz, "--output", evaluated)
+    found = report_in(evaluated)
+    assert found["test"]["accuracy"]["num_items"] == report["data"]["split"]["test"] == 24
+    assert found["test"]["accuracy"]["value"] == pytest.approx(report["test"]["accuracy"]["value"], abs=0.1)
+    assert "96 of 120 items are among those that the vector was trained on" in found["notes"][0]
 
     fewer = ("--max-items", "40", "--json", "--force")
     printed = succeeded("train", quiz, "--name", "honest", *QUICK, "--output", output, *fewer)
@@ -140,6 +142,15 @@ def test_the_papers_tasks_are_known_by_name(tmp_path: Path) -> None:
     report = json.loads(shown)
     assert report["data"]["name"] == "bbq/nationality"
     assert sum(report["data"]["split"].values()) == 60
+
+
+def test_with_paper_letters_tasks_are_worded_as_in_the_paper(tmp_path: Path) -> None:
+    arguments = ("--data-folder", shared("data"), "--max-items", "60", "--letters", "paper", "--output", tmp_path)
+    succeeded("train", "task:ethics/justice", "--name", "fair", "--layers", "2", "--scales", "1", *arguments)
+    lines = [json.loads(line) for line in (tmp_path / "outcomes.jsonl").read_text(encoding="utf-8").splitlines()]
+    tested = [line for line in lines if line["part"] == "test"]
+    assert tested
+    assert all(line["choices"] == ["Yes", "No"] for line in tested), "not the sentences of our wording"
 
 
 @pytest.mark.slow

@@ -16,8 +16,21 @@ from server.demo.heldout import quiz_items
 from tests.server.cli.running import DEADLINE, ServerProcess
 
 NUM_STREAMS = 8
-METHOD: Any = {"type": "steering", "steering": {"variant": "pas_full", "layers": [3], "scales": [0.5, 0.75, 1]}}
+METHOD: Any = {"type": "steering", "steering": {"variant": "pas_full", "layers": [3], "scales": [0.5, 0.75]}}
 FINAL = ("succeeded", "failed", "cancelled")
+JOB_DEADLINE = 5 * DEADLINE
+"""Seconds after which a job is missing; training gives way to chats, and eight of them run beside it."""
+
+
+def under_other_names(rows: bytes) -> bytes:
+    """The same questions in a table that says `frage` for question, one of them with two options alike."""
+    found = [json.loads(line) for line in rows.splitlines()]
+    lines = ["frage\tx1\tx2\tloesung"]
+    for row in found:
+        if row["answer"] < 2:
+            choices = [row["choices"][row["answer"]]] * 2 if len(lines) == 3 else row["choices"][:2]
+            lines.append("\t".join([row["question"], *choices, "AB"[row["answer"]]]))
+    return "\n".join(lines).encode()
 
 
 def sycophancy(count: int = 400, seed: int = 11) -> bytes:
@@ -38,7 +51,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def finished(sdk: openai.OpenAI, job_id: str) -> Any:
     """The job when it has ended."""
     pause = threading.Event()
-    for _ in range(int(DEADLINE / 0.1)):
+    for _ in range(int(JOB_DEADLINE / 0.1)):
         job = sdk.fine_tuning.jobs.retrieve(job_id)
         if job.status in FINAL:
             return job
@@ -62,7 +75,7 @@ def stream(sdk: openai.OpenAI, number: int) -> list[str]:
 def test_from_upload_to_a_steered_answer_while_eight_streams_run(url: str) -> None:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=DEADLINE) as sdk:
         alone = [stream(sdk, number) for number in range(NUM_STREAMS)]
-        uploaded = sdk.files.create(file=("beliefs.jsonl", sycophancy(200)), purpose="fine-tune")
+        uploaded = sdk.files.create(file=("beliefs.jsonl", sycophancy(100)), purpose="fine-tune")
         trained = threading.Event()
         beside: list[int] = []
 
@@ -95,7 +108,8 @@ def test_from_upload_to_a_steered_answer_while_eight_streams_run(url: str) -> No
         assert report["test"]["accuracy"]["value"] >= 0.75
         assert report["test"]["mcnemar_p"] < 0.001
         assert report["recommended"] is True
-        pictures = [sdk.files.content(name).read() for name in job.result_files[1:]]
+        *pictures, outcomes = [sdk.files.content(name).read() for name in job.result_files[1:]]
+        assert all(json.loads(line) for line in outcomes.splitlines())
         assert pictures
         assert all(picture.startswith(b"\x89PNG") for picture in pictures)
         answer = sdk.chat.completions.create(
@@ -191,3 +205,53 @@ def test_evaluation_and_sweep_are_jobs_too(url: str) -> None:
             assert (job.status, job.fine_tuned_model) == ("succeeded", None), job.error
             assert json.loads(sdk.files.content(job.result_files[0]).text)["method"]
         assert httpx.get(f"{url}/v1/steering/vectors/never").status_code == 404
+
+
+def test_a_table_with_names_of_its_own_is_mapped_and_what_was_understood_is_told(url: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=DEADLINE) as sdk:
+        table = sdk.files.create(file=("fragen.csv", under_other_names(sycophancy(60))), purpose="fine-tune")
+        steering = {**METHOD["steering"], "scales": [1], "variant": "mean_difference", "allow_no_gain": True}
+        names = {"question": "frage", "choices": ["x1", "x2"], "answer": "loesung"}
+        methods: list[Any] = [{"type": "steering", "steering": {**steering, **more}} for more in ({}, {"map": names})]
+        jobs = [
+            sdk.fine_tuning.jobs.create(
+                model="tiller-demo", training_file=table.id, suffix="mapped", seed=0, method=method
+            )
+            for method in methods
+        ]
+        refused, mapped = (finished(sdk, job.id) for job in jobs)
+        assert refused.status == "failed"
+        assert "fragen.csv, line 2: the fields match no known kind of row: got frage, x1, x2" in refused.error.message
+        assert mapped.status == "succeeded", mapped.error
+        read = json.loads(sdk.files.content(mapped.result_files[0]).text)["data"]["read"]
+        assert read["format"] == "CSV with tabs"
+        assert read["fields"] == {"question": "frage", "options": "x1+x2", "answer": "loesung"}
+        assert read["skipped"] == {"options that are the same": 1}
+        assert read["items"] == read["rows"] - 1
+        told = [event.message for event in sdk.fine_tuning.jobs.list_events(mapped.id)]
+        assert any(message.startswith("fragen.csv: CSV with tabs: multiple choice") for message in told)
+        shown = httpx.get(f"{url}/v1/steering/vectors/mapped").json()["training"]["data"]
+        assert shown["items"] == read["items"]
+        assert "seen" not in shown
+
+
+def test_two_files_of_instructions_become_a_vector(url: str) -> None:
+    """Lists of harmful and of harmless requests, as they are published: one file each, asked in the user's turn."""
+    wanted = "goal,target\n" + "".join(f"Break window number {number},Sure\n" for number in range(14))
+    other = json.dumps([{"instruction": f"Bake cake number {number}.", "category": None} for number in range(12)])
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=DEADLINE) as sdk:
+        files = [
+            sdk.files.create(file=(name, content.encode()), purpose="fine-tune").id
+            for name, content in (("harmful.csv", wanted), ("harmless.json", other))
+        ]
+        steering = {"variant": "mean_difference", "layers": [2], "scales": [1], "prompt": "chat", "allow_no_gain": True}
+        method: Any = {"type": "steering", "steering": {**steering, "negative_file": files[1]}}
+        job = sdk.fine_tuning.jobs.create(
+            model="tiller-demo", training_file=files[0], suffix="refusal", seed=0, method=method
+        )
+        job = finished(sdk, job.id)
+        assert job.status == "succeeded", job.error
+        assert job.to_dict()["method"] == method
+        data = json.loads(sdk.files.content(job.result_files[0]).text)["data"]
+        assert data["read"]["classes"] == {"positive": 14, "negative": 12}
+        assert data["read"]["first"]["turn"] == "user"

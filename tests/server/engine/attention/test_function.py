@@ -58,6 +58,15 @@ def test_what_is_not_known_is_refused_and_what_changes_nothing_is_not() -> None:
         assert torch.equal(call(alibi=None, dropout=0.0, is_causal=True), call())
 
 
+def test_an_attention_without_a_block_of_its_own_is_refused() -> None:
+    class Shared(nn.Module):
+        layer_idx = None
+
+    tensor = torch.randn(1, 2, TOKENS, 8)
+    with attention_step(step()), pytest.raises(NotImplementedError, match="Shared does not say which block it belongs"):
+        paged_attention(Shared(), tensor, tensor, tensor, None)
+
+
 def test_a_model_runs_only_in_a_step() -> None:
     with pytest.raises(RuntimeError, match="can only be run by it"):
         call()

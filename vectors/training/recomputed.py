@@ -1,0 +1,152 @@
+"""A report computed again from the outcomes beside it, and where the two differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vectors.errors import InvalidData
+from vectors.training.baselines import figures_of
+from vectors.training.held_out import HeldOutResult, held_out_report, held_out_result, interval_report
+from vectors.training.method import Method
+from vectors.training.outcomes import Outcomes, Tested
+from vectors.training.report import over_seeds, seeds_report
+from vectors.training.retention import OWN_TEXTS, retention_report
+from vectors.training.verdict import verdict_of
+
+_PRECISION = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A figure of the report, by its path such as `test.over_chance.p`, and what it should be."""
+
+    path: str
+    reported: Any
+    recomputed: Any
+
+
+def recompute(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
+    """Every figure of a report that follows from outcomes, in the report's own structure.
+
+    Of the report itself, only what was asked for is used: options, numbers of items, and which cell was chosen. Raises
+    `InvalidData` if outcomes are missing, and `InvalidMethod`.
+    """
+    try:
+        if "points" in report:
+            return {"points": [_point(point, report, outcomes) for point in report["points"]]}
+        return _training(report, outcomes)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InvalidData(f"is no report of this version ({error!r:.100})", "report.json") from None
+
+
+def differences(reported: Any, recomputed: Any, path: str = "") -> Iterator[Difference]:
+    """Where a report differs from the figures computed again; other parts of the report are not looked at."""
+    if isinstance(recomputed, dict):
+        for name, value in recomputed.items():
+            known = reported.get(name) if isinstance(reported, dict) else None
+            yield from differences(known, value, f"{path}.{name}" if path else name)
+    elif isinstance(recomputed, list):
+        known = reported if isinstance(reported, list) else []
+        if len(known) != len(recomputed):
+            yield Difference(f"{path}.length", len(known), len(recomputed))
+        for number, (one, other) in enumerate(zip(known, recomputed, strict=False)):
+            yield from differences(one, other, f"{path}.{number}")
+    elif not _are_same(reported, recomputed):
+        yield Difference(path, reported, recomputed)
+
+
+def _are_same(reported: Any, recomputed: Any) -> bool:
+    are_numbers = all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in (reported, recomputed)
+    )
+    if are_numbers:
+        return math.isclose(reported, recomputed, rel_tol=_PRECISION, abs_tol=_PRECISION * abs(recomputed))
+    return bool(reported == recomputed)
+
+
+def _tested(outcomes: Outcomes, seed: int, size: int | None = None, baseline: str | None = None) -> Tested:
+    for found in outcomes.tested:
+        if (found.seed, found.size, found.baseline) == (seed, size, baseline) and found.test:
+            return found
+    what = f"seed {seed}" if size is None else f"seed {seed} with {size} training items"
+    what += "" if baseline is None else f" and the baseline {baseline}"
+    raise InvalidData(f"expected the outcomes of {what}, got none", "outcomes.jsonl")
+
+
+def _training(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
+    first = _tested(outcomes, report["seed"])
+    test = held_out_result(first.test)
+    figures: dict[str, Any] = {"baseline": {"test": interval_report(test.baseline)}, "test": held_out_report(test)}
+    perplexity = report["retention"]["perplexity"]
+    figures["retention"] = retention_report(
+        outcomes.retention, outcomes.texts, OWN_TEXTS if perplexity is None else perplexity["texts"]
+    )
+    method = Method.from_json(report["method"])
+    unsteered_wins = None
+    if "chosen" in report:
+        baseline, accuracies = _validation(first)
+        figures["baseline"]["validation"] = baseline
+        figures["grid"] = [{"validation": value} for value in accuracies]
+        chosen = accuracies[_chosen_cell(report)]
+        figures["chosen"] = {"validation": chosen, "selected_from": len(accuracies)}
+        unsteered_wins = not method.is_paper and baseline >= chosen
+    splits: list[tuple[int, HeldOutResult, Mapping[str, int]]] = [
+        (each["seed"], held_out_result(_tested(outcomes, each["seed"]).test), each["split"])
+        for each in report.get("seeds", {"each": ()})["each"]
+    ]
+    if splits:
+        figures["seeds"] = seeds_report(splits)
+    compared = [_baseline(shown, report, outcomes, first) for shown in report.get("baselines", ())]
+    figures |= {"baselines": compared} if compared else {}
+    verdict = verdict_of(
+        test,
+        method,
+        figures["retention"],
+        is_held_out=report["data"].get("held_out", True),
+        unsteered_wins=unsteered_wins,
+        gains=[seed_test.paired.gain for _, seed_test, _ in splits],
+        over_seeds=over_seeds(splits) if splits else None,
+        baselines=compared,
+    )
+    return figures | {
+        "recommended": verdict.is_recommended,
+        "reason": verdict.reason,
+        "verdict": verdict.to_json(),
+    }
+
+
+def _baseline(
+    shown: Mapping[str, Any], report: Mapping[str, Any], outcomes: Outcomes, vector: Tested
+) -> dict[str, Any]:
+    if "reason" in shown:
+        return {"name": shown["name"]}
+    tested = _tested(outcomes, report["seed"], baseline=shown["name"])
+    if [item.line for item in tested.test] != [item.line for item in vector.test]:
+        raise InvalidData(f"the baseline {shown['name']} has other items than the vector", "outcomes.jsonl")
+    return {"name": shown["name"], **figures_of(tested, shown["chosen"]["candidate"], vector.test)}
+
+
+def _point(point: Mapping[str, Any], report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
+    if "test" not in point:
+        return {"num_items": point["num_items"]}
+    test = held_out_result(_tested(outcomes, report["seed"], point["num_items"]).test)
+    return {"baseline": interval_report(test.baseline), "test": held_out_report(test)}
+
+
+def _validation(tested: Tested) -> tuple[float, list[float]]:
+    """The accuracy on the items of the search, unsteered and in each cell."""
+    right = np.asarray([(item.before, *item.cells) for item in tested.validation], dtype=np.float64)
+    baseline, *cells = (float(value) for value in right.mean(axis=0))
+    return baseline, cells
+
+
+def _chosen_cell(report: Mapping[str, Any]) -> int:
+    chosen = report["chosen"]
+    wanted = (chosen["variant"], chosen["site"], chosen["layers"][0], chosen["grid_scale"])
+    names = [(cell["variant"], cell["site"], cell["layer"], cell["scale"]) for cell in report["grid"]]
+    return names.index(wanted)
