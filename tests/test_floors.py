@@ -180,7 +180,8 @@ FLOORS: dict[str, str] = {
         command
     """,
     "server.cli.training": """
-        __init__ answer_tables parser progress study tables
+        __init__ answer_tables generated_options progress study tables
+        parser
         options
         files
         generation judging local remote report

@@ -125,9 +125,12 @@ def rating_in(reply: str, low: int, high: int) -> int | None:
 
 
 def _whole(match: re.Match[str], high: int) -> int | None:
+    """The whole number that is clearly meant, None if none is."""
     named = match.groupdict()
-    is_clear = named["number"].isdigit() and not named.get("range") and int(named.get("most") or high) == high
-    return int(named["number"]) if is_clear else None
+    number, most = named["number"], named.get("most") or str(high)
+    is_clear = number.isdigit() and not named.get("range") and most.lstrip("0") == str(high)
+    # int refuses thousands of digits
+    return int(number) if is_clear and len(number) < 10 else None
 
 
 def harmonic_mean(ratings: Sequence[float]) -> float:

@@ -21,9 +21,20 @@ from server.cli.errors import FAILED, USAGE, CommandFailed
 from server.cli.logs import set_up_logging
 from server.cli.training.answer_tables import show_behaviour
 from server.cli.training.files import ANSWERS, REPORT, OutputFolder, read_file
+from server.cli.training.generated_options import (
+    CONCEPT,
+    JUDGE_FORM,
+    JUDGE_MODEL,
+    JUDGE_TEMPERATURE,
+    MAX_TOKENS,
+    ONLY_FOR_JUDGES,
+    SAMPLES,
+    TEMPERATURE,
+    UNSET,
+)
 from server.cli.training.generation import Generated, Generation, answer_prompts
 from server.cli.training.judging import Judge
-from server.cli.training.options import seed_of, task_options
+from server.cli.training.options import seed_of, value_of
 from server.cli.training.progress import Display, display_progress
 from server.cli.training.remote import base_model, check_registered
 from server.keys import JUDGE_VARIABLE
@@ -32,20 +43,12 @@ from vectors.behaviour.prompts import OpenPrompt, read_prompts
 from vectors.behaviour.rule import assess_by_rule, expression_rule, read_words, words_rule
 from vectors.data.rows import decode_text
 from vectors.errors import VectorsError
-from vectors.training.values import Number, OneOf, Text, Value, Whole
+from vectors.training.options import OPTIONS
 
 if TYPE_CHECKING:
     from vectors.behaviour.classifier import LabelledText
 
-_VALUES: Mapping[str, tuple[Value, Any]] = {
-    "samples": (Whole(0, 100), 2),
-    "max_tokens": (Whole(1, 100_000), 128),
-    "max_items": (Whole(8, 100_000), 4000),
-    "prompt": (OneOf(("raw", "chat")), "chat"),
-    "judge_form": (OneOf(("axbench", "caa")), "axbench"),
-    "concept": (Text("what the judge looks for"), None),
-}
-_MAX_TEMPERATURE = 2.0
+_ROWS = {option.name: option for option in OPTIONS}
 
 
 def evaluate_generated(arguments: argparse.Namespace, environ: Mapping[str, str], folder: Path) -> int:
@@ -66,17 +69,23 @@ class _Asked:
     def __init__(self, arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
         self.arguments = arguments
         self.environ = environ
-        self.values = {name: _value(arguments, name) for name in _VALUES}
-        self.temperature = _temperature(arguments.temperature, "--temperature", 1.0)
         self.seed = seed_of(arguments)
+        self.samples: int = value_of(arguments, SAMPLES)
+        self.temperature: float = value_of(arguments, TEMPERATURE)
+        self.max_tokens: int = value_of(arguments, MAX_TOKENS)
+        self.prompt_kind = "chat" if arguments.prompt is None else value_of(arguments, _ROWS["prompt"])
+        self.judge_form = value_of(arguments, JUDGE_FORM)
+        # read now, so that a wrong one is known before anything is sent
+        unset = arguments.judge_temperature == UNSET
+        self.judge_temperature: float | None = None if unset else value_of(arguments, JUDGE_TEMPERATURE)
         self.entry: dict[str, Any] = {"vector": arguments.vector}
-        if "scale" in (options := task_options(arguments)):
-            self.entry["scale"] = options["scale"]
+        if arguments.scale is not None:
+            self.entry["scale"] = value_of(arguments, _ROWS["scale"])
         path = Path(arguments.prompts).expanduser()
         content = read_file(path)
         self.prompts_name, self.sha256 = path.name, hashlib.sha256(content).hexdigest()
-        self.prompts = _drawn(read_prompts(content, path.name), self.values["max_items"], self.seed)
-        if self.values["prompt"] == "raw":
+        self.prompts = _drawn(read_prompts(content, path.name), value_of(arguments, _ROWS["max_items"]), self.seed)
+        if self.prompt_kind == "raw":
             chat = next((prompt for prompt in self.prompts if len(prompt.messages) > 1), None)
             if chat is not None:
                 raise CommandFailed(
@@ -92,10 +101,8 @@ class _Asked:
 
     def judge(self) -> Judge:
         """The judge, not asked yet."""
-        given = self.arguments.judge_temperature
-        temperature = None if given == "default" else _temperature(given, "--judge-temperature", 0.0)
         key = self.environ.get(JUDGE_VARIABLE) or None
-        return Judge(self.arguments.judge, self.arguments.judge_model, key, temperature)
+        return Judge(self.arguments.judge, self.arguments.judge_model, key, self.judge_temperature)
 
 
 def _evaluate(asked: _Asked, output: OutputFolder) -> int:
@@ -109,11 +116,11 @@ def _evaluate(asked: _Asked, output: OutputFolder) -> int:
         how = Generation(
             model=base_model(client),
             entry=asked.entry,
-            samples=asked.values["samples"],
+            samples=asked.samples,
             temperature=asked.temperature,
-            max_tokens=asked.values["max_tokens"],
+            max_tokens=asked.max_tokens,
             seed=asked.seed,
-            is_raw=asked.values["prompt"] == "raw",
+            is_raw=asked.prompt_kind == "raw",
         )
         begin = time.monotonic()
         generated = answer_prompts(client, how, asked.prompts, asked.prompts_name, display.report)
@@ -127,7 +134,7 @@ def _evaluate(asked: _Asked, output: OutputFolder) -> int:
         "data": {"name": asked.prompts_name, "sha256": asked.sha256, "prompts": len(asked.prompts)},
         "seed": how.seed,
         "answers": {
-            "prompt": asked.values["prompt"],
+            "prompt": asked.prompt_kind,
             "greedy": 1,
             "sampled": how.samples,
             "temperature": how.temperature,
@@ -162,8 +169,8 @@ def _assess(asked: _Asked, generated: Generated, display: Display) -> list[Asses
         with asked.judge() as judge:
             found.append(
                 assess_by_judge(
-                    asked.values["judge_form"],
-                    asked.values["concept"],
+                    asked.judge_form,
+                    asked.arguments.concept,
                     asked.arguments.judge_model,
                     asked.prompts,
                     generated.pairs,
@@ -185,12 +192,12 @@ def _check(arguments: argparse.Namespace) -> None:
         raise CommandFailed("expected --rule, --words, --classifier or --judge, by which answers are judged", USAGE)
     if arguments.rule is not None and arguments.words is not None:
         raise CommandFailed("expected either --rule or --words, got both", USAGE)
-    for option in ("judge_model", "concept"):
-        if arguments.judge is not None and not getattr(arguments, option):
-            raise CommandFailed(f"--judge needs --{option.replace('_', '-')}", USAGE)
-    for option in ("judge_model", "judge_form", "judge_temperature", "concept"):
-        if arguments.judge is None and getattr(arguments, option) is not None:
-            raise CommandFailed(f"--{option.replace('_', '-')} applies to --judge", USAGE)
+    for option in (JUDGE_MODEL, CONCEPT):
+        if arguments.judge is not None and not getattr(arguments, option.name):
+            raise CommandFailed(f"--judge needs {option.flag}", USAGE)
+    for option in ONLY_FOR_JUDGES:
+        if arguments.judge is None and getattr(arguments, option.name) is not None:
+            raise CommandFailed(f"{option.flag} applies to --judge", USAGE)
     for package in ("numpy", "scipy", "statsmodels"):
         if importlib.util.find_spec(package) is None:
             raise CommandFailed(
@@ -219,25 +226,3 @@ def _drawn(prompts: tuple[OpenPrompt, ...], most: int, seed: int) -> tuple[OpenP
 
     order = np.random.default_rng(seed).permutation(len(prompts))[:most]
     return tuple(prompts[index] for index in sorted(order))
-
-
-def _value(arguments: argparse.Namespace, name: str) -> Any:
-    """The value of an option, or its default. Raises `CommandFailed`."""
-    value, default = _VALUES[name]
-    typed = getattr(arguments, name)
-    if typed is None:
-        return default
-    try:
-        return value.parse(value.parse_text(typed))
-    except ValueError as error:
-        raise CommandFailed(f"--{name.replace('_', '-')}: {error}", USAGE) from None
-
-
-def _temperature(typed: str | None, flag: str, default: float) -> float:
-    if typed is None:
-        return default
-    number = Number(0, _MAX_TEMPERATURE)
-    try:
-        return number.parse(number.parse_text(typed))
-    except ValueError as error:
-        raise CommandFailed(f"{flag}: {error}", USAGE) from None

@@ -14,6 +14,7 @@ import httpx
 
 from server.cli.client.parallel import in_parallel
 from server.cli.errors import USAGE, CommandFailed
+from server.cli.training.generated_options import UNSET
 from server.keys import JUDGE_VARIABLE
 from vectors.client.clients import Server
 from vectors.client.errors import InvalidConnection
@@ -76,6 +77,12 @@ class Judge:
                 continue
             if response.is_success:
                 return self._reply_in(content)
+            if response.is_redirect:
+                place = self._shown(response.headers.get("Location", "elsewhere"))
+                raise CommandFailed(
+                    f"the judge at {self._url} redirects (HTTP {response.status_code}) to {place}, where no key is "
+                    "sent; if that is the judge, name its address with --judge"
+                )
             if response.status_code not in _PASSING or attempt == NUM_ATTEMPTS:
                 raise self._refusal(response.status_code, content)
             time.sleep(_pause(attempt, response.headers.get("Retry-After")))
@@ -96,19 +103,24 @@ class Judge:
             reply = 0
         if reply is not None and not isinstance(reply, str):
             raise CommandFailed(f"the answer from {self._url} is not a chat completion; is the address right?")
-        return reply or ""
+        return self._masked(reply or "")
 
     def _refusal(self, status: int, content: bytes) -> CommandFailed:
         try:
             message = json.loads(content)["error"]["message"]
         except (ValueError, LookupError, TypeError, RecursionError):
             message = None
-        said = " ".join(message.split())[:300] if isinstance(message, str) else "no reason given"
-        if self._key is not None:  # an answer may echo it
-            said = said.replace(self._key, "[key]")
-        shown = "".join(character for character in said if character.isprintable())
-        way_out = "; try --judge-temperature default" if status == 400 and "temperature" in shown else ""
+        shown = self._shown(message) if isinstance(message, str) else "no reason given"
+        way_out = f"; try --judge-temperature {UNSET}" if status == 400 and "temperature" in shown else ""
         return CommandFailed(f"the judge at {self._url} refused (HTTP {status}): {shown}{way_out}")
+
+    def _shown(self, text: str) -> str:
+        """What the endpoint says, as part of a message."""
+        line = " ".join(text.split())
+        return self._masked("".join(character for character in line if character.isprintable()))[:300]
+
+    def _masked(self, text: str) -> str:
+        return text if self._key is None else text.replace(self._key, "[key]")  # an answer may echo it
 
 
 def _pause(attempt: int, asked: str | None) -> float:

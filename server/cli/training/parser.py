@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 from typing import TypeAlias
 
+from server.cli.training.generated_options import GENERATED, GROUP
 from server.config import options
 from server.keys import CLIENT_VARIABLE, JUDGE_VARIABLE
 from vectors.formats import format_titles
@@ -28,25 +29,6 @@ ENGINE_SETTINGS = (
     "data_dir",
 )
 """Settings of `tiller serve` that also apply to training in this process."""
-
-GENERATED = {
-    "prompts": ("FILE", "open-ended prompts: rows of prompt, messages or question"),
-    "rule": ("REGEX", "an answer shows the concept if this is found in it (Python's re; case does not count)"),
-    "words": ("FILE", "an answer shows the concept if it has one of these words, a line each"),
-    "classifier": ("FILE", "labelled texts (text and label, or positive and negative) to fit a classifier to"),
-    "judge": ("URL", "an OpenAI-compatible endpoint whose model rates the answers, as in http://host:8000/v1"),
-    "judge_model": ("NAME", "the model to ask at --judge"),
-    "judge_form": (
-        "FORM",
-        "axbench (concept, instruction and fluency, 0 to 2 each) or caa (the concept, 1 to 10) (default: axbench)",
-    ),
-    "judge_temperature": ("NUMBER", "temperature of the judge, or default to send none (default: 0)"),
-    "concept": ("TEXT", "what the judge looks for, in words"),
-    "samples": ("N", "sampled answers to each prompt, beside the greedy one (default: 2)"),
-    "temperature": ("NUMBER", "temperature of the sampled answers (default: 1)"),
-    "max_tokens": ("N", "most tokens of an answer (default: 128)"),
-}
-"""The options of `evaluate --prompts`: what stands for the value, and the help."""
 
 _DATA_HELP = "labelled data (JSON, CSV or Parquet), or task:NAME from the paper, such as task:truthfulqa"
 _ROWS = """\
@@ -131,9 +113,13 @@ def _add_evaluate(commands: _Commands) -> None:
 
 
 def _add_generated(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("generated answers, in place of DATA; needs --url")
-    for name, (metavar, help_text) in GENERATED.items():
-        group.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=help_text.replace("%", "%%"))
+    group = parser.add_argument_group(
+        GROUP,
+        "Needs --url, and --rule, --words, --classifier or --judge. Of the options above, --scale, --prompt (chat "
+        "unless given), --max-items and --seed apply here too.",
+    )
+    for option in GENERATED:
+        _add_option(group, option)
 
 
 def _add_sweep(commands: _Commands) -> None:

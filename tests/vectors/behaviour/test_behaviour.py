@@ -92,6 +92,8 @@ def test_a_rule_scores_each_answer_by_whether_it_is_found() -> None:
         ("<think>Rating: 0?</think>Rating: 2", 2),
         ("Rating: 2. I repeat, rating: 2", 2),
         ("Rating: 3", None),
+        ("Rating: " + "1" * 5000, None),
+        ("Rating: 1/" + "2" * 5000, None),
         ("Rating: -1", None),
         ("Rating: 1.5", None),
         ("Rating: 1-2", None),

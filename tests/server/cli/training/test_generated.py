@@ -31,7 +31,8 @@ SHORT = ("--samples", "1", "--max-tokens", "24")
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ServerProcess(tmp_path_factory.mktemp("data")) as server:
+    # the precision of the reference; as stored, the embedded model computes in bfloat16
+    with ServerProcess(tmp_path_factory.mktemp("data"), "--dtype", "float32") as server:
         yield server.wait_until_ready()
 
 
@@ -43,17 +44,25 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class ScriptedJudge:
-    """An OpenAI-compatible endpoint that rates by a word, refuses at first, and keeps what it was sent."""
+    """An OpenAI-compatible endpoint that rates by a word, and keeps what it was sent.
+
+    It gives each of `at_first` once before it rates, and `always` in place of rating.
+    """
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
-        self.refuse_with: list[Response] = []
+        self.num_requests = 0
+        self.at_first: list[Response] = []
+        self.always: Response | None = None
         app = FastAPI()
 
         @app.post("/v1/chat/completions")
         async def complete(request: Request) -> Response:
-            if self.refuse_with:
-                return self.refuse_with.pop(0)
+            self.num_requests += 1
+            if self.at_first:
+                return self.at_first.pop(0)
+            if self.always is not None:
+                return self.always
             if request.headers.get("authorization") != f"Bearer {KEY}":
                 return JSONResponse({"error": {"message": f"not valid: {request.headers.get('authorization')}"}}, 401)
             body = await request.json()
@@ -125,7 +134,7 @@ def test_answers_are_those_of_the_server_and_scored_by_the_unsteered_model(
                 with torch.no_grad():
                     scores = model(torch.tensor([prompt + own])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
                 expected = -float(scores.gather(1, torch.tensor(own)[:, None]).mean())
-                assert line[side]["side_effects"]["nats_per_token"] == pytest.approx(expected, abs=1e-3)
+                assert line[side]["side_effects"]["nats_per_token"] == pytest.approx(expected, abs=1e-4)
                 assert line[side]["side_effects"]["length"] == len(own)
     shown = report["side_effects"]["perplexity"]
     nats = [[line[side]["side_effects"]["nats_per_token"] for line in lines] for side in ("unsteered", "steered")]
@@ -133,7 +142,7 @@ def test_answers_are_those_of_the_server_and_scored_by_the_unsteered_model(
 
 
 def test_a_judge_rates_and_its_key_is_nowhere(url: str, prompts: Path, judge: ScriptedJudge, tmp_path: Path) -> None:
-    judge.refuse_with = [JSONResponse({}, 429, {"Retry-After": "0"}), JSONResponse({}, 503, {"Retry-After": "0"})]
+    judge.at_first = [JSONResponse({}, 429, {"Retry-After": "0"}), JSONResponse({}, 503, {"Retry-After": "0"})]
     asked = ("--judge", judge.url, "--judge-model", "scripted", "--concept", "a cheerful tone")
     report = evaluated(url, prompts, tmp_path / "out", *asked, "--samples", "0", TILLER_JUDGE_KEY=KEY)
     (evidence,) = report["evidence"]
@@ -147,7 +156,7 @@ def test_a_judge_rates_and_its_key_is_nowhere(url: str, prompts: Path, judge: Sc
         assert unrated == sum("sigh" in line[side]["text"] for line in lines)
     assert lines[0]["steered"]["judge_said"]["concept"].startswith("Rating: ")
 
-    once = ("--judge-form", "caa", "--judge-temperature", "default", "--samples", "0", "--force", "--json")
+    once = ("--judge-form", "caa", "--judge-temperature", "unset", "--samples", "0", "--force", "--json")
     report = evaluated(url, prompts, tmp_path / "out", *asked, *once, TILLER_JUDGE_KEY=KEY)
     assert json.loads(report["printed"])["evidence"][0]["form"] == "caa"
     assert "temperature" not in judge.bodies[-1]
@@ -160,16 +169,42 @@ def test_a_judge_that_refuses_ends_the_command_without_its_key(
     asked = ("--judge", judge.url, "--judge-model", "x", "--concept", "joy", "--samples", "0", "--max-tokens", "2")
     for refusal, said in (
         (None, "(HTTP 401): not valid: Bearer [key]"),
-        (JSONResponse({"error": {"message": "no temperature"}}, 400), "try --judge-temperature default"),
-        (Response(status_code=307, headers={"Location": "http://127.0.0.1:1/"}), "(HTTP 307): no reason given"),
+        (JSONResponse({"error": {"message": "no temperature"}}, 400), "try --judge-temperature unset"),
+        (JSONResponse({"error": {"message": "x" * 290 + "unknown-key"}}, 403), "x[key]"),
         (JSONResponse({"answer": 1}), "is not a chat completion"),
         (Response(b"x" * ((1 << 20) + 1)), "more than 1 MiB"),
     ):
-        judge.refuse_with = [] if refusal is None else [refusal]
+        judge.always = refusal
         shown = call_tiller(*command, *asked, environ={"TILLER_JUDGE_KEY": "unknown-key", "TILLER_LOG_LEVEL": "error"})
         assert (shown.returncode, shown.stderr.count("\n")) == (1, 1), shown.stderr
         assert said in shown.stderr
+        assert "unknown" not in shown.stderr
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_judge_that_redirects_is_not_followed(
+    url: str, prompts: Path, judge: ScriptedJudge, status: int, tmp_path: Path
+) -> None:
+    asked = ("--judge", judge.url, "--judge-model", "x", "--concept", "joy", "--samples", "0", "--max-tokens", "2")
+    with ScriptedJudge() as other:
+        place = f"{other.url}/v1/chat/completions"
+        judge.always = Response(status_code=status, headers={"Location": place})
+        command = ("evaluate", "cheerful", "--prompts", prompts, "--url", url, "--output", tmp_path / "out")
+        shown = call_tiller(*command, *asked, environ={"TILLER_JUDGE_KEY": KEY, "TILLER_LOG_LEVEL": "error"})
+    assert (shown.returncode, shown.stderr.count("\n")) == (1, 1), shown.stderr
+    assert f"redirects (HTTP {status}) to {place}, where no key is sent" in shown.stderr
+    assert judge.num_requests > 0
+    assert other.num_requests == 0
+
+
+def test_a_reply_that_echoes_the_key_is_kept_without_it(
+    url: str, prompts: Path, judge: ScriptedJudge, tmp_path: Path
+) -> None:
+    judge.always = JSONResponse({"choices": [{"message": {"content": f"{KEY}\nRating: 1"}}]})
+    asked = ("--judge", judge.url, "--judge-model", "x", "--concept", "joy", "--samples", "0", "--max-tokens", "2")
+    evaluated(url, prompts, tmp_path / "out", *asked, TILLER_JUDGE_KEY=KEY)
+    assert "[key]\\nRating: 1" in (tmp_path / "out" / "answers.jsonl").read_text()
 
 
 def test_a_tiller_server_can_be_the_judge_and_texts_a_classifier(url: str, prompts: Path, tmp_path: Path) -> None:
