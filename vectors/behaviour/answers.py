@@ -13,6 +13,7 @@ Side = Literal["unsteered", "steered"]
 SIDES: tuple[Side, Side] = ("unsteered", "steered")
 
 Decoding = Literal["greedy", "sampled"]
+DECODINGS: tuple[Decoding, Decoding] = ("greedy", "sampled")
 
 Scores = Mapping[str, float | None]
 """What one answer got, by criterion; None where no score was given."""

@@ -57,10 +57,16 @@ Values = Sequence[tuple[float | None, float | None]]
 """Unsteered and steered, for each pair of answers."""
 
 
-def change_of(pairs: Sequence[AnswerPair], values: Values, decoding: Decoding | None = None) -> Change | None:
+def change_of(
+    pairs: Sequence[AnswerPair],
+    values: Values,
+    bounds: tuple[float, float] | None = None,
+    decoding: Decoding | None = None,
+) -> Change | None:
     """The change of `values`, one for each of `pairs`, over all of them or those of one decoding.
 
-    None if no pair has both values. Raises `MissingDependency`.
+    `bounds`: the least and the largest that a value can be, of which the interval makes use; without them, those of the
+    values that there are. None if no pair has both values. Raises `MissingDependency`.
     """
     by_prompt: dict[int, list[tuple[float, float]]] = {}
     num_left_out = 0
@@ -74,12 +80,12 @@ def change_of(pairs: Sequence[AnswerPair], values: Values, decoding: Decoding | 
     if not by_prompt:
         return None
     means = np.asarray([np.mean(each, axis=0) for each in by_prompt.values()], dtype=np.float64)
-    return _change(means, num_left_out)
+    return _change(means, bounds or (float(means.min()), float(means.max())), num_left_out)
 
 
-def _change(means: NDArray[np.float64], num_left_out: int) -> Change:
-    """The change of `[prompts, 2]` values of any size: the paired test is of shares, so they are scaled and back."""
-    low, high = float(means.min()), float(means.max())
+def _change(means: NDArray[np.float64], bounds: tuple[float, float], num_left_out: int) -> Change:
+    """The change of `[prompts, 2]` values: the paired test is of shares, so they are scaled and back."""
+    low, high = bounds
     span = high - low or 1.0
     shares = np.clip((means - low) / span, 0.0, 1.0)
     tested = paired_test(shares[:, 0], shares[:, 1])
@@ -100,17 +106,10 @@ def _change(means: NDArray[np.float64], num_left_out: int) -> Change:
 
 def as_perplexity(change: Change) -> dict[str, Any]:
     """The change of a mean negative log-probability (nats per token) as perplexities and their ratio."""
-    nats = change.to_json()
-    for name in ("unsteered", "steered"):
-        nats[name] = _exp(nats[name])
-    del nats["difference"]
-    nats["ci95"] = [_exp(change.low), _exp(change.high)]
-    return {
-        "unsteered": nats.pop("unsteered"),
-        "steered": nats.pop("steered"),
-        "ratio": _exp(change.difference),
-        **nats,
-    }
+    shown = change.to_json() | {"unsteered": _exp(change.unsteered), "steered": _exp(change.steered)}
+    shown["ratio"] = _exp(shown.pop("difference"))
+    shown["ci95"] = [_exp(change.low), _exp(change.high)]
+    return shown
 
 
 def _exp(nats: float) -> float:

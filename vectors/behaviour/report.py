@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vectors.behaviour.answers import SIDES, AnswerPair, Assessment
+from vectors.behaviour.answers import DECODINGS, SIDES, AnswerPair, Assessment
 from vectors.behaviour.changes import SIGNIFICANCE, Change, as_perplexity, change_of, side_values
 from vectors.behaviour.prompts import OpenPrompt
-from vectors.behaviour.side_effects import side_effects
+from vectors.behaviour.side_effects import BOUNDS, side_effects
 
 WORRYING_RATIO = 1.5
 """The ratio of steered to unsteered perplexity above which a report warns."""
@@ -23,13 +23,12 @@ WORRYING_LENGTH = 0.25
 class BehaviourReport:
     """The report (JSON), and `answers.jsonl`: a line for each pair of answers, in the order of the prompts.
 
-    `is_recommended` if every kind of evidence shows a significant rise; `reason` says which kinds there are.
+    The report's `recommended` is true if every kind of evidence shows a significant rise; `reason` says which kinds
+    there are.
     """
 
     report: dict[str, Any]
     answers: bytes
-    is_recommended: bool
-    reason: str
 
 
 def behaviour_report(
@@ -43,25 +42,23 @@ def behaviour_report(
     Raises `MissingDependency`.
     """
     effects = [{side: side_effects(pair.of(side)) for side in SIDES} for pair in pairs]
-    costs = {name: change_of(pairs, side_values(effects, name)) for name in effects[0]["steered"]}
+    costs = {name: change_of(pairs, side_values(effects, name), BOUNDS.get(name)) for name in effects[0]["steered"]}
     verdicts = [_verdict(assessment, pairs) for assessment in assessments]
-    is_recommended = all(helps for helps, _ in verdicts)
-    reason = "; ".join(says for _, says in verdicts)
     report = {
         "kind": "generated",
         **about,
         "evidence": [_evidence(assessment, pairs) for assessment in assessments],
         "side_effects": _side_effects(costs),
         "notes": [*_unrated(assessments), *_harm(costs)],
-        "recommended": is_recommended,
-        "reason": reason,
+        "recommended": all(helps for helps, _ in verdicts),
+        "reason": "; ".join(says for _, says in verdicts),
     }
     lines = [
         _line(prompts[pair.prompt], pair, number, assessments, effects[number]) for number, pair in enumerate(pairs)
     ]
     answers = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     # half of a surrogate pair, which a judge's JSON may contain, has no UTF-8
-    return BehaviourReport(report, answers.encode(errors="replace"), is_recommended, reason)
+    return BehaviourReport(report, answers.encode(errors="replace"))
 
 
 def _side_effects(costs: Mapping[str, Change | None]) -> dict[str, Any]:
@@ -76,7 +73,7 @@ def _evidence(assessment: Assessment, pairs: Sequence[AnswerPair]) -> dict[str, 
     figures = {}
     for criterion in assessment.scores[0]["steered"]:
         values = side_values(assessment.scores, criterion)
-        change = change_of(pairs, values)
+        change = change_of(pairs, values, (assessment.lowest, assessment.highest))
         figures[criterion] = None if change is None else change.to_json() | {"by_decoding": _decodings(pairs, values)}
     return {
         "kind": assessment.kind,
@@ -92,7 +89,7 @@ def _evidence(assessment: Assessment, pairs: Sequence[AnswerPair]) -> dict[str, 
 
 def _decodings(pairs: Sequence[AnswerPair], values: Any) -> dict[str, Any]:
     """Unsteered and steered means of greedy and of sampled answers."""
-    found = {decoding: change_of(pairs, values, decoding) for decoding in ("greedy", "sampled")}
+    found = {decoding: change_of(pairs, values, decoding=decoding) for decoding in DECODINGS}
     return {
         decoding: {"unsteered": change.unsteered, "steered": change.steered}
         for decoding, change in found.items()
@@ -102,7 +99,8 @@ def _decodings(pairs: Sequence[AnswerPair], values: Any) -> dict[str, Any]:
 
 def _verdict(assessment: Assessment, pairs: Sequence[AnswerPair]) -> tuple[bool, str]:
     """Whether this evidence shows a rise, and what it shows, in a sentence that names it."""
-    change = change_of(pairs, side_values(assessment.scores, assessment.headline))
+    bounds = assessment.lowest, assessment.highest
+    change = change_of(pairs, side_values(assessment.scores, assessment.headline), bounds)
     if change is None:
         return False, f"{assessment.by}: no pair of answers was rated"
     helps = change.difference > 0 and change.p < SIGNIFICANCE and assessment.worthless is None

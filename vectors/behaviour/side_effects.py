@@ -12,9 +12,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vectors.behaviour.answers import Answer, Scores
+
+BOUNDS: Mapping[str, tuple[float, float]] = dict.fromkeys(("refusal", "repetition", "cut"), (0.0, 1.0))
+"""The least and the largest that a measure can be, for those that have both."""
 
 REFUSAL_REACH = 300
 """A refusal comes at the beginning: characters of an answer that are searched."""

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -206,7 +207,7 @@ def _check(arguments: argparse.Namespace) -> None:
             )
 
 
-def _rule(arguments: argparse.Namespace) -> Any:
+def _rule(arguments: argparse.Namespace) -> tuple[re.Pattern[str] | None, str]:
     """The rule and how it is called; None and "" without one."""
     if arguments.rule is not None:
         try:

@@ -55,11 +55,11 @@ JUDGE_FORM = _row(
 UNSET = "unset"
 """The word after `--judge-temperature` for sending the judge none."""
 JUDGE_TEMPERATURE = _row(
-    "judge_temperature", "NUMBER", Number(0, 2), f"temperature of the judge; {UNSET} sends none", 0.0
+    "judge_temperature", "NUMBER", Number(0, 2), f"temperature of the judge; {UNSET} sends none", 0
 )
 CONCEPT = _row("concept", "TEXT", Text("text"), "what the judge looks for, in words")
 SAMPLES = _row("samples", "N", Whole(0, 100), "sampled answers to each prompt, beside the greedy one", 2)
-TEMPERATURE = _row("temperature", "NUMBER", Number(0, 2), "temperature of the sampled answers", 1.0)
+TEMPERATURE = _row("temperature", "NUMBER", Number(0, 2), "temperature of the sampled answers", 1)
 MAX_TOKENS = _row("max_tokens", "N", Whole(1, 100_000), "most tokens of an answer", 128)
 
 GENERATED = (

@@ -97,7 +97,7 @@ def _add_evaluate(commands: _Commands) -> None:
         "on what a running server writes with and without it.",
         f"{_ROWS}\nexample: tiller evaluate honest/honest.safetensors quiz.jsonl --scale 1.5\n"
         f"example: tiller evaluate cheerful --prompts chat.jsonl --rule 'glad|happy' --url URL\n\n{_ENVIRONMENT}"
-        f"{JUDGE_VARIABLE} is the key for --judge, if it needs one.\n",
+        f"For --prompts a use key will do. {JUDGE_VARIABLE} is the key for --judge, if it needs one.\n",
     )
     evaluate.add_argument(
         "vector",
@@ -115,8 +115,8 @@ def _add_evaluate(commands: _Commands) -> None:
 def _add_generated(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         GROUP,
-        "Needs --url, and --rule, --words, --classifier or --judge. Of the options above, --scale, --prompt (chat "
-        "unless given), --max-items and --seed apply here too.",
+        "Needs --url, and --rule, --words, --classifier or --judge. Of the options above,\n"
+        "--scale, --prompt (chat unless given), --max-items and --seed apply here too.",
     )
     for option in GENERATED:
         _add_option(group, option)

@@ -22,6 +22,7 @@ from vectors.behaviour.rule import assess_by_rule, expression_rule, read_words, 
 from vectors.behaviour.side_effects import is_refusal, repetition
 from vectors.data.items import Message
 from vectors.errors import InvalidData, InvalidMethod
+from vectors.training.significance import paired_test
 
 
 def answer(text: str, logprobs: Sequence[float] = (-0.5, -1.5)) -> Answer:
@@ -205,8 +206,8 @@ def test_a_classifier_says_how_it_does_on_texts_that_it_has_not_seen() -> None:
     assert found.by == f"by a classifier with held-out accuracy {good.accuracy.value:.2f}"
     worthless = assess_by_classifier(labelled(60, told=False), "t.jsonl", pairs)
     report = behaviour_report(PROMPTS, pairs, [worthless], {})
-    assert not report.is_recommended
-    assert "no evidence" in report.reason
+    assert not report.report["recommended"]
+    assert "no evidence" in report.report["reason"]
 
 
 def test_both_texts_of_a_row_are_held_out_together() -> None:
@@ -269,10 +270,20 @@ def test_a_prompt_is_the_unit_of_a_change_and_pairs_without_a_value_are_counted(
     assert found.difference == pytest.approx((means[:, 1] - means[:, 0]).mean())
     assert found.low - 1e-9 <= found.difference <= found.high + 1e-9
     assert found.p == pytest.approx(2.0**-6)
-    greedy = change_of(pairs, values, "greedy")
+    greedy = change_of(pairs, values, decoding="greedy")
     assert greedy is not None
     assert greedy.unsteered == pytest.approx(np.mean([before for before, _ in values[::2] if before is not None]))
     assert change_of(pairs, [(None, 1.0)] * 12) is None
+
+
+def test_a_measure_with_bounds_has_the_interval_of_its_share_of_them() -> None:
+    """Rare events alone would otherwise have an interval as if nothing else could happen."""
+    shares = [(0.0, 0.2 if number < 2 else 0.0) for number in range(10)]
+    found = change_of(PAIRS, [(1 + 9 * before, 1 + 9 * after) for before, after in shares], (1.0, 10.0))
+    expected = paired_test([before for before, _ in shares], [after for _, after in shares])
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((9 * expected.low, 9 * expected.high))
+    assert found.p == pytest.approx(expected.p)
 
 
 def test_perplexities_and_their_ratio_come_from_nats_per_token() -> None:
@@ -286,8 +297,8 @@ def test_the_report_says_which_evidence_there_is_and_keeps_every_answer() -> Non
     judge = assess_by_judge("axbench", "joy", "someone", PROMPTS, PAIRS, lambda q: ["no idea"] * len(q), 0)
     rule = assess_by_rule(expression_rule("happy"), "by a rule (happy)", PAIRS)
     alone = behaviour_report(PROMPTS, PAIRS, [rule], {"model": "m"})
-    assert alone.is_recommended
-    assert alone.reason.startswith("by a rule (happy): concept 0.0 % → 100.0 % of answers, one-sided p = ")
+    assert alone.report["recommended"]
+    assert alone.report["reason"].startswith("by a rule (happy): concept 0.0 % → 100.0 % of answers, one-sided p = ")
     costs = alone.report["side_effects"]
     assert costs["perplexity"]["unsteered"] == pytest.approx(math.exp(1.0))
     assert costs["perplexity"]["ratio"] == pytest.approx(math.e)
@@ -295,8 +306,8 @@ def test_the_report_says_which_evidence_there_is_and_keeps_every_answer() -> Non
     assert [note for note in alone.report["notes"] if "answers get shorter: 2 → 1 tokens" in note]
 
     both = behaviour_report(PROMPTS, PAIRS, [rule, judge], {})
-    assert not both.is_recommended
-    assert both.reason.endswith("by the judge someone: no pair of answers was rated")
+    assert not both.report["recommended"]
+    assert both.report["reason"].endswith("by the judge someone: no pair of answers was rated")
     assert "no clear rating 30 times for unsteered and 30 times for steered" in both.report["notes"][0]
     lines = [json.loads(line) for line in both.answers.decode().splitlines()]
     assert [line["line"] for line in lines] == list(range(1, 11))
@@ -310,8 +321,8 @@ def test_the_report_says_which_evidence_there_is_and_keeps_every_answer() -> Non
 def test_a_fall_is_no_evidence_of_a_rise() -> None:
     rule = assess_by_rule(expression_rule("grim"), "by a rule", PAIRS)
     found = behaviour_report(PROMPTS, PAIRS, [rule], {})
-    assert not found.is_recommended
-    assert "no rise beyond chance" in found.reason
+    assert not found.report["recommended"]
+    assert "no rise beyond chance" in found.report["reason"]
 
 
 def test_every_sample_has_a_seed_of_its_own_that_the_seed_repeats() -> None:

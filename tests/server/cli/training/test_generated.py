@@ -253,6 +253,13 @@ def test_what_the_server_refuses_names_the_line_of_the_prompt(url: str, tmp_path
         (["data.jsonl", "--rule", "x"], "--rule applies to generated answers, with --prompts"),
         (["data.jsonl", "--prompts", "p"], "expected either DATA (labelled data) or --prompts"),
         (["--prompts", "p", "--letters", "paper"], "--letters applies to labelled data"),
+        (["--prompts", "p", "--max-loss", "0.1"], "--max-loss applies to labelled data"),
+        (["--prompts", "p", "--map", "prompt=x"], "--map applies to labelled data"),
+        (["--prompts", "p", "--negative", "n"], "--negative applies to labelled data"),
+        (
+            ["--prompts", "PROMPTS", "--url", "http://x", "--rule", "x", "--max-items", "7"],
+            "--max-items: expected a whole number from 8",
+        ),
         (["--prompts", "p", "--rule", "x"], "start tiller serve, and name its address with --url"),
         (["--prompts", "p", "--url", "http://x"], "expected --rule, --words, --classifier or --judge"),
         (["--prompts", "p", "--url", "http://x", "--rule", "x", "--words", "w"], "either --rule or --words, got both"),
