@@ -338,7 +338,7 @@ therefore listens on loopback addresses only, and rejects requests for other hos
 origins (403 `cross_origin`), unless `--insecure` is set.
 
 The clients, such as `tiller chat` and `tiller vectors`, read their key from `TILLER_API_KEY`, which does not set a key
-on a server.
+on a server. `tiller evaluate --judge` reads the key for its judge from `TILLER_JUDGE_KEY`.
 """
 
 

@@ -20,6 +20,8 @@ USE_VARIABLE = "TILLER_API_KEYS"
 MANAGE_VARIABLE = "TILLER_MANAGE_KEYS"
 CLIENT_VARIABLE = "TILLER_API_KEY"
 """Where clients find the key that they send; the server does not read it."""
+JUDGE_VARIABLE = "TILLER_JUDGE_KEY"
+"""Where `tiller evaluate` finds the key for its judge, which need not be a tiller server."""
 
 
 class KeysRefused(ValueError):

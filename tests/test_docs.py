@@ -93,6 +93,18 @@ def test_the_page_on_training_takes_a_reader_from_a_file_to_a_steered_chat(url: 
 
 
 @pytest.mark.slow
+def test_the_page_on_behaviour_shows_what_a_vector_does_to_what_is_written(url: str, tmp_path: Path) -> None:
+    files, evaluate = blocks("behaviour.md", "bash")
+    shell(files, url, tmp_path)
+    printed = shell(evaluate, url, tmp_path)
+    (shown,) = blocks("behaviour.md", "text")
+    for row in ("  greedy", "refusals", "repetition"):  # sampled answers may differ in the last bits of a batch
+        (expected,) = (line for line in shown.splitlines() if line.startswith(row))
+        assert expected.split() in [line.split() for line in printed.splitlines()]
+    assert "it changes what is written, by a rule (any of the 27 words of" in printed
+
+
+@pytest.mark.slow
 def test_the_page_on_vectors_makes_a_file_and_looks_after_it(tmp_path: Path) -> None:
     """On a server of its own: it lists the registry."""
     make_file, use_client = blocks("vectors.md", "python")

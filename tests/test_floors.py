@@ -22,8 +22,13 @@ FLOORS: dict[str, str] = {
         vector
         applied
         formats training
-        client files plain store study
+        behaviour client files plain store study
         __init__
+    """,
+    "vectors.behaviour": """
+        __init__ prompts answers
+        changes judge rule side_effects
+        classifier report
     """,
     "vectors.client": """
         errors
@@ -162,7 +167,7 @@ FLOORS: dict[str, str] = {
         __main__
     """,
     "server.cli.client": """
-        __init__ connection conversation
+        __init__ connection conversation parallel
         vectors
         chat
     """,
@@ -175,10 +180,12 @@ FLOORS: dict[str, str] = {
         command
     """,
     "server.cli.training": """
-        __init__ parser progress study tables
+        __init__ answer_tables generated_options progress study tables
+        parser
         options
         files
-        local remote report
+        generation judging local remote report
+        generated
         command
     """,
     "server.demo": """

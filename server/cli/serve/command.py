@@ -21,6 +21,7 @@ from server.config import Settings, SettingsRefused, options
 from server.demo import VECTORS_DIR
 from server.keys import (
     CLIENT_VARIABLE,
+    JUDGE_VARIABLE,
     MANAGE_VARIABLE,
     USE_VARIABLE,
     ApiKeys,
@@ -81,7 +82,7 @@ def serve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
 
 def _warn_of_variables(environ: Mapping[str, str], keys: ApiKeys) -> None:
     """Warn about variables that were meant for a server but do nothing for this one."""
-    known = {USE_VARIABLE, MANAGE_VARIABLE, CLIENT_VARIABLE, *(option.variable for option in options())}
+    known = {USE_VARIABLE, MANAGE_VARIABLE, CLIENT_VARIABLE, JUDGE_VARIABLE, *(option.variable for option in options())}
     for variable in sorted(environ):
         if variable.startswith("TILLER_") and variable not in known:
             _log.warning("%s is set but is not a setting; see tiller serve --help", variable)

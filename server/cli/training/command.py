@@ -1,5 +1,5 @@
 """`tiller train`, `tiller evaluate`, `tiller sweep`: run here or on a server, then show tables, files and what to do
-next.
+next. `generated.py` evaluates generated answers.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ _CONFIDENCE = "accuracies are letter-balanced, with 95 % intervals in brackets; 
 def train(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Run one of the three commands; returns the exit code. Raises `CommandFailed`."""
     check_consistent(arguments)
+    if getattr(arguments, "prompts", None) is not None:
+        from server.cli.training.generated import evaluate_generated
+
+        return evaluate_generated(arguments, environ, _folder(arguments))
     options = task_options(arguments)
     is_here = arguments.url is None
     vector_file = f"{arguments.name}.safetensors" if is_here and arguments.command == "train" else None

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 REPORT = "report.json"
 
-_OTHERS = ("outcomes.jsonl", "accuracy.png", "sizes.png", "grid-*.png")
+ANSWERS = "answers.jsonl"
+
+_OTHERS = ("outcomes.jsonl", ANSWERS, "accuracy.png", "sizes.png", "grid-*.png")
 
 
 def read_file(path: Path) -> bytes:

@@ -10,12 +10,16 @@ import argparse
 from typing import Any
 
 from server.cli.errors import USAGE, CommandFailed
+from server.cli.training.generated_options import GENERATED
 from server.cli.training.parser import ENGINE_SETTINGS
 from vectors.errors import InvalidVectorName
 from vectors.training.options import OPTIONS, SEED, Option
 from vectors.vocabulary import check_name
 
 TASK_PREFIX = "task:"
+
+_FOR_BOTH = ("scale", "prompt", "max_items")
+"""Options of `evaluate` that apply to labelled data and to generated answers."""
 
 
 def task_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -30,13 +34,18 @@ def task_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def seed_of(arguments: argparse.Namespace) -> int:
     """The seed. Raises `CommandFailed`."""
-    if arguments.seed is None:
-        return int(SEED.default)
+    return int(value_of(arguments, SEED))
+
+
+def value_of(arguments: argparse.Namespace, option: Option) -> Any:
+    """The value of an option, its default if it is not given. Raises `CommandFailed`."""
+    typed = getattr(arguments, option.name)
+    if typed is None:
+        return option.default
     try:
-        seed: int = SEED.value.parse(_json_of(SEED, arguments.seed))
+        return option.value.parse(_json_of(option, typed))
     except ValueError as error:
-        raise CommandFailed(f"{SEED.flag}: {error}", USAGE) from None
-    return seed
+        raise CommandFailed(f"{option.flag}: {error}", USAGE) from None
 
 
 def check_consistent(arguments: argparse.Namespace) -> None:
@@ -54,6 +63,8 @@ def check_consistent(arguments: argparse.Namespace) -> None:
                 raise CommandFailed(
                     f"{flag} applies to a model loaded here; with --url, the server's model is used", USAGE
                 )
+    if arguments.command == "evaluate":
+        _check_kind_of_evaluation(arguments)
     if arguments.negative is not None and any(
         place.startswith(TASK_PREFIX) for place in (arguments.data, arguments.negative)
     ):
@@ -61,6 +72,22 @@ def check_consistent(arguments: argparse.Namespace) -> None:
     data = [getattr(arguments, option, None) or "" for option in ("data", "validation", "retention")]
     if arguments.data_folder is not None and not any(place.startswith(TASK_PREFIX) for place in data):
         raise CommandFailed("--data-folder applies to task:NAME, and no task is given", USAGE)
+
+
+def _check_kind_of_evaluation(arguments: argparse.Namespace) -> None:
+    """Either labelled data or open-ended prompts, with the options of one of them. Raises `CommandFailed`."""
+    if (arguments.data is None) == (arguments.prompts is None):
+        raise CommandFailed("expected either DATA (labelled data) or --prompts (generated answers)", USAGE)
+    if arguments.prompts is None:
+        names = [option.name for option in GENERATED]
+        applies = "applies to generated answers, with --prompts"
+    else:
+        flags = [option.name for option in OPTIONS if "evaluate" in option.uses and option.metavar is not None]
+        names = [name for name in flags if name not in _FOR_BOTH] + ["negative", "retention", "data_folder"]
+        applies = "applies to labelled data, not to generated answers"
+    given = next((name for name in names if getattr(arguments, name) is not None), None)
+    if given is not None:
+        raise CommandFailed(f"--{given.replace('_', '-')} {applies}", USAGE)
 
 
 def _json_of(option: Option, text: str) -> Any:

@@ -7,8 +7,9 @@ from __future__ import annotations
 import argparse
 from typing import TypeAlias
 
+from server.cli.training.generated_options import GENERATED, GROUP
 from server.config import options
-from server.keys import CLIENT_VARIABLE
+from server.keys import CLIENT_VARIABLE, JUDGE_VARIABLE
 from vectors.formats import format_titles
 from vectors.training.options import OPTIONS, SEED, Kind, Option
 from vectors.training.values import Switch
@@ -93,8 +94,11 @@ def _add_evaluate(commands: _Commands) -> None:
         "evaluate",
         "test an existing steering vector on labelled data",
         "Test a steering vector on labelled data: accuracy with and without it, how much of\n"
-        "the change is only a matter of letters, and what it costs elsewhere.",
-        f"{_ROWS}\nexample: tiller evaluate honest/honest.safetensors quiz.jsonl --scale 1.5\n\n{_ENVIRONMENT}",
+        "the change is only a matter of letters, and what it costs elsewhere. Or, with --prompts,\n"
+        "on what a running server writes with and without it.",
+        f"{_ROWS}\nexample: tiller evaluate honest/honest.safetensors quiz.jsonl --scale 1.5\n"
+        f"example: tiller evaluate cheerful --prompts chat.jsonl --rule 'glad|happy' --url URL\n\n{_ENVIRONMENT}"
+        f"For --prompts a use key will do. {JUDGE_VARIABLE} is the key for --judge, if it needs one.\n",
     )
     evaluate.add_argument(
         "vector",
@@ -102,10 +106,21 @@ def _add_evaluate(commands: _Commands) -> None:
         help=f"vector file ({format_titles()}), or NAME[@REVISION] in the registry: the server's with --url, otherwise "
         "the one in --data-dir",
     )
-    evaluate.add_argument("data", metavar="DATA", help=_DATA_HELP)
+    evaluate.add_argument("data", metavar="DATA", nargs="?", help=_DATA_HELP)
     _add_options(evaluate, "evaluate")
+    _add_generated(evaluate)
     _add_data(evaluate, has_validation=False, has_retention=True)
     _add_place(evaluate, "./VECTOR-evaluation")
+
+
+def _add_generated(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        GROUP,
+        "Needs --url, and --rule, --words, --classifier or --judge. Of the options above,\n"
+        "--scale, --prompt (chat unless given), --max-items and --seed apply here too.",
+    )
+    for option in GENERATED:
+        _add_option(group, option)
 
 
 def _add_sweep(commands: _Commands) -> None:

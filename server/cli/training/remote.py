@@ -63,14 +63,10 @@ def train_on_server(arguments: argparse.Namespace, environ: Mapping[str, str], o
     body: dict[str, Any] = {"seed": seed_of(arguments)}
     if arguments.command == "train":
         body["suffix"] = arguments.name
-    if arguments.command == "evaluate" and Path(arguments.vector).suffix and Path(arguments.vector).is_file():
-        raise CommandFailed(
-            f"VECTOR {arguments.vector} is a file, but with --url it must be a name in the server's registry; "
-            f"upload it first: tiller vectors put NAME {arguments.vector}",
-            USAGE,
-        )
+    if arguments.command == "evaluate":
+        check_registered(arguments.vector)
     with connect(ServerClient, arguments, environ) as client, display_progress() as display:
-        body["model"] = _base_model(client)
+        body["model"] = base_model(client)
         with _uploads(client, arguments, display) as files:
             steering = dict(options)
             steering |= {f"{role}_file": files[role] for role in ("retention", "negative") if role in files}
@@ -83,7 +79,18 @@ def train_on_server(arguments: argparse.Namespace, environ: Mapping[str, str], o
         return _fetch_results(client, _follow(client, job["id"], display))
 
 
-def _base_model(client: ServerClient) -> str:
+def check_registered(vector: str) -> None:
+    """Raise `CommandFailed` if `vector` is a file, which a server cannot evaluate."""
+    if Path(vector).suffix and Path(vector).is_file():
+        raise CommandFailed(
+            f"VECTOR {vector} is a file, but with --url it must be a name in the server's registry; "
+            f"upload it first: tiller vectors put NAME {vector}",
+            USAGE,
+        )
+
+
+def base_model(client: ServerClient) -> str:
+    """The id of the server's model without steering. Raises `CommandFailed`."""
     models = client.read("GET", "/v1/models", _MODELS)["data"]
     if not models:
         raise CommandFailed("the server lists no models")
