@@ -16,8 +16,9 @@ FLOORS: dict[str, str] = {
         server
     """,
     "vectors": """
-        durable errors shares
-        data vocabulary
+        errors shares
+        data durable finding vocabulary
+        quarantine
         defaults operations positions sites
         vector
         applied
@@ -54,6 +55,14 @@ FLOORS: dict[str, str] = {
         __init__ rows steering
         model_view
         training
+    """,
+    "vectors.store": """
+        generation records
+        layout
+        inspection
+        repair
+        registry
+        __init__
     """,
     "vectors.study": """
         __init__ definition
