@@ -229,7 +229,7 @@ FLOORS: dict[str, str] = {
     """,
     "server.jobs": """
         __init__ records
-        schema trainer
+        failures schema trainer
         database
         files progress
         worker
