@@ -91,8 +91,8 @@ FLOORS: dict[str, str] = {
         detokenizer
         answers
         text
-        jobs response_store
-        api demo training
+        jobs response_store shipped
+        api demo doctor training
         app bench
         cli
     """,
@@ -164,7 +164,7 @@ FLOORS: dict[str, str] = {
     """,
     "server.cli": """
         errors logs output
-        client loading
+        client doctor loading
         serve training
         parser
         __init__
@@ -180,7 +180,7 @@ FLOORS: dict[str, str] = {
         engine
     """,
     "server.cli.serve": """
-        __init__ banner connections listening shipped tracing
+        __init__ banner connections listening tracing
         command
     """,
     "server.cli.training": """
