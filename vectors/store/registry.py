@@ -386,11 +386,13 @@ class VectorStore:
 
 @contextlib.contextmanager
 def _told_of(name: str, record: RevisionRecord) -> Iterator[None]:
-    """Say of which vector a damaged file is."""
+    """Say of which vector a damaged file is, and log it."""
     try:
         yield
     except StoreCorrupt as error:
-        raise StoreCorrupt(
+        found = StoreCorrupt(
             f"vector {name!r}, revision {record.revision[:12]}: {error}; "
             "put the vector again, or roll back to another revision"
-        ) from None
+        )
+        _log.error("%s", found)
+        raise found from None

@@ -6,7 +6,6 @@ what a vector is and how it is stored.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,8 +40,6 @@ _MAY_CHANGE = [Depends(require(Role.MANAGE))]
 _DEFAULT_LIMIT = 20
 _MOST_LISTED = 100
 _NOT_STORED = (Unavailable, InsufficientStorage)
-
-_log = logging.getLogger(__name__)
 
 
 @router.put("/{name}", dependencies=_MAY_CHANGE)
@@ -272,7 +269,6 @@ def _listed(services: Services, name: str) -> Vector | DamagedVector | None:
     except VectorNotFound:
         return None
     except StoreCorrupt as error:
-        _log.error("%s", error)
         record = services.store.current_records().get(name)
         return {
             "object": "steering.vector.damaged",
