@@ -1,30 +1,44 @@
 """DurableDatabase: one SQLite file of this program. A committed transaction survives `kill -9` and power loss.
 
-One connection behind a lock serves every thread, and no other process can open the file meanwhile.
+One connection behind a lock serves every thread, and no other process can open the file meanwhile. A file that is
+damaged is moved aside when it is opened, and a new one takes its place: nothing of it is deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Self
 
-from vectors.durable import flush_folder, make_folder
-from vectors.errors import VectorsError
+from vectors.durable import PRIVATE_FILE, PRIVATE_FOLDER, flush_folder, keep_file_private, make_folder
+from vectors.errors import StorageFailed, StorageFull, VectorsError
+from vectors.quarantine import FOLDER, Quarantine
+
+_log = logging.getLogger(__name__)
+
+PARTS = ("", "-wal", "-shm", "-journal")
+"""What SQLite adds to the name of a database for the files beside it."""
 
 
 class DatabaseRefused(VectorsError):
     """The database cannot be opened, read or written; the message names the file and says why."""
 
 
+class DatabaseDamaged(DatabaseRefused):
+    """The file is damaged, or no database at all."""
+
+
 class DurableDatabase:
     """The tables under `path`; thread-safe. `close` it (or use it as a context) to let others open it.
 
-    A subclass declares the tables. Every transaction may raise `DatabaseRefused`: when another process has the file
-    open, when the file is damaged, of another kind or from a newer version of this program, and when the disk fails.
+    A subclass declares the tables. Opening raises `DatabaseRefused` when another process has the file open, and for one
+    of a newer version of this program. A damaged file raises `DatabaseDamaged` without `moves_damaged`. Every
+    transaction may raise `DatabaseDamaged`, `StorageFull` and `StorageFailed`; then it changed nothing, and the next
+    one is tried anew.
     """
 
     kind: ClassVar[str]
@@ -36,20 +50,46 @@ class DurableDatabase:
     application_id: ClassVar[int]
     """Distinguishes this database from any other SQLite file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, moves_damaged: bool = True) -> None:
         self._path = path
         self._lock = threading.RLock()
-        make_folder(path.parent)
+        make_folder(path.parent, mode=PRIVATE_FOLDER)
         try:
+            self._connect()
+        except DatabaseDamaged as error:
+            if not moves_damaged:
+                raise
+            aside = self._move_aside()
+            _log.error("%s; it was moved to %s, and the server begins a new one", error, aside)
+            self._connect()
+
+    def _connect(self) -> None:
+        path = self._path
+        try:
+            path.touch(mode=PRIVATE_FILE)  # SQLite's files beside it get the same mode
+            for part in PARTS:
+                keep_file_private(path.with_name(path.name + part))
             # waiting is pointless: the other process keeps the file as long as it runs
             self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        except OSError as error:
+            raise DatabaseRefused(f"{path}: {error.strerror or error}") from error
         except sqlite3.Error as error:
             raise DatabaseRefused(f"{path}: {error}") from error
         try:
             self._open()
+        except StorageFailed as error:
+            self._connection.close()
+            raise DatabaseRefused(f"cannot use {path}: {error}") from error
         except BaseException:
             self._connection.close()
             raise
+
+    def _move_aside(self) -> Path:
+        """Move the damaged file, and those beside it, to the quarantine; returns where it is now."""
+        quarantine = Quarantine(self._path.parent / FOLDER)
+        found = [path for part in PARTS if (path := self._path.with_name(self._path.name + part)).exists()]
+        aside, *_ = [quarantine.take(path) for path in found]
+        return aside
 
     def close(self) -> None:
         """Let other processes open the file."""
@@ -88,7 +128,7 @@ class DurableDatabase:
             connection.execute("PRAGMA foreign_keys = ON")
             self._check_version()
             if connection.execute("PRAGMA quick_check").fetchone()[0] != "ok":
-                raise DatabaseRefused(f"{self._path} is damaged")
+                raise DatabaseDamaged(f"{self._path} is damaged")
             self._read_state()
         except sqlite3.Error as error:
             raise self._refusal(error) from error
@@ -116,10 +156,14 @@ class DurableDatabase:
                 )
         flush_folder(self._path.parent)
 
-    def _refusal(self, error: sqlite3.Error) -> DatabaseRefused:
+    def _refusal(self, error: sqlite3.Error) -> DatabaseRefused | StorageFailed:
         name = getattr(error, "sqlite_errorname", "")  # missing when the error does not come from SQLite
         if name in ("SQLITE_BUSY", "SQLITE_LOCKED"):
             return DatabaseRefused(f"another process has the {self.kind} {self._path} open")
-        if name in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
-            return DatabaseRefused(f"{self._path} is damaged: {error}")
+        if name.startswith("SQLITE_CORRUPT") or name == "SQLITE_NOTADB":
+            return DatabaseDamaged(f"{self._path.name} is damaged: {error}")
+        if name == "SQLITE_FULL":
+            return StorageFull(f"the disk that holds the {self.kind} is full ({error}); nothing was changed")
+        if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOMEM")):
+            return StorageFailed(f"the disk that holds the {self.kind} failed ({error}); nothing was changed")
         return DatabaseRefused(f"cannot use {self._path}: {error}")

@@ -15,7 +15,8 @@
     ├── RateLimited                 429     rate_limit_error        rate_limit_exceeded
     ├── EngineFailure               500     server_error            engine_failure
     ├── Unavailable                 503     server_error            given by the raiser
-    └── TimedOut                    504     server_error            request_timeout
+    ├── TimedOut                    504     server_error            request_timeout
+    └── InsufficientStorage         507     server_error            disk_full
 
 `server.api.http.failures` turns them into responses.
 """
@@ -34,6 +35,9 @@ from vectors.errors import (
     MissingDependency,
     RevisionMismatch,
     RevisionNotFound,
+    StorageFailed,
+    StorageFull,
+    StoreCorrupt,
     VectorExists,
     VectorNotFound,
     VectorsError,
@@ -164,7 +168,7 @@ class EngineFailure(ApiError):
 
 
 class Unavailable(ApiError):
-    """The server is starting or shutting down, or lacks a component that the call needs."""
+    """The server is starting or shutting down, lacks a component that the call needs, or its disk failed."""
 
     status = 503
 
@@ -174,6 +178,13 @@ class TimedOut(ApiError):
 
     status = 504
     default_code = "request_timeout"
+
+
+class InsufficientStorage(ApiError):
+    """A disk of the server is full; the message says what it holds. Nothing was changed."""
+
+    status = 507
+    default_code = "disk_full"
 
 
 _VECTORS_ERRORS: tuple[tuple[type[VectorsError], type[ApiError], str], ...] = (
@@ -189,6 +200,9 @@ _VECTORS_ERRORS: tuple[tuple[type[VectorsError], type[ApiError], str], ...] = (
     (VectorExists, Conflict, "vector_exists"),
     (RevisionMismatch, PreconditionFailed, "precondition_failed"),
     (VectorTooLarge, PayloadTooLarge, "payload_too_large"),
+    (StorageFull, InsufficientStorage, "disk_full"),
+    (StorageFailed, Unavailable, "storage_failed"),
+    (StoreCorrupt, Unavailable, "stored_data_damaged"),
 )
 
 

@@ -2,26 +2,36 @@
 
 It is bounded in number, age and bytes; the oldest responses are removed first. A response is visible only to its
 owner, who is identified by a digest.
+
+Ages are counted in the database's own time, so that a wrong clock deletes nothing. That time is kept in the file and
+never goes back. It follows the machine's clock, unless that is more than a day ahead: then it goes on at the pace of a
+clock that nobody sets, and the days are not counted on which the server did not run.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.durable_database import DatabaseRefused, DurableDatabase
+from server.durable_database import DurableDatabase
 from server.errors import PayloadTooLarge
-from vectors.durable import make_folder
+from vectors.errors import VectorsError
 
 MAX_BYTES = 1 << 30
 """The maximum size of all stored responses together, as JSON."""
 
 MAX_AGE_SECONDS = 30 * 24 * 3600
-"""How long a response is stored at most."""
+"""How long a response is stored at most, in the database's own time."""
+
+MAX_JUMP_SECONDS = 24 * 3600
+"""By how much the machine's clock may be ahead of the database's own time before it is not believed."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +50,8 @@ class StoredResponse:
 class ResponseStore(DurableDatabase):
     """The responses under `path`, readable only by the user that runs the server; see `DurableDatabase`.
 
-    `max_count` is at least 1. `max_bytes` is for all responses together. Every method may raise `DatabaseRefused`.
+    `max_count` is at least 1. `max_bytes` is for all responses together. `clock` is the machine's, in Unix seconds;
+    `steady_clock` gives seconds that nobody sets.
     """
 
     kind = "database of responses"
@@ -60,18 +71,25 @@ class ResponseStore(DurableDatabase):
     """
 
     def __init__(
-        self, path: Path, *, max_count: int, max_bytes: int = MAX_BYTES, max_age_seconds: int = MAX_AGE_SECONDS
+        self,
+        path: Path,
+        *,
+        max_count: int,
+        max_bytes: int = MAX_BYTES,
+        max_age_seconds: int = MAX_AGE_SECONDS,
+        clock: Callable[[], float] = time.time,
+        steady_clock: Callable[[], float] = time.monotonic,
+        moves_damaged: bool = True,
     ) -> None:
         assert max_count > 0
         self._max_count = max_count
         self._max_bytes = max_bytes
         self._max_age_seconds = max_age_seconds
-        make_folder(path.parent)
-        try:
-            path.touch(mode=0o600)
-        except OSError as error:
-            raise DatabaseRefused(f"{path}: {error.strerror or error}") from error
-        super().__init__(path)
+        self._clock = clock
+        self._steady_clock = steady_clock
+        self._time = self._steady_at = 0.0
+        self._has_jumped = False
+        super().__init__(path, moves_damaged=moves_damaged)
 
     def put(self, owner: bytes, stored: StoredResponse) -> None:
         """Store a response under a new id, and remove the oldest ones beyond the limits.
@@ -83,17 +101,19 @@ class ResponseStore(DurableDatabase):
         if num_bytes > self._max_bytes:
             raise PayloadTooLarge(f"store: the response is larger than the limit of {self._max_bytes} bytes")
         with self.transaction() as connection:
+            now = self._own_time()
             connection.execute(
                 "INSERT INTO responses (id, owner, created_at, num_bytes, response, input_items)"
                 " VALUES (?, ?, ?, ?, ?, ?)",
-                (stored.response["id"], owner, int(time.time()), num_bytes, response, input_items),
+                (stored.response["id"], owner, now, num_bytes, response, input_items),
             )
+            connection.execute("UPDATE own_time SET seconds = ?", (now,))
             connection.execute(
                 "DELETE FROM responses WHERE number IN (SELECT number FROM ("
                 "  SELECT number, created_at, ROW_NUMBER() OVER newest AS place, SUM(num_bytes) OVER newest AS total"
                 "  FROM responses WINDOW newest AS (ORDER BY number DESC)"
                 ") WHERE place > ? OR total > ? OR created_at < ?)",
-                (self._max_count, self._max_bytes, self._oldest_moment()),
+                (self._max_count, self._max_bytes, now - self._max_age_seconds),
             )
 
     def find(self, owner: bytes, response_id: str) -> StoredResponse | None:
@@ -116,11 +136,50 @@ class ResponseStore(DurableDatabase):
                 > 0
             )
 
+    def close(self) -> None:
+        """Keep the database's own time, and let other processes open the file."""
+        with self._lock:
+            try:
+                with self.transaction() as connection:
+                    connection.execute("UPDATE own_time SET seconds = ?", (self._own_time(),))
+            except VectorsError as error:  # the disk failed, or it was closed before
+                _log.debug("the time of the stored responses was not kept: %s", error)
+            super().close()
+
     def _oldest_moment(self) -> int:
-        return int(time.time()) - self._max_age_seconds
+        return self._own_time() - self._max_age_seconds
+
+    def _own_time(self) -> int:
+        """The database's own time: Unix seconds, if the machine's clock was never wrong."""
+        with self._lock:
+            steady = self._steady_clock()
+            expected, self._steady_at = self._time + (steady - self._steady_at), steady
+            ahead = self._clock() - expected
+            is_jump = ahead > MAX_JUMP_SECONDS
+            if is_jump and not self._has_jumped:
+                _log.warning(
+                    "the clock is %.1f days ahead of the stored responses' own time and is not believed: "
+                    "no response expires by it",
+                    ahead / 86400,
+                )
+            self._has_jumped = is_jump
+            self._time = expected if is_jump else expected + max(0.0, ahead)
+            return int(self._time)
 
     def _read_state(self) -> None:
-        self._connection.execute("PRAGMA secure_delete = ON")  # overwrite what is deleted
+        connection = self._connection
+        connection.execute("PRAGMA secure_delete = ON")  # overwrite what is deleted
+        with self.transaction():
+            connection.execute("CREATE TABLE IF NOT EXISTS own_time (seconds INTEGER NOT NULL)")
+            newest, kept = (
+                connection.execute(f"SELECT max({column}) FROM {table}").fetchone()[0]
+                for column, table in (("created_at", "responses"), ("seconds", "own_time"))
+            )
+            known = [moment for moment in (newest, kept) if moment is not None]
+            self._time = float(max(known)) if known else self._clock()
+            if kept is None:
+                connection.execute("INSERT INTO own_time VALUES (?)", (int(self._time),))
+        self._steady_at = self._steady_clock()
 
 
 def _json(value: Any) -> str:

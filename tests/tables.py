@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tests.families.results import refusals_markdown, sites_markdown, unbuilt_markdown
+from tests.faults.points import faults_markdown
 from tests.shared_files import ROOT
 from vectors.defaults import defaults_markdown
 from vectors.formats import formats_markdown
@@ -17,6 +18,7 @@ TABLES: Mapping[str, tuple[str, Callable[[], str]]] = {
     "tests/families/recorded.json (exact)": ("families.md", sites_markdown),
     "tests/families/recorded.json (refused)": ("families.md", refusals_markdown),
     "tests/families/recorded.json (unbuilt)": ("families.md", unbuilt_markdown),
+    "tests/faults/recorded.json": ("durability.md", faults_markdown),
 }
 """By the file that declares what a table shows: the page, and what makes the table."""
 

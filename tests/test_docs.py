@@ -17,6 +17,7 @@ from fastapi.routing import APIRoute
 
 from server.api.http.description import description_of
 from server.api.registry.routes import router
+from server.cli.parser import build_parser
 from tests.server.cli.running import DEADLINE, ServerProcess, environment
 from tests.shared_files import ROOT
 from tests.tables import TABLES, with_table
@@ -203,6 +204,14 @@ def test_the_page_on_decisions_shows_what_comes(url: str, tmp_path: Path) -> Non
         assert list(map(float, numbers[0])) == pytest.approx(list(map(float, numbers[1])), abs=1e-3)
         assert re.sub(r"\d\.\d+(e-\d+)?", "", json.dumps(answer)) == re.sub(r"\d\.\d+", "", json.dumps(other))
     assert came.keys() == expected.keys()
+
+
+def test_the_page_on_durability_repairs_a_folder() -> None:
+    (commands,) = blocks("durability.md", "bash")
+    for command in commands.splitlines():
+        program, *arguments = shlex.split(command)
+        assert program == ".venv/bin/tiller"
+        assert build_parser().parse_args(arguments).command == "doctor"
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))

@@ -16,8 +16,9 @@ FLOORS: dict[str, str] = {
         server
     """,
     "vectors": """
-        durable errors shares
-        data vocabulary
+        errors shares
+        data durable finding vocabulary
+        quarantine
         defaults operations positions sites
         vector
         applied
@@ -60,6 +61,14 @@ FLOORS: dict[str, str] = {
         model_view
         training
     """,
+    "vectors.store": """
+        generation records
+        layout
+        inspection
+        repair
+        registry
+        __init__
+    """,
     "vectors.study": """
         __init__ definition
         data tables
@@ -87,8 +96,8 @@ FLOORS: dict[str, str] = {
         detokenizer
         answers
         text
-        jobs response_store
-        api demo training
+        jobs response_store shipped
+        api demo doctor training
         app bench
         cli
     """,
@@ -160,7 +169,7 @@ FLOORS: dict[str, str] = {
     """,
     "server.cli": """
         errors logs output
-        client loading
+        client doctor loading
         serve training
         parser
         __init__
@@ -176,7 +185,7 @@ FLOORS: dict[str, str] = {
         engine
     """,
     "server.cli.serve": """
-        __init__ banner connections listening shipped tracing
+        __init__ banner connections listening tracing
         command
     """,
     "server.cli.training": """
@@ -231,7 +240,7 @@ FLOORS: dict[str, str] = {
     """,
     "server.jobs": """
         __init__ records
-        schema trainer
+        failures schema trainer
         database
         files progress
         worker

@@ -17,7 +17,9 @@ VectorsError
 ├── VectorExists                the name is taken
 ├── RevisionMismatch            the current revision is not the one that was expected
 ├── StoreLocked                 another process has the store open, or this one closed it
-└── StoreCorrupt                a file of the store is missing or damaged; names it
+├── StoreCorrupt                a file of the store is missing or damaged; names it
+└── StorageFailed               the disk did not take a change, which was undone, or did not give a file
+    └── StorageFull             the disk is full
 """
 
 from __future__ import annotations
@@ -151,3 +153,14 @@ class StoreLocked(VectorsError):
 
 class StoreCorrupt(VectorsError):
     """A file of the store is missing or damaged; the message names it."""
+
+
+class StorageFailed(VectorsError):
+    """The disk did not take a change, or did not give a file for a reason that may pass.
+
+    The change was not made. The message says what the disk holds and what the system said, and names no path.
+    """
+
+
+class StorageFull(StorageFailed):
+    """The disk is full, or its owner's quota is used up."""

@@ -42,6 +42,10 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
             from server.cli.training.report import report
 
             return report(arguments)
+        if arguments.command == "doctor":
+            from server.cli.doctor import doctor
+
+            return doctor(arguments)
         if arguments.command == "study":
             from server.cli.training.study import study
 

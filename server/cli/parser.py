@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_chat(commands)
     _add_vectors(commands)
+    _add_doctor(commands)
     add_training_commands(commands)
     add_report(commands)
     add_study(commands)
@@ -143,6 +144,23 @@ def _add_vectors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     remove = _add_action(actions, "rm", "remove a vector and its history", "NAME")
     for action in (listing, show, put, get, rollback, remove):
         _add_connection(action)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what is wrong with a data folder, and repair it",
+        description="Say what is wrong with the data folder of a server that is stopped. The exit status is 0 for a "
+        "whole folder, else 1. Nothing is ever deleted.",
+        allow_abbrev=False,
+    )
+    doctor.add_argument("folder", metavar="DATA_DIR", help="the --data-dir of the server")
+    doctor.add_argument(
+        "--repair",
+        action="store_true",
+        help="first move aside what is damaged or belongs to nothing, list files again whose records are lost, and let "
+        "names go back to their newest whole revision",
+    )
 
 
 def _add_default(put: argparse.ArgumentParser, row: Default) -> None:

@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from server.durable_database import DurableDatabase
 from server.errors import Conflict, NotFound
@@ -31,6 +31,7 @@ from server.jobs.schema import (
     job_row,
     moment_of,
 )
+from vectors.errors import StoreCorrupt
 
 Kind = Literal["file", "ftjob", "ftevent"]
 
@@ -46,14 +47,14 @@ class JobDatabase(DurableDatabase):
     version = VERSION
     application_id = APPLICATION_ID
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, moves_damaged: bool = True) -> None:
         self._last_moment = 0
-        super().__init__(path)
+        super().__init__(path, moves_damaged=moves_damaged)
 
     def _read_state(self) -> None:
         with self.transaction() as connection:
             newest = [connection.execute(f"SELECT max(id) FROM {table}").fetchone()[0] for table in _TABLES]
-        self._last_moment = max((moment_of(identifier) for identifier in newest if identifier is not None), default=0)
+        self._last_moment = max((moment_of(identifier) for identifier in newest if _is_any_id(identifier)), default=0)
 
     def new_id(self, kind: Kind) -> str:
         """A new id, which sorts after every other."""
@@ -104,6 +105,40 @@ class JobDatabase(DurableDatabase):
             if connection.execute("DELETE FROM files WHERE id = ?", (identifier,)).rowcount == 0:
                 raise missing_file(identifier)
 
+    def drop_file(self, identifier: str) -> None:
+        """Delete a file's record, whatever needs it: its bytes are lost."""
+        with self.transaction() as connection:
+            connection.execute("DELETE FROM files WHERE id = ?", (identifier,))
+
+    def oldest_moment(self) -> int | None:
+        """When the oldest record of this database was made, in microseconds; None if it has none."""
+        with self.transaction() as connection:
+            oldest = [connection.execute(f"SELECT min(id) FROM {table}").fetchone()[0] for table in _TABLES]
+        return min((moment_of(identifier) for identifier in oldest if _is_any_id(identifier)), default=None)
+
+    def damaged_jobs(self) -> list[str]:
+        """The ids of the jobs whose records cannot be read."""
+        with self.transaction() as connection:
+            known = [str(row["id"]) for row in connection.execute("SELECT id FROM jobs")]
+        whole = {job.id for job in self.jobs(skips_damaged=True)}
+        return [identifier for identifier in known if identifier not in whole]
+
+    def rows_of_job(self, identifier: str) -> dict[str, list[dict[str, Any]]]:
+        """All rows of a job by table, as they are."""
+        with self.transaction() as connection:
+            return {
+                table: [
+                    dict(row) for row in connection.execute(f"SELECT * FROM {table} WHERE {column} = ?", (identifier,))
+                ]
+                for table, column in _OF_JOBS
+            }
+
+    def drop_job(self, identifier: str) -> None:
+        """Delete all rows of a job."""
+        with self.transaction() as connection:
+            for table, column in _OF_JOBS:
+                connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (identifier,))
+
     def add_job(self, record: JobRecord, event: Event) -> JobRecord:
         """Record a new job. Raises `NotFound` with the parameter whose file does not exist."""
         with self.transaction() as connection:
@@ -130,10 +165,12 @@ class JobDatabase(DurableDatabase):
         status: JobStatus | None = None,
         metadata: Mapping[str, str] | None = None,
         without_metadata: bool = False,
+        skips_damaged: bool = False,
     ) -> list[JobRecord]:
         """Jobs by age, after the id `after`, which need not exist.
 
-        Only jobs with `status`, and with all pairs of `metadata` or without any metadata.
+        Only jobs with `status`, and with all pairs of `metadata` or without any metadata. A record that cannot be read
+        is left out with `skips_damaged`, and otherwise raises `StoreCorrupt`.
         """
         query = _Query("jobs", order)
         query.after(after)
@@ -144,7 +181,15 @@ class JobDatabase(DurableDatabase):
         if without_metadata:
             query.where("metadata IS NULL")
         with self.transaction() as connection:
-            return [job_of(row) for row in query.rows(connection, limit)]
+            rows = query.rows(connection, limit)
+        jobs = []
+        for row in rows:
+            try:
+                jobs.append(job_of(row))
+            except StoreCorrupt:
+                if not skips_damaged:
+                    raise
+        return jobs
 
     def change_job(
         self,
@@ -201,6 +246,11 @@ class JobDatabase(DurableDatabase):
 
 
 _TABLES = ("files", "jobs", "events")
+_OF_JOBS = (("events", "job"), ("unpublished", "job"), ("jobs", "id"))
+
+
+def _is_any_id(text: str | None) -> bool:
+    return text is not None and any(is_id(text, kind) for kind in get_args(Kind))
 
 
 class _Query:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.jobs.records import EventRecord, FileRecord, JobError, JobRecord, JobStatus, VectorReference
+from vectors.errors import StoreCorrupt
 
 VERSION = 1
 """`user_version` of a database with these tables."""
@@ -109,7 +110,14 @@ def job_row(record: JobRecord) -> dict[str, Any]:
 
 
 def job_of(row: sqlite3.Row) -> JobRecord:
-    """A job from its row."""
+    """A job from its row. Raises `StoreCorrupt` for a row that this program did not write so."""
+    try:
+        return _job_of(row)
+    except (KeyError, ValueError, TypeError) as error:
+        raise StoreCorrupt(f"the record of the job {str(row['id'])[:80]!r} is damaged") from error
+
+
+def _job_of(row: sqlite3.Row) -> JobRecord:
     values = dict(row)
     error, vector = _parsed(values["error"]), _parsed(values["fine_tuned_vector"])
     values |= {
@@ -131,10 +139,13 @@ def event_row(record: EventRecord, job: str) -> dict[str, Any]:
 
 
 def event_of(row: sqlite3.Row) -> EventRecord:
-    """An event from its row."""
+    """An event from its row. Raises `StoreCorrupt` for a row that this program did not write so."""
     values = dict(row)
     del values["job"]
-    return EventRecord(**values | {"data": _parsed(values["data"])})
+    try:
+        return EventRecord(**values | {"data": _parsed(values["data"])})
+    except ValueError as error:
+        raise StoreCorrupt(f"the record of the event {values['id'][:80]!r} is damaged") from error
 
 
 def _json(value: Mapping[str, Any] | None) -> str | None:

@@ -7,13 +7,17 @@ How a job ends, so that a kill at any moment leaves a consistent state:
     3. the vector is put into the registry, which is atomic and can be repeated safely
     4. one transaction marks the job succeeded and deletes the bytes
 
-If killed before 2, nothing of the run is left (bytes without a record are removed at the next start) and the job starts
-again. If killed after 2, the next start continues with 3, without training again. Without a vector, 2 marks the job
-succeeded.
+If killed before 2, nothing of the run is left (bytes without a record are moved aside at the next start) and the job
+starts again. If killed after 2, the next start continues with 3, without training again. Without a vector, 2 marks the
+job succeeded.
+
+A disk that refuses while a job trains, or in 1 and 2, ends that job with the reason, which is recorded as soon as the
+disk takes it. In 3 and 4 nothing is lost: the job stays as it is, and is published when the disk takes it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import re
@@ -26,6 +30,7 @@ from typing import Any
 from server.durable_database import DatabaseRefused
 from server.errors import InvalidRequest, NotFound, Unavailable
 from server.jobs.database import JobDatabase
+from server.jobs.failures import describe_failure
 from server.jobs.files import FileStore
 from server.jobs.progress import ProgressLog
 from server.jobs.records import (
@@ -40,7 +45,7 @@ from server.jobs.records import (
     VectorReference,
 )
 from server.jobs.trainer import Outcome, Trainer
-from vectors.errors import InvalidData, InvalidMethod, InvalidVector, StoreCorrupt, StoreLocked, VectorsError
+from vectors.errors import StorageFailed, StorageFull, StoreLocked
 from vectors.formats import ImportOptions
 from vectors.formats.safetensors import decode_safetensors, encode_safetensors
 from vectors.store import VectorStore
@@ -50,6 +55,9 @@ from vectors.vocabulary import MAX_SEED, check_name
 MAX_STARTS = 3
 """The number of starts after which a job is assumed to bring the server down."""
 
+
+RETRY_SECONDS = 1.0
+"""How long the worker waits before it tries again what the disk refused."""
 
 _NAME_ENDING = 8
 _MAX_STEM = 64 - 1 - _NAME_ENDING
@@ -81,13 +89,20 @@ class JobWorker:
         self._stop = threading.Event()
         """Set when the running training should stop."""
         self._is_closing = False
-        self._has_broken = False
+        self._is_settled = False
+        self._unrecorded: Callable[[], None] | None = None
+        """Records the end of the last job, while the disk does not take it."""
+        self._waiting: set[str] = set()
+        """The jobs whose log says that their vectors wait for the disk."""
         self._thread = threading.Thread(target=self._work, name="training jobs")
 
     def start(self) -> JobWorker:
         """Settle what the last server left, then run jobs. Returns itself."""
         with self._changed:
-            self._settle()
+            try:
+                self._resume()
+            except StorageFailed as error:
+                _log.error("training waits: %s", error)
             self._thread.start()
         return self
 
@@ -135,7 +150,7 @@ class JobWorker:
             metadata=request.metadata,
         )
         with self._changed:
-            if self._is_closing or self._has_broken:
+            if self._is_closing:
                 raise Unavailable("training has stopped", code="training_not_available")
             self.database.add_job(job, Event("the job was created and is waiting for its turn"))
             self._changed.notify_all()
@@ -181,30 +196,45 @@ class JobWorker:
             return self.get(identifier)
 
     def _work(self) -> None:
-        try:
-            while (job := self._take()) is not None:
+        is_well = True
+        while not self._is_closing:
+            try:
+                job = self._take()
+                is_well = True
+            except Exception as error:  # whatever it is, it must not end the training of other jobs
+                if is_well:
+                    is_fault = not isinstance(error, StorageFailed | DatabaseRefused)
+                    _log.error("training waits: %s", error, exc_info=is_fault)
+                is_well = False
+                with self._changed:
+                    if not self._is_closing:
+                        self._changed.wait(RETRY_SECONDS)
+                continue
+            if job is not None:
                 self._do(job)
-        except Exception:  # the records cannot be written: the next start settles them
-            _log.exception("training has stopped")
-            with self._changed:
-                self._has_broken = True
-                self._changed.notify_all()
 
     def _take(self) -> JobRecord | None:
-        """Start the oldest waiting job and return it; None when the worker is being closed."""
+        """Start the oldest waiting job and return it; None when the worker is being closed, or is to look again.
+
+        Records and publishes first what the disk refused before.
+        """
         with self._changed:
-            while not self._is_closing:
-                queued = self.database.jobs(status=JobStatus.QUEUED, order="asc", limit=1)
-                if queued:
-                    self._stop.clear()
-                    return self._change(
-                        queued[0],
-                        status=JobStatus.RUNNING,
-                        started_at=int(time.time()),
-                        num_starts=queued[0].num_starts + 1,
-                        events=[Event("the job started")],
-                    )
-                self._changed.wait()
+            record, self._unrecorded = self._unrecorded, None
+            if record is not None:
+                self._try_to_record(record)
+            is_published = self._resume()
+            queued = self.database.jobs(status=JobStatus.QUEUED, order="asc", skips_damaged=True)
+            if queued and not self._is_closing:
+                self._stop.clear()
+                return self._change(
+                    queued[0],
+                    status=JobStatus.RUNNING,
+                    started_at=int(time.time()),
+                    num_starts=queued[0].num_starts + 1,
+                    events=[Event("the job started")],
+                )
+            if not self._is_closing:
+                self._changed.wait(None if is_published else RETRY_SECONDS)
             return None
 
     def _do(self, job: JobRecord) -> None:
@@ -215,11 +245,31 @@ class JobWorker:
             outcome = self._trainer.run(job, self.files.read, progress.report, self._stop.is_set)
             self._complete(job, outcome, progress.finish())
         except Exception as error:
-            with self._changed:
-                now = self.get(job.id)
-                if now.fine_tuned_vector is not None:  # complete: the next start will publish it
-                    raise
-                self._end_badly(now, error, progress.finish())
+            self._record_end(job.id, error, progress.finish())
+
+    def _record_end(self, identifier: str, error: Exception, events: list[Event]) -> None:
+        """Record that a run raised, now or as soon as the disk takes it."""
+
+        def record() -> None:
+            now = self.get(identifier)
+            if now.fine_tuned_vector is None:  # else it is complete, and only its publication is to be repeated
+                self._end_badly(now, error, events)
+
+        with self._changed:
+            try:
+                self._try_to_record(record)
+            except (StorageFailed, DatabaseRefused):
+                _log.error("the end of %s cannot be recorded yet: %s", identifier, error)
+            except Exception:  # a fault of ours: the job stays as it is, and other jobs go on
+                _log.exception("the end of %s cannot be recorded", identifier)
+
+    def _try_to_record(self, record: Callable[[], None]) -> None:
+        """Call `record`, which is kept to be called again if the disk refuses it."""
+        try:
+            record()
+        except (StorageFailed, DatabaseRefused):
+            self._unrecorded = record
+            raise
 
     def _complete(self, job: JobRecord, outcome: Outcome, events: list[Event]) -> None:
         """Steps 1 to 4 of this module's docstring. Raises `Cancelled` if a client cancelled before step 2."""
@@ -244,24 +294,55 @@ class JobWorker:
                 reference = VectorReference(job.name, outcome.vector.revision)
                 content = encode_safetensors(outcome.vector)
                 job = self._change(job, fine_tuned_vector=reference, unpublished=content, events=events, **known)
-        except BaseException:
-            if self.get(job.id).result_files == ():
+        except BaseException as error:
+            # where a flush failed the records may be found after a crash, and then they need their bytes
+            if isinstance(error, StorageFull) or not isinstance(error, StorageFailed | DatabaseRefused):
                 for record in written:
                     self.files.discard(record)
             raise
-        self._publish(job, outcome.reason)
+        with contextlib.suppress(StorageFailed, StoreLocked, DatabaseRefused):  # `_publish_complete` repeats it
+            self._publish(job, outcome.reason)
+
+    def _resume(self) -> bool:
+        """Bring the jobs of the last server into a consistent state, and publish what is complete.
+
+        False if the disk refuses a vector.
+        """
+        if not self._is_settled:
+            self._settle()
+            self._is_settled = True
+        return self._publish_complete()
+
+    def _publish_complete(self) -> bool:
+        """Publish the vectors of complete trainings that the disk refused before; False if it still does."""
+        for job in self.database.jobs(status=JobStatus.RUNNING, order="asc", skips_damaged=True):
+            if job.fine_tuned_vector is not None:
+                try:
+                    self._publish(job)
+                except (StorageFailed, StoreLocked):
+                    return False
+        return True
 
     def _publish(self, job: JobRecord, reason: str = "") -> None:
-        """Steps 3 and 4, for a job whose training is complete."""
+        """Steps 3 and 4, for a job whose training is complete. Raises `StorageFailed`, `StoreLocked` and
+        `DatabaseRefused`; then it can be repeated.
+        """
         content = self.database.unpublished(job.id)
         assert content is not None, job
         try:
             stored, _ = self._store.put(job.name, decode_safetensors(content, ImportOptions()))
+        except (StorageFailed, StoreLocked) as error:
+            if job.id not in self._waiting:
+                _log.error("the vector of %s waits for the disk: %s", job.id, error)
+                self._waiting.add(job.id)
+                event = Event(f"the vector is kept, and is published as soon as the disk takes it: {error}", "warn")
+                self._change(job, events=[event])
+            raise
         except Exception:
             _log.exception("the vector of %s cannot be published", job.id)
-            error = JobError("server_error", "the vector could not be published; the server's log has the details")
-            event = Event(error.message, "error")
-            self._end(job, JobStatus.FAILED, [event], error=error, fine_tuned_vector=None, unpublished=None)
+            failure = JobError("server_error", "the vector could not be published; the server's log has the details")
+            event = Event(failure.message, "error")
+            self._end(job, JobStatus.FAILED, [event], error=failure, fine_tuned_vector=None, unpublished=None)
             return
         told = f"the vector was published as {job.name}, revision {stored.revision[:12]}"
         event = Event(f"{told}: {reason}" if reason else told)
@@ -280,17 +361,17 @@ class JobWorker:
             again = Event("the server is stopping; the job will start again when the server does", "warn")
             self._put_back(job, [*events, again], num_starts=num_starts)
         else:
-            told = _describe_error(error)
+            told = describe_failure(error)
             if told.code == "server_error":
                 _log.error("%s failed", job.id, exc_info=error)
             self._end(job, JobStatus.FAILED, [*events, Event(told.message, "error")], error=told)
 
     def _settle(self) -> None:
         """Bring the jobs that were running when the last server ended into a consistent state."""
-        for job in self.database.jobs(status=JobStatus.RUNNING, order="asc"):
+        for job in self.database.jobs(status=JobStatus.RUNNING, order="asc", skips_damaged=True):
             if job.fine_tuned_vector is not None:
-                self._publish(job)
-            elif job.is_cancel_asked:
+                continue  # it is published before other jobs run
+            if job.is_cancel_asked:
                 self._end(job, JobStatus.CANCELLED, [Event("the job was cancelled")])
             elif job.num_starts >= MAX_STARTS:
                 error = JobError("interrupted", f"the server stopped {job.num_starts} times while the job ran")
@@ -323,14 +404,3 @@ def name_for(filename: str, identifier: str) -> str:
     stem = stem.rpartition(".")[0] or stem
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:_MAX_STEM].rstrip("-._")
     return check_name(f"{stem or 'vector'}-{identifier[-_NAME_ENDING:]}")
-
-
-def _describe_error(error: Exception) -> JobError:
-    """The reason for a failed training, as shown to clients."""
-    if isinstance(error, InvalidMethod):
-        return JobError("invalid_method", str(error), f"method.steering.{error.param}" if error.param else None)
-    if isinstance(error, InvalidData):
-        return JobError("invalid_training_data", str(error))
-    if isinstance(error, VectorsError) and not isinstance(error, StoreCorrupt | StoreLocked | DatabaseRefused):
-        return JobError("training_failed", str(error), error.param if isinstance(error, InvalidVector) else None)
-    return JobError("server_error", "the training failed; the server's log has the details")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from server.errors import PayloadTooLarge
 from server.jobs.database import JobDatabase
 from server.response_store import ResponseStore, StoredResponse
 
+DAY = 24 * 3600
 ME, THEM = b"1" * 32, b"2" * 32
 
 
@@ -81,6 +83,82 @@ def test_what_is_too_old_is_gone(tmp_path: Path) -> None:
         store.put(ME, stored("b"))
     with ResponseStore(path, max_count=10) as store:
         assert kept(store, "a", "b") == []
+
+
+class Clocks:
+    """A machine's clock that may be set, and one that cannot."""
+
+    def __init__(self) -> None:
+        self.wall, self.steady = 1_800_000_000.0, 50.0
+
+    def pass_by(self, seconds: float) -> None:
+        self.wall += seconds
+        self.steady += seconds
+
+    def open(self, path: Path) -> ResponseStore:
+        return ResponseStore(path, max_count=10, clock=lambda: self.wall, steady_clock=lambda: self.steady)
+
+
+def test_a_clock_ahead_of_time_deletes_and_hides_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clocks, path = Clocks(), tmp_path / "responses.sqlite"
+    with clocks.open(path) as store:
+        store.put(ME, stored("a"))
+        clocks.pass_by(10 * DAY)
+        store.put(ME, stored("b"))
+        clocks.wall += 3650 * DAY
+        store.put(ME, stored("c"))
+        store.put(ME, stored("d"))
+        assert kept(store, *"abcd") == list("abcd")
+    assert caplog.text.count("is not believed") == 1
+    with clocks.open(path) as store:
+        store.put(ME, stored("e"))
+        assert kept(store, *"abcde") == list("abcde")
+    clocks.wall -= 3650 * DAY
+    with clocks.open(path) as store:
+        assert kept(store, *"abcde") == list("abcde")
+        clocks.pass_by(20 * DAY + 1)  # now the first is older than thirty days, and it is time that passed
+        store.put(ME, stored("f"))
+        assert kept(store, *"abcdef") == list("bcdef")
+
+
+def test_days_are_counted_while_the_clock_is_wrong_and_never_twice(tmp_path: Path) -> None:
+    clocks, path = Clocks(), tmp_path / "responses.sqlite"
+    clocks.wall += 3650 * DAY  # wrong from the beginning, then set right
+    with clocks.open(path) as store:
+        store.put(ME, stored("a"))
+        clocks.wall -= 3650 * DAY
+        clocks.pass_by(29 * DAY)
+        assert kept(store, "a") == ["a"]
+        clocks.pass_by(2 * DAY)
+        assert kept(store, "a") == []
+
+
+def test_time_that_passed_while_the_server_was_off_is_counted_up_to_a_day(tmp_path: Path) -> None:
+    clocks, path = Clocks(), tmp_path / "responses.sqlite"
+    with clocks.open(path) as store:
+        store.put(ME, stored("a"))
+    for _ in range(31):
+        clocks.wall += DAY - 60
+        with clocks.open(path) as store:
+            clocks.pass_by(90)
+    with clocks.open(path) as store:
+        assert kept(store, "a") == []
+
+
+def test_a_database_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """It does not keep its own time."""
+    path = tmp_path / "responses.sqlite"
+    with ResponseStore(path, max_count=10) as store:
+        store.put(ME, stored("a"))
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE own_time")
+    connection.commit()
+    connection.close()
+    path.chmod(0o644)
+    with ResponseStore(path, max_count=10) as store:
+        store.put(ME, stored("b"))
+        assert kept(store, "a", "b") == ["a", "b"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_what_is_removed_leaves_no_trace_in_the_file(tmp_path: Path) -> None:

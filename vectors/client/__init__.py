@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vectors.client.clients import AsyncVectorClient, RegisteredVector, VectorClient
+from vectors.client.clients import AsyncVectorClient, DamagedVector, RegisteredVector, VectorClient
 from vectors.client.errors import (
     ClientError,
 )
 
-__all__ = ["AsyncVectorClient", "ClientError", "RegisteredVector", "VectorClient"]
+__all__ = ["AsyncVectorClient", "ClientError", "DamagedVector", "RegisteredVector", "VectorClient"]

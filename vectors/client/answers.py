@@ -67,11 +67,23 @@ class RegisteredVector:
 
 
 @dataclass(frozen=True, slots=True)
+class DamagedVector:
+    """A vector of a list whose files on the server are damaged; `error` says which. Fields as in `RegisteredVector`."""
+
+    object: Literal["steering.vector.damaged"]
+    id: str
+    name: str
+    revision: str | None
+    created_at: _UnixSeconds | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Listing:
     """One page of a list; the next one comes after `last_id`."""
 
     object: Literal["list"]
-    data: tuple[RegisteredVector, ...]
+    data: tuple[RegisteredVector | DamagedVector, ...]
     last_id: str | None
     has_more: bool
 

@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from vectors.client.answers import Answer, RegisteredVector, check_deleted, file_in, listing_in, vector_in
+from vectors.client.answers import (
+    Answer,
+    DamagedVector,
+    RegisteredVector,
+    check_deleted,
+    file_in,
+    listing_in,
+    vector_in,
+)
 from vectors.client.errors import UnexpectedAnswer
 from vectors.defaults import ChangedDefaults, CreatedDefaults, UploadedDefaults
 from vectors.errors import InvalidRevision, InvalidVector, MissingDependency
@@ -46,7 +54,7 @@ class Call(Generic[_Result_co]):
 class Page:
     """Some vectors of a list, and the call for those after them; None when there are no more."""
 
-    vectors: tuple[RegisteredVector, ...]
+    vectors: tuple[RegisteredVector | DamagedVector, ...]
     next: Call[Page] | None
 
 

@@ -15,7 +15,7 @@ import httpx
 from anyio.to_thread import run_sync
 
 from vectors.client import calls
-from vectors.client.answers import Answer, HistoryEntry, RegisteredVector, refusal_in
+from vectors.client.answers import Answer, DamagedVector, HistoryEntry, RegisteredVector, refusal_in
 from vectors.client.calls import Call, FileFacts, Order
 from vectors.client.errors import ClientError, ConnectionFailed, InvalidConnection, TimedOut, UnexpectedAnswer
 from vectors.defaults import ChangedDefaults, CreatedDefaults
@@ -25,7 +25,15 @@ from vectors.vocabulary import DEFAULT_FILE_FORMAT, FileFormat
 if TYPE_CHECKING:  # a client of files and names needs no tensors
     from vectors.vector import SteeringVector
 
-__all__ = ["AsyncVectorClient", "ClientError", "Connection", "HistoryEntry", "RegisteredVector", "VectorClient"]
+__all__ = [
+    "AsyncVectorClient",
+    "ClientError",
+    "Connection",
+    "DamagedVector",
+    "HistoryEntry",
+    "RegisteredVector",
+    "VectorClient",
+]
 
 DEFAULT_TIMEOUT = 60.0
 """Seconds to wait for a connection, and for each read or write on it."""
@@ -119,8 +127,8 @@ class VectorClient(Connection):
     that must be the current one, or "*"; otherwise nothing is changed and `PreconditionFailed` is raised.
     """
 
-    def list(self, *, order: Order = "asc") -> Iterator[RegisteredVector]:
-        """Every vector in order of names; pages are fetched as they are needed."""
+    def list(self, *, order: Order = "asc") -> Iterator[RegisteredVector | DamagedVector]:
+        """Every vector in order of names, damaged ones too; pages are fetched as they are needed."""
         page: Call[calls.Page] | None = calls.list_page(order)
         while page is not None:
             found = self._carry_out(page)
@@ -196,7 +204,7 @@ class AsyncVectorClient:
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
-    async def list(self, *, order: Order = "asc") -> AsyncIterator[RegisteredVector]:
+    async def list(self, *, order: Order = "asc") -> AsyncIterator[RegisteredVector | DamagedVector]:
         """See `VectorClient.list`; to be used with `async for`."""
         page: Call[calls.Page] | None = calls.list_page(order)
         while page is not None:

@@ -14,7 +14,7 @@ ClientError                     (a VectorsError)
     ├── PreconditionFailed      412     `if_match` or `if_none_match` does not hold; nothing was changed
     ├── PayloadTooLarge         413     the file is larger than the server accepts
     ├── Overloaded              429     the server has too much to do
-    └── ServerFailure           5xx     the server failed, or is starting or stopping
+    └── ServerFailure           5xx     the server failed, its disk is full (507), or it is starting or stopping
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Overloaded(Refused):
 
 
 class ServerFailure(Refused):
-    """The server failed, or is starting or stopping."""
+    """The server failed, its disk is full (507), or it is starting or stopping."""
 
 
 _BY_STATUS: dict[int, type[Refused]] = {

@@ -55,6 +55,8 @@ def _models_by_id(services: Services) -> dict[str, Model]:
         "max_model_len": info.max_model_len,
     }
     models = [base]
-    for name, record in services.store.current_records().items():
-        models.append({**base, "id": f"{info.model_id}+{name}", "created": record.created_at, "parent": info.model_id})
+    records = services.store.current_records()
+    for name in services.store.names():  # damaged ones too: a request that names one is told so
+        created = records[name].created_at if name in records else services.started_at
+        models.append({**base, "id": f"{info.model_id}+{name}", "created": created, "parent": info.model_id})
     return {model["id"]: model for model in models}

@@ -59,8 +59,10 @@ async def _on_engine_error(request: Request, error: Exception) -> Response:
 async def _on_vectors_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, VectorsError)
     found = from_vectors_error(error)
-    if found.status >= 500:
+    if isinstance(found, EngineFailure):
         raise error  # the access log records it with its traceback
+    if found.status >= 500:
+        _log.error("%s", error)
     return response_of(found)
 
 

@@ -20,7 +20,8 @@ from server.api.http.connection import while_connected
 from server.api.http.failures import envelope_of
 from server.api.http.objects import TypedObject
 from server.api.http.services import services_of
-from server.errors import ApiError
+from server.errors import ApiError, from_vectors_error
+from vectors.errors import StorageFailed
 
 _log = logging.getLogger(__name__)
 
@@ -123,6 +124,9 @@ class EventStream(Response):
                 yield _DONE
         except ApiError as error:
             yield self._failure(error)
+        except StorageFailed as error:
+            _log.error("%s", error)
+            yield self._failure(from_vectors_error(error))
         except Exception:  # the client must learn that the answer is incomplete, and nothing more
             request_id = scope.get("state", {}).get("request_id", "-")
             _log.exception("%s stream failed", request_id, extra={"fields": {"request_id": request_id}})

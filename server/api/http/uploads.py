@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 
 from server.api.http.bodies import limited_stream, parse_json, read_body
 from server.errors import InvalidRequest
+from vectors.durable import storing
 from vectors.formats import ImportOptions
 from vectors.vocabulary import MAX_LAYER, MAX_METADATA_BYTES
 
@@ -59,7 +60,8 @@ async def multipart_form(
 ) -> AsyncIterator[FormData]:
     """The parts of a multipart body, with large files on disk; removed when the context ends.
 
-    Raises `InvalidRequest` for a malformed body, `PayloadTooLarge` as `limited_stream` does.
+    Raises `InvalidRequest` for a malformed body, `PayloadTooLarge` as `limited_stream` does, and `StorageFull` and
+    `StorageFailed` for the disk of temporary files.
     """
     _, parameters = parse_options_header(request.headers.get("content-type"))
     if parameters.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
@@ -72,7 +74,8 @@ async def multipart_form(
         max_part_size=max_field_bytes,
     )
     try:
-        form = await parser.parse()
+        with storing("uploads while they arrive"):
+            form = await parser.parse()
     except MultiPartException as error:
         raise InvalidRequest(f"the multipart body is malformed: {error.message}", code="invalid_multipart") from None
     if not parser.is_whole:

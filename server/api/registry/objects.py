@@ -48,10 +48,24 @@ class Vector(TypedDict):
     history: NotRequired[list[VectorRevision]]
 
 
+class DamagedVector(TypedDict):
+    """A vector whose files are damaged, so that it cannot be used: `error` names the file.
+
+    `revision` and `created_at` are null where they cannot be read either.
+    """
+
+    object: Literal["steering.vector.damaged"]
+    id: str
+    name: str
+    revision: Revision | None
+    created_at: UnixSeconds | None
+    error: str
+
+
 class VectorList(PageFields):
     """A page of vectors, sorted by name. `last_id` is the `after` of the next page."""
 
-    data: list[Vector]
+    data: list[Vector | DamagedVector]
 
 
 class DeletedVector(TypedDict):

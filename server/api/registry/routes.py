@@ -6,7 +6,6 @@ what a vector is and how it is stored.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,10 +22,10 @@ from server.api.http.parameters import DISPOSITION, limit, order
 from server.api.http.preconditions import if_match_of, if_none_match_of, refuse_preconditions
 from server.api.http.services import Services, services_of
 from server.api.http.uploads import VectorForm, directions_of, read_upload
-from server.api.registry.objects import DeletedVector, Vector, VectorList, VectorRevision
+from server.api.registry.objects import DamagedVector, DeletedVector, Vector, VectorList, VectorRevision
 from server.api.registry.parameters import ETAG, IF_MATCH, IF_NONE_MATCH, NAME
 from server.api.registry.wire import CreateVectorRequest, PatchVectorRequest, RollbackRequest
-from server.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed, Unavailable
+from server.errors import Conflict, InsufficientStorage, InvalidRequest, NotFound, PreconditionFailed, Unavailable
 from server.keys import Role
 from vectors.errors import StoreCorrupt, VectorNotFound
 from vectors.formats import ImportOptions, decode, encode
@@ -40,8 +39,7 @@ _MAY_READ = [Depends(require(Role.USE))]
 _MAY_CHANGE = [Depends(require(Role.MANAGE))]
 _DEFAULT_LIMIT = 20
 _MOST_LISTED = 100
-
-_log = logging.getLogger(__name__)
+_NOT_STORED = (Unavailable, InsufficientStorage)
 
 
 @router.put("/{name}", dependencies=_MAY_CHANGE)
@@ -49,7 +47,7 @@ _log = logging.getLogger(__name__)
     Success(Vector, "The vector, with a new revision, or unchanged if the content is the same.", headers=(ETAG,)),
     Success(Vector, "The vector, under a new name.", status=201, headers=(ETAG,)),
     bodies={BYTES: bytes, FORM: VectorForm},
-    errors=(PreconditionFailed,),
+    errors=(PreconditionFailed, *_NOT_STORED),
     parameters=(NAME, IF_MATCH, IF_NONE_MATCH),
 )
 async def put_vector(request: Request, name: str) -> Response:
@@ -74,7 +72,7 @@ async def put_vector(request: Request, name: str) -> Response:
 @describe(
     Success(Vector, "The new vector.", status=201, headers=(ETAG,)),
     bodies={JSON: CreateVectorRequest},
-    errors=(Conflict,),
+    errors=(Conflict, *_NOT_STORED),
 )
 async def create_vector(request: Request) -> Response:
     """Create a vector from numbers in JSON."""
@@ -99,6 +97,7 @@ async def create_vector(request: Request) -> Response:
 @router.get("", dependencies=_MAY_READ)
 @describe(
     Success(VectorList, "A page of vectors, sorted by name."),
+    errors=(Unavailable,),
     parameters=(
         limit(_DEFAULT_LIMIT, _MOST_LISTED),
         Parameter("after", "The name after which the page begins.", {"type": "string"}),
@@ -116,10 +115,10 @@ async def list_vectors(request: Request) -> Response:
     def page() -> Response:
         names = services.store.names(after=after, limit=limit + 1, order=order)
         shown = names[:limit]
-        found = (_get_or_none(services, name) for name in shown)
+        found = (_listed(services, name) for name in shown)
         listing: VectorList = {
             "object": "list",
-            "data": [_object_of(stored) for stored in found if stored is not None],
+            "data": [entry for entry in found if entry is not None],
             "first_id": shown[0] if shown else None,
             "last_id": shown[-1] if shown else None,
             "has_more": len(names) > limit,
@@ -132,7 +131,7 @@ async def list_vectors(request: Request) -> Response:
 @router.get("/{name}", dependencies=_MAY_READ)
 @describe(
     Success(Vector, "The vector, with its history.", headers=(ETAG,)),
-    errors=(InvalidRequest, NotFound),
+    errors=(InvalidRequest, NotFound, Unavailable),
     parameters=(NAME,),
 )
 async def get_vector(request: Request, name: str) -> Response:
@@ -201,7 +200,7 @@ async def get_content(request: Request, name: str) -> Response:
 @describe(
     Success(Vector, "The vector, with its new revision.", headers=(ETAG,)),
     bodies={JSON: PatchVectorRequest},
-    errors=(NotFound, PreconditionFailed),
+    errors=(NotFound, PreconditionFailed, *_NOT_STORED),
     parameters=(NAME, IF_MATCH),
 )
 async def patch_vector(request: Request, name: str) -> Response:
@@ -226,7 +225,7 @@ async def patch_vector(request: Request, name: str) -> Response:
 @describe(
     Success(Vector, "The vector, at its new current revision.", headers=(ETAG,)),
     bodies={JSON: RollbackRequest},
-    errors=(NotFound, PreconditionFailed),
+    errors=(NotFound, PreconditionFailed, *_NOT_STORED),
     parameters=(NAME, IF_MATCH),
 )
 async def roll_back(request: Request, name: str) -> Response:
@@ -242,7 +241,7 @@ async def roll_back(request: Request, name: str) -> Response:
 @router.delete("/{name}", dependencies=_MAY_CHANGE)
 @describe(
     Success(DeletedVector, "The vector is deleted."),
-    errors=(InvalidRequest, NotFound, PreconditionFailed),
+    errors=(InvalidRequest, NotFound, PreconditionFailed, *_NOT_STORED),
     parameters=(NAME, IF_MATCH),
 )
 async def delete_vector(request: Request, name: str) -> Response:
@@ -263,15 +262,22 @@ def _check_fit(vector: SteeringVector, services: Services) -> None:
     vector.fit(info.num_layers, info.hidden_size, info.sites)
 
 
-def _get_or_none(services: Services, name: str) -> StoredVector | None:
-    """None when the name was deleted meanwhile, or when its file is damaged, which a request for it will report."""
+def _listed(services: Services, name: str) -> Vector | DamagedVector | None:
+    """The entry of a list; None when the name was deleted meanwhile."""
     try:
-        return services.store.get(name)
+        return _object_of(services.store.get(name))
     except VectorNotFound:
         return None
     except StoreCorrupt as error:
-        _log.error("vector not listed: %s", error)
-        return None
+        record = services.store.current_records().get(name)
+        return {
+            "object": "steering.vector.damaged",
+            "id": name,
+            "name": name,
+            "revision": None if record is None else record.revision,
+            "created_at": None if record is None else record.created_at,
+            "error": str(error),
+        }
 
 
 def _object_of(stored: StoredVector) -> Vector:

@@ -29,7 +29,7 @@ from server.api.responses.objects import DeletedResponse, InputItemList, KeptIte
 from server.api.responses.output import ResponseOutput
 from server.api.responses.response import ResponseInProgress
 from server.api.responses.wire import ResponseRequest
-from server.errors import InvalidRequest, NotFound
+from server.errors import InsufficientStorage, InvalidRequest, NotFound, Unavailable
 from server.keys import Role, digest_of
 from server.response_store import ResponseStore, StoredResponse
 
@@ -46,7 +46,7 @@ _UNSUPPORTED_QUERIES = ("include", "include_obfuscation", "starting_after", "str
     Success(ResponseObject, "The response.", headers=RATE_LIMITS),
     Success(ResponseStreamEvent, "With `stream`: server-sent events, named by their type.", media_type=EVENTS),
     bodies={JSON: ResponseRequest},
-    errors=GENERATION_ERRORS,
+    errors=(*GENERATION_ERRORS, InsufficientStorage),
 )
 async def create_response(request: Request) -> Response:
     """Create a response, and store it if requested."""
@@ -65,7 +65,7 @@ async def create_response(request: Request) -> Response:
 @router.get("/v1/responses/{response_id}")
 @describe(
     Success(ResponseObject, "The stored response."),
-    errors=(InvalidRequest, NotFound),
+    errors=(InvalidRequest, NotFound, Unavailable),
     parameters=(_RESPONSE_ID, _STREAM),
 )
 async def retrieve_response(request: Request, response_id: str) -> Response:
@@ -76,7 +76,9 @@ async def retrieve_response(request: Request, response_id: str) -> Response:
 
 @router.delete("/v1/responses/{response_id}")
 @describe(
-    Success(DeletedResponse, "The response is deleted."), errors=(InvalidRequest, NotFound), parameters=(_RESPONSE_ID,)
+    Success(DeletedResponse, "The response is deleted."),
+    errors=(InvalidRequest, NotFound, Unavailable, InsufficientStorage),
+    parameters=(_RESPONSE_ID,),
 )
 async def delete_response(request: Request, response_id: str) -> Response:
     """Delete a stored response."""
@@ -88,7 +90,7 @@ async def delete_response(request: Request, response_id: str) -> Response:
 @router.get("/v1/responses/{response_id}/input_items")
 @describe(
     Success(InputItemList, "A page of input items, newest first unless ordered otherwise."),
-    errors=(InvalidRequest, NotFound),
+    errors=(InvalidRequest, NotFound, Unavailable),
     parameters=(
         _RESPONSE_ID,
         _STREAM,

@@ -25,7 +25,7 @@ from server.api.http.services import services_of
 from server.api.http.uploads import multipart_form
 from server.api.training.objects import DeletedFile, File, FileList
 from server.api.training.wire import file_object
-from server.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from server.errors import Conflict, InsufficientStorage, InvalidRequest, NotFound, Unavailable
 from server.jobs.records import TRAINING_PURPOSE
 from server.keys import Role
 
@@ -54,7 +54,7 @@ _ONE_ERRORS = (InvalidRequest, NotFound, Unavailable)
 
 
 @router.post("", dependencies=_MAY_CHANGE)
-@describe(Success(File, "The stored file."), bodies={FORM: FileForm}, errors=(Unavailable,))
+@describe(Success(File, "The stored file."), bodies={FORM: FileForm}, errors=(Unavailable, InsufficientStorage))
 async def upload_file(request: Request) -> Response:
     """Upload a file."""
     services = services_of(request)
@@ -127,7 +127,11 @@ async def get_file_content(request: Request, identifier: str) -> Response:
 
 
 @router.delete("/{identifier}", dependencies=_MAY_CHANGE)
-@describe(Success(DeletedFile, "The file is deleted."), errors=(*_ONE_ERRORS, Conflict), parameters=(_FILE_ID,))
+@describe(
+    Success(DeletedFile, "The file is deleted."),
+    errors=(*_ONE_ERRORS, Conflict, InsufficientStorage),
+    parameters=(_FILE_ID,),
+)
 async def delete_file(request: Request, identifier: str) -> Response:
     """Delete a file.
 

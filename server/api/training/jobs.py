@@ -22,7 +22,7 @@ from server.api.http.parameters import after, identifier, limit
 from server.api.http.services import Services, services_of
 from server.api.training.objects import Job, JobCheckpointList, JobEventList, JobList
 from server.api.training.wire import CreateJobRequest, event_object, job_object
-from server.errors import InvalidRequest, NotFound, Unavailable, from_vectors_error
+from server.errors import InsufficientStorage, InvalidRequest, NotFound, Unavailable, from_vectors_error
 from server.jobs.records import JobRequest
 from server.keys import Role
 from vectors.errors import InvalidMethod, InvalidVectorName, VectorsError
@@ -53,7 +53,11 @@ _METADATA = Parameter(
 
 
 @router.post("", dependencies=_MAY_CHANGE)
-@describe(Success(Job, "The queued job."), bodies={JSON: CreateJobRequest}, errors=(NotFound, Unavailable))
+@describe(
+    Success(Job, "The queued job."),
+    bodies={JSON: CreateJobRequest},
+    errors=(NotFound, Unavailable, InsufficientStorage),
+)
 async def create_job(request: Request) -> Response:
     """Create a training job."""
     services = services_of(request)
@@ -109,7 +113,7 @@ async def get_job(request: Request, identifier: str) -> Response:
 
 
 @router.post("/{identifier}/cancel", dependencies=_MAY_CHANGE)
-@describe(Success(Job, "The job after the call."), errors=_ONE_ERRORS, parameters=(_JOB_ID,))
+@describe(Success(Job, "The job after the call."), errors=(*_ONE_ERRORS, InsufficientStorage), parameters=(_JOB_ID,))
 async def cancel_job(request: Request, identifier: str) -> Response:
     """Cancel a training job.
 

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from server.cli.client.connection import connect, readable_failures
 from server.cli.errors import USAGE, CommandFailed
-from vectors.client.clients import RegisteredVector, VectorClient
+from vectors.client.clients import DamagedVector, RegisteredVector, VectorClient
 from vectors.defaults import DEFAULTS
 from vectors.formats.autoencoder import read_feature
 
@@ -34,7 +34,7 @@ def vectors(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def show_vectors(found: Sequence[RegisteredVector], console: Console) -> None:
+def show_vectors(found: Sequence[RegisteredVector | DamagedVector], console: Console) -> None:
     """A table of vectors."""
     if not found:
         console.print("no vectors; add one with: tiller vectors put NAME FILE")
@@ -43,6 +43,10 @@ def show_vectors(found: Sequence[RegisteredVector], console: Console) -> None:
     for heading in ("name", "revision", "layers", "scale", "operation", "positions", "description"):
         table.add_column(heading, overflow="fold" if heading in ("name", "description") else "ellipsis")
     for vector in found:
+        if isinstance(vector, DamagedVector):
+            revision = (vector.revision or "?")[:12]
+            table.add_row(*(Text(cell) for cell in (vector.name, revision, "", "", "", "", f"DAMAGED: {vector.error}")))
+            continue
         cells = (
             vector.name,
             vector.revision[:12],
@@ -167,9 +171,9 @@ def _line(vector: RegisteredVector) -> str:
     return f"{vector.name}@{vector.revision[:12]}: {vector.site} at layers {layers}, {vector.bytes} bytes"
 
 
-def _json(vector: RegisteredVector) -> str:
+def _json(vector: RegisteredVector | DamagedVector) -> str:
     fields = asdict(vector)
-    if vector.history is None:
+    if isinstance(vector, RegisteredVector) and vector.history is None:
         del fields["history"]
     return json.dumps(fields)
 

@@ -97,7 +97,7 @@ def _warn_of_variables(environ: Mapping[str, str], keys: ApiKeys) -> None:
 
 def _build(settings: Settings, source: ModelSource, cleanup: contextlib.ExitStack) -> _Parts:
     """Load and start every part; `cleanup` closes them."""
-    from server.cli.serve.shipped import put_shipped_vectors
+    from server.shipped import put_shipped_vectors
     from vectors.store import VectorStore
 
     with readable_failures(settings):

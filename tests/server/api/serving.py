@@ -171,20 +171,21 @@ def serving(
     tokenizer: PreTrainedTokenizerBase | None = None,
     http: Literal["auto"] | type[asyncio.Protocol] = "auto",
     trainer: Trainer | None = None,
+    store_class: type[VectorStore] = VectorStore,
     tracer: Tracer | None = None,
     keeps_responses: bool = True,
     **settings: object,
 ) -> Iterator[Server]:
     """Serve the tiny model from another thread on a free port, with the registry in `folder`.
 
-    `engine_class` makes the engine. With a `trainer` it also does training jobs; with a `model` and its `tokenizer` it
-    serves these instead.
+    `engine_class` makes the engine, `store_class` the registry. With a `trainer` it also does training jobs; with a
+    `model` and its `tokenizer` it serves these instead.
     `keeps_responses`: those whose requests ask for it.
     """
     limits = engine_settings or EngineSettings(num_pages=400, page_size=8, max_running=40, max_batch_tokens=128)
     text = TextProcessor(tokenizer or byte_tokenizer(chat_template))
     with contextlib.ExitStack() as parts:
-        store = parts.enter_context(VectorStore(folder / "vectors"))
+        store = parts.enter_context(store_class(folder / "vectors"))
         engine = parts.enter_context(engine_class(model or tiny_model(), limits))
         worker = None
         if trainer is not None:

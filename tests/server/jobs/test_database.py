@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from server.durable_database import DatabaseRefused
+from server.durable_database import DatabaseDamaged, DatabaseRefused
 from server.errors import Conflict, NotFound
 from server.jobs.database import JobDatabase
 from server.jobs.records import Event, FileRecord, JobError, JobRecord, JobStatus, VectorReference
@@ -219,11 +219,31 @@ def put_a_folder_there(path: Path) -> None:
     path.mkdir()
 
 
+def test_a_damaged_database_is_moved_aside_and_a_new_one_begun(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, spoil in (
+        ("text", lambda path: path.write_bytes(b"this is no database " * 300)),
+        ("cut", lambda path: os.truncate(path, 5000)),
+        ("noise", lambda path: write_pages(path, 1)),
+    ):
+        path = tmp_path / name / "jobs.sqlite"
+        with JobDatabase(path) as database:
+            database.add_job(job(database, add_file(database).id), Event("made"))
+        spoil(path)
+        damaged = path.read_bytes()
+        with pytest.raises(DatabaseDamaged):
+            JobDatabase(path, moves_damaged=False)
+        assert path.read_bytes() == damaged
+        with JobDatabase(path) as database:
+            assert (database.jobs(), database.files()) == ([], [])
+            add_file(database)
+        assert (path.parent / "quarantine" / path.name).read_bytes() == damaged
+        assert f"it was moved to {path.parent / 'quarantine' / path.name}" in caplog.text
+
+
 def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     for name, words, spoil in (
-        ("text", "damaged", lambda path: path.write_bytes(b"this is no database " * 300)),
-        ("cut", "", lambda path: os.truncate(path, 5000)),
-        ("noise", "", lambda path: write_pages(path, 1)),
         ("newer", "newer version", lambda path: execute(path, "PRAGMA user_version = 99")),
         ("foreign", "no", put_another_there),
         ("folder", "cannot", put_a_folder_there),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from server.errors import InvalidRequest, NotFound
 from server.jobs.database import JobDatabase
 from server.jobs.files import MAX_FILENAME_LENGTH, FileStore
-from vectors.errors import StoreCorrupt
+from server.jobs.records import FileRecord
+from vectors.errors import StorageFailed, StoreCorrupt
 
 
 @pytest.fixture
@@ -61,7 +63,7 @@ class Breaking(io.BytesIO):
 
 
 def test_a_stream_that_breaks_leaves_nothing(files: FileStore, folder: Path) -> None:
-    with pytest.raises(OSError, match="gone"):
+    with pytest.raises(StorageFailed, match="gone"):
         files.put_stream("a.jsonl", "fine-tune", Breaking(b"x" * 5000))
     assert (files.list(), list(folder.iterdir())) == ([], [])
 
@@ -77,7 +79,9 @@ def test_a_record_that_cannot_be_written_leaves_no_bytes(tmp_path: Path, folder:
         assert list(folder.iterdir()) == []
 
 
-def test_leftovers_go_at_the_start_and_nothing_else(files: FileStore, database: JobDatabase, folder: Path) -> None:
+def test_leftovers_are_moved_aside_at_the_start_and_nothing_else(
+    files: FileStore, database: JobDatabase, folder: Path
+) -> None:
     kept = files.put("a", "fine-tune", b"kept")
     unrecorded = files.write("b", "fine-tune-results", io.BytesIO(b"of a run that was killed"))
     (folder / f"{database.new_id('file')}.part").write_bytes(b"half")
@@ -85,6 +89,63 @@ def test_leftovers_go_at_the_start_and_nothing_else(files: FileStore, database: 
     assert (folder / unrecorded.id).exists()
     FileStore(folder, database)
     assert sorted(path.name for path in folder.iterdir()) == ["README", kept.id]
+    assert [path.name for path in (folder.parent / "quarantine").iterdir()] == [unrecorded.id]
+
+
+def test_files_of_a_lost_database_stay_and_can_be_listed_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "files"
+    with JobDatabase(tmp_path / "jobs.sqlite") as database:
+        names = [FileStore(folder, database).put(f"{number}.jsonl", "fine-tune", b"x" * number).id for number in (1, 2)]
+    (tmp_path / "jobs.sqlite").rename(tmp_path / "aside")
+    for _ in range(2):  # also when the new database is no longer new
+        with JobDatabase(tmp_path / "jobs.sqlite") as database:
+            files = FileStore(folder, database)
+            files.put("later.jsonl", "fine-tune", b"later")
+            assert set(names) <= {path.name for path in folder.iterdir()}
+    assert "2 files in files without a record" in caplog.text
+    with JobDatabase(tmp_path / "jobs.sqlite") as database:
+        files = FileStore(folder, database)
+        files.repair()
+        assert [files.read(name) for name in names] == [(names[0], b"x"), (names[1], b"xx")]
+        assert files.findings(is_deep=True) == []
+    (tmp_path / "jobs.sqlite").unlink()
+    (tmp_path / "aside").rename(tmp_path / "jobs.sqlite")
+    with JobDatabase(tmp_path / "jobs.sqlite") as database:
+        assert [FileStore(folder, database).read(name)[0] for name in names] == ["1.jsonl", "2.jsonl"]
+
+
+def test_a_file_in_quarantine_is_put_back_when_a_record_has_it(
+    files: FileStore, database: JobDatabase, folder: Path
+) -> None:
+    record = files.put("a", "fine-tune", b"kept")
+    (folder.parent / "quarantine").mkdir()
+    (folder / record.id).rename(folder.parent / "quarantine" / record.id)
+    assert FileStore(folder, database).read(record.id) == ("a", b"kept")
+
+
+def test_records_that_this_program_did_not_write_reach_no_other_file(
+    files: FileStore, database: JobDatabase, folder: Path
+) -> None:
+    """Their ids are paths, and the files there are nobody's business."""
+    outside = folder.parent / "outside"
+    outside.write_bytes(b"of somebody else")
+    database.add_file(FileRecord("../outside", "fine-tune", "x", 3, 0, "0"))
+    again = FileStore(folder, database)
+    assert ["'../outside' is damaged" in finding.problem for finding in again.findings(is_deep=True)] == [True]
+    again.repair()
+    assert outside.read_bytes() == b"of somebody else"
+    assert (again.list(), again.findings()) == ([], [])
+
+
+def test_files_are_their_owners_only(files: FileStore, database: JobDatabase, folder: Path) -> None:
+    first = files.put("a", "fine-tune", b"kept")
+    (folder / first.id).chmod(0o644)
+    folder.chmod(0o755)
+    second = FileStore(folder, database).put("b", "fine-tune", b"kept")
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / first.id, folder / second.id)]
+    assert modes == [0o700, 0o600, 0o600]
 
 
 def test_damage_is_told_and_not_read(files: FileStore, folder: Path) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from server.durable_database import DatabaseRefused
 from server.errors import InvalidRequest, NotFound, Unavailable
 from server.jobs.database import JobDatabase
 from server.jobs.files import FileStore
 from server.jobs.records import RESULTS_PURPOSE, JobRecord, JobRequest, JobStatus, VectorReference
 from server.jobs.trainer import Outcome, Progress, ReadFile, Trainer
 from server.jobs.worker import MAX_STARTS, JobWorker, name_for
+from tests.server.api.serving import eventually
 from tests.server.jobs.trainers import DATA, LINES, PHASES, FailingTrainer, GatedTrainer, PairTrainer, features
 from vectors.errors import (
     InvalidData,
@@ -27,6 +27,8 @@ from vectors.errors import (
     InvalidVector,
     InvalidVectorName,
     MissingDependency,
+    StorageFailed,
+    StorageFull,
     StoreCorrupt,
 )
 from vectors.formats.safetensors import encode_safetensors
@@ -205,9 +207,11 @@ def test_a_cancellation_that_was_acknowledged_wins_over_the_end(house: House) ->
         (InvalidMethod("bad"), "invalid_method", "bad", None),
         (InvalidVector("zero", "residual.1"), "training_failed", "zero", "residual.1"),
         (MissingDependency("pip install scipy"), "training_failed", "pip install scipy", None),
-        (StoreCorrupt("/secret/place is damaged"), "server_error", None, None),
+        (StoreCorrupt("files/x is damaged"), "stored_data_damaged", "files/x is damaged", None),
+        (StorageFull("the disk is full"), "disk_full", "the disk is full", None),
+        (StorageFailed("the disk failed"), "storage_failed", "the disk failed", None),
         (RuntimeError("/secret/place"), "server_error", None, None),
-        (NotFound("nothing here"), "server_error", None, None),
+        (NotFound("nothing here", code="file_not_found"), "file_not_found", "nothing here", None),
     ],
 )
 def test_a_training_that_raises_fails_its_job_and_no_other(
@@ -386,30 +390,91 @@ def test_a_complete_training_is_published_and_not_repeated(house: House) -> None
         assert worker.database.unpublished(job.id) is None
 
 
-def test_a_registry_that_refuses_fails_the_job_and_keeps_the_report(house: House) -> None:
+def test_a_registry_that_is_closed_costs_no_trained_vector(house: House) -> None:
     trainer = LateTrainer(lambda job: house.store.close())
     with house.open(trainer) as worker:
-        done = worker.wait(ask(worker).id, timeout=DEADLINE)
-        assert (done.status, done.fine_tuned_vector) == (JobStatus.FAILED, None)
-        assert done.error is not None
-        assert done.error.code == "server_error"
+        job = ask(worker)
+        worker.wait(job.id, lambda job: job.fine_tuned_vector is not None, timeout=DEADLINE)
+        assert worker.get(job.id).status is JobStatus.RUNNING
+    with house.open(FailingTrainer(RuntimeError("trained anew"))) as worker:
+        done = worker.wait(job.id, timeout=DEADLINE)
+        assert done.status is JobStatus.SUCCEEDED
         assert worker.files.read(done.result_files[0])[0] == "report.json"
-        assert worker.database.unpublished(done.id) is None
+        assert house.store.names() == [job.name]
 
 
-def test_a_worker_without_its_records_takes_no_more_jobs(house: House, caplog: pytest.LogCaptureFixture) -> None:
+class FullDisk:
+    """Refuses what it is asked about while it is full."""
+
+    is_full = False
+
+    def check(self) -> None:
+        if self.is_full:
+            raise StorageFull("the disk is full")
+
+
+DISK = FullDisk()
+
+
+class FillingStore(VectorStore):
+    """A registry on that disk."""
+
+    def put(self, *arguments: Any, **options: Any) -> Any:
+        DISK.check()
+        return super().put(*arguments, **options)
+
+
+class FillingDatabase(JobDatabase):
+    """A database of jobs on that disk: no record of a job can be changed."""
+
+    def change_job(self, *arguments: Any, **options: Any) -> Any:
+        DISK.check()
+        return super().change_job(*arguments, **options)
+
+
+@contextlib.contextmanager
+def on_a_disk_that_fills(folder: Path, trainer: Trainer, store: type[VectorStore] = VectorStore) -> Iterator[JobWorker]:
+    DISK.is_full = False
+    kind = FillingDatabase if store is VectorStore else JobDatabase
+    with store(folder / "vectors") as opened, kind(folder / "jobs.sqlite") as database:
+        with JobWorker(database, FileStore(folder / "files", database), opened, trainer).start() as worker:
+            yield worker
+        DISK.is_full = False
+
+
+def test_a_vector_that_the_disk_refuses_is_published_when_it_has_room(tmp_path: Path) -> None:
+    def fill(job: JobRecord) -> None:
+        DISK.is_full = True
+
+    with on_a_disk_that_fills(tmp_path, LateTrainer(fill), FillingStore) as worker:
+        job = ask(worker)
+        worker.wait(job.id, lambda job: job.fine_tuned_vector is not None, timeout=DEADLINE)
+        other = worker.wait(ask(worker, b"no data").id, timeout=DEADLINE)
+        assert other.status is JobStatus.FAILED, "other jobs go on meanwhile"
+        assert worker.get(job.id).status is JobStatus.RUNNING
+        assert any("the vector is kept" in message for message in messages(worker, job))
+        DISK.is_full = False
+        assert worker.wait(job.id, timeout=DEADLINE).status is JobStatus.SUCCEEDED
+        assert worker.database.unpublished(job.id) is None
+
+
+def test_a_job_whose_records_the_disk_refuses_fails_with_the_reason_and_the_worker_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trainer = GatedTrainer()
-    with house.open(trainer) as worker:
+    with on_a_disk_that_fills(tmp_path, trainer) as worker:
         job = ask(worker)
         assert trainer.has_come.wait(DEADLINE)
-        worker.database.close()
+        DISK.is_full = True
         trainer.gate.set()
-        worker.close()
-        with pytest.raises(DatabaseRefused):
-            worker.get(job.id)
-    assert "training has stopped" in caplog.text
-    with house.open() as worker:
-        assert worker.wait(job.id, timeout=DEADLINE).status is JobStatus.SUCCEEDED
+        eventually(lambda: "cannot be recorded yet" in caplog.text)
+        assert worker.get(job.id).status is JobStatus.RUNNING
+        DISK.is_full = False
+        done = worker.wait(job.id, timeout=DEADLINE)
+        assert done.status is JobStatus.FAILED
+        assert done.error is not None
+        assert (done.error.code, done.error.message) == ("disk_full", "the disk is full")
+        assert worker.wait(ask(worker).id, timeout=DEADLINE).status is JobStatus.SUCCEEDED
 
 
 def test_waiting_ends_in_time(house: House) -> None:

@@ -133,25 +133,31 @@ def test_a_failure_before_the_answer_is_a_500_without_details(failing: Server) -
 def test_the_unexpected_is_logged_with_its_id_and_not_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with serving(tmp_path) as server:
         server.store.put("doomed", vector(1))
-        (tmp_path / "vectors" / "objects").joinpath(f"{server.store.get('doomed').revision}.safetensors").unlink()
+        server.store.close()
         with caplog.at_level(logging.ERROR):
-            response = server.http.get("/v1/steering/vectors/doomed/content", headers={"x-request-id": "mine-7"})
+            response = server.http.delete("/v1/steering/vectors/doomed", headers={"x-request-id": "mine-7"})
         assert (response.status_code, response.headers["x-request-id"]) == (500, "mine-7")
         assert response.json()["error"]["type"] == "server_error"
         assert str(tmp_path) not in response.text
         eventually(lambda: any(getattr(record, "request_id", None) == "mine-7" for record in caplog.records))
 
 
-def test_a_damaged_registry_is_told_to_the_log_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_vector_is_refused_in_words_and_others_are_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with serving(tmp_path) as server:
         revision = server.store.put("doomed", vector(1))[0].revision
+        server.store.put("whole", vector(2))
     damaged = tmp_path / "vectors" / "objects" / f"{revision}.safetensors"
     damaged.write_bytes(bytes(damaged.stat().st_size))
     with serving(tmp_path) as server, caplog.at_level(logging.ERROR):
         response = server.http.post("/v1/chat/completions", json=LONG | {"model": "tiny+doomed"})
-    assert (response.status_code, response.json()["error"]["code"]) == (500, "registry_failure")
-    assert revision not in response.text
-    assert any(record.exc_info and revision in record.exc_text for record in caplog.records if record.exc_text)
+        whole = server.http.post("/v1/chat/completions", json=LONG | {"model": "tiny+whole", "max_tokens": 1})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], whole.status_code) == (503, "stored_data_damaged", 200)
+    assert f"vector 'doomed', revision {revision[:12]}: vectors/objects/{damaged.name} is damaged" in error["message"]
+    assert str(tmp_path) not in response.text
+    assert error["message"] in caplog.text
 
 
 def test_a_path_cannot_forge_log_lines(server: Server, caplog: pytest.LogCaptureFixture) -> None:

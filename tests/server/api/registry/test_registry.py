@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import socket
@@ -17,7 +18,10 @@ import safetensors.torch
 import torch
 
 from tests.server.api.serving import HIDDEN, LAYERS, Server, direction, serving, vector
+from vectors.client import DamagedVector, RegisteredVector, VectorClient
 from vectors.formats.safetensors import encode_safetensors
+from vectors.store import VectorStore
+from vectors.store.generation import Generation
 
 PATH = "/v1/steering/vectors"
 FIELDS = {
@@ -204,7 +208,7 @@ def test_any_revision_can_be_downloaded(server: Server) -> None:
         assert server.http.get(f"{PATH}/chosen/content", params={"revision": prefix}).status_code == status
 
 
-def test_a_damaged_file_spoils_no_listing(tmp_path: Path) -> None:
+def test_a_damaged_file_is_listed_as_damaged(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         for seed, name in enumerate("abc"):
             put(server, name, file_of(seed))
@@ -213,10 +217,53 @@ def test_a_damaged_file_spoils_no_listing(tmp_path: Path) -> None:
         assert [model.id for model in server.sdk.models.list()] == ["tiny", "tiny+a", "tiny+b", "tiny+c"]
         assert server.sdk.models.retrieve("tiny+b").id == "tiny+b"
         first = server.http.get(PATH, params={"limit": 2}).json()
-        assert ([entry["id"] for entry in first["data"]], first["last_id"], first["has_more"]) == (["a"], "b", True)
+        assert ([entry["id"] for entry in first["data"]], first["last_id"], first["has_more"]) == (
+            ["a", "b"],
+            "b",
+            True,
+        )
+        damaged = first["data"][1]
+        assert (damaged["object"], damaged["name"], damaged["revision"]) == ("steering.vector.damaged", "b", lost)
+        assert f"{lost}.safetensors is damaged" in damaged["error"]
         second = server.http.get(PATH, params={"limit": 2, "after": first["last_id"]}).json()
         assert ([entry["id"] for entry in second["data"]], second["has_more"]) == (["c"], False)
-        assert server.http.get(f"{PATH}/b").status_code == 500
+        refused = server.http.get(f"{PATH}/b")
+        assert (refused.status_code, error_of(refused)["message"]) == (503, damaged["error"])
+        with VectorClient(server.url) as client:
+            assert [type(found) for found in client.list()] == [RegisteredVector, DamagedVector, RegisteredVector]
+
+
+class FullStore(VectorStore):
+    """A registry whose disk is full."""
+
+    def _announce(self, change: int, *, needs_room: bool = True) -> Generation | None:
+        if needs_room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super()._announce(change, needs_room=needs_room)
+
+
+def test_a_full_disk_is_a_507_that_changes_nothing_and_a_delete_makes_room(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        for seed, name in enumerate("ab"):
+            put(server, name, file_of(seed))
+        made = server.http.patch(f"{PATH}/a", json={"default_scale": 2}).json()
+        first = server.store.history("a")[-1].revision
+    with serving(tmp_path, store_class=FullStore) as server:
+        for refused in (
+            put(server, "new", file_of(3)),
+            put(server, "a", file_of(3)),
+            server.http.patch(f"{PATH}/a", json={"default_scale": 3}),
+            server.http.post(f"{PATH}/a/rollback", json={"revision": first}),
+        ):
+            error = error_of(refused)
+            assert (refused.status_code, error["code"], error["type"]) == (507, "disk_full", "server_error")
+            assert error["message"].startswith("the disk that holds the vectors is full (No space left on device)")
+        assert server.http.get(f"{PATH}/a").json()["revision"] == made["revision"]
+        assert len(list((tmp_path / "vectors" / "objects").iterdir())) == 3
+        assert server.http.delete(f"{PATH}/b").status_code == 200
+        assert server.http.get("/ready").status_code == 200
+    with serving(tmp_path) as server:
+        assert put(server, "new", file_of(3)).status_code == 201
 
 
 def test_defaults_change_by_patch_and_go_back_by_rollback(server: Server) -> None:

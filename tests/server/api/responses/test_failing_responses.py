@@ -56,6 +56,24 @@ def test_time_that_is_up_ends_the_stream_with_an_event(tmp_path: Path) -> None:
         assert server.engine.stats().total_generated_tokens == 0
 
 
+def test_a_response_for_which_the_disk_has_no_room(tmp_path: Path) -> None:
+    """The database may hold so many pages and no more, which SQLite reports like a full disk."""
+    with serving(tmp_path) as server:
+        assert server.responses is not None
+        body = BODY | {"max_output_tokens": 2, "input": "x" * 300, "metadata": {"a": "y" * 500}}
+        with server.responses.transaction() as connection:
+            connection.execute("PRAGMA max_page_count = 1")
+            connection.execute("UPDATE own_time SET seconds = seconds")
+        replies = [server.http.post("/v1/responses", json=body) for _ in range(30)]
+        refused = next(reply for reply in replies if reply.status_code != 200)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (507, "disk_full")
+        assert "the disk that holds the database of responses is full" in refused.json()["error"]["message"]
+        assert "database of responses is full" in failed(server, body)["error"]["message"]
+        with server.responses.transaction() as connection:
+            connection.execute("PRAGMA max_page_count = 100000")
+        assert server.http.post("/v1/responses", json=body).status_code == 200
+
+
 def test_a_response_that_cannot_be_kept_is_not_said_to_be_complete(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         assert server.responses is not None

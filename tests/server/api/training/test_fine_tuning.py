@@ -17,7 +17,16 @@ from server.jobs.records import JobRequest
 from server.keys import ApiKeys
 from tests.server.api.serving import Server, serving, vector
 from tests.server.jobs.trainers import DATA, LINES, FailingTrainer, GatedTrainer, PairTrainer
-from vectors.errors import InvalidData, InvalidMethod, MissingDependency, StoreCorrupt, VectorNotFound, VectorsError
+from vectors.errors import (
+    InvalidData,
+    InvalidMethod,
+    MissingDependency,
+    StorageFull,
+    StoreCorrupt,
+    StoreLocked,
+    VectorNotFound,
+    VectorsError,
+)
 
 PATH = "/v1/fine_tuning/jobs"
 FIELDS = {
@@ -371,7 +380,9 @@ class Refusing(PairTrainer):
         (InvalidData("no"), 400, "invalid_training_data", "method.steering"),
         (VectorNotFound("x"), 404, "vector_not_found", "method.steering"),
         (MissingDependency("pip install scipy"), 503, "missing_dependency", "method.steering"),
-        (StoreCorrupt("/secret/place"), 500, "internal_error", None),
+        (StoreCorrupt("x is damaged"), 503, "stored_data_damaged", "method.steering"),
+        (StorageFull("x is full"), 507, "disk_full", "method.steering"),
+        (StoreLocked("/secret/place"), 500, "internal_error", None),
     ],
 )
 def test_what_the_trainer_refuses_has_a_status(

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.cli.serve.shipped import MARKER
 from server.demo import MODEL_DIR, MODEL_NAME, VECTORS_DIR
+from server.shipped import MARKER
 from tests.server.cli.running import DEADLINE, ServerProcess, call_tiller, tiller
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.cli.errors import CommandFailed
-from server.cli.serve.shipped import MARKER, put_shipped_vectors
+from server.shipped import MARKER, put_shipped_vectors
 from tests.server.cli.running import ROOT, environment
 from vectors.errors import VectorsError
 from vectors.formats.safetensors import encode_safetensors
@@ -116,11 +115,16 @@ def test_a_start_that_was_killed_before_it_remembered_puts_nothing_twice(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"cheerful": 1}'])
-def test_a_damaged_marker_is_named(store: VectorStore, folder: Path, tmp_path: Path, content: str) -> None:
+def test_a_damaged_marker_is_moved_aside_and_taken_names_are_left(
+    store: VectorStore, folder: Path, tmp_path: Path, content: str
+) -> None:
     (tmp_path / MARKER).write_text(content, encoding="utf-8")
-    with pytest.raises(CommandFailed, match=MARKER):
-        put_shipped_vectors(store, folder, tmp_path, MODEL)
-    assert store.names() == []
+    store.put("honest", vector(7.0))
+    put = put_shipped_vectors(store, folder, tmp_path, MODEL)
+    assert "honest" not in put
+    assert store.get("honest").vector == vector(7.0)
+    assert (tmp_path / "quarantine" / MARKER).read_text(encoding="utf-8") == content
+    assert put_shipped_vectors(store, folder, tmp_path, MODEL) == []
 
 
 def test_one_that_does_not_fit_is_refused(store: VectorStore, folder: Path, tmp_path: Path) -> None:
@@ -133,8 +137,8 @@ def test_one_that_does_not_fit_is_refused(store: VectorStore, folder: Path, tmp_
 LISTENING = """
 import sys
 from pathlib import Path
-from server.cli.serve.shipped import put_shipped_vectors
-from tests.server.cli.serve.test_shipped import MODEL
+from server.shipped import put_shipped_vectors
+from tests.server.test_shipped import MODEL
 from vectors.store import VectorStore
 shipped, data_dir = map(Path, sys.argv[1:])
 said = []
