@@ -16,7 +16,7 @@ FLOORS: dict[str, str] = {
         server
     """,
     "vectors": """
-        durable errors shares
+        cancellation durable errors shares
         data vocabulary
         defaults operations positions sites
         vector
@@ -79,7 +79,7 @@ FLOORS: dict[str, str] = {
         __init__ config errors keys durable_database
         steering
         engine marks
-        detokenizer
+        detokenizer watchdog
         answers
         text
         jobs response_store
@@ -154,7 +154,7 @@ FLOORS: dict[str, str] = {
         training
     """,
     "server.cli": """
-        errors logs output
+        errors logs output signals
         client loading
         serve training
         parser
@@ -206,6 +206,7 @@ FLOORS: dict[str, str] = {
         buffers
         runner
         outputs
+        verdicts
         engine
     """,
     "server.engine.attention": """

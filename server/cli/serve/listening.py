@@ -14,6 +14,7 @@ from types import FrameType
 import uvicorn
 
 from server.cli.errors import CommandFailed
+from server.cli.signals import hangups, status_of
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +23,11 @@ FLUSH_SECONDS = 5
 
 _CUT_OFF_SECONDS = 5
 """Seconds for the remaining requests to notice that their clients were disconnected."""
+
+MOST_SECONDS = FLUSH_SECONDS + 2 * _CUT_OFF_SECONDS
+"""Seconds after the time for running requests in which the server ends, or else the process is ended."""
+
+_NOT_IN_TIME = 1
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -59,9 +65,10 @@ def url_of(bound: socket.socket) -> str:
 
 
 class DrainingServer(uvicorn.Server):
-    """Calls `on_ready` when it is serving; the first signal runs `drain` in a thread and then stops the server.
+    """Calls `on_ready` when it is serving. `stop`, or the first signal, runs `drain` in a thread and then ends it.
 
-    `protocol` speaks HTTP on each connection.
+    `protocol` speaks HTTP on each connection. `drain` gets the seconds that running requests may take, of which signals
+    give `drain_seconds`. If the server has not ended `MOST_SECONDS` after them, the process is.
     """
 
     def __init__(
@@ -70,7 +77,8 @@ class DrainingServer(uvicorn.Server):
         *,
         protocol: type[asyncio.Protocol],
         on_ready: Callable[[], None],
-        drain: Callable[[], None],
+        drain: Callable[[float], None],
+        drain_seconds: float,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -85,7 +93,10 @@ class DrainingServer(uvicorn.Server):
         )
         self._on_ready = on_ready
         self._drain = drain
-        self._is_draining = False
+        self._drain_seconds = drain_seconds
+        self._is_draining = threading.Lock()
+        self.exit_status = 0
+        """The status with which the process should end."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start serving, then call `on_ready`."""
@@ -104,18 +115,34 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. Second: stop at once, as the signal itself would have."""
-        if self._is_draining:
-            os._exit(128 + sig)
-        self._is_draining = True
-        threading.Thread(target=self._finish, name="tiller-drain", daemon=True).start()
+        if not self.stop(0, self._drain_seconds):
+            os._exit(status_of(sig))
 
-    def _finish(self) -> None:
+    def stop(self, exit_status: int, drain_seconds: float) -> bool:
+        """Begin to end, from any thread; False if that has begun already."""
+        if not self._is_draining.acquire(blocking=False):
+            return False
+        self.exit_status = exit_status
+        threading.Thread(target=self._finish, args=(drain_seconds,), name="tiller-drain", daemon=True).start()
+        return True
+
+    def _finish(self, seconds: float) -> None:
+        limit = threading.Timer(seconds + MOST_SECONDS, self._end_process)
+        limit.daemon = True
+        limit.start()
         _log.warning("finishing running requests; a second signal stops at once")
         try:
-            self._drain()
+            self._drain(seconds)
         finally:
             self.should_exit = True
 
-    def run_on(self, bound: socket.socket) -> None:
-        """Serve on `bound` until a signal. Raises `OSError` if it cannot listen there."""
-        asyncio.run(self.serve(sockets=[bound]))
+    def _end_process(self) -> None:
+        _log.critical("the server did not stop in time; the process ends now")
+        logging.shutdown()
+        os._exit(self.exit_status or _NOT_IN_TIME)
+
+    def run_on(self, bound: socket.socket) -> int:
+        """Serve on `bound` until the end; returns the exit status. Raises `OSError` if it cannot listen there."""
+        with hangups(lambda: self.stop(0, self._drain_seconds)):
+            asyncio.run(self.serve(sockets=[bound]))
+        return self.exit_status

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -69,6 +72,32 @@ def test_a_step_costs_the_same_for_one_vector_and_for_thirty_two() -> None:
     engine.close()
 
 
+def test_a_step_costs_what_it_did_before_once_a_wide_plan_has_gone() -> None:
+    """Each change of components that some plan has costs every step, so what nobody needs any more must go."""
+    engine = engine_of(loaded(), max_batch_tokens=512, num_pages=1024, prefix_cache=False)
+    narrow = plan_of(Steer(random_direction(1), 1, operation="ablate"))
+    wide = plan_of(*(Steer(random_direction(seed), 1, operation="ablate") for seed in range(2, 18)))
+
+    def next_step() -> int:
+        operations = Operations()
+        with operations:
+            engine.step()
+        return sum(operations.counts.values())
+
+    engine.submit(EngineRequest("narrow", prompt_of(5), Generate(40, GREEDY), narrow), lambda output: None)
+    engine.step()
+    before = next_step()
+    engine.submit(EngineRequest("wide", prompt_of(5), Generate(3, GREEDY), wide), lambda output: None)
+    engine.step()
+    beside = next_step()
+    while engine.stats().num_running > 1:
+        engine.step()
+    assert before == next_step() < beside
+    while engine.step():
+        pass
+    engine.close()
+
+
 def test_steering_costs_one_lookup_and_one_addition_a_layer() -> None:
     engine = engine_of(loaded(), max_batch_tokens=512, num_pages=1024, prefix_cache=False)
     unsteered, steered = decode_step(engine, [SteeringPlan()] * 32), decode_step(engine, plans(32))
@@ -86,4 +115,32 @@ def test_a_decode_step_copies_no_kv() -> None:
     operations = decode_step(engine, [SteeringPlan()], length=length)
     kv_of_one_layer = 2 * 8 * length  # heads x dim x tokens
     assert operations.largest_new < kv_of_one_layer
+    engine.close()
+
+
+def calls_in(step: Callable[[], object]) -> int:
+    """The calls of Python functions in a step."""
+    count = 0
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(note)
+    try:
+        step()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_next"])
+def test_waiting_for_a_long_prompt_costs_as_much_at_its_end_as_at_its_beginning(family: str) -> None:
+    """Many requests with one prompt wait for the first; a step must not look up anew what it knows already."""
+    engine = engine_of(loaded(family), max_batch_tokens=16, num_pages=200)
+    for number in range(12):
+        engine.submit(EngineRequest(str(number), prompt_of(240), Generate(1, GREEDY)), lambda output: None)
+    counts = [calls_in(engine.step) for _ in range(14)]
+    assert engine.stats().num_running == 1
+    assert max(counts[10:]) < 1.5 * min(counts[2:6]), counts
     engine.close()
