@@ -255,11 +255,11 @@ class Settings:
         "300",
     )
     drain_timeout: float = _option(
-        30.0,
+        40.0,
         _above_zero(86400),
         "SECONDS",
-        "time that running requests get to finish once the server is told to stop",
-        "30",
+        "time in which the server ends once it is told to; running requests get all but the last 10 s, at least half",
+        "40",
     )
     step_timeout: float = _option(
         60.0,

@@ -6,15 +6,18 @@ Importing it is cheap: a command imports the heavy parts when it runs.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from server.cli.errors import FAILED, CommandFailed
 from server.cli.output import discard_output
 from server.cli.signals import ending_at_once, interruptible, status_of
+
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["main"]
 

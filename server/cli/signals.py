@@ -1,17 +1,17 @@
-"""What signals do to a command: while it loads, one ends it at once, with one line and the usual status."""
+"""What signals do to a command: while it loads, one ends it at once, with one line and the usual status.
+
+It imports next to nothing, so that it is in force as early as can be.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-
-_log = logging.getLogger(__name__)
 
 _CLEARED_LINE = "\r\x1b[K\x1b[?25h"
 """Removes what a progress bar has drawn, and shows the cursor again."""
@@ -48,27 +48,6 @@ def ending_at_once() -> Iterator[None]:
 def interruptible() -> Iterator[None]:
     """Within, SIGINT raises `KeyboardInterrupt` again, for a command that has something to do then."""
     with handling({signal.SIGINT: signal.default_int_handler}):
-        yield
-
-
-@contextlib.contextmanager
-def hangups(stop: Callable[[], None]) -> Iterator[None]:
-    """Within, SIGHUP calls `stop` where the process has a terminal, which is gone then; elsewhere it does nothing.
-
-    Whoever started the process with SIGHUP ignored (`nohup`) keeps that.
-    """
-    if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        yield
-        return
-    has_terminal = os.isatty(0)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if has_terminal:
-            stop()
-        else:
-            _log.warning("SIGHUP does nothing: there is nothing to read again; SIGTERM stops the server")
-
-    with handling({signal.SIGHUP: handle}):
         yield
 
 

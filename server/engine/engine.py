@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 _NUM_JUDGED = 100
 """The latest steps of which `health` tells."""
 
-_CLOSE_SECONDS = 5.0
+_CLOSE_SECONDS = 4.0
 """Seconds that `close` waits for the step under way. Then it ends the requests without the engine's thread."""
 
 _FINAL_STATE = {
@@ -187,13 +187,14 @@ class BatchingEngine:
             self._accepts = False
             self._stops = True
             self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join(0.0 if self._is_broken else _CLOSE_SECONDS)
+        if self._thread is not None and not self._is_broken:
+            self._thread.join(_CLOSE_SECONDS)
             if self._thread.is_alive():
                 _log.critical("the engine's step does not end; its requests are ended without it")
                 self._give_up()
-                return
-            self._thread = None
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._thread = None
         self._runner.close()
 
     def submit(self, request: EngineRequest, sink: OutputSink) -> None:

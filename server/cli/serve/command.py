@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import time
 from collections.abc import Mapping
@@ -48,6 +49,7 @@ BROKEN = 70
 """The exit status of a server that has stopped working (`EX_SOFTWARE` of BSD's sysexits)."""
 
 _LEAST_SECONDS_FOR_JOBS = 2.0
+"""Seconds in which a training job stops when it is told to, unless something is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,9 @@ def serve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
         parts = _build(settings, source, cleanup)
         status = _run(settings, keys, source, parts, bound, tracer)
     _log.info("stopped")
+    if not parts.engine.health().is_alive:  # a step that hangs would hold up the end of the interpreter too
+        logging.shutdown()
+        os._exit(status)
     return status
 
 
@@ -140,7 +145,7 @@ def _start_jobs(
     cleanup.callback(database.close)
     files = FileStore(settings.data_dir / "files", database)
     jobs = JobWorker(database, files, store, SteeringTrainer(engine, text, store)).start()
-    cleanup.callback(jobs.close)
+    cleanup.callback(jobs.close, _LEAST_SECONDS_FOR_JOBS)
     return jobs
 
 
@@ -170,6 +175,9 @@ def _run(
             _log.warning("ready at %s (cannot write to standard output: %s)", readiness.url, error.strerror)
 
     def drain(seconds: float) -> None:
+        trouble = watchdog.trouble()
+        if trouble is not None and trouble.is_lasting:
+            seconds = 0.0  # nothing will finish
         deadline = time.monotonic() + seconds
         parts.jobs.stop()  # first: a job that stops because the engine does would have failed
         if not parts.engine.drain(seconds):
@@ -179,11 +187,10 @@ def _run(
         parts.engine.close()
 
     def end_broken(reason: str) -> None:
-        if settings.on_failure == "exit":
-            _log.critical("%s; the server ends with status %d", reason, BROKEN)
-            server.stop(BROKEN, 0.0)
-        else:
+        if settings.on_failure == "stay":
             _log.critical("%s; the server stays, as --on-failure says", reason)
+        elif server.fail(BROKEN):
+            _log.critical("%s; the server ends with status %d", reason, BROKEN)
 
     threads = {"training jobs": lambda: parts.jobs.is_broken}
     watchdog = Watchdog(parts.engine, step_timeout=settings.step_timeout, others=threads)
