@@ -43,7 +43,8 @@ def plan_memory(
     left = budget - num_states * bytes_per_state
     if left < 0:
         raise ModelRefused(
-            f"the recurrent states of {num_states} running sequences need {num_states * bytes_per_state / _GIB:.2f} "
+            f"the recurrent states of {max_running} running sequences and one more need "
+            f"{num_states * bytes_per_state / _GIB:.2f} "
             f"GiB, but the KV cache has {budget / _GIB:.2f} GiB; decrease --max-running or increase --kv-cache-gib"
         )
     num_snapshots = min(max_running, left // 4 // bytes_per_state) if bytes_per_state else 0
