@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from server.engine.attention.interface import Segment
-from server.engine.cache import ROOT_KEY, PageKey, page_key
+from server.engine.cache import ROOT_KEY, PageKey, PromptKeys, page_key
 from server.engine.grammar import GrammarState, allowed_tokens
 from server.engine.kv_pages import KVPages
 from server.engine.page_table import SequencePages
@@ -81,7 +81,9 @@ class TokenSequence:
         self.branch_scores: list[Tensor] = []
         self._num_branches_done = 0
         self._kv = kv
+        self._prompt_keys: PromptKeys | None = None
         self._keys: list[PageKey] = []
+        """Of the pages from the prompt's last token on."""
         start = self.wanted.logprobs_start
         if start == 0:
             self.known_logprobs.append(None)
@@ -335,9 +337,19 @@ class TokenSequence:
 
     def _key_of_page(self, index: int) -> PageKey:
         """The key of a page full of known and sampled tokens; they never change, so neither does the key."""
-        while len(self._keys) <= index:
-            start = len(self._keys) * self._kv.page_size
+        if self._prompt_keys is None:
+            self._prompt_keys = self._kv.prompt_keys.of(self.request.prompt, self.request.plan)
+        num_in_prompt = (self.num_prompt - 1) // self._kv.page_size
+        self._make_keys(self._prompt_keys.known, 0, min(index + 1, num_in_prompt))
+        if index < num_in_prompt:
+            return self._prompt_keys.known[index]
+        self._make_keys(self._keys, num_in_prompt, index + 1)
+        return self._keys[index - num_in_prompt]
+
+    def _make_keys(self, keys: list[PageKey], first: int, end: int) -> None:
+        """Add the keys of pages up to `end` to `keys`, which are those from page `first` on."""
+        while first + len(keys) < end:
+            start = (first + len(keys)) * self._kv.page_size
             tokens = self.tokens[start : start + self._kv.page_size]
-            parent = self._keys[-1] if self._keys else ROOT_KEY
-            self._keys.append(page_key(parent, tokens, start, self.request.plan, self.num_prompt, self.parts))
-        return self._keys[index]
+            parent = keys[-1] if keys else ROOT_KEY if first == 0 else self._key_of_page(first - 1)
+            keys.append(page_key(parent, tokens, start, self.request.plan, self.num_prompt, self.parts))

@@ -62,7 +62,8 @@ def verdicts_of(results: Sequence[ChunkResult], vocab_size: int) -> list[Verdict
                 verdicts.append(Verdict(sequence, reason=FinishReason.LENGTH))
         except BaseException as error:
             verdicts.append(failed(sequence, error))
-    return verdicts + [_append(row, drawn) for row, drawn in zip(rows, _each(rows, _draw), strict=True)]
+    drawn = _each(rows, _draw)
+    return verdicts + [_append(row, one) for row, one in zip(rows, drawn, strict=True)]
 
 
 def failed(sequence: TokenSequence, error: BaseException) -> Verdict:

@@ -141,6 +141,20 @@ def test_what_raises_in_a_sequences_own_work_ends_it_alone(error: BaseException)
     engine.close()
 
 
+def test_sampling_that_raises_ends_the_row_at_fault_and_draws_nothing_twice() -> None:
+    """The other rows of the batch are drawn again, by the same random numbers."""
+    model = loaded()
+    engine = engine_of(model)
+    broken: Any = SamplingParams(top_p="not a number")  # type: ignore[arg-type]
+    bad = EngineRequest("bad", prompt_of(5), Generate(6, broken))
+    free = EngineRequest("free", prompt_of(6), Generate(9, SamplingParams(seed=3)))
+    outputs = run(engine, [free, *mixed_requests(model), bad])  # so that `free` is drawn before it raises
+    assert isinstance(last_of(outputs["bad"]).error, StepFailed)
+    expected = {**mixed_alone(), **alone(model, [free])}
+    assert {name: tokens_of(outputs[name]) for name in expected} == expected
+    engine.close()
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3_next"])
 def test_of_a_step_that_raises_only_the_culprits_fail(family: str) -> None:
     """Others of the step are computed again and say the same, drawn tokens included."""
@@ -153,13 +167,14 @@ def test_of_a_step_that_raises_only_the_culprits_fail(family: str) -> None:
         events[request.request_id] = []
         engine.submit(request, lambda output: events[output.request_id].append(output))
 
+    never_marked = SamplingParams(temperature=0.8, logit_bias={MARKED: -torch.inf})
     witnesses = [
-        replace(request, prompt=tuple(t % MARKED for t in request.prompt)) for request in mixed_requests(model)
-    ]
-    no_mark = SamplingParams(temperature=0.8, seed=5, logit_bias={MARKED: -torch.inf})
-    witnesses = [
-        replace(each, work=replace(each.work, sampling=replace(no_mark, seed=int(each.request_id))))
-        for each in witnesses
+        replace(
+            request,
+            prompt=tuple(token % MARKED for token in request.prompt),
+            work=Generate(9, replace(never_marked, seed=number)),
+        )
+        for number, request in enumerate(mixed_requests(model))
     ]
     with unbearable(engine, model, lambda tokens: bool((tokens == MARKED).any())):
         for request in witnesses:

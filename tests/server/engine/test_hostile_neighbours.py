@@ -160,11 +160,11 @@ class Hostile:
         choose = self.choose
         length = choose.choice([1.0, 1e-30, 1e30, torch.inf, torch.nan])
         applied = AppliedVector(
-            site=choose.choice(["residual", "attention", "mlp"]),  # type: ignore[arg-type]
+            site=choose.choice(["residual", "attention", "mlp"]),
             layers=tuple(range(choose.randrange(1, LAYERS + 1))),
             scale=choose.choice([1, -1]) * choose.choice(NUMBERS),
-            positions=choose.choice(["prompt", "response", "all"]),  # type: ignore[arg-type]
-            operation=choose.choice(["add", "ablate", "clamp"]),  # type: ignore[arg-type]
+            positions=choose.choice(["prompt", "response", "all"]),
+            operation=choose.choice(["add", "ablate", "clamp"]),
             preserve_norm=choose.random() < 0.3,
             directions=dict.fromkeys(range(LAYERS), torch.full((HIDDEN,), length)),
         )
@@ -194,17 +194,18 @@ class Round:
         events, expected = self.events.pop(name), self.expected[name]
         assert events[-1].finish_reason is expected[-1].finish_reason, (name, events[-1].error)
         assert tokens_of(events) == tokens_of(expected), name
-        close = {"atol": 1e-4, "rtol": 1e-4}
         for event, wanted in zip(events, expected, strict=True):
             if wanted.logprobs is not None:
                 assert event.logprobs is not None
                 assert [token for token, _ in event.logprobs.top] == [token for token, _ in wanted.logprobs.top]
                 assert event.logprobs.logprob == pytest.approx(wanted.logprobs.logprob, abs=1e-4)
-        torch.testing.assert_close(events[-1].branch_scores, expected[-1].branch_scores, **close)
+        torch.testing.assert_close(events[-1].branch_scores, expected[-1].branch_scores, atol=1e-4, rtol=1e-4)
         if expected[-1].scores is not None:
             assert events[-1].scores is not None
-            torch.testing.assert_close(torch.tensor(events[-1].scores), torch.tensor(expected[-1].scores), **close)
-        torch.testing.assert_close(events[-1].activations, expected[-1].activations, **close)
+            torch.testing.assert_close(
+                torch.tensor(events[-1].scores), torch.tensor(expected[-1].scores), atol=1e-4, rtol=1e-4
+            )
+        torch.testing.assert_close(events[-1].activations, expected[-1].activations, atol=1e-4, rtol=1e-4)
         self.num_held += 1
 
 
