@@ -12,10 +12,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from server.cli.errors import FAILED, CommandFailed
-from server.cli.output import discard_output
-from server.cli.signals import ending_at_once, interruptible, status_of
-
 if TYPE_CHECKING:
     import argparse
 
@@ -24,12 +20,17 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    from server.cli.signals import ending_at_once  # all imports come later than what a signal does
+
     with ending_at_once():
         return _main(argv, os.environ if environ is None else environ)
 
 
 def _main(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
+    from server.cli.errors import FAILED, CommandFailed
+    from server.cli.output import discard_output
     from server.cli.parser import build_parser
+    from server.cli.signals import interruptible, status_of
 
     arguments = build_parser().parse_args(argv)
     try:
