@@ -30,6 +30,7 @@ from server.jobs.worker import JobWorker
 from server.keys import ApiKeys
 from server.response_store import ResponseStore
 from server.text import TextProcessor
+from server.watchdog import Watchdog
 from vectors.store import VectorStore
 
 if TYPE_CHECKING:
@@ -48,10 +49,12 @@ def build_app(
     jobs: JobWorker | None = None,
     tracer: Tracer | None = None,
     kept_responses: ResponseStore | None = None,
+    watchdog: Watchdog | None = None,
 ) -> FastAPI:
     """The application. Without `keys` it is open, without `jobs` it does not train, without `tracer` it does not trace.
 
-    Without `kept_responses` it stores no responses. It refuses new work as soon as the engine does.
+    Without `kept_responses` it stores no responses. It refuses new work as soon as the engine does. Without a started
+    `watchdog` its health is looked at only when it is asked for.
     """
     metrics = Metrics(engine)
     app = FastAPI(
@@ -69,6 +72,7 @@ def build_app(
         keys=keys if keys is not None else ApiKeys(),
         metrics=metrics,
         grammars=grammars,
+        watchdog=watchdog if watchdog is not None else Watchdog(engine, step_timeout=settings.step_timeout),
         jobs=jobs,
         rate_limits=RateLimits(settings.rate_limit) if settings.rate_limit is not None else None,
         responses=kept_responses,

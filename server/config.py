@@ -209,6 +209,12 @@ class Settings:
         "what --max-running needs, at most half of the free memory",
     )
     max_batch_tokens: int = _option(512, _whole(1, 1_000_000), "TOKENS", "maximum number of tokens computed per step")
+    background_share: float = _option(
+        0.05,
+        _above_zero(1),
+        "SHARE",
+        "share of the steps beside live requests that training gets at least",
+    )
     max_upload_mib: float = _option(64.0, _above_zero(65536), "MIB", "maximum size of an uploaded file", "64")
     max_queue: int = _option(1024, _whole(0, 1_000_000), "COUNT", "maximum number of waiting requests; others get 429")
     max_stored_responses: int = _option(
@@ -253,6 +259,26 @@ class Settings:
         "SECONDS",
         "a client that reads nothing of its answer for this long is disconnected",
         "300",
+    )
+    drain_timeout: float = _option(
+        40.0,
+        _above_zero(86400),
+        "SECONDS",
+        "time in which the server ends once it is told to; running requests get all but the last 10 s, at least half",
+        "40",
+    )
+    step_timeout: float = _option(
+        60.0,
+        _above_zero(86400),
+        "SECONDS",
+        "a step that takes half of this makes /ready answer 503, one that takes all of it /health too",
+        "60",
+    )
+    on_failure: str = _option(
+        "exit",
+        _one_of("exit", "stay"),
+        "ACTION",
+        "what to do when /health answers 503: exit (with status 70, for a supervisor to start it again) or stay",
     )
     stream_keep_alive: float = _option(
         15.0,

@@ -16,7 +16,7 @@ FLOORS: dict[str, str] = {
         server
     """,
     "vectors": """
-        errors shares
+        cancellation errors shares
         data durable finding vocabulary
         quarantine
         defaults operations positions sites
@@ -93,7 +93,7 @@ FLOORS: dict[str, str] = {
         __init__ config errors keys durable_database kernels
         steering
         engine marks
-        detokenizer
+        detokenizer watchdog
         answers
         text
         jobs response_store shipped
@@ -168,7 +168,7 @@ FLOORS: dict[str, str] = {
         training
     """,
     "server.cli": """
-        errors logs output
+        errors logs output signals
         client doctor loading
         serve training
         parser
@@ -222,6 +222,7 @@ FLOORS: dict[str, str] = {
         buffers
         runner
         outputs
+        verdicts
         engine
     """,
     "server.engine.attention": """

@@ -47,7 +47,8 @@ def _check_work(request: EngineRequest, info: ModelInfo) -> None:
     match request.work:
         case Generate() as work:
             if work.max_tokens < 0:
-                raise InvalidWork(f"max_tokens: expected at least 0, got {work.max_tokens}")
+                raise InvalidWork(f"max_tokens: expected at least 0, got {work.max_tokens}", "max_tokens")
+            _check_ends(work, info)
         case Force() as work:
             num_known = len(request.prompt) + len(work.response)
             if not 0 <= work.start <= num_known:
@@ -61,6 +62,19 @@ def _check_work(request: EngineRequest, info: ModelInfo) -> None:
             _check_capture(work, info, len(request.prompt))
         case _ as unknown:
             assert_never(unknown)
+
+
+def _check_ends(work: Generate, info: ModelInfo) -> None:
+    """Raise `InvalidWork` if end and stop tokens that `min_tokens` holds back leave no token for the first place."""
+    sampling = work.sampling
+    if sampling.min_tokens < 1 or work.max_tokens < 1 or work.grammar is not None:
+        return
+    ends = sampling.stop_token_ids if sampling.ignore_eos else sampling.stop_token_ids | info.eos_token_ids
+    if len(ends) >= info.vocab_size:
+        raise InvalidWork(
+            f"min_tokens: expected 0 where every token of the vocabulary ends the answer, got {sampling.min_tokens}",
+            "min_tokens",
+        )
 
 
 def _check_branches(work: Branch, plan: SteeringPlan) -> None:

@@ -44,6 +44,11 @@ class Branches:
         self._num_done = 0
 
     @property
+    def num_done(self) -> int:
+        """Plans whose logits are known."""
+        return self._num_done
+
+    @property
     def num_rows(self) -> int:
         """Rows that have to be computed; 0 when all plans are done."""
         num_left = len(self._order) - self._num_done

@@ -14,10 +14,12 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from server.steering.plan import SteeringPlan
+from vectors.positions import Phase
 from vectors.vocabulary import Part
 
 PageKey = bytes
@@ -43,6 +45,24 @@ def page_key(
     digest.update(np.asarray(tokens, dtype=np.int64).tobytes())
     digest.update(plan.fingerprint_of_span(start, start + len(tokens), num_prompt_tokens, parts))
     return digest.digest()
+
+
+class PromptKeys:
+    """The keys of the pages that a prompt fills before its last token, made as they are asked for."""
+
+    def __init__(self) -> None:
+        self.known: list[PageKey] = []
+
+
+class PromptKeysByPrompt:
+    """Gives the sequences of one prompt and steering the same `PromptKeys`: a long prompt is hashed once for all."""
+
+    def __init__(self) -> None:
+        self._in_use: WeakValueDictionary[tuple[tuple[int, ...], bytes], PromptKeys] = WeakValueDictionary()
+
+    def of(self, prompt: tuple[int, ...], plan: SteeringPlan) -> PromptKeys:
+        """Those of `prompt` under `plan`, as long as somebody holds them."""
+        return self._in_use.setdefault((prompt, plan.fingerprint(Phase.PROMPT)), PromptKeys())
 
 
 class PagePool:

@@ -3,7 +3,8 @@
     step():  schedule -> run -> sample -> emit
 
 Callers submit and abort from any thread through an inbox; everything else happens on the engine's thread. Every
-exit of a request goes through `_finish`, which returns its pages and rows.
+exit of a request goes through `_finish`, which returns its pages and rows. A step that raises is undone, and its
+requests are computed again one by one, so that only those fail that raise when they are alone.
 """
 
 from __future__ import annotations
@@ -15,24 +16,19 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from server.engine.admission import check_request
 from server.engine.errors import (
     DuplicateRequest,
     EngineStopped,
-    OutputNotFinite,
     QueueFull,
     StepFailed,
     WorkFailed,
 )
-from server.engine.grammar import GrammarFailed
 from server.engine.kv_pages import KVPages
 from server.engine.model import LoadedModel
-from server.engine.outputs import last_output, next_scores, sampled_logprobs
+from server.engine.outputs import last_output
 from server.engine.pacing import BackgroundPace
-from server.engine.protocol import EngineStats, ModelInfo, PagingStats, PoolStats
+from server.engine.protocol import EngineHealth, EngineStats, ModelInfo, PagingStats, PoolStats
 from server.engine.recurrent.slots import StateSlots
 from server.engine.request import (
     EngineRequest,
@@ -43,13 +39,19 @@ from server.engine.request import (
     TokenLogprobs,
     TokenOutput,
 )
-from server.engine.runner import ChunkResult, Runner
-from server.engine.sampler import logprobs_of, sample
-from server.engine.scheduler import Scheduler
+from server.engine.runner import Runner
+from server.engine.scheduler import Chunk, Scheduler
 from server.engine.sequence import TokenSequence
+from server.engine.verdicts import Verdict, failed, verdicts_of
 from server.steering.bank import SteeringBank
 
 _log = logging.getLogger(__name__)
+
+_NUM_JUDGED = 100
+"""The latest steps of which `health` tells."""
+
+_CLOSE_SECONDS = 4.0
+"""Seconds that `close` waits for the step under way. Then it ends the requests without the engine's thread."""
 
 _FINAL_STATE = {
     FinishReason.STOP: RequestState.FINISHED,
@@ -66,7 +68,7 @@ class EngineSettings:
     `max_running` sequences share a step of at most `max_batch_tokens` tokens; up to `max_queue` live requests wait.
     `num_pages` of `page_size` tokens hold the KV of the layers that see farthest, and `num_window_pages` that of each
     further group of `LoadedModel.page_groups`; None: as many. A model with recurrent layers keeps `num_snapshots` of
-    their states.
+    their states. Of the steps with live requests at least `background_share` also serve background work that waits.
     """
 
     num_pages: int
@@ -77,6 +79,7 @@ class EngineSettings:
     prefix_cache: bool = True
     num_snapshots: int = 64
     num_window_pages: Sequence[int] | None = None
+    background_share: float = 0.05
 
 
 class BatchingEngine:
@@ -93,7 +96,7 @@ class BatchingEngine:
         prefix_cache = settings.prefix_cache
         if model.states:
             prefix_cache = prefix_cache and settings.num_snapshots > 0
-            slots = StateSlots(settings.max_running, settings.num_snapshots if prefix_cache else 0)
+            slots = StateSlots(settings.max_running + 1, settings.num_snapshots if prefix_cache else 0)
         num_groups = len(model.page_groups)
         num_pages = (settings.num_pages, *(settings.num_window_pages or [settings.num_pages] * (num_groups - 1)))
         self._kv = KVPages(
@@ -117,7 +120,7 @@ class BatchingEngine:
         self._scheduler = Scheduler(
             self._kv, max_running=settings.max_running, max_batch_tokens=settings.max_batch_tokens
         )
-        self._background_pace = BackgroundPace()
+        self._background_pace = BackgroundPace(least_share=settings.background_share)
         self._sequences: dict[str, TokenSequence] = {}
         self._changed = threading.Condition()
         self._submitted: deque[TokenSequence] = deque()
@@ -125,7 +128,10 @@ class BatchingEngine:
         self._accepts = True
         self._stops = False
         self._thread: threading.Thread | None = None
-        self._totals = {"requests": 0, "prompt": 0, "cached": 0, "generated": 0, "steps": 0}
+        self._totals = {"requests": 0, "prompt": 0, "cached": 0, "generated": 0, "steps": 0, "failed": 0}
+        self._step_began: float | None = None
+        self._has_failed: deque[bool] = deque(maxlen=_NUM_JUDGED)
+        self._is_broken = False
         self._stats = self._snapshot()
 
     @property
@@ -147,6 +153,15 @@ class BatchingEngine:
         """The counters, at least as recent as the latest emitted events."""
         return self._stats
 
+    def health(self) -> EngineHealth:
+        """See `protocol.Engine.health`."""
+        began = self._step_began
+        return EngineHealth(
+            is_alive=not self._is_broken,
+            seconds_in_step=0.0 if began is None else time.monotonic() - began,
+            latest_steps=tuple(self._has_failed),
+        )
+
     def start(self) -> BatchingEngine:
         """Start the engine's thread."""
         assert self._thread is None
@@ -167,14 +182,19 @@ class BatchingEngine:
             return self._changed.wait_for(lambda: not self._sequences, timeout)
 
     def close(self) -> None:
-        """See `protocol.Engine.close`."""
+        """See `protocol.Engine.close`. A step that does not end within seconds is left to itself, with the model."""
         with self._changed:
             self._accepts = False
             self._stops = True
             self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        if self._thread is not None and not self._is_broken:
+            self._thread.join(_CLOSE_SECONDS)
+            if self._thread.is_alive():
+                _log.critical("the engine's step does not end; its requests are ended without it")
+                self._give_up()
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._thread = None
         self._runner.close()
 
     def submit(self, request: EngineRequest, sink: OutputSink) -> None:
@@ -195,7 +215,10 @@ class BatchingEngine:
             if request.priority is Priority.LIVE:
                 num_submitted = sum(other.request.priority is Priority.LIVE for other in self._submitted)
                 num_queued = self._scheduler.num_waiting_live + num_submitted
-                if num_queued >= self._settings.max_queue + self._settings.max_running - self._scheduler.num_running:
+                if (
+                    num_queued
+                    >= self._settings.max_queue + self._settings.max_running - self._scheduler.num_running_live
+                ):
                     raise QueueFull(num_queued)
             self._sequences[request.request_id] = sequence
             self._submitted.append(sequence)
@@ -211,28 +234,48 @@ class BatchingEngine:
 
     def step(self) -> bool:
         """Schedule, run, sample, emit; False when there was nothing to do."""
+        started = self._step_began = time.monotonic()
         self._read_inbox()
-        has_live = self._scheduler.has_live
-        chunks = self._scheduler.schedule(self._background_pace.max_tokens() if has_live else None)
+        has_live, has_background = self._scheduler.has_live, self._scheduler.has_background
+        chunks = self._scheduler.schedule(self._background_pace.allowance() if has_live else None)
         if not chunks:
+            self._step_began = None
             return False
-        started = time.monotonic()
-        events: list[tuple[TokenSequence, TokenOutput]] = []
-        try:
-            for chunk in chunks:
-                self._acquire_rows(chunk.sequence)
-            self._advance(self._runner.run(chunks), events)
-        except Exception:  # any failure of a step ends its requests, never the engine
-            _log.exception("a step of %d requests failed", len(chunks))
-            failed = [chunk.sequence for chunk in chunks if not chunk.sequence.state.is_final]
-            events += [self._finish(sequence, FinishReason.ERROR, error=StepFailed()) for sequence in failed]
+        events = [self._apply(verdict) for verdict in self._compute(chunks)]
         self._totals["steps"] += 1
         if has_live:
-            has_background = any(chunk.sequence.request.priority is not Priority.LIVE for chunk in chunks)
-            self._background_pace.note(time.monotonic() - started, has_background=has_background)
+            is_served = any(chunk.sequence.request.priority is not Priority.LIVE for chunk in chunks)
+            seconds = time.monotonic() - started
+            self._background_pace.note(seconds, has_background=is_served, is_waiting=has_background)
         self._publish()
         self._emit(events)
+        self._step_began = None
         return True
+
+    def _compute(self, chunks: Sequence[Chunk]) -> list[Verdict]:
+        """Run a step. If it raises, its only sequence fails, or its sequences are computed again, each alone."""
+        verdicts: list[Verdict] = []
+        ready: list[Chunk] = []
+        for chunk in chunks:
+            try:
+                self._acquire_rows(chunk.sequence)
+                ready.append(chunk)
+            except Exception as error:
+                verdicts.append(failed(chunk.sequence, error))
+        if not ready:
+            return verdicts
+        try:
+            results = self._runner.run(ready)
+        except Exception as error:
+            self._has_failed.append(True)
+            self._totals["failed"] += 1
+            if len(ready) == 1:
+                return [*verdicts, failed(ready[0].sequence, error)]
+            _log.error("a step of %d requests failed; each is computed again alone", len(ready), exc_info=error)
+            self._scheduler.isolate(ready)
+            return verdicts
+        self._has_failed.append(False)
+        return verdicts + verdicts_of(results, self._model.info.vocab_size)
 
     def _run(self) -> None:
         try:
@@ -246,13 +289,14 @@ class BatchingEngine:
             events = [self._finish(sequence, FinishReason.ABORT) for sequence in list(self._sequences.values())]
             self._publish()
             self._emit(events)
-        except Exception:  # a bug of ours between two steps: no caller may be left waiting
+        except BaseException:  # a bug of ours between two steps, or a library's panic: no caller may be left waiting
             _log.critical("the engine stopped", exc_info=True)
             self._give_up()
 
     def _give_up(self) -> None:
         """Refuse everything from now on and end all requests, whatever their state."""
         with self._changed:
+            self._is_broken = True
             self._accepts = False
             left = list(self._sequences.values())
         self._emit(
@@ -286,78 +330,13 @@ class BatchingEngine:
             self._totals["prompt"] += sequence.num_prompt
             self._totals["cached"] += sequence.num_cached_tokens or 0
 
-    def _advance(self, results: Sequence[ChunkResult], events: list[tuple[TokenSequence, TokenOutput]]) -> None:
-        """Apply a step's results to the sequences, choose the next tokens, and append the outcomes to `events`."""
-        sampling: list[ChunkResult] = []
-        for result in results:
-            sequence = result.chunk.sequence
-            if not result.is_finite:  # its KV may be bad too, so its pages are not offered to others
-                events.append(self._fail(sequence, OutputNotFinite(is_steered=sequence.request.plan.is_steered)))
-                continue
-            is_last = result.chunk.is_last
-            if result.branch_logits is not None:
-                sequence.branches.add(result.branch_logits)
-            else:
-                self._note_known(result)
-                sequence.advance(result.chunk.num_new)
-            if is_last and sequence.wanted.max_tokens > 0:
-                sampling.append(result)
-            elif is_last:
-                events.append(self._finish(sequence, FinishReason.LENGTH))
-        if sampling:
-            self._sample(sampling, events)
-
-    def _note_known(self, result: ChunkResult) -> None:
-        sequence = result.chunk.sequence
-        for place, found in result.activations.items():
-            sequence.activations.setdefault(place, {}).update(found)
-        if result.known_logits is not None:
-            first = sequence.next_logprob_position + 1
-            tokens = sequence.tokens[first : first + len(result.known_logits)]
-            num_top = sequence.wanted.num_logprobs
-            sequence.known_logprobs.extend(logprobs_of(result.known_logits, tokens, [num_top] * len(tokens)))
-        if result.next_logits is not None and sequence.wanted.next_token_ids:
-            sequence.next_scores = next_scores(result.next_logits, sequence.wanted.next_token_ids)
-
-    def _sample(self, results: Sequence[ChunkResult], events: list[tuple[TokenSequence, TokenOutput]]) -> None:
-        results, allowed = self._read_grammars(results, events)
-        if not results:
-            return
-        sequences = [result.chunk.sequence for result in results]
-        logits = torch.stack([result.next_logits for result in results if result.next_logits is not None])
-        tokens = sample(logits, [sequence.sampler for sequence in sequences], allowed)
-        logprobs = sampled_logprobs(logits, sequences, tokens)
-        self._totals["generated"] += len(tokens)
-        for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
-            if sequence.state is RequestState.PREFILLING:
-                sequence.become(RequestState.DECODING)
-            try:
-                sequence.append(token)
-            except GrammarFailed as error:
-                events.append(self._fail(sequence, error))
-                continue
-            reason = sequence.finish_reason
-            if reason is not None:
-                events.append(self._finish(sequence, reason, token=token, logprobs=logprob))
-            else:
-                events.append((sequence, TokenOutput(sequence.request.request_id, token, logprob)))
-
-    def _read_grammars(
-        self, results: Sequence[ChunkResult], events: list[tuple[TokenSequence, TokenOutput]]
-    ) -> tuple[list[ChunkResult], dict[int, Tensor]]:
-        """The results whose sequences continue, and what grammars allow, by index; the others end in `events`."""
-        going_on: list[ChunkResult] = []
-        allowed: dict[int, Tensor] = {}
-        for result in results:
-            try:
-                mask = result.chunk.sequence.allowed_next(self._model.info.vocab_size)
-            except GrammarFailed as error:
-                events.append(self._fail(result.chunk.sequence, error))
-                continue
-            if mask is not None:
-                allowed[len(going_on)] = mask
-            going_on.append(result)
-        return going_on, allowed
+    def _apply(self, verdict: Verdict) -> tuple[TokenSequence, TokenOutput]:
+        """The event that tells of a verdict; a request that ends returns what it holds."""
+        sequence, token = verdict.sequence, verdict.token
+        self._totals["generated"] += token is not None
+        if verdict.reason is None:
+            return sequence, TokenOutput(sequence.request.request_id, token, verdict.logprobs)
+        return self._finish(sequence, verdict.reason, token=token, logprobs=verdict.logprobs, error=verdict.error)
 
     def _finish(
         self,
@@ -375,13 +354,10 @@ class BatchingEngine:
             sequence.rows = None
         return sequence, last_output(sequence, reason, token=token, logprobs=logprobs, error=error)
 
-    def _fail(self, sequence: TokenSequence, error: WorkFailed) -> tuple[TokenSequence, TokenOutput]:
-        """End a request that cannot go on, for a reason of its own, which the log gets too."""
-        _log.warning("request %s: %s", sequence.request.request_id, error)
-        return self._finish(sequence, FinishReason.ERROR, error=error)
-
     def _emit(self, events: Sequence[tuple[TokenSequence, TokenOutput]]) -> None:
         for sequence, output in events:
+            if self._sequences.get(output.request_id) is not sequence:
+                continue  # `_give_up` has ended it while a step did not end
             try:
                 sequence.sink(output)
             except Exception:  # a sink that raises is its owner's bug; the others must get their tokens
@@ -404,6 +380,7 @@ class BatchingEngine:
             total_cached_tokens=self._totals["cached"],
             total_generated_tokens=self._totals["generated"],
             total_steps=self._totals["steps"],
+            total_failed_steps=self._totals["failed"],
             num_rows_in_use=self._bank.num_rows_in_use,
             num_states_in_use=0 if self._kv.states is None else self._kv.states.num_held,
             paging=PagingStats(

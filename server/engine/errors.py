@@ -11,6 +11,7 @@ EngineError
 ├── EngineStopped        the engine accepts no more requests
 └── WorkFailed           the request started but has no result
     ├── OutputNotFinite  the model computed NaN or infinity
+    ├── NoTokenAllowed   what the request forbids leaves no token
     ├── GrammarFailed    (`server.engine.grammar`) the constraint cannot be followed any further
     └── StepFailed       an unexpected error, whose details are in the log
 """
@@ -55,7 +56,14 @@ class ContextTooLong(RequestRefused):
 
 
 class InvalidWork(RequestRefused):
-    """The work is invalid, or names a place that the model does not have; the message says which."""
+    """The work is invalid, or names a place that the model does not have; the message says which.
+
+    `param`: the field of a generation that is at fault, under its name in the API, or None.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class DuplicateRequest(RequestRefused):
@@ -94,6 +102,16 @@ class OutputNotFinite(WorkFailed):
             else "the model's output is not finite, although nothing steers it; another --dtype may help"
         )
         self.is_steered = is_steered
+
+
+class NoTokenAllowed(WorkFailed):
+    """The request forbids every token: by its bias, its constraint, or end and stop tokens before `min_tokens`."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no token may come next: the logit bias, the constraint, and the end and stop tokens that min_tokens holds "
+            "back leave none"
+        )
 
 
 class StepFailed(WorkFailed):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from server.engine.attention.interface import Reach
-from server.engine.cache import PageKey, PagePool
+from server.engine.cache import PageKey, PagePool, PromptKeysByPrompt
 from server.engine.recurrent.slots import StateSlots
 
 
@@ -41,6 +41,7 @@ class KVPages:
         self.page_size = page_size
         self.shares_prefixes = prefix_cache
         self.states = states
+        self.prompt_keys = PromptKeysByPrompt()
         self.pools = tuple(
             PagePool(number, prefix_cache=prefix_cache, on_evict=None if states is None or group > 0 else states.forget)
             for group, number in enumerate(num_pages)

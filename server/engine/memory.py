@@ -32,17 +32,19 @@ def plan_memory(
 ) -> MemoryPlan:
     """Divide `kv_cache_gib` or, if that is None, what `max_running` full contexts need within half of `free_bytes`.
 
-    Recurrent layers have a state for each of `max_running` sequences, and as many snapshots if these take at most a
-    quarter of what is left. Windows and chunks have pages for `max_running` sequences and as many more in the prefix
-    cache, but at most half of what is then left, unless one sequence needs more. The layers that see farthest take the
-    rest. Raises `ModelRefused` when the states or one full context do not fit.
+    Recurrent layers have a state for each of `max_running` sequences and the one that is due, and up to `max_running`
+    snapshots if these take at most a quarter of what is left. Windows and chunks have pages for `max_running` sequences
+    and as many more in the prefix cache, but at most half of what is then left, unless one sequence needs more. The
+    layers that see farthest take the rest. Raises `ModelRefused` when the states or one full context do not fit.
     """
     budget = free_bytes // 2 if kv_cache_gib is None else int(kv_cache_gib * _GIB)
     bytes_per_state = model.states.num_bytes
-    left = budget - max_running * bytes_per_state
+    num_states = max_running + 1
+    left = budget - num_states * bytes_per_state
     if left < 0:
         raise ModelRefused(
-            f"the recurrent states of {max_running} running sequences need {max_running * bytes_per_state / _GIB:.2f} "
+            f"the recurrent states of {max_running} running sequences and one more need "
+            f"{num_states * bytes_per_state / _GIB:.2f} "
             f"GiB, but the KV cache has {budget / _GIB:.2f} GiB; decrease --max-running or increase --kv-cache-gib"
         )
     num_snapshots = min(max_running, left // 4 // bytes_per_state) if bytes_per_state else 0

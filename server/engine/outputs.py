@@ -20,7 +20,7 @@ from server.engine.request import (
     TokenLogprobs,
     TokenOutput,
 )
-from server.engine.sampler import logprobs_of
+from server.engine.sampler import NO_TOKEN, logprobs_of
 from server.engine.sequence import TokenSequence
 from vectors.vocabulary import Place
 
@@ -28,11 +28,13 @@ from vectors.vocabulary import Place
 def sampled_logprobs(
     logits: Tensor, sequences: Sequence[TokenSequence], tokens: Sequence[int]
 ) -> list[TokenLogprobs | None]:
-    """For each row of `logits` `[rows, vocabulary]`: the log-probabilities that its sequence wants, if any."""
+    """For each row of `logits` `[rows, vocabulary]` with a token: the log-probabilities that its sequence wants."""
     num_top = {
         index: sequence.wanted.generate.num_logprobs
         for index, sequence in enumerate(sequences)
-        if sequence.wanted.generate is not None and sequence.wanted.generate.num_logprobs is not None
+        if sequence.wanted.generate is not None
+        and sequence.wanted.generate.num_logprobs is not None
+        and tokens[index] != NO_TOKEN
     }
     logprobs: list[TokenLogprobs | None] = [None] * len(sequences)
     if num_top:

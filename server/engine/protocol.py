@@ -69,8 +69,9 @@ class PagingStats:
 class EngineStats:
     """A consistent snapshot of the engine's counters: gauges first, then totals since the start.
 
-    `total_steps` counts forward passes. The last fields are None for engines that do not have them: `num_rows_in_use`
-    of the steering bank, `paging`, and `num_states_in_use`: the states of recurrent layers that sequences hold.
+    `total_steps` counts forward passes, `total_failed_steps` those of them that raised. The fields that are None by
+    default belong to engines that have them: `num_rows_in_use` of the steering bank, `paging`, and `num_states_in_use`:
+    the states of recurrent layers that sequences hold.
     """
 
     num_running: int
@@ -84,6 +85,20 @@ class EngineStats:
     num_rows_in_use: int | None = None
     paging: PagingStats | None = None
     num_states_in_use: int | None = None
+    total_failed_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineHealth:
+    """Whether an engine still works.
+
+    `is_alive`: False once it has stopped after an error. `seconds_in_step`: how long the step under way has taken so
+    far, 0 between steps. `latest_steps`: for each of the latest steps, oldest first, whether it raised.
+    """
+
+    is_alive: bool
+    seconds_in_step: float
+    latest_steps: tuple[bool, ...]
 
 
 class Engine(Protocol):
@@ -119,10 +134,17 @@ class Engine(Protocol):
         """The current counters."""
         ...
 
+    def health(self) -> EngineHealth:
+        """Whether it still works, now."""
+        ...
+
     def drain(self, timeout: float) -> bool:
         """Refuse new requests and wait up to `timeout` seconds for the others; True when all have ended."""
         ...
 
     def close(self) -> None:
-        """Abort all requests and free the model. When it returns, every sink has its last event. Idempotent."""
+        """Abort all requests and free the model. When it returns, every sink has its last event. Idempotent.
+
+        It returns within seconds, also when a step does not end.
+        """
         ...

@@ -1,20 +1,42 @@
-"""Scoring, branches and capture as functions over an engine's `submit`. They return futures and need no sink."""
+"""Scoring, branches and capture as functions over an engine's `submit`. They return a `Query`, a future."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import TypeVar
 
 from torch import Tensor
 
 from server.engine.errors import InvalidWork, WorkFailed
 from server.engine.protocol import Engine
-from server.engine.request import Branch, Capture, EngineRequest, Priority, Score, TokenOutput, Work
+from server.engine.request import Branch, Capture, EngineRequest, OutputSink, Priority, Score, TokenOutput, Work
 from server.steering.plan import UNSTEERED, SteeringPlan
 from vectors.positions import Phase
 from vectors.vocabulary import Place
+
+_Result = TypeVar("_Result")
+
+
+class Query(Future[_Result]):
+    """A result that requests to `engine` will give. `cancel` has no effect; `abort` ends the requests."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+        self._request_ids: list[str] = []
+        self.set_running_or_notify_cancel()
+
+    def submit(self, request: EngineRequest, sink: OutputSink) -> None:
+        """Submit one of the requests. Raises what `Engine.submit` raises."""
+        self._request_ids.append(request.request_id)
+        self._engine.submit(request, sink)
+
+    def abort(self) -> None:
+        """End the requests that are under way; the result is `WorkFailed` then."""
+        for request_id in self._request_ids:
+            self._engine.abort(request_id)
 
 
 def score(
@@ -24,12 +46,12 @@ def score(
     *,
     plan: SteeringPlan = UNSTEERED,
     priority: Priority = Priority.BACKGROUND,
-) -> Future[list[tuple[float, ...]]]:
+) -> Query[list[tuple[float, ...]]]:
     """Log-probabilities of the tokens of each choice as a continuation of `prompt`, steered by `plan`.
 
     Raises what `Engine.submit` raises, and `InvalidWork` for an empty choice; the future raises `WorkFailed`.
     """
-    result: Future[list[tuple[float, ...]]] = _uncancellable()
+    result: Query[list[tuple[float, ...]]] = Query(engine)
     scores: list[tuple[float, ...]] = [()] * len(choices)
     works = share_heads(choices)
     num_missing = len(works)
@@ -48,7 +70,7 @@ def score(
             if num_missing == 0:
                 result.set_result(scores)
 
-        engine.submit(_request(prompt, work, plan, priority), receive)
+        result.submit(_request(prompt, work, plan, priority), receive)
     if not choices:
         result.set_result([])
     return result
@@ -76,14 +98,14 @@ def branch(
     branches: Sequence[SteeringPlan],
     *,
     priority: Priority = Priority.BACKGROUND,
-) -> Future[Tensor]:
+) -> Query[Tensor]:
     """Logits, float32 `[branches, tokens]` (CPU), of `token_ids` as the next after `prompt` under each plan.
 
     They are log-probabilities up to a constant for each plan. There is at least one plan, and all steer the tokens
     before the last prompt token alike. A plan that makes the model overflow gives NaN. Raises what `Engine.submit`
     raises; the future raises `WorkFailed`.
     """
-    result: Future[Tensor] = _uncancellable()
+    result: Query[Tensor] = Query(engine)
 
     def receive(output: TokenOutput) -> None:
         if output.branch_logits is None:
@@ -93,7 +115,7 @@ def branch(
 
     # branches skip the blocks below their first difference from the request's own plan, so that is unsteered if it can
     own = branches[0] if branches[0].fingerprint(Phase.PROMPT) else UNSTEERED
-    engine.submit(_request(prompt, Branch(tuple(branches), tuple(token_ids)), own, priority), receive)
+    result.submit(_request(prompt, Branch(tuple(branches), tuple(token_ids)), own, priority), receive)
     return result
 
 
@@ -104,12 +126,12 @@ def capture(
     *,
     plan: SteeringPlan = UNSTEERED,
     priority: Priority = Priority.BACKGROUND,
-) -> Future[dict[Place, Tensor]]:
+) -> Query[dict[Place, Tensor]]:
     """Activations `{(site, layer): float32 [positions, hidden]}` (CPU) of `prompt` as `work` says, steered by `plan`.
 
     Raises what `Engine.submit` raises; the future raises `WorkFailed`.
     """
-    result: Future[dict[Place, Tensor]] = _uncancellable()
+    result: Query[dict[Place, Tensor]] = Query(engine)
 
     def receive(output: TokenOutput) -> None:
         if output.activations is None:
@@ -117,16 +139,9 @@ def capture(
         else:
             result.set_result(dict(output.activations))
 
-    engine.submit(_request(prompt, work, plan, priority), receive)
+    result.submit(_request(prompt, work, plan, priority), receive)
     return result
 
 
 def _request(prompt: Sequence[int], work: Work, plan: SteeringPlan, priority: Priority) -> EngineRequest:
     return EngineRequest(f"query-{uuid.uuid4().hex}", tuple(prompt), work, plan, priority)
-
-
-def _uncancellable() -> Future[Any]:
-    """A future whose `cancel` has no effect: a submitted request is always computed."""
-    result: Future[Any] = Future()
-    result.set_running_or_notify_cancel()
-    return result

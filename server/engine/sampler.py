@@ -5,19 +5,23 @@ probabilities.
 Among equal logits, which bfloat16 often has, the token with the lowest id ranks first: greedy takes it, `top_k` and
 `top_p` keep it before the others, and it is the first of the likeliest. `min_p` keeps equal ones together.
 Each request draws from its own random stream, one number per token, so neighbours and batch order change nothing.
+A row in which no token may come is told apart (`NO_TOKEN`), and the other rows are drawn as if it were not there.
 Log-probabilities are those of the unmodified logits.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from server.engine.request import SamplingParams, TokenLogprobs
+
+NO_TOKEN = -1
+"""In the place of a token where none may come."""
 
 
 class RowSampler:
@@ -34,16 +38,20 @@ class RowSampler:
         self.end_token_ids = ends
         self._prompt = prompt
         self._output: list[int] = []
+        self._drawn: float | None = None
         self._seen: Tensor | None = None
         self._counts: Tensor | None = None
 
     def draw(self) -> float:
-        """The next uniform number in [0, 1)."""
-        return float(self._random.random())
+        """The uniform number in [0, 1) for the next token: the same one until that token is recorded."""
+        if self._drawn is None:
+            self._drawn = float(self._random.random())
+        return self._drawn
 
     def record(self, token: int) -> None:
         """Count a sampled token."""
         self._output.append(token)
+        self._drawn = None
         if self._counts is not None and self._seen is not None:
             self._counts[token] += 1
             self._seen[token] = True
@@ -101,26 +109,28 @@ class RowSampler:
 def sample(logits: Tensor, rows: Sequence[RowSampler], allowed: Mapping[int, Tensor] | None = None) -> list[int]:
     """One token for each row of `logits` `[rows, vocabulary]` (any float dtype; not changed).
 
-    `allowed`: bool `[vocabulary]` by the index of each row that has a grammar.
+    `allowed`: bool `[vocabulary]` by the index of each row that has a grammar. A row in which no token may come gets
+    `NO_TOKEN`. Until a row's `record` is called, it gets the same token again.
     """
     logits = logits.to(torch.float32)
     allowed = allowed or {}
     changed = [index for index, row in enumerate(rows) if row.changes_logits or index in allowed]
+    impossible: set[int] = set()
     if changed:
         logits = logits.clone()
         for index in changed:
             rows[index].adjust(logits[index], allowed.get(index))
-    tokens = [0] * len(rows)
-    greedy = [index for index, row in enumerate(rows) if row.params.is_greedy]
-    filtered = [index for index, row in enumerate(rows) if not row.params.is_greedy and _has_filters(row.params)]
-    free = [index for index, row in enumerate(rows) if not row.params.is_greedy and not _has_filters(row.params)]
-    for group, choose in ((greedy, _choose_greedy), (free, _choose_free), (filtered, _choose_filtered)):
-        if group:
-            part = logits if len(group) == len(rows) else logits[group]
-            for index, token in zip(group, choose(part, [rows[index] for index in group]), strict=True):
-                tokens[index] = token
-    for row, token in zip(rows, tokens, strict=True):
-        row.record(token)
+        is_possible = torch.isfinite(logits[changed].amax(dim=-1)).tolist()
+        impossible = {index for index, possible in zip(changed, is_possible, strict=True) if not possible}
+    groups: dict[_Choose, list[int]] = {}
+    for index, row in enumerate(rows):
+        if index not in impossible:
+            groups.setdefault(_choice_of(row.params), []).append(index)
+    tokens = [NO_TOKEN] * len(rows)
+    for choose, group in groups.items():
+        part = logits if len(group) == len(rows) else logits[group]
+        for index, token in zip(group, choose(part, [rows[index] for index in group]), strict=True):
+            tokens[index] = token
     return tokens
 
 
@@ -142,8 +152,15 @@ def logprobs_of(logits: Tensor, tokens: Sequence[int], num_top: Sequence[int]) -
     return results
 
 
-def _has_filters(params: SamplingParams) -> bool:
-    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
+_Choose = Callable[[Tensor, Sequence[RowSampler]], list[int]]
+"""Chooses a token for each row of logits; `NO_TOKEN` where no token has a probability."""
+
+
+def _choice_of(params: SamplingParams) -> _Choose:
+    if params.is_greedy:
+        return _choose_greedy
+    has_filters = params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
+    return _choose_filtered if has_filters else _choose_free
 
 
 def _choose_greedy(logits: Tensor, rows: Sequence[RowSampler]) -> list[int]:
@@ -161,7 +178,7 @@ def _probabilities(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:
 
 
 def _pick(weights: Tensor, rows: Sequence[RowSampler]) -> Tensor:
-    """The index drawn from each row of unnormalised `weights`, by the row's next random number."""
+    """The index drawn from each row of unnormalised `weights`, by the row's random number; `NO_TOKEN` if all are 0."""
     cumulative = weights.cumsum(dim=-1)
     threshold = _column([row.draw() for row in rows], weights) * cumulative[:, -1:]
     picked = torch.searchsorted(cumulative, threshold, right=True)

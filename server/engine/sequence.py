@@ -8,12 +8,13 @@ from __future__ import annotations
 import bisect
 import itertools
 import time
+from collections.abc import Iterable
 
 from torch import Tensor
 
 from server.engine.attention.interface import Segment
 from server.engine.branches import Branches
-from server.engine.cache import ROOT_KEY, PageKey, page_key
+from server.engine.cache import ROOT_KEY, PageKey, PromptKeys, page_key
 from server.engine.grammar import GrammarState, allowed_tokens
 from server.engine.kv_pages import KVPages
 from server.engine.page_table import SequencePages
@@ -85,12 +86,15 @@ class TokenSequence:
         self.state_slot: int | None = None
         self._snapshot_pages: set[int] = set()
         self._moving_snapshot: PageKey | None = None
+        self._awaited: tuple[TokenSequence, int] | None = None
         self.known_logprobs: list[TokenLogprobs | None] = []
         self.activations: dict[Place, dict[int, Tensor]] = {}
         self.next_scores: tuple[float, ...] = ()
         self.branches = Branches(self.wanted.branches, request.plan, num_skippable_blocks)
         self._kv = kv
+        self._prompt_keys: PromptKeys | None = None
         self._keys: list[PageKey] = []
+        """Of the pages from the prompt's last token on."""
         start = self.wanted.logprobs_start
         if start == 0:
             self.known_logprobs.append(None)
@@ -161,6 +165,7 @@ class TokenSequence:
     def append(self, token: int) -> None:
         """Append a sampled token. Raises `GrammarFailed`."""
         self.tokens.append(token)
+        self.sampler.record(token)
         self._read_part(token)
         if self._grammar is not None and token not in self.sampler.end_token_ids:
             self._grammar.accept(token)
@@ -257,6 +262,8 @@ class TokenSequence:
     def waits_for_state(self, other: TokenSequence) -> bool:
         """True when `other`, which is being computed, will leave a snapshot that is worth waiting for; asks it to."""
         page_size = self._kv.page_size
+        if self._awaited is not None and self._awaited[0] is other and other.num_computed < self._awaited[1]:
+            return True  # looked up before: doing so at every step would cost the square of the prompt's length
         num_pages = min(self._num_sharable, len(other.tokens) // page_size)
         num_shared = bisect.bisect_left(
             range(num_pages), True, key=lambda index: self._key_of_page(index) != other._key_of_page(index)
@@ -267,19 +274,31 @@ class TokenSequence:
         if num_cached >= num_shared or num_cached * page_size > other.num_computed:
             return False
         other._snapshot_pages.add(num_shared)
+        self._awaited = other, num_shared * page_size
         return True
 
-    @property
-    def first_missing_page(self) -> PageKey | None:
-        """The key of the first page to be computed that others could share; None when there is none."""
-        num_cached = self._num_cached
-        return self._key_of_page(num_cached) if num_cached < self._num_sharable else None
+    def waits_for_page(self, others: Iterable[TokenSequence]) -> bool:
+        """True when one of `others`, which are being computed, offers next the page that this sequence misses first.
+
+        That page's key stands for all pages before it too, which the other one holds: so one key tells.
+        """
+        num_sharable = self._num_sharable
+        for other in others:
+            index, key = other.pages.num_offered, other.next_page
+            if index < num_sharable and key == self._key_of_page(index) and not self._kv.has(key):
+                return True
+        return False
 
     @property
     def next_page(self) -> PageKey | None:
         """The key of the page that this sequence will offer next; None when its known tokens fill no further one."""
         is_full = (self.pages.num_offered + 1) * self._kv.page_size <= len(self.tokens)
         return self._key_of_page(self.pages.num_offered) if is_full else None
+
+    @property
+    def num_done(self) -> int:
+        """Tokens in the KV cache, and branches scored."""
+        return self.num_computed + self.branches.num_done
 
     def release_pages(self) -> None:
         """Return every page and the state; the KV is lost, but the generated tokens stay."""
@@ -314,9 +333,19 @@ class TokenSequence:
 
     def _key_of_page(self, index: int) -> PageKey:
         """The key of a page full of known and sampled tokens; they never change, so neither does the key."""
-        while len(self._keys) <= index:
-            start = len(self._keys) * self._kv.page_size
+        if self._prompt_keys is None:
+            self._prompt_keys = self._kv.prompt_keys.of(self.request.prompt, self.request.plan)
+        num_in_prompt = (self.num_prompt - 1) // self._kv.page_size
+        self._make_keys(self._prompt_keys.known, 0, min(index + 1, num_in_prompt))
+        if index < num_in_prompt:
+            return self._prompt_keys.known[index]
+        self._make_keys(self._keys, num_in_prompt, index + 1)
+        return self._keys[index - num_in_prompt]
+
+    def _make_keys(self, keys: list[PageKey], first: int, end: int) -> None:
+        """Add the keys of pages up to `end` to `keys`, which are those from page `first` on."""
+        while first + len(keys) < end:
+            start = (first + len(keys)) * self._kv.page_size
             tokens = self.tokens[start : start + self._kv.page_size]
-            parent = self._keys[-1] if self._keys else ROOT_KEY
-            self._keys.append(page_key(parent, tokens, start, self.request.plan, self.num_prompt, self.parts))
-        return self._keys[index]
+            parent = keys[-1] if keys else ROOT_KEY if first == 0 else self._key_of_page(first - 1)
+            keys.append(page_key(parent, tokens, start, self.request.plan, self.num_prompt, self.parts))

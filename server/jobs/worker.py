@@ -45,11 +45,11 @@ from server.jobs.records import (
     VectorReference,
 )
 from server.jobs.trainer import Outcome, Trainer
+from vectors.cancellation import Cancelled
 from vectors.errors import StorageFailed, StorageFull, StoreLocked
 from vectors.formats import ImportOptions
 from vectors.formats.safetensors import decode_safetensors, encode_safetensors
 from vectors.store import VectorStore
-from vectors.training.model_view import Cancelled
 from vectors.vocabulary import MAX_SEED, check_name
 
 MAX_STARTS = 3
@@ -90,11 +90,12 @@ class JobWorker:
         """Set when the running training should stop."""
         self._is_closing = False
         self._is_settled = False
+        self._has_broken = False
         self._unrecorded: Callable[[], None] | None = None
         """Records the end of the last job, while the disk does not take it."""
         self._waiting: set[str] = set()
         """The jobs whose log says that their vectors wait for the disk."""
-        self._thread = threading.Thread(target=self._work, name="training jobs")
+        self._thread = threading.Thread(target=self._work, name="training jobs", daemon=True)
 
     def start(self) -> JobWorker:
         """Settle what the last server left, then run jobs. Returns itself."""
@@ -106,14 +107,30 @@ class JobWorker:
             self._thread.start()
         return self
 
-    def close(self) -> None:
-        """Ask the running training to stop, and wait for it; its job goes back to the queue."""
-        with self._changed:
-            self._is_closing = True
-            self._stop.set()
-            self._changed.notify_all()
+    @property
+    def is_broken(self) -> bool:
+        """True once its thread has ended although nobody closed it."""
+        has_died = self._thread.ident is not None and not self._thread.is_alive() and not self._is_closing
+        return self._has_broken or has_died
+
+    def stop(self) -> None:
+        """Ask the running training to stop, and take no more jobs. Returns at once."""
+        self._is_closing = True  # without the lock, which may be held while records are written
+        self._stop.set()
+
+    def close(self, timeout: float | None = None) -> bool:
+        """`stop`, and wait for the running training up to `timeout` seconds; its job goes back to the queue.
+
+        False if it has not stopped by then. Its job is found running by the next start, which puts it back.
+        """
+        self.stop()
+        if not self._changed.acquire(timeout=-1 if timeout is None else timeout):
+            return False
+        self._changed.notify_all()
+        self._changed.release()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def __enter__(self) -> JobWorker:
         return self
@@ -150,8 +167,9 @@ class JobWorker:
             metadata=request.metadata,
         )
         with self._changed:
-            if self._is_closing:
-                raise Unavailable("training has stopped", code="training_not_available")
+            if self._is_closing or self._has_broken:
+                headers = {"Retry-After": "5"}
+                raise Unavailable("training has stopped", code="training_not_available", headers=headers)
             self.database.add_job(job, Event("the job was created and is waiting for its turn"))
             self._changed.notify_all()
         return job
@@ -196,6 +214,16 @@ class JobWorker:
             return self.get(identifier)
 
     def _work(self) -> None:
+        try:
+            self._work_off()
+        except BaseException:  # a library panics: the next start settles what is left
+            _log.exception("training has stopped")
+            with self._changed:
+                self._has_broken = True
+                self._changed.notify_all()
+
+    def _work_off(self) -> None:
+        """Do one job after the other until the worker is closed."""
         is_well = True
         while not self._is_closing:
             try:
@@ -242,7 +270,7 @@ class JobWorker:
         progress = ProgressLog(self.database, job.id, self._notify, self._clock)
         try:
             self._trainer.check(job.request)
-            outcome = self._trainer.run(job, self.files.read, progress.report, self._stop.is_set)
+            outcome = self._trainer.run(job, self.files.read, progress.report, self._is_to_stop)
             self._complete(job, outcome, progress.finish())
         except Exception as error:
             self._record_end(job.id, error, progress.finish())
@@ -270,6 +298,9 @@ class JobWorker:
         except (StorageFailed, DatabaseRefused):
             self._unrecorded = record
             raise
+
+    def _is_to_stop(self) -> bool:
+        return self._is_closing or self._stop.is_set()
 
     def _complete(self, job: JobRecord, outcome: Outcome, events: list[Event]) -> None:
         """Steps 1 to 4 of this module's docstring. Raises `Cancelled` if a client cancelled before step 2."""

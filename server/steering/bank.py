@@ -11,7 +11,7 @@ The engine acquires and releases rows; `hooks.py` applies them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,8 @@ class LowRankOperations:
     """What all rows do at one place beyond their shift: changes of components, in order of `slot`, and of the norm.
 
     Each is `h += (offset - gain * (h·unit)) * unit`, and does nothing where a row has fewer changes. `units` is float32
-    `[slots, rows, hidden]`, `gains` and `offsets` `[slots, rows]`, `preserves_norm` bool `[rows]`.
+    `[slots, rows, hidden]`, `gains` and `offsets` `[slots, rows]`, `preserves_norm` bool `[rows]`. There are as many
+    slots as the row with the most changes needs, because every steered token pays for each.
     """
 
     def __init__(self, num_rows: int, hidden_size: int, device: torch.device) -> None:
@@ -70,22 +71,20 @@ class LowRankOperations:
         self.gains = torch.zeros(1, num_rows, device=device)
         self.offsets = torch.zeros(1, num_rows, device=device)
         self.preserves_norm = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        self._num_changes: dict[int, int] = {}
 
     def grow_rows(self, num_rows: int) -> None:
         """Make room for `num_rows` rows, keeping the existing ones."""
-        self.units = _grown(self.units, 1, num_rows)
-        self.gains = _grown(self.gains, 1, num_rows)
-        self.offsets = _grown(self.offsets, 1, num_rows)
-        self.preserves_norm = _grown(self.preserves_norm, 0, num_rows)
+        self.units = _resized(self.units, 1, num_rows)
+        self.gains = _resized(self.gains, 1, num_rows)
+        self.offsets = _resized(self.offsets, 1, num_rows)
+        self.preserves_norm = _resized(self.preserves_norm, 0, num_rows)
 
     def write(self, row: int, change: PlaceChange) -> None:
         """Set `row` to what `change` does beyond its shift."""
         self.clear(row)
-        num_slots = len(change.components)
-        if num_slots > self.units.shape[0]:
-            self.units = _grown(self.units, 0, num_slots)
-            self.gains = _grown(self.gains, 0, num_slots)
-            self.offsets = _grown(self.offsets, 0, num_slots)
+        self._num_changes[row] = len(change.components)
+        self._resize()
         for slot, component in enumerate(change.components):
             self.units[slot, row] = component.unit
             self.gains[slot, row] = component.gain
@@ -98,6 +97,16 @@ class LowRankOperations:
         self.offsets[:, row] = 0
         self.units[:, row] = 0
         self.preserves_norm[row] = False
+        self._num_changes.pop(row, None)
+        self._resize()
+
+    def _resize(self) -> None:
+        """Have the slots that the rows need, and one at least."""
+        num_slots = max([1, *self._num_changes.values()])
+        if num_slots != self.units.shape[0]:
+            self.units, self.gains, self.offsets = (
+                _resized(tensor, 0, num_slots) for tensor in (self.units, self.gains, self.offsets)
+            )
 
     def apply(self, steered: Tensor, before: Tensor, rows: Tensor) -> Tensor:
         """`steered` (after the shifts), `before` (untouched), float32 `[tokens, hidden]` -> the final activations."""
@@ -110,12 +119,14 @@ class LowRankOperations:
         return torch.where(keeps_norm, restore_norm(steered, before), steered)
 
 
-def _grown(tensor: Tensor, dim: int, size: int) -> Tensor:
+def _resized(tensor: Tensor, dim: int, size: int) -> Tensor:
+    """A copy of `size` along `dim`: what there was, as far as it fits, and zeros."""
     shape = list(tensor.shape)
     shape[dim] = size
-    grown = tensor.new_zeros(shape)
-    grown.narrow(dim, 0, tensor.shape[dim]).copy_(tensor)
-    return grown
+    resized = tensor.new_zeros(shape)
+    kept = min(size, tensor.shape[dim])
+    resized.narrow(dim, 0, kept).copy_(tensor.narrow(dim, 0, kept))
+    return resized
 
 
 class SteeringBank:
@@ -217,14 +228,18 @@ class SteeringBank:
         applied = [entry.applied for entry in entries]
         adds: set[Place] = set()
         low_rank: set[Place] = set()
-        for place in {place for one in applied for place in one.places}:
-            change = change_at(applied, place)
-            if change.shift is not None:
-                self._tensor_of(place[0])[place[1], row] = change.shift.to(self._device)
-                adds.add(place)
-            if change.components or change.preserves_norm:
-                self._low_rank_at(place).write(row, change)
-                low_rank.add(place)
+        try:
+            for place in {place for one in applied for place in one.places}:
+                change = change_at(applied, place)
+                if change.shift is not None:
+                    adds.add(place)
+                    self._tensor_of(place[0])[place[1], row] = change.shift.to(self._device)
+                if change.components or change.preserves_norm:
+                    low_rank.add(place)
+                    self._low_rank_at(place).write(row, change)
+        except BaseException:
+            self._clear(row, adds, low_rank)  # the next plan in this row may act at other places
+            raise
         self._free.pop()
         self._rows[row] = _Row(fingerprint, 0, frozenset(adds), frozenset(low_rank))
         self._row_of[fingerprint] = row
@@ -237,15 +252,18 @@ class SteeringBank:
         row.num_holders -= 1
         if row.num_holders:
             return
-        for site, layer in row.add_places:
-            self._adds[site][layer, number] = 0
-        for place in row.low_rank_places:
-            self._low_rank[place].clear(number)
+        self._clear(number, row.add_places, row.low_rank_places)
         _drop_uses(self._uses_of_adds, row.add_places)
         for place in _drop_uses(self._uses_of_low_rank, row.low_rank_places):
             del self._low_rank[place]
         del self._rows[number], self._row_of[row.fingerprint]
         self._free.append(number)
+
+    def _clear(self, number: int, add_places: Iterable[Place], low_rank_places: Iterable[Place]) -> None:
+        for site, layer in add_places:
+            self._tensor_of(site)[layer, number] = 0
+        for place in low_rank_places:
+            self._low_rank_at(place).clear(number)
 
     def _tensor_of(self, site: Site) -> Tensor:
         tensor = self._adds.get(site)
@@ -264,7 +282,7 @@ class SteeringBank:
     def _grow(self) -> None:
         capacity = self._capacity * 2
         for site, tensor in self._adds.items():
-            self._adds[site] = _grown(tensor, 1, capacity)
+            self._adds[site] = _resized(tensor, 1, capacity)
         for operations in self._low_rank.values():
             operations.grow_rows(capacity)
         self._free.extend(range(capacity - 1, self._capacity - 1, -1))

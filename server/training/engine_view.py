@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import torch
@@ -17,16 +17,17 @@ from torch import Tensor
 
 from server.engine.errors import EngineError
 from server.engine.protocol import Engine
-from server.engine.queries import branch, capture, score
+from server.engine.queries import Query, branch, capture, score
 from server.engine.request import Capture
 from server.errors import InvalidRequest
 from server.steering.plan import SteeringPlan
 from server.steering.resolution import plan_of_vectors
 from server.text import TextProcessor
+from vectors.cancellation import Cancelled
 from vectors.data.items import Message
 from vectors.errors import InvalidMethod, ModelFailed
 from vectors.positions import Phase
-from vectors.training.model_view import Cancelled, Continuations, Steering
+from vectors.training.model_view import Continuations, Steering
 from vectors.vocabulary import Site
 
 MAX_IN_FLIGHT = 128
@@ -35,6 +36,9 @@ MAX_BRANCHES = 480
 those of live requests fewer than 512, to which it grows in powers of two."""
 
 _PROMPTS_PER_ROUND = 64
+
+_SECONDS_BETWEEN_QUESTIONS = 0.1
+"""How often a view that waits for results asks whether they are still wanted."""
 
 _Key = TypeVar("_Key")
 _Result = TypeVar("_Result")
@@ -45,7 +49,7 @@ def _never() -> bool:
 
 
 class EngineView:
-    """`engine` and `text` as a view; `is_cancelled` is checked between requests."""
+    """`engine` and `text` as a view. Once `is_cancelled()`, it aborts its requests and raises `Cancelled`."""
 
     def __init__(self, engine: Engine, text: TextProcessor, is_cancelled: Callable[[], bool] = _never) -> None:
         self._engine = engine
@@ -61,10 +65,12 @@ class EngineView:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """See `vectors.training.model_view.ModelView.encode`."""
+        self._check_cancelled()
         return tuple(self._text.encode(text))
 
     def encode_chat(self, messages: Sequence[Message], reply: str = "") -> tuple[int, ...]:
         """See `vectors.training.model_view.ModelView.encode_chat`."""
+        self._check_cancelled()
         try:
             rendered = self._text.render_chat([{"role": turn.role, "content": turn.content} for turn in messages])
         except InvalidRequest as error:
@@ -78,7 +84,7 @@ class EngineView:
         layers = range(self.num_layers)
         work = Capture(tuple(layers), tuple(sites))
 
-        def begin(prompt: tuple[int, ...]) -> Future[Any]:
+        def begin(prompt: tuple[int, ...]) -> Query[Any]:
             return capture(self._engine, prompt, work)
 
         for index, found in self._stream(enumerate(prompts), begin):
@@ -103,7 +109,7 @@ class EngineView:
             for index in range(first, min(first + _PROMPTS_PER_ROUND, len(prompts)))
         )
 
-        def begin(task: tuple[int, int]) -> Future[Tensor]:
+        def begin(task: tuple[int, int]) -> Query[Tensor]:
             index, number = task
             return branch(self._engine, prompts[index], token_ids[index], branches[number])
 
@@ -121,7 +127,7 @@ class EngineView:
     ) -> Iterator[tuple[int, tuple[tuple[float, ...], ...]]]:
         """See `vectors.training.model_view.ModelView.continuation_logprobs`."""
 
-        def begin(query: Continuations) -> Future[list[tuple[float, ...]]]:
+        def begin(query: Continuations) -> Query[list[tuple[float, ...]]]:
             return score(self._engine, query.prompt, query.choices, plan=self._plan_of(query.steering))
 
         for index, found in self._stream(enumerate(queries), begin):
@@ -131,35 +137,50 @@ class EngineView:
         return plan_of_vectors(((entry.vector, entry.scale) for entry in steering), self._engine.info)
 
     def _stream(
-        self, tasks: Iterable[tuple[_Key, Any]], begin: Callable[[Any], Future[_Result]]
+        self, tasks: Iterable[tuple[_Key, Any]], begin: Callable[[Any], Query[_Result]]
     ) -> Iterator[tuple[_Key, _Result]]:
         """Results of `begin(task)` as they arrive, with a bounded number in flight."""
         finished: SimpleQueue[tuple[_Key, Future[_Result]]] = SimpleQueue()
+        under_way: dict[_Key, Query[_Result]] = {}
         waiting = iter(tasks)
-        num_under_way = 0
         is_exhausted = False
-        while True:
-            while not is_exhausted and num_under_way < MAX_IN_FLIGHT:
-                if self._is_cancelled():
-                    raise Cancelled
-                task = next(waiting, None)
-                if task is None:
-                    is_exhausted = True
-                    break
-                key, content = task
-                num_under_way += 1
-                self._begin(begin, content).add_done_callback(functools.partial(_put, finished, key))
-            if num_under_way == 0:
-                return
-            key, future = finished.get()
-            num_under_way -= 1
-            try:
-                result = future.result()
-            except EngineError as error:
-                raise self._failure(error) from error
-            yield key, result
+        try:
+            while True:
+                while not is_exhausted and len(under_way) < MAX_IN_FLIGHT:
+                    self._check_cancelled()
+                    task = next(waiting, None)
+                    if task is None:
+                        is_exhausted = True
+                        break
+                    key, content = task
+                    under_way[key] = self._begin(begin, content)
+                    under_way[key].add_done_callback(functools.partial(_put, finished, key))
+                if not under_way:
+                    return
+                key, future = self._next(finished)
+                del under_way[key]
+                try:
+                    result = future.result()
+                except EngineError as error:
+                    raise self._failure(error) from error
+                yield key, result
+        finally:
+            for query in under_way.values():
+                query.abort()
 
-    def _begin(self, begin: Callable[[Any], Future[_Result]], content: Any) -> Future[_Result]:
+    def _next(self, finished: SimpleQueue[_Result]) -> _Result:
+        while True:
+            self._check_cancelled()
+            try:
+                return finished.get(timeout=_SECONDS_BETWEEN_QUESTIONS)
+            except Empty:
+                continue
+
+    def _check_cancelled(self) -> None:
+        if self._is_cancelled():
+            raise Cancelled
+
+    def _begin(self, begin: Callable[[Any], Query[_Result]], content: Any) -> Query[_Result]:
         try:
             return begin(content)
         except EngineError as error:

@@ -15,6 +15,7 @@ from server.jobs.trainer import Outcome, Progress, ReadFile
 from server.steering.resolution import SteeringRefused, SteeringSpec, resolve_plan
 from server.text import TextProcessor
 from server.training.engine_view import EngineView
+from vectors.cancellation import cancellable, check_cancelled
 from vectors.data import ReadOptions, read_data, read_retention
 from vectors.errors import InvalidMethod
 from vectors.store import VectorStore
@@ -55,9 +56,16 @@ class SteeringTrainer:
     ) -> Outcome:
         """See `Trainer.run`."""
         task = _task_of(job)
-        data = training_data(job, read_file, task.reading)
-        view = EngineView(self._engine, self._text, is_cancelled)
-        done = carry_out(task, view, data, steering=self._steering(task), seed=job.seed, report=report)
+
+        def report_or_stop(progress: Progress) -> None:
+            check_cancelled()
+            report(progress)
+
+        with cancellable(is_cancelled):
+            data = training_data(job, read_file, task.reading)
+            view = EngineView(self._engine, self._text, is_cancelled)
+            steering = self._steering(task)
+            done = carry_out(task, view, data, steering=steering, seed=job.seed, report=report_or_stop)
         return Outcome(done.vector, done.reason, done.files, done.num_tokens, done.is_recommended)
 
     def _steering(self, task: Task) -> tuple[Steering, ...]:

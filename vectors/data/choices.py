@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vectors.cancellation import check_cancelled
 from vectors.data.cells import decoded, from_text
 from vectors.data.items import LETTERS, MAX_CHOICES, ChoiceItem
 from vectors.data.marks import NoOptions, mark_of, names_options, options_in, without_marks
@@ -147,6 +148,7 @@ def settle(
 
 
 def _settled(draft: Draft, count: str) -> ChoiceItem | UnusableRow:
+    check_cancelled()
     row, most = draft.row, len(draft.choices)
     place = draft.places.get(count)
     try:

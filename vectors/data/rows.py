@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from vectors.cancellation import check_cancelled
 from vectors.data.csv_rows import csv_rows, delimiter_of
 from vectors.data.json_rows import json_row, json_rows
 from vectors.data.row import MAX_TEXT_BYTES, Format, Row
@@ -100,6 +101,7 @@ def read_rows(
         else:
             records = json_rows(text, file, knows, rows_field)
     for count, row in enumerate(records):
+        check_cancelled()
         if count == MAX_ROWS:
             raise row.error(f"expected at most {MAX_ROWS:,} rows, got more")
         yield row

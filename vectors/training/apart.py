@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vectors.cancellation import check_cancelled
 from vectors.data.items import ChoiceItem, DataSet, Item, PairItem, ShownItem
 from vectors.data.split import asked_of, subject_of
 from vectors.errors import InvalidData
@@ -35,6 +36,7 @@ def seen_of(items: Iterable[Item], *, with_context: bool = False) -> Seen:
     """The keys by which items are known again."""
     by_subject: dict[str, set[str]] = defaultdict(set)
     for item in items:
+        check_cancelled()
         for subject in _subjects(item, with_context):
             by_subject[subject].add(_plain(asked_of(item)))
     # a question that is asked with several sets of options says nothing by itself
@@ -45,6 +47,7 @@ def seen_of(items: Iterable[Item], *, with_context: bool = False) -> Seen:
 
 def is_seen(item: Item, seen: Seen, *, with_context: bool = False) -> bool:
     """True if the item is among those that `seen` was made of, in the same way."""
+    check_cancelled()
     subjects = _subjects(item, with_context)
     return _key(_plain(asked_of(item))) in seen or any(_key(subject) in seen for subject in subjects)
 
@@ -92,6 +95,7 @@ def without_too_long(data: DataSet, examiner: Examiner, max_length: int, max_ski
     kept: list[Any] = []
     first: InvalidData | None = None
     for item in data.items:
+        check_cancelled()
         # a token stands for at least one byte of text, so a short text cannot be too long
         if isinstance(item, ChoiceItem) and _num_bytes(item) + _SPARE_TOKENS < max_length:
             kept.append(item)

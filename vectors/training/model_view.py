@@ -17,10 +17,6 @@ from vectors.vector import SteeringVector
 from vectors.vocabulary import Site
 
 
-class Cancelled(Exception):
-    """The work is no longer wanted; raised from a view's iterators."""
-
-
 @dataclass(frozen=True, slots=True)
 class Steering:
     """A vector at a scale, added at the vector's own layers and positions."""
@@ -41,7 +37,7 @@ class Continuations:
 class ModelView(Protocol):
     """A model as used by training. Iterators yield `(index of the input, result)` in any order, each index once.
 
-    `max_length` counts tokens. Every iterator may raise `Cancelled`, and `ModelFailed`.
+    `max_length` counts tokens. Every iterator may raise `vectors.cancellation.Cancelled`, and `ModelFailed`.
     """
 
     @property

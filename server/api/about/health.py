@@ -21,10 +21,14 @@ router = APIRouter(tags=["Operation"])
 
 
 @router.get("/health")
-@describe(Success(Health, "The process is alive."))
-async def health() -> Health:
-    """Check that the process is alive."""
-    return {"status": "ok"}
+@describe(Success(Health, "The server works."), errors=(Unavailable,))
+async def health(request: Request) -> Response:
+    """Check that the server works.
+
+    Answers 503 with the reason when it does not and will not recover: restart it then.
+    """
+    services_of(request).check_alive()
+    return json_response(Health(status="ok"))
 
 
 @router.get("/ready")
@@ -32,7 +36,7 @@ async def health() -> Health:
 async def ready(request: Request) -> Response:
     """Check whether the server accepts new work.
 
-    Answers 503 while it is shutting down.
+    Answers 503 with the reason while it is shutting down or in trouble.
     """
     services_of(request).check_ready()
     return json_response(Readiness(status="ready"))

@@ -55,7 +55,7 @@ router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Generation"
 async def create_chat_completion(request: Request) -> Response:
     """Create a chat completion."""
     services = services_of(request)
-    services.check_ready()
+    services.check_accepting()
     body = await read_model(request, ChatRequest, MAX_JSON_BYTES)
     answer = await _prepare(body, services)
     generation = answer.replies.generation

@@ -54,7 +54,7 @@ DEFAULT_MAX_TOKENS = 16
 async def create_completion(request: Request) -> Response:
     """Create a completion."""
     services = services_of(request)
-    services.check_ready()
+    services.check_accepting()
     body = await read_model(request, CompletionRequest, MAX_JSON_BYTES)
     answer = await _prepare(body, services)
     if body.echo and body.logprobs is not None:

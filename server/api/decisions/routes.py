@@ -47,7 +47,7 @@ Probabilities = npt.NDArray[np.float64]
 async def create_decision(request: Request) -> Response:
     """Create a decision: the probabilities of answers to questions about an input."""
     services = services_of(request)
-    services.check_ready()
+    services.check_accepting()
     body = await read_model(request, DecisionRequest, MAX_JSON_BYTES)
     plan = await plan_of(body, services)
     decision = await while_connected(request.receive, _decide(body, services, plan))

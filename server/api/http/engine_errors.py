@@ -7,6 +7,8 @@ from server.engine.errors import (
     EmptyPrompt,
     EngineError,
     EngineStopped,
+    InvalidWork,
+    NoTokenAllowed,
     OutputNotFinite,
     QueueFull,
     TokenOutsideVocabulary,
@@ -31,6 +33,8 @@ def from_engine_error(error: EngineError) -> ApiError:
             return InvalidRequest(str(error), code="empty_prompt", param="prompt")
         case TokenOutsideVocabulary():
             return InvalidRequest(str(error), code="invalid_token", param="prompt")
+        case InvalidWork(param=str(param)):
+            return InvalidRequest(str(error), code="invalid_value", param=param)
         case ContextTooLong():
             return ContextLengthExceeded(str(error), param="messages")
         case QueueFull():
@@ -41,6 +45,8 @@ def from_engine_error(error: EngineError) -> ApiError:
             return Unprocessable(str(error), code="output_not_finite", param="steering")
         case OutputNotFinite():
             return EngineFailure(str(error), code="output_not_finite")
+        case NoTokenAllowed():
+            return Unprocessable(str(error), code="no_token_allowed")
         case GrammarFailed():
             return Unprocessable(str(error), code="constraint_failed")
         case WorkFailed():

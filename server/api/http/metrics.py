@@ -55,6 +55,7 @@ class _EngineCollector(Collector):
             ("vllm:num_preemptions", "Preemptions: requests that gave up their pages for a while.", preemptions),
             ("tiller:engine_requests", "Sequences that the engine accepted.", stats.total_requests),
             ("tiller:engine_steps", "Steps of the engine.", stats.total_steps),
+            ("tiller:engine_steps_failed", "Steps of the engine that raised.", stats.total_failed_steps),
         )
         label = [self._engine.info.model_id]
         for name, text, value in gauges:

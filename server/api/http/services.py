@@ -21,7 +21,10 @@ from server.jobs.worker import JobWorker
 from server.keys import ApiKeys
 from server.response_store import ResponseStore
 from server.text import TextProcessor
+from server.watchdog import Watchdog
 from vectors.store import VectorStore
+
+_RETRY_SOON = {"Retry-After": "5"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Services:
     keys: ApiKeys
     metrics: Metrics
     grammars: GrammarCompiler
+    watchdog: Watchdog
     jobs: JobWorker | None = None
     rate_limits: RateLimits | None = None
     responses: ResponseStore | None = None
@@ -45,10 +49,23 @@ class Services:
         """The largest body of a request that uploads a file."""
         return int(self.settings.max_upload_mib * 2**20)
 
-    def check_ready(self) -> None:
-        """Raise `EngineStopped` when new work is refused."""
+    def check_alive(self) -> None:
+        """Raise `Unavailable` when the server does not work and will not recover."""
+        trouble = self.watchdog.trouble()
+        if trouble is not None and trouble.is_lasting:
+            raise Unavailable(trouble.reason, code="server_broken", headers=_RETRY_SOON)
+
+    def check_accepting(self) -> None:
+        """Raise `EngineStopped` when new work is refused, and `Unavailable` when it could not be done."""
+        self.check_alive()
         if not self.engine.is_accepting:
             raise EngineStopped
+
+    def check_ready(self) -> None:
+        """Raise the same, and `Unavailable` while the server is in trouble that may pass, so that others get work."""
+        self.check_accepting()
+        if (trouble := self.watchdog.trouble()) is not None:
+            raise Unavailable(trouble.reason, code="not_ready", headers=_RETRY_SOON)
 
     def training(self) -> JobWorker:
         """The worker that stores files and runs training jobs. Raises `Unavailable` if this server has none."""

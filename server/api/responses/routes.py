@@ -51,7 +51,7 @@ _UNSUPPORTED_QUERIES = ("include", "include_obfuscation", "starting_after", "str
 async def create_response(request: Request) -> Response:
     """Create a response, and store it if requested."""
     services = services_of(request)
-    services.check_ready()
+    services.check_accepting()
     body = await read_model(request, ResponseRequest, MAX_JSON_BYTES)
     response = await _prepare(body, services, _StoredResponses(services.responses, _owner_of(request)))
     generation = response.replies.generation

@@ -62,7 +62,7 @@ async def create_job(request: Request) -> Response:
     """Create a training job."""
     services = services_of(request)
     jobs = services.training()
-    services.check_ready()
+    services.check_accepting()
     refuse_unknown_query(request)
     body = await read_model(request, CreateJobRequest, _MAX_BODY_BYTES)
     asked = _request_of(body, services)

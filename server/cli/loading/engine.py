@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.cli.errors import USAGE, CommandFailed
+from server.cli.signals import ending_at_once
 from server.config import Settings
 from server.demo import MODEL_DIR, MODEL_NAME
 
@@ -89,12 +90,15 @@ def readable_failures(settings: Settings) -> Iterator[None]:
 
 @contextlib.contextmanager
 def loading(settings: Settings, source: ModelSource) -> Iterator[Callable[[str], None]]:
-    """Show that the model is being loaded; yields a function to call with each phase as it begins."""
+    """Show that the model is being loaded; yields a function to call with each phase as it begins.
+
+    Within, a signal ends the process at once: libraries would swallow an exception, or print it.
+    """
     from server.cli.loading.progress import progress_of, quiet_libraries
 
     quiet_libraries(is_debugging=settings.log_level == "debug")
     can_draw = source.is_local and not settings.log_json  # downloads draw their own bars
-    with progress_of(f"loading {source.model_id}", _NUM_PHASES, can_draw=can_draw) as begin:
+    with ending_at_once(), progress_of(f"loading {source.model_id}", _NUM_PHASES, can_draw=can_draw) as begin:
         yield begin
 
 
@@ -162,6 +166,7 @@ def _load_engine(settings: Settings, source: ModelSource, begin: Callable[[str],
         max_running=settings.max_running,
         max_batch_tokens=settings.max_batch_tokens,
         max_queue=settings.max_queue,
+        background_share=settings.background_share,
     )
     try:
         return BatchingEngine(model, limits).start()

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,8 +46,11 @@ _log = logging.getLogger(__name__)
 _ready_log = logging.getLogger(f"{__name__}.ready")
 _ready_log.setLevel(logging.INFO)  # readers of a JSON log wait for this line, whatever the log level
 
-DRAIN_SECONDS = 30.0
-"""Seconds that running requests may take to finish after the first signal."""
+BROKEN = 70
+"""The exit status of a server that has stopped working (`EX_SOFTWARE` of BSD's sysexits)."""
+
+_LEAST_SECONDS_FOR_JOBS = 2.0
+"""Seconds in which a training job stops when it is told to, unless something is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +80,12 @@ def serve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
         bound = cleanup.enter_context(bind(settings.host, settings.port))
         tracer = start_tracing(settings.otel_endpoint, environ, cleanup)
         parts = _build(settings, source, cleanup)
-        _run(settings, keys, source, parts, bound, tracer)
+        status = _run(settings, keys, source, parts, bound, tracer)
     _log.info("stopped")
-    return 0
+    if not parts.engine.health().is_alive:  # a step that hangs would hold up the end of the interpreter too
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 def _warn_of_variables(environ: Mapping[str, str], keys: ApiKeys) -> None:
@@ -138,7 +146,7 @@ def _start_jobs(
     cleanup.callback(database.close)
     files = FileStore(settings.data_dir / "files", database)
     jobs = JobWorker(database, files, store, SteeringTrainer(engine, text, store)).start()
-    cleanup.callback(jobs.close)
+    cleanup.callback(jobs.close, _LEAST_SECONDS_FOR_JOBS)
     return jobs
 
 
@@ -149,10 +157,12 @@ def _run(
     parts: _Parts,
     bound: socket.socket,
     tracer: Tracer | None,
-) -> None:
+) -> int:
+    """Serve until the end; returns the exit status."""
     from server.app import build_app
     from server.cli.serve.connections import timed_protocol
     from server.cli.serve.listening import DrainingServer, cannot_listen, url_of
+    from server.watchdog import Watchdog
 
     def announce() -> None:
         readiness = _readiness(url_of(bound), settings, keys, source, parts)
@@ -165,19 +175,40 @@ def _run(
             discard_output()
             _log.warning("ready at %s (cannot write to standard output: %s)", readiness.url, error.strerror)
 
-    def drain() -> None:
-        parts.jobs.close()
-        if not parts.engine.drain(DRAIN_SECONDS):
-            _log.warning("some requests took longer than %g s and were aborted", DRAIN_SECONDS)
+    def drain(seconds: float) -> None:
+        trouble = watchdog.trouble()
+        if trouble is not None and trouble.is_lasting:
+            seconds = 0.0  # nothing will finish
+        deadline = time.monotonic() + seconds
+        parts.jobs.stop()  # first: a job that stops because the engine does would have failed
+        if not parts.engine.drain(seconds):
+            _log.warning("some requests took longer than %g s and were aborted", seconds)
+        if not parts.jobs.close(max(_LEAST_SECONDS_FOR_JOBS, deadline - time.monotonic())):
+            _log.warning("the training job did not stop in time; the next start runs it again")
         parts.engine.close()
 
-    app = build_app(settings, parts.engine, parts.text, parts.store, keys, parts.jobs, tracer, parts.responses)
+    def end_broken(reason: str) -> None:
+        if settings.on_failure == "stay":
+            _log.critical("%s; the server stays, as --on-failure says", reason)
+        elif server.fail(BROKEN):
+            _log.critical("%s; the server ends with status %d", reason, BROKEN)
+
+    threads = {"training jobs": lambda: parts.jobs.is_broken}
+    watchdog = Watchdog(parts.engine, step_timeout=settings.step_timeout, others=threads)
+    app = build_app(
+        settings, parts.engine, parts.text, parts.store, keys, parts.jobs, tracer, parts.responses, watchdog
+    )
     protocol = timed_protocol(settings.body_timeout, settings.send_timeout)
-    server = DrainingServer(app, protocol=protocol, on_ready=announce, drain=drain)
+    server = DrainingServer(
+        app, protocol=protocol, on_ready=announce, drain=drain, drain_seconds=settings.drain_timeout
+    )
+    watchdog.start(end_broken)
     try:
-        server.run_on(bound)
+        return server.run_on(bound)
     except OSError as error:
         raise cannot_listen(settings.host, settings.port, error) from error
+    finally:
+        watchdog.close()
 
 
 def _readiness(url: str, settings: Settings, keys: ApiKeys, source: ModelSource, parts: _Parts) -> Readiness:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
+import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
 
 from server.cli.errors import CommandFailed
+from server.cli.signals import handling, status_of
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +25,11 @@ FLUSH_SECONDS = 5
 
 _CUT_OFF_SECONDS = 5
 """Seconds for the remaining requests to notice that their clients were disconnected."""
+
+_LAST_SECONDS = FLUSH_SECONDS + _CUT_OFF_SECONDS
+"""Seconds, of those in which the server ends, that running requests do not get."""
+
+_NOT_IN_TIME = 1
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -58,10 +66,32 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class DrainingServer(uvicorn.Server):
-    """Calls `on_ready` when it is serving; the first signal runs `drain` in a thread and then stops the server.
+@contextlib.contextmanager
+def hangups(stop: Callable[[], object]) -> Iterator[None]:
+    """Within, SIGHUP calls `stop` where the process has a terminal, which is gone then; elsewhere it does nothing.
 
-    `protocol` speaks HTTP on each connection.
+    Whoever started the process with SIGHUP ignored (`nohup`) keeps that.
+    """
+    if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        yield
+        return
+    has_terminal = os.isatty(0)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if has_terminal:
+            stop()
+        else:
+            _log.warning("SIGHUP does nothing: there is nothing to read again; SIGTERM stops the server")
+
+    with handling({signal.SIGHUP: handle}):
+        yield
+
+
+class DrainingServer(uvicorn.Server):
+    """Calls `on_ready` when it is serving. `stop` or the first signal runs `drain` in a thread and then ends it.
+
+    `protocol` speaks HTTP on each connection. After a signal the server ends within `drain_seconds`, or else the
+    process is ended. `drain` is called with the seconds that running requests get of them.
     """
 
     def __init__(
@@ -70,7 +100,8 @@ class DrainingServer(uvicorn.Server):
         *,
         protocol: type[asyncio.Protocol],
         on_ready: Callable[[], None],
-        drain: Callable[[], None],
+        drain: Callable[[float], None],
+        drain_seconds: float,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -85,7 +116,10 @@ class DrainingServer(uvicorn.Server):
         )
         self._on_ready = on_ready
         self._drain = drain
-        self._is_draining = False
+        self._drain_seconds = drain_seconds
+        self._is_draining = threading.Lock()
+        self.exit_status = 0
+        """The status with which the process should end."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start serving, then call `on_ready`."""
@@ -104,18 +138,44 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. Second: stop at once, as the signal itself would have."""
-        if self._is_draining:
-            os._exit(128 + sig)
-        self._is_draining = True
-        threading.Thread(target=self._finish, name="tiller-drain", daemon=True).start()
+        if not self.stop():
+            os._exit(status_of(sig))
 
-    def _finish(self) -> None:
+    def stop(self) -> bool:
+        """Begin to end, from any thread; False if that has begun already."""
+        for_requests = max(self._drain_seconds / 2, self._drain_seconds - _LAST_SECONDS)
+        return self._begin_to_end(for_requests, self._drain_seconds)
+
+    def fail(self, exit_status: int) -> bool:
+        """Begin to end with `exit_status`, with no time for running requests; False if that has begun already."""
+        if not self._begin_to_end(0.0, _LAST_SECONDS):
+            return False
+        self.exit_status = exit_status
+        return True
+
+    def _begin_to_end(self, seconds: float, limit_seconds: float) -> bool:
+        if not self._is_draining.acquire(blocking=False):
+            return False
+        limit = threading.Timer(limit_seconds, self._end_process)
+        limit.daemon = True
+        limit.start()
+        threading.Thread(target=self._finish, args=(seconds,), name="tiller-drain", daemon=True).start()
+        return True
+
+    def _finish(self, seconds: float) -> None:
         _log.warning("finishing running requests; a second signal stops at once")
         try:
-            self._drain()
+            self._drain(seconds)
         finally:
             self.should_exit = True
 
-    def run_on(self, bound: socket.socket) -> None:
-        """Serve on `bound` until a signal. Raises `OSError` if it cannot listen there."""
-        asyncio.run(self.serve(sockets=[bound]))
+    def _end_process(self) -> None:
+        _log.critical("the server did not stop in time; the process ends now")
+        logging.shutdown()
+        os._exit(self.exit_status or _NOT_IN_TIME)
+
+    def run_on(self, bound: socket.socket) -> int:
+        """Serve on `bound` until the end; returns the exit status. Raises `OSError` if it cannot listen there."""
+        with hangups(self.stop):
+            asyncio.run(self.serve(sockets=[bound]))
+        return self.exit_status

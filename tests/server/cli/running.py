@@ -96,7 +96,8 @@ def _as_it_was() -> Iterator[None]:
 class ServerProcess:
     """A `tiller serve` on a free port with a data directory of its own; as a context, ended at its end.
 
-    `stdout`: the file descriptor for its standard output, where that shall not be among `lines`.
+    `stdout`: the file descriptor for its standard output, where that shall not be among `lines`. `program`: Python that
+    runs the command in place of `python -m server.cli`.
     """
 
     def __init__(
@@ -105,8 +106,10 @@ class ServerProcess:
         *arguments: str | Path,
         environ: Mapping[str, str] | None = None,
         stdout: int | None = None,
+        program: str | None = None,
     ) -> None:
-        command = [sys.executable, "-m", "server.cli", "serve", *map(str, arguments)]
+        run = ["-m", "server.cli"] if program is None else ["-c", program]
+        command = [sys.executable, *run, "serve", *map(str, arguments)]
         self._process = subprocess.Popen(
             [*command, "--port", "0", "--data-dir", str(data_dir)],
             cwd=ROOT,

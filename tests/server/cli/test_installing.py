@@ -16,8 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from server import __version__
-from server.cli.serve.command import DRAIN_SECONDS
-from server.cli.serve.listening import FLUSH_SECONDS
+from server.config import Settings
 from tests.server.cli.running import ROOT, environment
 
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
@@ -129,7 +128,7 @@ def test_the_health_check_asks_the_port_of_the_server(server_url: str) -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_container_has_the_time_to_finish_its_requests(service: dict[str, Any]) -> None:
-    assert int(service["stop_grace_period"].removesuffix("s")) > DRAIN_SECONDS + FLUSH_SECONDS
+    assert int(service["stop_grace_period"].removesuffix("s")) > Settings().drain_timeout
     assert service["init"] is True
 
 

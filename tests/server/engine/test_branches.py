@@ -90,14 +90,23 @@ def test_branches_survive_preemption_and_leave_the_others_alone() -> None:
 
 
 def test_background_work_takes_its_share_of_the_time_and_no_more() -> None:
-    pace = BackgroundPace(share=0.2)
+    pace = BackgroundPace(share=0.2, least_share=0.001)
     live = background = 0.0
     num_with = 0
     for _ in range(4000):
-        has_background = pace.max_tokens() > 0
+        has_background = pace.allowance().max_tokens > 0
         pace.note(0.004 if has_background else 0.001, has_background=has_background)
         live += 0.001
         background += 0.003 if has_background else 0.0
         num_with += has_background
     assert num_with > 100
     assert 0.15 < background / live < 0.25
+
+
+def test_background_work_that_waits_has_a_share_of_the_steps_however_slow_it_is() -> None:
+    pace = BackgroundPace(share=0.01, least_share=0.05)
+    served = []
+    for _ in range(2000):
+        served.append(pace.allowance().max_tokens > 0)
+        pace.note(1.0 if served[-1] else 0.001, has_background=served[-1])
+    assert sum(served) == pytest.approx(0.05 * len(served), rel=0.02)

@@ -7,7 +7,6 @@ import random
 
 import pytest
 
-from server.engine.errors import StepFailed
 from server.engine.model import load_model
 from server.engine.request import (
     EngineRequest,
@@ -130,7 +129,7 @@ def test_whatever_happens_everything_is_given_back(seed: int) -> None:
     num_passes = itertools.count(1)
 
     def break_now_and_then(*_: object) -> None:
-        if next(num_passes) % 60 == 0:
+        if next(num_passes) % 60 < 2:  # the second time a request of that step is alone
             raise RuntimeError("a step that fails")
 
     model.module.model.layers[1].register_forward_hook(break_now_and_then)
@@ -165,33 +164,5 @@ def test_whatever_happens_everything_is_given_back(seed: int) -> None:
         pass
     assert not live
     assert set(ended.values()) == set(FinishReason)
-    assert_nothing_held(engine)
-    engine.close()
-
-
-def test_a_step_that_raises_fails_its_requests_and_no_others() -> None:
-    """Two running requests that share cached pages fail in mid-decode; the one that waited for a place does not."""
-    model = loaded()
-    engine = engine_of(model, max_running=2)
-    run(engine, [EngineRequest("warm", prompt_of(9), Generate(1, GREEDY))])
-    events: list[TokenOutput] = []
-    for name in ("first", "second", "waiting"):
-        engine.submit(EngineRequest(name, prompt_of(9), Generate(8, GREEDY)), events.append)
-    for _ in range(4):
-        engine.step()
-    broken = model.module.model.layers[1].register_forward_hook(lambda *_: 1 / 0)
-    engine.step()
-    broken.remove()
-    while engine.step():
-        pass
-    last = {event.request_id: event for event in events if event.finish_reason is not None}
-    assert {name: event.finish_reason for name, event in last.items()} == {
-        "first": FinishReason.ERROR,
-        "second": FinishReason.ERROR,
-        "waiting": FinishReason.LENGTH,
-    }
-    assert isinstance(last["first"].error, StepFailed)
-    survivor = tokens_of([event for event in events if event.request_id == "waiting"])
-    assert survivor == greedy(build("llama"), prompt_of(9), 8)[0]
     assert_nothing_held(engine)
     engine.close()

@@ -31,7 +31,7 @@ def test_all_that_is_planned_fits_and_holds_a_context(
     )
     num_pages = (plan.num_pages, *plan.num_window_pages)
     num_bytes = sum(16 * number * size for number, size in zip(num_pages, model.kv_bytes_per_token, strict=True))
-    num_bytes += (max_running + plan.num_snapshots) * model.states.num_bytes
+    num_bytes += (max_running + 1 + plan.num_snapshots) * model.states.num_bytes
     assert num_bytes <= (free // 2 if kv_cache_gib is None else kv_cache_gib * GIB)
     assert plan.num_pages * 16 >= model.info.max_model_len
     assert (plan.num_snapshots > 0) is bool(model.states)
@@ -40,7 +40,9 @@ def test_all_that_is_planned_fits_and_holds_a_context(
 
 def test_states_that_do_not_fit_are_refused_with_the_way_out() -> None:
     model = loaded("falcon_h1")
-    with pytest.raises(ModelRefused, match=r"states of 4096 running sequences need .* decrease --max-running"):
+    with pytest.raises(
+        ModelRefused, match=r"states of 4096 running sequences and one more need .* decrease --max-running"
+    ):
         plan_memory(model, kv_cache_gib=0.001, free_bytes=GIB, max_running=4096, max_batch_tokens=32, page_size=16)
 
 

@@ -100,6 +100,9 @@ def test_rows_of_a_mixed_batch_equal_the_same_rows_alone() -> None:
         logits = torch.stack([logits_of(100 * step + index) for index in range(len(together))])
         batch = sample(logits, together)
         assert batch == [sample(logits[index : index + 1], [row])[0] for index, row in enumerate(alone)]
+        for token, rows_of_it in zip(batch, zip(together, alone, strict=True), strict=True):
+            for row in rows_of_it:
+                row.record(token)
         assert batch[6] == 7
         assert batch[7] != 3
 

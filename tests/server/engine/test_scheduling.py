@@ -114,3 +114,50 @@ def test_nobody_waits_for_a_beginning_that_will_not_be_shared() -> None:
         pass
     assert_nothing_held(engine)
     engine.close()
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_running": 2},
+        {"num_pages": 12, "max_running": 2},
+        {"max_batch_tokens": 4, "max_running": 8},
+        {"max_running": 1},
+    ],
+    ids=repr,
+)
+def test_background_work_gets_its_steps_under_a_flood_of_live_requests(limits: dict[str, int]) -> None:
+    """Live requests that always leave no place, no page or no token free; both get on, and say what they say alone."""
+    engine = engine_of(loaded(), **limits, background_share=0.2)
+    ended: list[str] = []
+    said: dict[str, list[int]] = {}
+
+    def receive(output: TokenOutput) -> None:
+        if output.token_id is not None:
+            said.setdefault(output.request_id, []).append(output.token_id)
+        if output.finish_reason is not None:
+            ended.append(output.request_id)
+
+    def is_background(name: str) -> bool:
+        return name.startswith("background")
+
+    prompt = prompt_of(14, 7)
+    for number in range(3):
+        work = EngineRequest(f"background {number}", prompt, Generate(3, GREEDY), priority=Priority.BACKGROUND)
+        engine.submit(work, receive)
+    num_live = 0
+    while sum(map(is_background, ended)) < 3:
+        while engine.stats().num_waiting + engine.stats().num_running < 12 + 3 - sum(map(is_background, ended)):
+            engine.submit(request(f"live {num_live}", Priority.LIVE, 6, 12), receive)
+            num_live += 1
+            engine._read_inbox()
+        engine.step()
+        assert num_live < 400, ended
+    assert num_live > 12
+    while engine.step():
+        pass
+    for name, tokens in said.items():
+        asked, length = (prompt, 3) if is_background(name) else (prompt_of(6), 12)
+        assert tokens == greedy(build("llama"), asked, length)[0], name
+    assert_nothing_held(engine)
+    engine.close()

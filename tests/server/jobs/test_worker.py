@@ -21,6 +21,7 @@ from server.jobs.trainer import Outcome, Progress, ReadFile, Trainer
 from server.jobs.worker import MAX_STARTS, JobWorker, name_for
 from tests.server.api.serving import eventually
 from tests.server.jobs.trainers import DATA, LINES, PHASES, FailingTrainer, GatedTrainer, PairTrainer, features
+from vectors.cancellation import Cancelled
 from vectors.errors import (
     InvalidData,
     InvalidMethod,
@@ -33,7 +34,6 @@ from vectors.errors import (
 )
 from vectors.formats.safetensors import encode_safetensors
 from vectors.store import VectorStore
-from vectors.training.model_view import Cancelled
 from vectors.vector import SteeringVector
 
 DEADLINE = 60.0

@@ -10,9 +10,9 @@ import torch
 
 from server.jobs.records import JobRecord, JobRequest
 from server.jobs.trainer import Outcome, Progress, ReadFile
+from vectors.cancellation import Cancelled
 from vectors.errors import InvalidData
 from vectors.training.method import Method
-from vectors.training.model_view import Cancelled
 from vectors.vector import SteeringVector
 
 HIDDEN = 32

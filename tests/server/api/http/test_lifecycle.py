@@ -13,8 +13,10 @@ import openai
 import pytest
 
 from server import __version__
+from server.api.http.engine_errors import from_engine_error
 from server.api.http.metrics import MAX_VECTOR_LABELS, Metrics
 from server.engine.engine import BatchingEngine, EngineSettings
+from server.engine.errors import NoTokenAllowed
 from server.engine.request import EngineRequest, Generate
 from tests.server.api.failing import FailingEngine
 from tests.server.api.serving import Server, eventually, serving, tiny_model, vector
@@ -83,6 +85,17 @@ def test_more_answers_than_the_server_can_ever_take_are_refused(tmp_path: Path) 
     with serving(tmp_path, engine_settings=limits) as server, pytest.raises(openai.BadRequestError) as caught:
         server.sdk.chat.completions.create(model="tiny", messages=LONG["messages"], n=4)
     assert caught.value.param == "n"
+
+
+def test_a_request_whose_every_token_would_end_it_is_the_clients_fault(server: Server) -> None:
+    stops = list(range(server.engine.info.vocab_size))
+    body = {"prompt": "a", "max_tokens": 4, "min_tokens": 1, "stop_token_ids": stops}
+    response = server.http.post("/v1/completions", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (400, "min_tokens", "invalid_value")
+    assert server.http.post("/v1/completions", json=body | {"min_tokens": 0}).status_code == 200
+    late = from_engine_error(NoTokenAllowed())
+    assert (late.status, late.code) == (422, "no_token_allowed")
 
 
 def test_a_draining_server_finishes_and_refuses(tmp_path: Path) -> None:

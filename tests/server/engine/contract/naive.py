@@ -20,13 +20,14 @@ from server.engine.admission import check_request
 from server.engine.errors import (
     DuplicateRequest,
     EngineStopped,
+    NoTokenAllowed,
     OutputNotFinite,
     QueueFull,
     StepFailed,
     WorkFailed,
 )
 from server.engine.grammar import allowed_tokens
-from server.engine.protocol import EngineStats, ModelInfo
+from server.engine.protocol import EngineHealth, EngineStats, ModelInfo
 from server.engine.request import (
     Branch,
     Capture,
@@ -40,7 +41,7 @@ from server.engine.request import (
     TokenLogprobs,
     TokenOutput,
 )
-from server.engine.sampler import RowSampler, logprobs_of, sample
+from server.engine.sampler import NO_TOKEN, RowSampler, logprobs_of, sample
 from server.steering.plan import SteeringPlan
 from vectors.applied import AppliedVector
 from vectors.positions import Phase
@@ -104,6 +105,10 @@ class NaiveEngine:
             asked, read, made, steps = (self._totals[each] for each in ("requests", "prompt", "generated", "steps"))
             num_steered = sum(job.request.plan.is_steered for job in self._running)
             return EngineStats(len(self._running), num_waiting, num_steered, asked, read, 0, made, steps)
+
+    def health(self) -> EngineHealth:
+        """See `protocol.Engine.health`. It does not watch its steps."""
+        return EngineHealth(is_alive=self._thread.is_alive(), seconds_in_step=0.0, latest_steps=())
 
     def drain(self, timeout: float) -> bool:
         """See `protocol.Engine.drain`."""
@@ -185,6 +190,9 @@ class NaiveEngine:
             parts.append("content" if reader is None else reader.part)
             logits = _checked(self._logits(job, tokens, parts)[-1], job.request.plan)[None]
             (token,) = sample(logits, [sampler], {0: allowed_tokens(grammar, self.info.vocab_size)} if grammar else {})
+            if token == NO_TOKEN:
+                raise NoTokenAllowed
+            sampler.record(token)
             is_end = token in sampler.end_token_ids
             tokens.append(token)
             if reader is not None:
