@@ -16,7 +16,7 @@ FLOORS: dict[str, str] = {
         server
     """,
     "vectors": """
-        durable errors shares
+        confined durable errors shares
         data vocabulary
         defaults operations positions sites
         vector
@@ -35,7 +35,7 @@ FLOORS: dict[str, str] = {
     "vectors.data": """
         items marks contrasts options row
         cells conversations json_rows shapes
-        choices csv_rows pairs
+        choices csv_rows pairs parquet_rows
         rows
         published reading
         paper_wording split
