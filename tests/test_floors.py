@@ -201,7 +201,8 @@ FLOORS: dict[str, str] = {
         admission description kv_pages queries
         page_table
         sequence
-        model scheduler
+        fair_queue model
+        scheduler
         memory step
         buffers
         runner
