@@ -80,8 +80,11 @@ class Child:
                 if kind == _END:
                     break
                 yield piece
-            self.peak_bytes = json.loads(piece)["peak"]
             is_whole = True
+            found = json.loads(piece)
+            if found["is_out_of_memory"]:
+                raise TaskFailed(self._too_large)
+            self.peak_bytes = found["peak"]
         finally:
             if not is_whole:  # it ended, or nobody wants the rest
                 self.close()
@@ -143,9 +146,13 @@ class Child:
     def _why_ended(self, status: int) -> str:
         if status == signal.SIGPROF:
             return self._too_long
-        if status in (_OUT_OF_MEMORY, signal.SIGABRT, signal.SIGKILL):
-            return f"it takes more than {self._limits.memory_mib} MiB of memory"
+        if status in (signal.SIGABRT, signal.SIGKILL):
+            return self._too_large
         return f"it ends the process that does it (status {status})"
+
+    @property
+    def _too_large(self) -> str:
+        return f"it takes more than {self._limits.memory_mib} MiB of memory"
 
     @property
     def _too_long(self) -> str:
@@ -171,10 +178,10 @@ def serve(module: str, limits: dict[str, float]) -> NoReturn:
             _do(task, frame[1], out, limits)
         _, state, usage = os.wait4(process_id, 0)
         status = os.waitstatus_to_exitcode(state)
-        if status != 0:  # it may have ended within a frame, so the channel ends too
+        if status not in (0, _OUT_OF_MEMORY):  # it may have ended within a frame, so the channel ends too
             os._exit(abs(status))
         peak = max(0, usage.ru_maxrss * 1024 - _resident_bytes())
-        _write_frame(out, _END, json.dumps({"peak": peak}).encode())
+        _write_frame(out, _END, json.dumps({"peak": peak, "is_out_of_memory": status != 0}).encode())
     sys.exit(0)
 
 
@@ -185,14 +192,20 @@ def _do(task: Task, payload: bytes, out: int, limits: dict[str, float]) -> NoRet
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.setitimer(signal.ITIMER_PROF, limits["seconds"])
-        for piece in task(payload):
+        pieces = task(payload)
+        while (piece := _next(pieces)) is not None:
             _write_frame(out, _DATA, piece)
         os._exit(0)
-    except MemoryError:
-        os._exit(_OUT_OF_MEMORY)
     except BaseException:
         _write_frame(out, _FAILURE, traceback.format_exc().encode())
         os._exit(_FAILED)
+
+
+def _next(pieces: Iterator[bytes]) -> bytes | None:
+    try:
+        return next(pieces, None)
+    except MemoryError:
+        os._exit(_OUT_OF_MEMORY)
 
 
 def _read_frame(read: Callable[[int], bytes]) -> tuple[bytes, bytes] | None:

@@ -569,7 +569,7 @@ def fuzz(name: str, seed: int, count: int) -> None:
 
 def count_of(name: str, count: int) -> int:
     """Fewer Parquet files, each of which costs a process."""
-    return count // 10 if "parquet" in name else count
+    return count // 15 if "parquet" in name else count
 
 
 @pytest.mark.parametrize("name", FILES)
