@@ -88,8 +88,9 @@ FLOORS: dict[str, str] = {
         cli
     """,
     "server.answers": """
-        __init__ call_shape closed_list json_text narrowing python_calls reading schema_refused tools vocabulary
-        call_stream channels compiler conventions regions schema_dialects
+        __init__ call_shape closed_list json_text matching narrowing python_calls reading schema_refused tools
+        call_stream channels conventions regions schema_dialects vocabulary
+        compiler
         json_schema template_probe
         chat_format tagged_grammar
         grammar_source parts reply
