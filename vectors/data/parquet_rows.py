@@ -71,7 +71,12 @@ def parquet_rows(content: bytes, file: str, given: Collection[str] | None = None
 def _free_children(limits: Limits) -> list[Child]:
     """Processes that can unpack the next file."""
     free: list[Child] = []
-    atexit.register(lambda: [child.close() for child in free])
+
+    def close() -> None:
+        for child in free:
+            child.close()
+
+    atexit.register(close)
     return free
 
 
@@ -127,7 +132,7 @@ def _columns(schema: Any, given: Collection[str] | None) -> list[str]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InvalidData(f"two columns are named {twice[:60]!r}", "")
-    wanted = names
+    wanted: list[str] = names
     if given is not None:
         wanted = [name for name in names if name in given or may_have_role(name, names)] or names
     for name, kind in zip(names, schema.types, strict=True):
