@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from server.answers.compiler import GrammarCompiler
 from server.api.http.metrics import Metrics
+from server.api.http.places import Places
 from server.api.http.rate_limits import RateLimits
 from server.config import Settings
 from server.engine.errors import EngineStopped
@@ -22,6 +23,13 @@ from server.keys import ApiKeys
 from server.response_store import ResponseStore
 from server.text import TextProcessor
 from vectors.store import VectorStore
+
+MAX_COMPILING = 8
+MAX_WAITING_TO_COMPILE = 64
+"""Requests whose schemas are being compiled, and those that wait for that; others get 429."""
+
+WRONG_KEYS_PER_MINUTE = 60
+"""Wrong keys of one client address that are answered at once; answers to more of them are delayed."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,9 @@ class Services:
     grammars: GrammarCompiler
     jobs: JobWorker | None = None
     rate_limits: RateLimits | None = None
+    token_limits: RateLimits | None = None
+    compiling: Places = field(default_factory=lambda: Places(MAX_COMPILING, MAX_WAITING_TO_COMPILE))
+    wrong_keys: RateLimits = field(default_factory=lambda: RateLimits(WRONG_KEYS_PER_MINUTE))
     responses: ResponseStore | None = None
     started_at: int = field(default_factory=lambda: int(time.time()))
 
