@@ -31,13 +31,14 @@ from server.keys import ApiKeys
 from server.response_store import ResponseStore
 from server.text import TextProcessor
 from server.watchdog import Watchdog
+from vectors.confined import Limits
 from vectors.store import VectorStore
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
-_GENERATING = (chat, completions, responses, decisions)
-_OTHERS = (tokens, models, registry, files, training_jobs, health)
+_LIMITED = (chat, completions, responses, decisions, tokens)
+_OTHERS = (models, registry, files, training_jobs, health)
 
 
 def build_app(
@@ -62,7 +63,8 @@ def build_app(
     )
     vocab_size = engine.info.vocab_size
     ends = engine.info.eos_token_ids | {token_id for token_id in text.end_token_ids if token_id < vocab_size}
-    grammars = text.grammar_compiler(vocab_size, ends)
+    limits = Limits(settings.grammar_mib, settings.grammar_seconds)
+    grammars = text.grammar_compiler(vocab_size, ends, limits)
     grammars.prepare()
     app.state.services = Services(
         settings=settings,
@@ -75,13 +77,14 @@ def build_app(
         watchdog=watchdog if watchdog is not None else Watchdog(engine, step_timeout=settings.step_timeout),
         jobs=jobs,
         rate_limits=RateLimits(settings.rate_limit) if settings.rate_limit is not None else None,
+        token_limits=RateLimits(settings.token_limit, unit="tokens") if settings.token_limit is not None else None,
         responses=kept_responses,
     )
-    for module in _GENERATING:
+    for module in _LIMITED:
         app.include_router(module.router, dependencies=[Depends(limit_rate)])
     for module in _OTHERS:
         app.include_router(module.router)
-    app.include_router(docs.router_for([module.router for module in (*_GENERATING, *_OTHERS)]))
+    app.include_router(docs.router_for([module.router for module in (*_LIMITED, *_OTHERS)]))
     failures.install(app)
     _add_layers(app, settings, metrics, tracer)
     return app

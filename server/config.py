@@ -243,6 +243,14 @@ class Settings:
         "maximum requests per minute for each key (without keys: for each client address); others get 429",
         "no limit",
     )
+    token_limit: int | None = _option(
+        None,
+        _whole(1, 1_000_000_000),
+        "COUNT",
+        "maximum tokens per minute, of prompts and answers, for each key (without keys: for each client address); "
+        "others get 429",
+        "no limit",
+    )
     request_timeout: float | None = _option(
         None, _above_zero(86400), "SECONDS", "time limit for a request, which is then aborted with 504", "no limit"
     )
@@ -279,6 +287,16 @@ class Settings:
         _one_of("exit", "stay"),
         "ACTION",
         "what to do when /health answers 503: exit (with status 70, for a supervisor to start it again) or stay",
+    )
+    grammar_seconds: float = _option(
+        10.0,
+        _above_zero(3600),
+        "SECONDS",
+        "processor time for compiling one schema or the schemas of one request's tools; others get 400",
+        "10",
+    )
+    grammar_mib: int = _option(
+        512, _whole(16, 1 << 20), "MIB", "memory for compiling one schema or the schemas of one request's tools"
     )
     stream_keep_alive: float = _option(
         15.0,
@@ -356,7 +374,7 @@ are combined.
 | variable | meaning |
 |---|---|
 | `TILLER_API_KEYS` | comma-separated keys that may use the model and read the registry of vectors |
-| `TILLER_MANAGE_KEYS` | comma-separated keys that may also change the registry, store files and train |
+| `TILLER_MANAGE_KEYS` | comma-separated keys that may also change the registry, store and read files, and train |
 
 A key file has one key per line, `use:KEY` or `manage:KEY`; empty lines and lines that begin with `#` are skipped. A
 file that other users can write to is rejected. Without keys, anyone who can reach the server can do anything. It

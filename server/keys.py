@@ -31,8 +31,8 @@ class KeysRefused(ValueError):
 class Role(enum.Enum):
     """What a key allows. Each member carries one sentence."""
 
-    USE = "It may use the model and read the registry."
-    MANAGE = "It may also change the registry."
+    USE = "It may use the model and read the registry of vectors."
+    MANAGE = "It may also change the registry, and store, read and train on labelled data."
 
 
 class ApiKeys:

@@ -16,20 +16,24 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from server.answers.chat_format import ChatFormat, format_of
-from server.answers.compiler import GrammarCompiler
+from server.answers.compiler import LIMITS, GrammarCompiler
 from server.answers.conventions import without_cut_arguments
 from server.answers.grammar_source import terminal
 from server.answers.reading import Reading
 from server.detokenizer import ChoiceText, TokenTable
 from server.engine.refusal import OWN_CODE, needs_own_code
-from server.errors import InvalidRequest
+from server.errors import ContextLengthExceeded, InvalidRequest
 from server.marks import Marks
+from vectors.confined import Limits
 
 _RESERVED_KWARGS = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
     "messages",
     "return_assistant_tokens_mask",
 }
 
+
+_LIKELY_CHARACTERS = 8
+"""A text with more characters for each token that it may have is encoded from its beginning on, to see how it goes."""
 
 _SOME_TEXT = "Once upon a time"
 _COPY_TOKENIZER = (
@@ -98,9 +102,31 @@ class TextProcessor:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, with the tokenizer's default special tokens unless told otherwise."""
-        if self._backend is not None:
-            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        if self._backend is not None:  # unlike `encode`, a batch lets other threads run
+            return list(self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def encode_within(self, text: str, limit: int, *, param: str, add_special_tokens: bool = True) -> list[int]:
+        """`encode`, of a text for which there is room for `limit` tokens; the caller checks their exact number.
+
+        A text that is far longer costs no more than the limit: raises `ContextLengthExceeded`, naming `param`, without
+        encoding what no `limit` tokens can spell, and otherwise after encoding a beginning with twice as many tokens.
+        """
+        most = limit * self._longest_token
+        length = _LIKELY_CHARACTERS * limit
+        while len(text) > most or length < len(text):
+            if len(text) > most or len(self.encode(text[:length], add_special_tokens=False)) > 2 * limit:
+                raise ContextLengthExceeded(
+                    f"{param}: expected at most {limit} tokens, got a text of {len(text)} characters, which has more",
+                    param=param,
+                )
+            length *= 2
+        return self.encode(text, add_special_tokens=add_special_tokens)
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """The characters of the longest token."""
+        return max(map(len, self._tokenizer.get_vocab()), default=1)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a prompt given as token ids, without special tokens."""
@@ -148,9 +174,11 @@ class TextProcessor:
         """`text` as it is written in a grammar for this tokenizer."""
         return terminal(text, self.table.special_names | self.marks.names)
 
-    def grammar_compiler(self, vocab_size: int, end_token_ids: Collection[int]) -> GrammarCompiler:
+    def grammar_compiler(
+        self, vocab_size: int, end_token_ids: Collection[int], limits: Limits = LIMITS
+    ) -> GrammarCompiler:
         """A compiler of grammars for this tokenizer and a model of `vocab_size` tokens."""
-        return GrammarCompiler(self._tokenizer, vocab_size, end_token_ids, self.marks.names)
+        return GrammarCompiler(self._tokenizer, vocab_size, end_token_ids, self.marks.names, limits=limits)
 
     @property
     def end_token_ids(self) -> frozenset[int]:

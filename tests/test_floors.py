@@ -16,7 +16,7 @@ FLOORS: dict[str, str] = {
         server
     """,
     "vectors": """
-        cancellation errors shares
+        cancellation confined errors shares
         data durable finding vocabulary
         quarantine
         defaults operations positions sites
@@ -41,7 +41,7 @@ FLOORS: dict[str, str] = {
     "vectors.data": """
         items marks contrasts options row
         cells conversations json_rows shapes
-        choices csv_rows pairs
+        choices csv_rows pairs parquet_rows
         rows
         published reading
         paper_wording split
@@ -102,8 +102,9 @@ FLOORS: dict[str, str] = {
         cli
     """,
     "server.answers": """
-        __init__ call_shape closed_list json_text narrowing python_calls reading schema_refused tools vocabulary
-        call_stream channels compiler conventions regions schema_dialects
+        __init__ call_shape closed_list json_text matching narrowing python_calls reading schema_refused tools
+        call_stream channels conventions regions schema_dialects vocabulary
+        compiler
         json_schema template_probe
         chat_format tagged_grammar
         grammar_source parts reply
@@ -141,7 +142,7 @@ FLOORS: dict[str, str] = {
     "server.api.http": """
         __init__ objects paths
         json_response
-        connection description engine_errors metrics observed pages preconditions rate_limits wire
+        client_address connection description engine_errors metrics observed pages places preconditions rate_limits wire
         bodies failures parameters services timeouts tracing
         auth cors request_log sse uploads
         limiting
@@ -217,7 +218,8 @@ FLOORS: dict[str, str] = {
         admission description kv_pages queries
         page_table
         sequence
-        model scheduler
+        fair_queue model
+        scheduler
         memory step
         buffers
         runner

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import json
+import queue
 import threading
 import time
+import weakref
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from server.answers import matching
+from server.answers.matching import LACKS_TOKENS, Vocabulary, reason_of
 from server.answers.vocabulary import read_vocabulary
 from server.engine.grammar import Grammar, GrammarFailed, new_mask, unpack_mask
+from vectors.confined import Child, Limits, TaskFailed
+
+LIMITS = Limits(memory_mib=512, seconds=10.0)
+"""What compiling one grammar may take by default."""
 
 _MOST_KEPT = 32
+_MOST_BYTES = 1 << 30
 _MOST_CHARACTERS = 1 << 20
-_LIMITS = LLParserLimits(max_grammar_size=20_000, step_max_items=20_000, max_lexer_states=50_000, verbose_errors=False)
-"""The limits of compilation and of one mask: any 20 000 symbols compile within a second or two."""
-
-_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
-_UNKNOWN_KEYS = re.compile(r"Unimplemented keys: \[([^\]]*)\]")
+_NUM_CHILDREN = 2
 _TOO_SLOW = "computing the allowed tokens takes too long"
-_LACKS_TOKENS = "it needs a token that this model's vocabulary does not have"
-_NUM_TRIED = 4
 _SECONDS_AT_ONCE = 1.0
 _SECONDS_PER_MASK = 0.005
 """The time budget of all masks of a grammar together; the engine serves no other request meanwhile."""
@@ -34,12 +38,23 @@ _SECONDS_PER_MASK = 0.005
 class GrammarRefused(Exception):
     """The grammar cannot be compiled, or the tokenizer does not support any grammar; the message says why."""
 
+    num_bytes = 0
+
+
+class GrammarTooCostly(GrammarRefused):
+    """Compiling the grammar exceeds a limit of time or memory."""
+
+
+class GrammarNotCompiled(Exception):
+    """The grammar has to be compiled first, which may take long."""
+
 
 class GrammarCompiler:
     """Compiles grammars and caches the latest. Thread-safe; the first use reads the tokenizer's vocabulary.
 
     `marker_ids`: the tokens that grammars name by their ids, beside the control tokens. Tokens of the tokenizer that a
-    model of `vocab_size` tokens does not have are never allowed.
+    model of `vocab_size` tokens does not have are never allowed. Every grammar is compiled on trial in a child process
+    first: some small ones take any amount of time and memory, and those that exceed `limits` end there.
     """
 
     def __init__(
@@ -48,19 +63,32 @@ class GrammarCompiler:
         vocab_size: int,
         end_token_ids: Collection[int],
         marker_ids: Collection[int] = (),
+        *,
+        limits: Limits = LIMITS,
     ) -> None:
         self._source = tokenizer
         self._marker_ids = frozenset(marker_ids)
         self._vocab_size = vocab_size
         self._end_token_ids = sorted(token_id for token_id in end_token_ids if token_id < vocab_size)
+        self._limits = limits
         self._lock = threading.Lock()
-        self._tokenizer: LLTokenizer | None = None
-        self._known: OrderedDict[str, _CompiledGrammar | str] = OrderedDict()
+        self._reading = threading.Lock()
+        self._matching: _Matching | None = None
+        self._known: OrderedDict[str, _CompiledGrammar | GrammarRefused] = OrderedDict()
+        self._compiling: dict[str, Future[_CompiledGrammar | GrammarRefused]] = {}
 
     def prepare(self) -> None:
         """Read the vocabulary now, so that no request has to wait for it. Errors are reported to requests later."""
-        with contextlib.suppress(GrammarRefused), self._lock:
-            self._tokenizer = self._tokenizer or self._read_vocabulary()
+        with contextlib.suppress(GrammarRefused):
+            self._read_vocabulary()
+
+    def find(self, source: str) -> Grammar:
+        """As `compile`, for a grammar that is compiled already; raises `GrammarNotCompiled` for others."""
+        with self._lock:
+            known = self._known.get(source)
+        if known is None:
+            raise GrammarNotCompiled
+        return _checked(known)
 
     def compile(self, source: str) -> Grammar:
         """The grammar of `source`, in llguidance's Lark dialect. Raises `GrammarRefused`."""
@@ -70,61 +98,102 @@ class GrammarCompiler:
             known = self._known.get(source)
             if known is not None:
                 self._known.move_to_end(source)
-            tokenizer = self._tokenizer = self._tokenizer or self._read_vocabulary()
-        if known is None:
-            known = _compiled(source, tokenizer, self._vocab_size)
-            with self._lock:
-                self._known[source] = known
-                if len(self._known) > _MOST_KEPT:
-                    self._known.popitem(last=False)
-        if isinstance(known, str):
-            raise GrammarRefused(known)
-        known.check_cost()
-        return known
+                return _checked(known)
+            pending = self._compiling.get(source)
+            if is_ours := pending is None:
+                pending = self._compiling[source] = Future()
+        assert pending is not None
+        if is_ours:
+            self._compile(source, pending)
+        return _checked(pending.result())
 
-    def _read_vocabulary(self) -> LLTokenizer:
-        if not isinstance(self._source, PreTrainedTokenizerFast):
-            raise GrammarRefused("constrained decoding needs a fast tokenizer, which this model does not have")
-        if not self._end_token_ids:
-            raise GrammarRefused("constrained decoding needs an end token, which this model does not have")
+    def _compile(self, source: str, pending: Future[_CompiledGrammar | GrammarRefused]) -> None:
+        """Compile for all who wait for `pending`."""
         try:
-            return read_vocabulary(self._source, self._vocab_size, self._end_token_ids, self._marker_ids)
-        except ValueError as error:
-            raise GrammarRefused(f"this model's tokenizer does not support constrained decoding: {error}") from None
+            found = self._read_vocabulary().compile(source)
+        except BaseException as error:
+            with self._lock:
+                del self._compiling[source]
+            pending.set_exception(error)
+            return
+        with self._lock:
+            del self._compiling[source]
+            self._known[source] = found
+            while len(self._known) > _MOST_KEPT or sum(each.num_bytes for each in self._known.values()) > _MOST_BYTES:
+                self._known.popitem(last=False)
+        pending.set_result(found)
+
+    def _read_vocabulary(self) -> _Matching:
+        with self._reading:
+            if self._matching is None:
+                if not isinstance(self._source, PreTrainedTokenizerFast):
+                    raise GrammarRefused("constrained decoding needs a fast tokenizer, which this model does not have")
+                if not self._end_token_ids:
+                    raise GrammarRefused("constrained decoding needs an end token, which this model does not have")
+                try:
+                    vocabulary = read_vocabulary(self._source, self._vocab_size, self._end_token_ids, self._marker_ids)
+                    self._matching = _Matching(vocabulary, self._limits)
+                except ValueError as error:
+                    raise GrammarRefused(
+                        f"this model's tokenizer does not support constrained decoding: {error}"
+                    ) from None
+            return self._matching
 
 
-def _compiled(source: str, tokenizer: LLTokenizer, vocab_size: int) -> _CompiledGrammar | str:
-    """The compiled grammar, or the reason why it cannot be compiled.
+def _checked(known: _CompiledGrammar | GrammarRefused) -> _CompiledGrammar:
+    if isinstance(known, GrammarRefused):
+        raise type(known)(str(known))
+    known.check_cost()
+    return known
 
-    This includes a walk over a few tokens: only then do some grammars turn out to allow nothing or to grow too large.
-    What the walk computed stays cached in the matcher and its copies.
+
+class _Matching:
+    """The vocabulary, and the processes in which grammars are compiled on trial; these start when they are needed.
+
+    Raises `ValueError` when llguidance cannot read the vocabulary.
     """
-    matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(source), log_level=0, limits=_LIMITS)
-    num_read = tokenizer.vocab_size
-    words = new_mask(num_read)
-    for _ in range(_NUM_TRIED):
-        if matcher.is_stopped():
-            break
-        matcher.unsafe_compute_mask_ptr(words.data_ptr(), words.numel() * words.element_size())
-        if matcher.is_error():
-            break
-        allowed = unpack_mask(words, num_read)[:vocab_size].nonzero()
-        if not len(allowed):
-            return _LACKS_TOKENS
-        matcher.consume_token(int(allowed[0]))
-    if matcher.is_error() or not matcher.reset():
-        return _reason(matcher)
-    return _CompiledGrammar(matcher, vocab_size, num_read)
+
+    def __init__(self, vocabulary: Vocabulary, limits: Limits) -> None:
+        self._tokenizer: LLTokenizer = vocabulary.tokenizer()
+        self._num_allowed = vocabulary.num_allowed
+        self._num_read = self._tokenizer.vocab_size
+        children = [Child(matching.__name__, limits, vocabulary.to_json()) for _ in range(_NUM_CHILDREN)]
+        self._free: queue.LifoQueue[Child] = queue.LifoQueue()
+        for child in children:
+            self._free.put(child)
+        weakref.finalize(self, _close, children)
+
+    def compile(self, source: str) -> _CompiledGrammar | GrammarRefused:
+        """The grammar, or why there is none."""
+        child = self._free.get()
+        try:
+            refused = json.loads(b"".join(child.run(source.encode())))
+            num_bytes = child.peak_bytes
+        except TaskFailed as error:
+            return GrammarTooCostly(f"compiling {error}")
+        finally:
+            self._free.put(child)
+        found = refused or matching.compiled(source, self._tokenizer, self._num_allowed)
+        if isinstance(found, str):
+            return GrammarRefused(found)
+        return _CompiledGrammar(found, self._num_allowed, self._num_read, num_bytes)
+
+
+def _close(children: Sequence[Child]) -> None:
+    for child in children:
+        child.close()
 
 
 class _CompiledGrammar:
     """A grammar whose states are copies of one matcher that never advances.
 
-    `vocab_size` is the model's number of tokens, and `num_read` how many the matcher knows.
+    `vocab_size` is the model's number of tokens, and `num_read` how many the matcher knows. It took at most
+    `num_bytes` of memory to compile.
     """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, num_read: int) -> None:
+    def __init__(self, matcher: LLMatcher, vocab_size: int, num_read: int, num_bytes: int) -> None:
         self._matcher = matcher
+        self.num_bytes = num_bytes
         self._seconds_left = _SECONDS_AT_ONCE
         self.vocab_size = vocab_size
         self.num_read = num_read
@@ -167,7 +236,7 @@ class _CompiledState:
         """Copy the bits of the tokens that the model has. Raises `GrammarFailed` when none is set."""
         words.copy_(filled[: words.numel()])
         if not unpack_mask(words, self._grammar.vocab_size).any():
-            raise GrammarFailed(f"the constraint failed: {_LACKS_TOKENS}")
+            raise GrammarFailed(f"the constraint failed: {LACKS_TOKENS}")
 
     def accept(self, token_id: int) -> None:
         self._matcher.consume_token(token_id)
@@ -175,15 +244,4 @@ class _CompiledState:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise GrammarFailed(f"the constraint failed: {_reason(self._matcher)}")
-
-
-def _reason(matcher: LLMatcher) -> str:
-    """Why a matcher failed, in one line, without the position in a source that the client never saw."""
-    text = _PLACE.sub("", matcher.get_error().partition("\n   1 | ")[0])
-    if text.startswith("NoExtension"):
-        return "no answer can satisfy it"
-    if match := _UNKNOWN_KEYS.match(text):
-        named = match[1].replace('"', "")
-        return f"the keywords {named} are not supported"
-    return " ".join(text.replace("<non-verbose/>", "").split())[:300]
+            raise GrammarFailed(f"the constraint failed: {reason_of(self._matcher)}")

@@ -10,9 +10,9 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from llguidance import LLTokenizer
 from transformers import PreTrainedTokenizerFast
 
+from server.answers.matching import Vocabulary
 from server.detokenizer import byte_symbols
 
 _UNWRITTEN = "\x01"
@@ -24,8 +24,8 @@ def read_vocabulary(
     vocab_size: int,
     end_token_ids: Collection[int],
     marker_ids: Collection[int] = (),
-) -> LLTokenizer:
-    """The vocabulary of a model with `vocab_size` tokens. Raises `ValueError` when it cannot be read.
+) -> Vocabulary:
+    """The vocabulary of a model with `vocab_size` tokens.
 
     No text spells a control token, nor one of `marker_ids`: a grammar names them by id. Every other token is its text.
     Tokens that only the tokenizer has are kept, because a grammar may name them.
@@ -48,7 +48,7 @@ def read_vocabulary(
     _rename(data["model"], names)
     if is_spelled:
         _spell(data["model"]["vocab"], spellings)
-    return LLTokenizer(json.dumps(data), n_vocab=_size_with(tokenizer, vocab_size), eos_token=sorted(end_token_ids))
+    return Vocabulary(json.dumps(data), _size_with(tokenizer, vocab_size), tuple(sorted(end_token_ids)), vocab_size)
 
 
 def _size_with(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> int:

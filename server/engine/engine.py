@@ -213,13 +213,10 @@ class BatchingEngine:
             if request.request_id in self._sequences:
                 raise DuplicateRequest(request.request_id)
             if request.priority is Priority.LIVE:
-                num_submitted = sum(other.request.priority is Priority.LIVE for other in self._submitted)
-                num_queued = self._scheduler.num_waiting_live + num_submitted
-                if (
-                    num_queued
-                    >= self._settings.max_queue + self._settings.max_running - self._scheduler.num_running_live
-                ):
-                    raise QueueFull(num_queued)
+                live = [each.request.owner for each in self._submitted if each.request.priority is Priority.LIVE]
+                most = self._settings.max_queue + self._settings.max_running - self._scheduler.num_running_live
+                if not self._scheduler.has_room_for(request.owner, live, most):
+                    raise QueueFull(self._scheduler.num_waiting_live + len(live))
             self._sequences[request.request_id] = sequence
             self._submitted.append(sequence)
             self._changed.notify_all()

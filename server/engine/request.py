@@ -159,7 +159,7 @@ Work = Generate | Force | Score | Branch | Capture
 class EngineRequest:
     """One sequence to run: `prompt`, steered by `plan`, and what to do with it.
 
-    No two running requests may have the same `request_id`.
+    No two running requests may have the same `request_id`. `owner` is opaque; the owners of requests take turns.
     """
 
     request_id: str
@@ -167,6 +167,7 @@ class EngineRequest:
     work: Work
     plan: SteeringPlan = UNSTEERED
     priority: Priority = Priority.LIVE
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """Chooses the sequences of the next step, and how many tokens of each. It uses no tensors.
 
 Continuous batching: a step takes one token of every decoding sequence, then chunks of prompts, until its token
-budget is spent. Live requests come before background ones, and older before younger. When pages run out, the
-youngest of the least urgent gives up its pages and is computed again later; it never fails. A prompt that begins like
-one that is being computed waits for it and shares its pages.
+budget is spent. Live requests come before background ones, the owners of requests take turns, and an owner's older
+requests come before younger ones. When all places are taken, an owner who has none gets one of another's. When pages
+run out, the youngest of the least urgent gives up its pages. What yields is computed again later; it never fails. A
+prompt that begins like one that is being computed waits for it and shares its pages.
 
 In a step that is due to background work (see `pacing.py`) one background sequence comes first. It has a place beside
 the others, and keeps its pages to its end. Sequences of a step that raised are computed again, each alone, until they
@@ -12,10 +13,11 @@ are past that step.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from server.engine.fair_queue import FairQueue
 from server.engine.kv_pages import KVPages
 from server.engine.pacing import Allowance
 from server.engine.request import Priority, RequestState
@@ -48,7 +50,7 @@ class Scheduler:
         self._kv = kv
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
-        self._waiting: dict[Priority, deque[TokenSequence]] = {priority: deque() for priority in Priority}
+        self._waiting: dict[Priority, FairQueue] = {priority: FairQueue() for priority in Priority}
         self._running: list[TokenSequence] = []
         self._allowance: Allowance | None = None
         self._kept: TokenSequence | None = None
@@ -77,6 +79,17 @@ class Scheduler:
         """Sequences of live requests in the queues."""
         return len(self._waiting[Priority.LIVE])
 
+    def has_room_for(self, owner: str, submitted: Sequence[str], max_queue: int) -> bool:
+        """True when `owner` may queue another live request, beside those that the owners `submitted` did not queue yet.
+
+        A full queue takes requests of an owner who has less than a fair share of it.
+        """
+        queue = self._waiting[Priority.LIVE]
+        if len(queue) + len(submitted) < max_queue:
+            return True
+        num_owners = queue.num_owners + len({*submitted, owner})
+        return queue.num_of(owner) + submitted.count(owner) < max_queue // num_owners
+
     @property
     def has_live(self) -> bool:
         """True when a live request runs or waits."""
@@ -94,7 +107,7 @@ class Scheduler:
 
     def add(self, sequence: TokenSequence) -> None:
         """Queue a new sequence."""
-        self._waiting[sequence.request.priority].append(sequence)
+        self._waiting[sequence.request.priority].add(sequence)
 
     def remove(self, sequence: TokenSequence, state: RequestState) -> None:
         """Remove a sequence for good and return its pages; `state` is its final state."""
@@ -172,7 +185,7 @@ class Scheduler:
             return
         while not (wanted := sequence.start(budget, is_alone=True)):
             self._preempt(self._running[-1])
-        queue.remove(sequence)
+        queue.take(sequence)
         self._begin(sequence)
         self._kept = sequence
         num_new[sequence] = wanted
@@ -208,17 +221,17 @@ class Scheduler:
     def _admit(self, priority: Priority, num_new: dict[TokenSequence, int]) -> None:
         """Start waiting sequences of `priority` while the step has tokens left and there are pages for them."""
         queue = self._waiting[priority]
+        self._share_places(queue, priority, num_new)
         index = 0
-        while index < min(len(queue), _LOOK_AHEAD) and (
-            (budget := self._budget(priority, num_new)) >= self._least_chunk(num_new)
+        while (
+            index < _LOOK_AHEAD
+            and self._budget(priority, num_new) >= self._least_chunk(num_new)
+            and (sequence := queue.peek(index)) is not None
         ):
-            sequence = queue[index]
             if self._is_being_computed(sequence, num_new):
                 index += 1
-            elif self._has_place and (first_chunk := sequence.start(budget, is_alone=not num_new)):
-                del queue[index]
-                self._begin(sequence)
-                num_new[sequence] = first_chunk
+            elif self._has_place and self._has_started(sequence, num_new):
+                continue
             elif (victim := self._less_urgent_than(priority)) is not None:
                 num_new.pop(victim, None)
                 self._preempt(victim)
@@ -234,6 +247,17 @@ class Scheduler:
         last = next((other for other in reversed(self._running) if other is not self._kept), None)
         return last if last is not None and last.request.priority > priority else None
 
+    def _has_started(self, sequence: TokenSequence, num_new: dict[TokenSequence, int]) -> bool:
+        """Start a waiting sequence; False when it has to wait for pages."""
+        priority = sequence.request.priority
+        first_chunk = sequence.start(self._budget(priority, num_new), is_alone=not num_new)
+        if first_chunk == 0:
+            return False
+        self._waiting[priority].take(sequence)
+        self._begin(sequence)
+        num_new[sequence] = first_chunk
+        return True
+
     def _begin(self, sequence: TokenSequence) -> None:
         """Note that `sequence`, which was taken from its queue and has its first pages, runs."""
         if sequence.num_cached_tokens is None:
@@ -241,6 +265,28 @@ class Scheduler:
         sequence.become(RequestState.PREFILLING)
         self._running.append(sequence)
         self._running.sort(key=lambda running: running.request.priority)
+
+    def _share_places(self, queue: FairQueue, priority: Priority, num_new: dict[TokenSequence, int]) -> None:
+        """When all places are taken, give owners who have none one of those of the owner who has most.
+
+        The youngest of the latter yields.
+        """
+        while not self._has_place and len(queue) > 0 and self._budget(priority, num_new) >= self._least_chunk(num_new):
+            peers = [
+                sequence
+                for sequence in self._running
+                if sequence.request.priority is priority and sequence is not self._kept
+            ]
+            held = Counter(sequence.request.owner for sequence in peers)
+            sequence = next((each for each in queue.firsts if held[each.request.owner] == 0), None)
+            if sequence is None or max(held.values(), default=0) < 2 or self._is_being_computed(sequence, num_new):
+                return
+            owner, _ = held.most_common(1)[0]
+            victim = next(other for other in reversed(peers) if other.request.owner == owner)
+            num_new.pop(victim, None)
+            self._preempt(victim)
+            if not self._has_started(sequence, num_new):
+                return
 
     def _least_chunk(self, num_new: dict[TokenSequence, int]) -> int:
         """Tokens below which no sequence is started in this step; see `TokenSequence.next_chunk`."""
@@ -266,7 +312,7 @@ class Scheduler:
         self._running.remove(sequence)
         sequence.release_pages()
         sequence.become(RequestState.QUEUED)
-        self._waiting[sequence.request.priority].appendleft(sequence)
+        self._waiting[sequence.request.priority].put_back(sequence)
         if sequence is self._kept:
             self._kept = None
         self.num_preemptions += 1

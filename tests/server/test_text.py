@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
-from server.errors import InvalidRequest
+from server.demo import MODEL_DIR
+from server.errors import ContextLengthExceeded, InvalidRequest
 from server.text import TextProcessor, TokenizerRefused, load_text
 from tests.server.api.serving import byte_tokenizer
 from tests.shared_files import shared
@@ -97,3 +100,38 @@ def test_a_missing_tokenizer_or_template_is_said_in_one_line(tmp_path: Path) -> 
     byte_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(TokenizerRefused, match="cannot read"):
         load_text(tmp_path, chat_template=tmp_path / "missing.jinja")
+
+
+class CountingText(TextProcessor):
+    """Counts the characters that it encodes."""
+
+    num_characters = 0
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        self.num_characters += len(text)
+        return super().encode(text, add_special_tokens=add_special_tokens)
+
+
+def test_what_is_encoded_is_bounded_by_the_room_there_is() -> None:
+    text = CountingText(AutoTokenizer.from_pretrained(MODEL_DIR))
+    choose, limit = random.Random(0), 40
+    longest = max(map(len, AutoTokenizer.from_pretrained(MODEL_DIR).get_vocab()))
+    num_refused = 0
+    for alphabet in ("a", "ab ", "the music ", " ", "é漢\n"):
+        for length in (0, 1, 30, 100, 700, 5000, 100_000):
+            asked = "".join(choose.choices(alphabet, k=length))
+            text.num_characters = 0
+            try:
+                found = text.encode_within(asked, limit, param="input.0", add_special_tokens=False)
+            except ContextLengthExceeded as refused:
+                error = refused
+            else:
+                assert found == text.encode(asked, add_special_tokens=False)
+                continue
+            num_refused += 1
+            assert error.param == "input.0"
+            assert str(length) in error.message
+            assert text.num_characters <= 2 * limit * longest
+            assert text.num_characters == 0 or length <= limit * longest
+            assert len(text.encode(asked, add_special_tokens=False)) > limit
+    assert num_refused >= 10

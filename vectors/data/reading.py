@@ -19,8 +19,9 @@ from vectors.data.items import ChoiceItem, DataSet, PairItem, TextItem, Understo
 from vectors.data.json_rows import check_line_lengths
 from vectors.data.options import ReadOptions
 from vectors.data.pairs import ClassText, class_text_of, pair_of, paired, side_text_of
+from vectors.data.parquet_rows import is_parquet
 from vectors.data.row import Row, UnusableRow
-from vectors.data.rows import MAX_ROWS, decode_text, format_name, is_parquet, read_rows, text_format
+from vectors.data.rows import MAX_ROWS, decode_text, format_name, read_rows, text_format
 from vectors.data.shapes import TEXT, Fitted, fit, is_known, labels_of, side_fields
 from vectors.errors import InvalidData
 
@@ -102,6 +103,7 @@ class _Reader:
         self._options = options
         self._retains = retains
         self._roles = {role: names for role, names in options.map.items() if role != "rows"}
+        self._given = {name for names in self._roles.values() for name in names}
         self._first: tuple[Fitted, Row] | None = None
         self._by_names: dict[tuple[str, ...], Fitted] = {}
         self._unusable: list[UnusableRow] = []
@@ -113,8 +115,8 @@ class _Reader:
         """Read the rows of a file; with `label`, they all belong to that class."""
         rows_field = self._options.map.get("rows", (None,))[0]
         first: Row | None = None
-        for given in read_rows(content, name, knows=self._knows, rows_field=rows_field):
-            row = _opened(given)
+        for record in read_rows(content, name, knows=self._knows, rows_field=rows_field, given=self._given):
+            row = _opened(record)
             first = first or row
             self._num_rows += 1
             try:
@@ -179,7 +181,7 @@ class _Reader:
         check_size(items, self._name, smallest)
 
     def _knows(self, fields: Any) -> bool:
-        return is_known(fields) or any(name in fields for names in self._roles.values() for name in names)
+        return is_known(fields) or any(name in fields for name in self._given)
 
     def _make(self, row: Row, label: str | None) -> _Made:
         fitted = self._fitted_side(row) if label is not None else self._fitted(row)

@@ -7,27 +7,20 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from vectors.cancellation import check_cancelled
 from vectors.data.csv_rows import csv_rows, delimiter_of
-from vectors.data.json_rows import json_row, json_rows
-from vectors.data.row import MAX_TEXT_BYTES, Format, Row
-from vectors.errors import InvalidData, MissingDependency
+from vectors.data.json_rows import json_rows
+from vectors.data.parquet_rows import is_parquet, parquet_rows
+from vectors.data.row import Format, Row
+from vectors.errors import InvalidData
 
 MAX_ROWS = 1_000_000
-MAX_UNPACKED_BYTES = 1 << 30
-"""The memory that all rows of a Parquet file may take; the file itself may be far smaller."""
 
-_BATCH_ROWS = 256
 _PACKED = {b"\x1f\x8b": "one compressed with gzip", b"PK\x03\x04": "a zip archive or an Excel workbook"}
 _SEPARATED = {",": "CSV", ";": "CSV with semicolons", "\t": "CSV with tabs"}
-
-
-def is_parquet(content: bytes) -> bool:
-    """True when the bytes begin like a Parquet file."""
-    return content.startswith(b"PAR1")
 
 
 def decode_text(content: bytes, file: str) -> str:
@@ -80,17 +73,18 @@ def read_rows(
     columns: Sequence[str] | None = None,
     knows: Callable[[Mapping[str, Any]], bool] = lambda fields: True,
     rows_field: str | None = None,
+    given: Collection[str] | None = None,
 ) -> Iterator[Row]:
     """The records of a file, in order. Raises `InvalidData`, and `MissingDependency` for Parquet without pyarrow.
 
     `columns`: see `csv_rows`. `rows_field` names the list inside a JSON object. `knows` is true for the fields of a
-    record, which tells it from what holds records.
+    record, which tells it from what holds records. `given`: see `parquet_rows`.
     """
     records: Iterator[Row]
     if is_parquet(content):
         if rows_field is not None:
             raise InvalidData("rows: expected one JSON object with a list inside, got Parquet", file)
-        records = _parquet_rows(content, file)
+        records = parquet_rows(content, file, given)
     else:
         text = decode_text(content, file)
         is_object = text.lstrip().startswith("{")
@@ -112,56 +106,3 @@ def format_name(content: bytes, form: Format) -> str:
     if form == "csv":
         return _SEPARATED[delimiter_of(decode_text(content, ""))]
     return {"parquet": "Parquet", "json": "JSON", "jsonl": "JSONL"}[form]
-
-
-def _parquet_rows(content: bytes, file: str) -> Iterator[Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingDependency("Parquet files need pyarrow: pip install 'tiller[train]'") from None
-    try:
-        source = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
-        _check_columns(source, file)
-        batches = source.iter_batches(batch_size=_BATCH_ROWS, use_threads=False)
-    except InvalidData:
-        raise
-    except Exception as error:  # the library raises many kinds for damaged bytes
-        raise _damaged(error, file) from None
-    unpacked = line = 0
-    while True:
-        try:
-            batch = next(batches, None)
-            if batch is None:
-                return
-            coded = [column.dictionary.nbytes for column in batch.columns if pyarrow.types.is_dictionary(column.type)]
-            unpacked += batch.nbytes
-            # a dictionary stores a long text once, but every row unpacks its own copy
-            swells = unpacked > MAX_UNPACKED_BYTES or max(coded, default=0) > MAX_TEXT_BYTES
-            records = [] if swells else batch.to_pylist()
-        except Exception as error:
-            raise _damaged(error, file) from None
-        if swells:
-            raise InvalidData(f"the rows take more than {MAX_UNPACKED_BYTES >> 20} MiB unpacked", file, line + 1)
-        for record in records:
-            line += 1
-            yield json_row(record, file, line, "parquet")
-
-
-def _check_columns(source: Any, file: str) -> None:
-    """Reject what the schema shows to be ambiguous, or far larger unpacked than the file.
-
-    Details of row groups and columns are not read: damaged ones crash the process.
-    """
-    names = source.schema_arrow.names
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidData(f"two columns are named {twice[:60]!r}", file)
-    for name, kind in zip(names, source.schema_arrow.types, strict=True):
-        if "dictionary<" in str(kind)[1:]:
-            raise InvalidData(f"column {name[:60]!r}: a dictionary inside a list or struct is not supported", file)
-
-
-def _damaged(error: Exception, file: str) -> InvalidData:
-    reason = " ".join(str(error).split())[:200]
-    return InvalidData(f"the Parquet file is damaged or cannot be read: {reason}", file)

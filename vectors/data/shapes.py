@@ -126,6 +126,30 @@ def plain_name(name: str) -> str:
     return re.sub(r"[\s_\-]+", "", name).lower()
 
 
+_KNOWN_NAMES = frozenset(
+    plain_name(name)
+    for name in (
+        *(alias for aliases in _ALIASES.values() for alias in aliases.split()),
+        *(name for couple in (*PAIRS, *UNDIRECTED) for name in couple),
+        *("group", "row"),
+    )
+)
+"""The names of fields with a role, and of what rows have besides."""
+
+
+def may_have_role(name: str, names: Sequence[str]) -> bool:
+    """False for a column of a file with columns `names` that no row of any shape needs."""
+    plain = plain_name(name)
+    match = _NUMBERED.fullmatch(plain)
+    if match is not None and (match[1] or match[2].isalpha()) and match[1] in (*_STEMS, *_WRONG_STEMS):
+        return True
+    return (
+        plain in _KNOWN_NAMES
+        or plain.endswith("label")
+        or any(class_of(name, other) is not None for other in names[: 2 * _MOST_COMPARED] if other != name)
+    )
+
+
 def fit(row: Row, given: Mapping[str, Names], *, texts: bool = False) -> Fitted:
     """The shape of a row. `given` are roles that the user has assigned; `texts`: plain texts are expected too.
 

@@ -17,17 +17,18 @@ from server.api.generation.wire import MAX_MODEL_NAME_LENGTH
 from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model
 from server.api.http.description import JSON, Success, describe
-from server.api.http.json_response import json_response
+from server.api.http.json_response import built_response, json_response
+from server.api.http.parameters import RATE_LIMITS
 from server.api.http.services import services_of
 from server.api.http.wire import WireModel
-from server.errors import InvalidRequest, NotFound
+from server.errors import InvalidRequest, NotFound, RateLimited
 from server.keys import Role
 from server.text import TextProcessor
 
 router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Tokens and models"])
 
 MAX_TOKENS = 1 << 20
-"""The most token ids of one `/detokenize` request."""
+"""The most token ids of one request."""
 
 _Model = Annotated[str, Field(max_length=MAX_MODEL_NAME_LENGTH)] | None
 
@@ -79,7 +80,9 @@ class TokenizeRequest(WireModel):
         """The token ids. Raises `InvalidRequest` when the chat template rejects the messages."""
         if self.messages is None:
             assert self.prompt is not None
-            return text.encode(self.prompt, add_special_tokens=self.add_special_tokens is not False)
+            return text.encode_within(
+                self.prompt, MAX_TOKENS, param="prompt", add_special_tokens=self.add_special_tokens is not False
+            )
         if self.tools and not text.chat_format.takes_tools:
             raise InvalidRequest(
                 "tools: this model's chat template does not support tools", code="unsupported_parameter", param="tools"
@@ -90,7 +93,9 @@ class TokenizeRequest(WireModel):
             tools=[entry.function.tool().for_template() for entry in self.tools or ()],
             add_generation_prompt=self.add_generation_prompt is not False,
         )
-        return text.encode(rendered, add_special_tokens=self.add_special_tokens is True)
+        return text.encode_within(
+            rendered, MAX_TOKENS, param="messages", add_special_tokens=self.add_special_tokens is True
+        )
 
 
 class DetokenizeRequest(WireModel):
@@ -103,7 +108,11 @@ class DetokenizeRequest(WireModel):
 
 
 @router.post("/tokenize")
-@describe(Success(Tokens, "The tokens."), bodies={JSON: TokenizeRequest}, errors=(NotFound,))
+@describe(
+    Success(Tokens, "The tokens.", headers=RATE_LIMITS),
+    bodies={JSON: TokenizeRequest},
+    errors=(NotFound, RateLimited),
+)
 async def tokenize(request: Request) -> Response:
     """Convert a text or a chat into token ids.
 
@@ -119,11 +128,15 @@ async def tokenize(request: Request) -> Response:
         "tokens": tokens,
         "token_strs": await run_sync(services.text.symbols_of, tokens) if body.return_token_strs else None,
     }
-    return json_response(answer)
+    return await built_response(lambda: answer, len(tokens))
 
 
 @router.post("/detokenize")
-@describe(Success(DetokenizedText, "The text."), bodies={JSON: DetokenizeRequest}, errors=(NotFound,))
+@describe(
+    Success(DetokenizedText, "The text.", headers=RATE_LIMITS),
+    bodies={JSON: DetokenizeRequest},
+    errors=(NotFound, RateLimited),
+)
 async def detokenize(request: Request) -> Response:
     """Convert token ids into text, special tokens included."""
     services = services_of(request)

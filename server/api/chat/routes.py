@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
@@ -34,7 +35,8 @@ from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model
 from server.api.http.connection import while_connected
 from server.api.http.description import EVENTS, GENERATION_ERRORS, JSON, Success, describe
-from server.api.http.json_response import json_response
+from server.api.http.json_response import built_response
+from server.api.http.limiting import caller_of
 from server.api.http.parameters import RATE_LIMITS
 from server.api.http.services import Services, services_of
 from server.api.http.sse import EventStream
@@ -59,18 +61,18 @@ async def create_chat_completion(request: Request) -> Response:
     body = await read_model(request, ChatRequest, MAX_JSON_BYTES)
     answer = await _prepare(body, services)
     generation = answer.replies.generation
-    generation.submit()
+    generation.submit(caller_of(request))
     if body.stream:
         return EventStream(answer.chunks(), close=generation.close)
     with generation:
-        return json_response(await while_connected(request.receive, answer.whole()))
+        return await while_connected(request.receive, answer.whole())
 
 
 async def _prepare(body: ChatRequest, services: Services) -> _ChatAnswer:
     check_num_choices(body.num_choices, services)
     plan = await plan_of(body, services)
     dialogue = Dialogue(
-        messages=[message.for_template() for message in body.messages],
+        messages=await run_sync(lambda: [message.for_template() for message in body.messages]),
         use=body.use(),
         schema=body.answer_schema(),
         max_tokens=body.asked_tokens,
@@ -93,10 +95,15 @@ class _ChatAnswer:
     plan: SteeringPlan
     head: AnswerHead
 
-    async def whole(self) -> ChatCompletion:
+    async def whole(self) -> Response:
         """The answer as one object."""
+        whole = await self.replies.whole()
+        num_tokens = sum(choice.text.num_tokens for choice in self._choices)
+        return await built_response(lambda: self._object(whole), num_tokens * (1 + (self.body.num_logprobs or 0)))
+
+    def _object(self, whole: Sequence[tuple[Choice, Reply, ReplyPiece]]) -> ChatCompletion:
         choices: list[ChatChoice] = []
-        for choice, reply, piece in await self.replies.whole():
+        for choice, reply, piece in whole:
             assert piece.finish_reason is not None, "the choice is over"
             shown: ChatChoice = {
                 "index": choice.index,

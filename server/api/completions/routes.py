@@ -20,7 +20,14 @@ from server.api.completions.objects import (
 )
 from server.api.completions.wire import CompletionRequest
 from server.api.generation.answer_head import AnswerHead
-from server.api.generation.choices import check_num_choices, choices_of, clip_logprob, tokens_to_generate, usage_of
+from server.api.generation.choices import (
+    check_num_choices,
+    check_num_logprobs,
+    choices_of,
+    clip_logprob,
+    tokens_to_generate,
+    usage_of,
+)
 from server.api.generation.objects import Usage
 from server.api.generation.running import Choice, Generation, Piece, TokenEntry
 from server.api.generation.steering import applied_steering, plan_of
@@ -28,11 +35,13 @@ from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model
 from server.api.http.connection import while_connected
 from server.api.http.description import EVENTS, GENERATION_ERRORS, JSON, Success, describe
-from server.api.http.json_response import json_response
+from server.api.http.json_response import built_response
+from server.api.http.limiting import Caller, caller_of
 from server.api.http.parameters import RATE_LIMITS
 from server.api.http.services import Services, services_of
 from server.api.http.sse import EventStream
 from server.detokenizer import ChoiceText, TokenTable
+from server.engine.protocol import ModelInfo
 from server.engine.request import Force, TokenLogprobs
 from server.errors import InvalidRequest
 from server.keys import Role
@@ -58,12 +67,12 @@ async def create_completion(request: Request) -> Response:
     body = await read_model(request, CompletionRequest, MAX_JSON_BYTES)
     answer = await _prepare(body, services)
     if body.echo and body.logprobs is not None:
-        await while_connected(request.receive, answer.read_prompts(services))
-    answer.generation.submit()
+        await while_connected(request.receive, answer.read_prompts(services, caller_of(request)))
+    answer.generation.submit(caller_of(request))
     if body.stream:
         return EventStream(answer.chunks(), close=answer.generation.close)
     with answer.generation:
-        return json_response(await while_connected(request.receive, answer.whole()))
+        return await while_connected(request.receive, answer.whole())
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +85,23 @@ class _Prompt:
 
 
 def _encode(
-    prompts: Sequence[str | list[int]], text: TextProcessor, vocab_size: int, add_special_tokens: bool
+    prompts: Sequence[str | list[int]], text: TextProcessor, info: ModelInfo, add_special_tokens: bool
 ) -> list[_Prompt]:
     encoded = []
     for index, prompt in enumerate(prompts):
         param = "prompt" if len(prompts) == 1 else f"prompt.{index}"
-        token_ids = text.encode(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else prompt
+        if isinstance(prompt, str):
+            limit = info.max_model_len
+            token_ids = text.encode_within(prompt, limit, param=param, add_special_tokens=add_special_tokens)
+        else:
+            token_ids = prompt
         if not token_ids:
             raise InvalidRequest(
                 f"{param}: expected at least one token, got an empty prompt", code="empty_prompt", param=param
             )
-        if min(token_ids) < 0 or max(token_ids) >= vocab_size:
+        if min(token_ids) < 0 or max(token_ids) >= info.vocab_size:
             raise InvalidRequest(
-                f"{param}: expected token ids from 0 to {vocab_size - 1} (the model's vocabulary)",
+                f"{param}: expected token ids from 0 to {info.vocab_size - 1} (the model's vocabulary)",
                 code="invalid_token",
                 param=param,
             )
@@ -101,9 +114,10 @@ async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAn
     check_num_choices(len(body.prompt) * body.num_candidates, services)
     plan = await plan_of(body, services)
     info = services.engine.info
-    prompts = await run_sync(_encode, body.prompt, services.text, info.vocab_size, body.add_special_tokens is not False)
+    prompts = await run_sync(_encode, body.prompt, services.text, info, body.add_special_tokens is not False)
     response_id = f"cmpl-{uuid.uuid4().hex}"
     choices: list[Choice] = []
+    num_shown = sum(len(prompt.token_ids) for prompt in prompts) if body.echo else 0
     for index, prompt in enumerate(prompts):
         max_tokens = tokens_to_generate(
             len(prompt.token_ids),
@@ -112,6 +126,7 @@ async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAn
             max_model_len=info.max_model_len,
             param="prompt" if len(prompts) == 1 else f"prompt.{index}",
         )
+        num_shown += max_tokens * body.num_candidates
         choices += choices_of(
             body,
             services,
@@ -123,6 +138,7 @@ async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAn
             begins_text=prompt.begins_text,
             first_index=len(choices),
         )
+    check_num_logprobs(num_shown, body.logprobs, services, "logprobs")
     generation = Generation(services.engine, choices, services.metrics)
     head = AnswerHead.of(body, response_id, services)
     return _CompletionAnswer(body, generation, services.text.table, plan, prompts, head)
@@ -140,7 +156,7 @@ class _CompletionAnswer:
     head: AnswerHead
     prompt_logprobs: list[Sequence[TokenLogprobs | None]] = field(default_factory=list)
 
-    async def read_prompts(self, services: Services) -> None:
+    async def read_prompts(self, services: Services, caller: Caller) -> None:
         """Have the engine compute the prompts' own log-probabilities, before anything is generated."""
         readers = [
             Choice(
@@ -155,14 +171,19 @@ class _CompletionAnswer:
             for choice in self.generation.choices[:: self.body.num_candidates]
         ]
         with Generation(services.engine, readers) as reading:
-            reading.submit()
+            reading.submit(caller)
             await reading.whole()
         self.prompt_logprobs.extend(reader.known_logprobs for reader in readers)
 
-    async def whole(self) -> Completion:
+    async def whole(self) -> Response:
         """The answer as one object."""
+        whole = self._select_answers(await self.generation.whole())
+        num_tokens = sum(len(piece.token_ids) for _, piece in whole) + sum(map(len, self.prompt_logprobs))
+        return await built_response(lambda: self._object(whole), num_tokens * (1 + (self.body.logprobs or 0)))
+
+    def _object(self, whole: Sequence[tuple[Choice, Piece]]) -> Completion:
         choices: list[CompletionChoice] = []
-        for index, (choice, piece) in enumerate(self._select_answers(await self.generation.whole())):
+        for index, (choice, piece) in enumerate(whole):
             assert piece.finish_reason is not None, "the choice is over"
             shown: CompletionChoice = {
                 "index": index,

@@ -64,9 +64,11 @@ class Interview:
         self,
         text: TextProcessor,
         turns: Sequence[Message],
+        max_model_len: int,
         template_kwargs: dict[str, object] | None = None,
     ) -> None:
         self._text = text
+        self._max_model_len = max_model_len
         self._is_chat = text.has_chat_template
         if self._is_chat:
             self._before, self._after = _rendered(text, turns, _TEMPLATE_KWARGS | (template_kwargs or {}))
@@ -104,13 +106,18 @@ class Interview:
         return tuple(dict.fromkeys(found))
 
     def _encode(self, text: str) -> Tokens:
-        return tuple(self._text.encode(text, add_special_tokens=not self._is_chat))
+        return self._encoded(text, add_special_tokens=not self._is_chat)
 
     def _encode_tail(self, asked: str) -> Tokens:
         return self._encode_bare(asked + self._after)
 
     def _encode_bare(self, text: str) -> Tokens:
-        return tuple(self._text.encode(text, add_special_tokens=False))
+        return self._encoded(text, add_special_tokens=False)
+
+    def _encoded(self, text: str, *, add_special_tokens: bool) -> Tokens:
+        return tuple(
+            self._text.encode_within(text, self._max_model_len, param="input", add_special_tokens=add_special_tokens)
+        )
 
 
 def probabilities_of(logprobs: Sequence[Sequence[Sequence[float]]]) -> npt.NDArray[np.float64]:

@@ -24,6 +24,7 @@ from server.api.http.connection import while_connected
 from server.api.http.description import GENERATION_ERRORS, JSON, Success, describe
 from server.api.http.engine_errors import from_engine_error
 from server.api.http.json_response import json_response
+from server.api.http.limiting import Caller, caller_of
 from server.api.http.parameters import RATE_LIMITS
 from server.api.http.services import Services, services_of
 from server.engine.errors import OutputNotFinite
@@ -50,16 +51,17 @@ async def create_decision(request: Request) -> Response:
     services.check_accepting()
     body = await read_model(request, DecisionRequest, MAX_JSON_BYTES)
     plan = await plan_of(body, services)
-    decision = await while_connected(request.receive, _decide(body, services, plan))
+    decision = await while_connected(request.receive, _decide(body, services, plan, caller_of(request)))
     return json_response(decision)
 
 
-async def _decide(body: DecisionRequest, services: Services, plan: SteeringPlan) -> Decision:
+async def _decide(body: DecisionRequest, services: Services, plan: SteeringPlan, caller: Caller) -> Decision:
     """The `Decision` object, and the steering that was applied."""
-    interview = await run_sync(Interview, services.text, body.turns(), body.chat_template_kwargs)
-    asking = _Asking(interview, plan, services.engine.info.max_model_len)
+    max_model_len = services.engine.info.max_model_len
+    interview = await run_sync(lambda: Interview(services.text, body.turns(), max_model_len, body.chat_template_kwargs))
+    asking = _Asking(interview, plan, max_model_len)
     questions = [asked.question() for asked in body.questions]
-    with Scoring(services.engine) as scoring:
+    with Scoring(services.engine, caller) as scoring:
         outputs = await scoring.outputs(asking.requests(questions))
     found = asking.probabilities(questions, outputs)
     return {

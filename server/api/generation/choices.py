@@ -10,7 +10,7 @@ from dataclasses import replace
 from server.answers.parts import AnswerParts
 from server.api.generation.objects import Usage
 from server.api.generation.running import Choice
-from server.api.generation.wire import GenerationFields
+from server.api.generation.wire import MAX_TOP_LOGPROBS, GenerationFields
 from server.api.http.services import Services
 from server.detokenizer import ChoiceText
 from server.engine.grammar import Grammar
@@ -20,6 +20,9 @@ from server.errors import ContextLengthExceeded, InvalidRequest
 from server.marks import NO_MARKS, Marks
 from server.steering.parts import PartReader
 from server.steering.plan import SteeringPlan
+
+MAX_LOGPROBS = 1 << 18
+"""The most log-probabilities in one answer, unless a single choice that fills the context has more."""
 
 
 def sampling_of(request: GenerationFields, model: ModelInfo, end_token_ids: Collection[int] = ()) -> SamplingParams:
@@ -84,6 +87,25 @@ def check_num_choices(number: int, services: Services) -> None:
             f"n: expected at most {most} (the answers that this server can run at a time), got {number}",
             code="invalid_value",
             param="n",
+        )
+
+
+def check_num_logprobs(num_tokens: int, num_top: int | None, services: Services, param: str) -> None:
+    """Raise `InvalidRequest`, naming `param`, for more log-probabilities than one answer may have.
+
+    `num_tokens` of all choices have one each, and `num_top` of the likeliest tokens. One choice may always fill the
+    model's context.
+    """
+    if num_top is None:
+        return
+    most = max(MAX_LOGPROBS, services.engine.info.max_model_len * (1 + MAX_TOP_LOGPROBS))
+    number = num_tokens * (1 + num_top)
+    if number > most:
+        raise InvalidRequest(
+            f"{param}: expected at most {most} log-probabilities in one answer, got up to {number}: {1 + num_top} for "
+            f"each of {num_tokens} tokens; ask for fewer choices, tokens or likeliest tokens",
+            code="invalid_value",
+            param=param,
         )
 
 

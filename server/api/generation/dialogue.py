@@ -5,14 +5,14 @@ Chat completions and responses share this module.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from anyio.to_thread import run_sync
 
 from server.answers.chat_format import REASONING_FIELDS, ChatFormat
-from server.answers.compiler import GrammarCompiler, GrammarRefused
+from server.answers.compiler import GrammarNotCompiled, GrammarRefused, GrammarTooCostly
 from server.answers.grammar_source import after_reasoning, answer, json_answer
 from server.answers.json_schema import SchemaRefused
 from server.answers.parts import AnswerParts
@@ -20,7 +20,7 @@ from server.answers.reading import Reading
 from server.answers.regions import opened_field
 from server.answers.reply import Reply, ReplyDelta, ReplyParser
 from server.answers.tools import NO_TOOLS, ToolUse
-from server.api.generation.choices import choices_of, tokens_to_generate
+from server.api.generation.choices import check_num_logprobs, choices_of, tokens_to_generate
 from server.api.generation.objects import ChatFinishReason
 from server.api.generation.running import Choice, Generation, TokenEntry
 from server.api.generation.tools import ANY_OBJECT
@@ -31,6 +31,9 @@ from server.errors import InvalidRequest
 from server.steering.plan import SteeringPlan
 from server.text import TextProcessor
 from vectors.vocabulary import Part
+
+Compile = Callable[[str], Grammar]
+"""`GrammarCompiler.compile` or `.find`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +129,20 @@ async def replies_to(
 ) -> Replies:
     """The answers to `dialogue`, ready to be submitted. Raises `InvalidRequest` for what the model does not support."""
     text = services.text
-    prepared = await run_sync(_prepare, dialogue, text, services.grammars)
+    max_model_len = services.engine.info.max_model_len
+    grammars = services.grammars
+    try:
+        prepared = await run_sync(_prepare, dialogue, text, grammars.find, max_model_len)
+    except GrammarNotCompiled:
+        prepared = await services.compiling.run(lambda: _prepare(dialogue, text, grammars.compile, max_model_len))
     max_tokens = tokens_to_generate(
         len(prepared.prompt),
         dialogue.max_tokens,
         default=None,
-        max_model_len=services.engine.info.max_model_len,
+        max_model_len=max_model_len,
         param=dialogue.names.messages,
     )
+    check_num_logprobs(max_tokens * request.num_candidates, dialogue.num_logprobs, services, "top_logprobs")
     choices = choices_of(
         request,
         services,
@@ -167,7 +176,7 @@ class _Prepared:
         return ReplyParser(self.reading, self.rendered, self.tools)
 
 
-def _prepare(dialogue: Dialogue, text: TextProcessor, compiler: GrammarCompiler) -> _Prepared:
+def _prepare(dialogue: Dialogue, text: TextProcessor, compile: Compile, max_model_len: int) -> _Prepared:
     chat_format = text.chat_format
     use = dialogue.use
     _check_tools(dialogue, chat_format)
@@ -181,13 +190,14 @@ def _prepare(dialogue: Dialogue, text: TextProcessor, compiler: GrammarCompiler)
         outside = "tool_calls"
     elif dialogue.schema is not None:
         outside = "structured"
+    grammar = _grammar(dialogue, text, compile, is_reasoning=opened in REASONING_FIELDS)
     return _Prepared(
         rendered,
-        text.encode(rendered, add_special_tokens=False),
+        text.encode_within(rendered, max_model_len, param=dialogue.names.messages, add_special_tokens=False),
         tools,
         reading,
         AnswerParts(text.table, reading, opened=opened, outside=outside),
-        _grammar(dialogue, text, compiler, is_reasoning=opened in REASONING_FIELDS),
+        grammar,
     )
 
 
@@ -252,9 +262,7 @@ def _template_kwargs(dialogue: Dialogue, text: TextProcessor) -> dict[str, Any]:
     return kwargs
 
 
-def _grammar(
-    dialogue: Dialogue, text: TextProcessor, compiler: GrammarCompiler, *, is_reasoning: bool
-) -> Grammar | None:
+def _grammar(dialogue: Dialogue, text: TextProcessor, compile: Compile, *, is_reasoning: bool) -> Grammar | None:
     use, shape = dialogue.use, text.chat_format.calls
     if dialogue.schema is None and not use.is_constrained:
         return None
@@ -265,17 +273,22 @@ def _grammar(
         source = answer(dialogue.schema, use, shape, text.terminal, never_first=never_first, header=header)
         if markers is not None:
             source = after_reasoning(source, markers, text.terminal, is_open=is_reasoning)
-        return compiler.compile(source)
+        return compile(source)
+    except GrammarTooCostly as error:  # trying its schemas one by one would cost as much for each
+        param = dialogue.names.schema if dialogue.schema is not None else "tools"
+        raise InvalidRequest(
+            f"{param}: {error}; expected a simpler schema", code="invalid_json_schema", param=param
+        ) from None
     except (GrammarRefused, SchemaRefused) as error:
-        looser = _loosen(use, compiler)
+        looser = _loosen(use, compile)
         if looser != use:
-            return _grammar(replace(dialogue, use=looser), text, compiler, is_reasoning=is_reasoning)
-        _raise_for_schema(dialogue, compiler)
+            return _grammar(replace(dialogue, use=looser), text, compile, is_reasoning=is_reasoning)
+        _raise_for_schema(dialogue, compile)
         param = dialogue.names.schema if dialogue.schema is not None else _constraining_field(use)
         raise InvalidRequest(f"{param}: {error}", code="unsupported_parameter", param=param) from None
 
 
-def _raise_for_schema(dialogue: Dialogue, compiler: GrammarCompiler) -> None:
+def _raise_for_schema(dialogue: Dialogue, compile: Compile) -> None:
     """Raise `InvalidRequest`, naming the schema, if one of the schemas cannot be compiled by itself."""
     use = dialogue.use
     schemas = [
@@ -297,7 +310,7 @@ def _raise_for_schema(dialogue: Dialogue, compiler: GrammarCompiler) -> None:
         if tool in use.callable
     ]
     for param, what, otherwise, schema in schemas:
-        reason = None if schema is None else _why_refused(schema, compiler)
+        reason = None if schema is None else _why_refused(schema, compile)
         if reason is not None:
             raise InvalidRequest(
                 f"{param}: {what} cannot be enforced: {reason}; expected a schema without that, or {otherwise}",
@@ -306,23 +319,23 @@ def _raise_for_schema(dialogue: Dialogue, compiler: GrammarCompiler) -> None:
             )
 
 
-def _loosen(use: ToolUse, compiler: GrammarCompiler) -> ToolUse:
+def _loosen(use: ToolUse, compile: Compile) -> ToolUse:
     """`use`, in which a tool that need not keep to its schema takes any object if the schema cannot be enforced."""
     if use.mode != "auto":
         return use
     tools = [
         replace(tool, parameters=ANY_OBJECT)
-        if not tool.strict and tool in use.callable and _why_refused(tool.schema, compiler) is not None
+        if not tool.strict and tool in use.callable and _why_refused(tool.schema, compile) is not None
         else tool
         for tool in use.tools
     ]
     return replace(use, tools=tuple(tools))
 
 
-def _why_refused(schema: Mapping[str, Any], compiler: GrammarCompiler) -> str | None:
+def _why_refused(schema: Mapping[str, Any], compile: Compile) -> str | None:
     """Why `schema` by itself cannot be enforced; None if it can."""
     try:
-        compiler.compile(json_answer(schema))
+        compile(json_answer(schema))
     except (GrammarRefused, SchemaRefused) as error:
         return str(error)
     return None

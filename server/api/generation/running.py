@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from server.api.generation.measurement import Measurement
 from server.api.generation.objects import CompletionFinishReason
 from server.api.http.engine_errors import from_engine_error
+from server.api.http.limiting import Caller
 from server.api.http.metrics import Metrics
 from server.detokenizer import ChoiceText
 from server.engine.errors import StepFailed
@@ -107,15 +108,19 @@ class Generation:
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[Choice, TokenOutput, float]] = asyncio.Queue()
         self._submitted: list[Choice] = []
+        self._caller = Caller(b"")
 
-    def submit(self) -> None:
-        """Submit all choices to the engine, or none: if one is refused, the others are aborted."""
+    def submit(self, caller: Caller) -> None:
+        """Submit all choices for `caller` to the engine, or none: if one is refused, the others are aborted."""
+        self._caller = caller
         try:
             for choice in self.choices:
-                self._submit(choice)
+                self._submit(choice, caller.name.hex())
         except BaseException:
             self.close()
             raise
+        prompts = {id(choice.request.prompt): len(choice.request.prompt) for choice in self.choices}
+        caller.charge(sum(prompts.values()))  # `n` choices share one prompt
 
     def close(self) -> None:
         """Abort what is still running. Idempotent."""
@@ -135,6 +140,8 @@ class Generation:
         while not all(choice.is_over for choice in self.choices):
             choice, output, arrived_at = await self._events.get()
             self._measurement.note(output, arrived_at)
+            if output.token_id is not None:
+                self._caller.charge(1)
             piece = choice.take(output)
             if piece is None:
                 continue
@@ -152,13 +159,13 @@ class Generation:
             parts[choice.index].append(piece)
         return [(choice, _join(parts[choice.index])) for choice in self.choices]
 
-    def _submit(self, choice: Choice) -> None:
+    def _submit(self, choice: Choice, owner: str) -> None:
         def receive(output: TokenOutput) -> None:
             arrived_at = time.perf_counter()
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (choice, output, arrived_at))
 
-        self._engine.submit(choice.request, receive)
+        self._engine.submit(replace(choice.request, owner=owner), receive)
         self._submitted.append(choice)
 
 

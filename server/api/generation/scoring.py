@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 from anyio.to_thread import run_sync
 
 from server.api.http.engine_errors import from_engine_error
+from server.api.http.limiting import Caller
 from server.engine.errors import QueueFull, StepFailed
 from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, FinishReason, TokenOutput
@@ -21,8 +23,9 @@ MAX_UNDER_WAY = 32
 class Scoring:
     """Running requests that generate nothing. Use as a context; leaving it aborts what is still running."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, caller: Caller) -> None:
         self._engine = engine
+        self._caller = caller
         self._most = min(MAX_UNDER_WAY, engine.max_requests)
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Queue[tuple[int, TokenOutput]] = asyncio.Queue()
@@ -65,12 +68,13 @@ class Scoring:
                     self._loop.call_soon_threadsafe(self._ended.put_nowait, (index, output))
 
         try:
-            self._engine.submit(request, receive)
+            self._engine.submit(replace(request, owner=self._caller.name.hex()), receive)
         except QueueFull:
             if not self._under_way:
                 raise
             return False
         self._under_way[index] = request.request_id
+        self._caller.charge(len(request.prompt))
         return True
 
 

@@ -6,14 +6,19 @@ except web pages of other origins.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
+from server.api.http.client_address import address_of
 from server.api.http.services import Services, services_of
 from server.errors import Forbidden, Unauthorized
 from server.keys import KeysRefused, Role, check_exposure
+
+WRONG_KEY_SECONDS = 1.0
+"""How long the answer to a wrong key takes from an address that has sent many. A valid key is never kept waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +42,13 @@ class RoleCheck:
             )
         role = keys.role_of(key)
         if role is None:
+            if services.wrong_keys.take(address_of(request)).wait_seconds > 0:
+                await asyncio.sleep(WRONG_KEY_SECONDS)
             raise Unauthorized("the API key is invalid", headers={"WWW-Authenticate": "Bearer"})
         if self.needed is Role.MANAGE and role is not Role.MANAGE:
-            raise Forbidden("this API key may use the server but not change its vectors, files or training jobs")
+            raise Forbidden(
+                "this API key may use the server, but not change its vectors, nor see its files and training jobs"
+            )
 
 
 def require(needed: Role) -> RoleCheck:

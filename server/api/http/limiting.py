@@ -1,13 +1,15 @@
-"""Rate limits for requests that generate: per API key, or per client address where there are no keys."""
+"""Rate limits for requests that generate or encode: per API key, or per client address where there are no keys."""
 
 from __future__ import annotations
 
-import ipaddress
 import math
+from dataclasses import dataclass
 
 from starlette.requests import Request
 
 from server.api.http.auth import bearer_key, require
+from server.api.http.client_address import address_of
+from server.api.http.rate_limits import Allowance, RateLimits
 from server.api.http.services import services_of
 from server.errors import RateLimited
 from server.keys import Role, digest_of
@@ -15,34 +17,51 @@ from server.keys import Role, digest_of
 _check_use = require(Role.USE)
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request: an API key, or a client address where there are no keys. `name` tells callers apart."""
+
+    name: bytes
+    token_limits: RateLimits | None = None
+
+    def charge(self, num_tokens: int) -> None:
+        """Count tokens that the model read or wrote for the caller."""
+        if self.token_limits is not None:
+            self.token_limits.charge(self.name, num_tokens)
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sent the request, whose key has been checked."""
+    services = services_of(request)
+    name = address_of(request) if services.keys.is_open else digest_of(bearer_key(request) or "")
+    return Caller(name, services.token_limits)
+
+
 async def limit_rate(request: Request) -> None:
-    """A dependency of routes that generate: counts the request, or raises `RateLimited`.
+    """A dependency of routes that generate or encode: counts the request, or raises `RateLimited`.
 
     Unauthorized callers are refused first, so that they cannot use up the requests of others. Reading an earlier
     result (a GET) is not counted.
     """
     services = services_of(request)
-    if services.rate_limits is None or request.method != "POST":
+    if request.method != "POST" or (services.rate_limits is None and services.token_limits is None):
         return
     await _check_use(request)
-    allowance = services.rate_limits.take(_caller(request, is_open=services.keys.is_open))
+    name = caller_of(request).name
+    headers: dict[str, str] = {}
+    if services.token_limits is not None:
+        headers |= _checked(services.token_limits.look(name))
+    if services.rate_limits is not None:
+        headers |= _checked(services.rate_limits.take(name))
+    request.state.response_headers = headers
+
+
+def _checked(allowance: Allowance) -> dict[str, str]:
+    """The headers that show the allowance. Raises `RateLimited` when nothing is left."""
     if allowance.wait_seconds > 0:
         raise RateLimited(
-            f"rate limit of {allowance.limit} requests per minute exceeded; "
+            f"rate limit of {allowance.limit} {allowance.unit} per minute exceeded; "
             f"retry in {math.ceil(allowance.wait_seconds)} s",
             headers=allowance.headers(),
         )
-    request.state.response_headers = allowance.headers()
-
-
-def _caller(request: Request, *, is_open: bool) -> bytes:
-    if not is_open:
-        return digest_of(bearer_key(request) or "")
-    host = request.client.host if request.client is not None else ""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host.encode()
-    if isinstance(address, ipaddress.IPv6Address):  # one subscriber has 2**64 of them
-        return address.ipv4_mapped.packed if address.ipv4_mapped else address.packed[:8]
-    return address.packed
+    return allowance.headers()

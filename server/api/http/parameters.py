@@ -10,12 +10,16 @@ DISPOSITION = Header("content-disposition", "The suggested file name.", {"type":
 
 _COUNT: dict[str, Any] = {"type": "string", "pattern": "^[0-9]+$"}
 
-RATE_LIMITS = (
-    Header("x-ratelimit-limit-requests", "Requests per minute; with `--rate-limit`.", _COUNT, is_always=False),
-    Header("x-ratelimit-remaining-requests", "Requests left.", _COUNT, is_always=False),
-    Header(
-        "x-ratelimit-reset-requests", "Time until the limit is fully restored.", {"type": "string"}, is_always=False
-    ),
+RATE_LIMITS = tuple(
+    header
+    for unit, option in (("requests", "--rate-limit"), ("tokens", "--token-limit"))
+    for header in (
+        Header(f"x-ratelimit-limit-{unit}", f"The limit per minute; with `{option}`.", _COUNT, is_always=False),
+        Header(f"x-ratelimit-remaining-{unit}", f"{unit.capitalize()} left.", _COUNT, is_always=False),
+        Header(
+            f"x-ratelimit-reset-{unit}", "Time until the limit is fully restored.", {"type": "string"}, is_always=False
+        ),
+    )
 )
 
 

@@ -18,7 +18,8 @@ from server.api.http.auth import bearer_key, require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model, refuse_unknown_query
 from server.api.http.connection import while_connected
 from server.api.http.description import EVENTS, GENERATION_ERRORS, JSON, Parameter, Success, describe
-from server.api.http.json_response import json_response
+from server.api.http.json_response import built_response, json_response
+from server.api.http.limiting import caller_of
 from server.api.http.pages import limit_of, order_of, page_of
 from server.api.http.parameters import RATE_LIMITS, limit, order
 from server.api.http.services import Services, services_of
@@ -55,11 +56,13 @@ async def create_response(request: Request) -> Response:
     body = await read_model(request, ResponseRequest, MAX_JSON_BYTES)
     response = await _prepare(body, services, _StoredResponses(services.responses, _owner_of(request)))
     generation = response.replies.generation
-    generation.submit()
+    generation.submit(caller_of(request))
     if body.stream:
         return EventStream(response.events(), close=generation.close, failed=response.failed, is_named=True)
     with generation:
-        return json_response(await while_connected(request.receive, response.whole()))
+        finished = await while_connected(request.receive, response.whole())
+    num_tokens = sum(choice.text.num_tokens for choice in generation.choices)
+    return await built_response(lambda: finished, num_tokens * (1 + (body.num_logprobs or 0)))
 
 
 @router.get("/v1/responses/{response_id}")

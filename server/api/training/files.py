@@ -29,10 +29,8 @@ from server.errors import Conflict, InsufficientStorage, InvalidRequest, NotFoun
 from server.jobs.records import TRAINING_PURPOSE
 from server.keys import Role
 
-router = APIRouter(prefix="/v1/files", tags=["Files"])
+router = APIRouter(prefix="/v1/files", dependencies=[Depends(require(Role.MANAGE))], tags=["Files"])
 
-_MAY_READ = [Depends(require(Role.USE))]
-_MAY_CHANGE = [Depends(require(Role.MANAGE))]
 _MOST_LISTED = 10_000
 _MAX_FIELDS = 4
 _MAX_FIELD_BYTES = 4096
@@ -53,7 +51,7 @@ _FILE_ID = identifier("file")
 _ONE_ERRORS = (InvalidRequest, NotFound, Unavailable)
 
 
-@router.post("", dependencies=_MAY_CHANGE)
+@router.post("")
 @describe(Success(File, "The stored file."), bodies={FORM: FileForm}, errors=(Unavailable, InsufficientStorage))
 async def upload_file(request: Request) -> Response:
     """Upload a file."""
@@ -70,7 +68,7 @@ async def upload_file(request: Request) -> Response:
         return json_response(file_object(await run_sync(files.put_stream, name, purpose, upload.file)))
 
 
-@router.get("", dependencies=_MAY_READ)
+@router.get("")
 @describe(
     Success(FileList, "A page of files, newest first unless ordered otherwise."),
     errors=(Unavailable,),
@@ -102,7 +100,7 @@ async def list_files(request: Request) -> Response:
     return await run_sync(page)
 
 
-@router.get("/{identifier}", dependencies=_MAY_READ)
+@router.get("/{identifier}")
 @describe(Success(File, "The file's metadata."), errors=_ONE_ERRORS, parameters=(_FILE_ID,))
 async def get_file(request: Request, identifier: str) -> Response:
     """Get the metadata of a file."""
@@ -111,7 +109,7 @@ async def get_file(request: Request, identifier: str) -> Response:
     return json_response(file_object(await run_sync(files.get, identifier)))
 
 
-@router.get("/{identifier}/content", dependencies=_MAY_READ)
+@router.get("/{identifier}/content")
 @describe(
     Success(None, "The content of the file.", media_type=BYTES, headers=(DISPOSITION,)),
     errors=_ONE_ERRORS,
@@ -126,7 +124,7 @@ async def get_file_content(request: Request, identifier: str) -> Response:
     return FileResponse(path, media_type="application/octet-stream", filename=record.filename)
 
 
-@router.delete("/{identifier}", dependencies=_MAY_CHANGE)
+@router.delete("/{identifier}")
 @describe(
     Success(DeletedFile, "The file is deleted."),
     errors=(*_ONE_ERRORS, Conflict, InsufficientStorage),

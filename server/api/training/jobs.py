@@ -29,10 +29,8 @@ from vectors.errors import InvalidMethod, InvalidVectorName, VectorsError
 from vectors.training.options import JOB_OPTIONS, RETENTION_FILE
 from vectors.vocabulary import check_name
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Training"])
+router = APIRouter(prefix="/v1/fine_tuning/jobs", dependencies=[Depends(require(Role.MANAGE))], tags=["Training"])
 
-_MAY_READ = [Depends(require(Role.USE))]
-_MAY_CHANGE = [Depends(require(Role.MANAGE))]
 _DEFAULT_LIMIT = 20
 _MOST_LISTED = 100
 _MAX_BODY_BYTES = 256 << 10
@@ -52,7 +50,7 @@ _METADATA = Parameter(
 )
 
 
-@router.post("", dependencies=_MAY_CHANGE)
+@router.post("")
 @describe(
     Success(Job, "The queued job."),
     bodies={JSON: CreateJobRequest},
@@ -82,7 +80,7 @@ async def create_job(request: Request) -> Response:
     return await run_sync(create)
 
 
-@router.get("", dependencies=_MAY_READ)
+@router.get("")
 @describe(
     Success(JobList, "A page of jobs, newest first."),
     errors=(Unavailable,),
@@ -103,7 +101,7 @@ async def list_jobs(request: Request) -> Response:
     return await run_sync(page)
 
 
-@router.get("/{identifier}", dependencies=_MAY_READ)
+@router.get("/{identifier}")
 @describe(Success(Job, "The job."), errors=_ONE_ERRORS, parameters=(_JOB_ID,))
 async def get_job(request: Request, identifier: str) -> Response:
     """Get a training job."""
@@ -112,7 +110,7 @@ async def get_job(request: Request, identifier: str) -> Response:
     return json_response(job_object(await run_sync(jobs.get, identifier)))
 
 
-@router.post("/{identifier}/cancel", dependencies=_MAY_CHANGE)
+@router.post("/{identifier}/cancel")
 @describe(Success(Job, "The job after the call."), errors=(*_ONE_ERRORS, InsufficientStorage), parameters=(_JOB_ID,))
 async def cancel_job(request: Request, identifier: str) -> Response:
     """Cancel a training job.
@@ -124,7 +122,7 @@ async def cancel_job(request: Request, identifier: str) -> Response:
     return json_response(job_object(await run_sync(jobs.cancel, identifier)))
 
 
-@router.get("/{identifier}/events", dependencies=_MAY_READ)
+@router.get("/{identifier}/events")
 @describe(
     Success(JobEventList, "A page of events, newest first."),
     errors=_ONE_ERRORS,
@@ -143,7 +141,7 @@ async def list_events(request: Request, identifier: str) -> Response:
     return await run_sync(page)
 
 
-@router.get("/{identifier}/checkpoints", dependencies=_MAY_READ)
+@router.get("/{identifier}/checkpoints")
 @describe(Success(JobCheckpointList, "An empty page."), errors=_ONE_ERRORS, parameters=(_JOB_ID, _LIMIT, _AFTER_ANY))
 async def list_checkpoints(request: Request, identifier: str) -> Response:
     """List the checkpoints of a training job.
@@ -170,9 +168,7 @@ def _unsupported(verb: str) -> Callable[[Request, str], Response]:
 
 
 for _verb in ("pause", "resume"):
-    router.add_api_route(
-        f"/{{identifier}}/{_verb}", _unsupported(_verb), methods=["POST"], dependencies=_MAY_CHANGE, name=f"{_verb}_job"
-    )
+    router.add_api_route(f"/{{identifier}}/{_verb}", _unsupported(_verb), methods=["POST"], name=f"{_verb}_job")
 
 
 def _request_of(body: CreateJobRequest, services: Services) -> JobRequest:

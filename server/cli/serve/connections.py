@@ -1,6 +1,7 @@
 """Time-outs for connections whose request never starts or whose answer is never read.
 
-uvicorn's HTTP protocol with two time-outs that it lacks; it also ends requests whose client breaks the protocol midway.
+uvicorn's HTTP protocol with two time-outs that it lacks; it also ends requests whose client breaks the protocol midway,
+and connections on which a body goes on after it was refused.
 A slow client that makes progress is left alone. Time-outs of bodies and answers are in `server.api.http.timeouts`.
 """
 
@@ -14,6 +15,38 @@ from typing import ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+MAX_LATE_BYTES = 64 << 10
+"""The most bytes of a body that are read after its request was answered: enough for the next request to follow."""
+
+MAX_HEAD_BYTES = 64 << 10
+"""The most bytes of a request's head."""
+
+MAX_SMALL_CHUNKS = 4096
+"""How many chunks a body may have whatever their size; beyond, they must bring `MIN_CHUNK_BYTES` each on average."""
+
+MIN_CHUNK_BYTES = 64
+
+
+class _BoundedConnection(h11.Connection):
+    """The protocol of a connection, which refuses bodies in tiny chunks: each chunk costs as much as a large one."""
+
+    num_late_bytes = 0
+    """Bytes of the present request that came after its answer was complete."""
+    _num_chunks = 0
+    _num_bytes = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """The next event. Raises `h11.RemoteProtocolError`."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._num_chunks = self._num_bytes = self.num_late_bytes = 0
+        elif isinstance(event, h11.Data):
+            self._num_chunks += 1
+            self._num_bytes += len(event.data)
+            if self._num_chunks > max(MAX_SMALL_CHUNKS, self._num_bytes // MIN_CHUNK_BYTES):
+                raise h11.RemoteProtocolError("the chunks of the body are too small")
+        return event
+
 
 class TimedProtocol(H11Protocol):
     """One connection."""
@@ -23,17 +56,24 @@ class TimedProtocol(H11Protocol):
     send_seconds: ClassVar[float]
     """Seconds without the client reading anything to be sent after which it is disconnected."""
 
+    conn: _BoundedConnection
     _head_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         """The connection begins."""
+        self.conn = _BoundedConnection(h11.SERVER, self.config.h11_max_incomplete_event_size or MAX_HEAD_BYTES)
         super().connection_made(transport)
         transport.set_write_buffer_limits(0)  # pause writing whenever anything is left to be sent
         self._watch_head()
 
     def data_received(self, data: bytes) -> None:
-        """Data arrived."""
+        """Data arrived. A body that goes on although its request is answered ends the connection."""
+        if self._is_answered_early:
+            self.conn.num_late_bytes += len(data)
+            if self.conn.num_late_bytes > MAX_LATE_BYTES:
+                self.transport.close()
+                return
         super().data_received(data)
         self._watch_head()
 
@@ -62,6 +102,11 @@ class TimedProtocol(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+
+    @property
+    def _is_answered_early(self) -> bool:
+        """True when the answer is complete and the request is not."""
+        return self.cycle is not None and self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY
 
     def _watch_head(self) -> None:
         is_awaited = self.cycle is None or self.cycle.response_complete

@@ -7,13 +7,14 @@ import json
 import random
 import string
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema
 import pytest
 from transformers import AutoTokenizer
 
-from server.answers.compiler import GrammarCompiler, GrammarRefused
+from server.answers.compiler import GrammarCompiler, GrammarNotCompiled, GrammarRefused, GrammarTooCostly
 from server.answers.grammar_source import json_answer
 from server.answers.json_schema import SchemaRefused
 from server.demo import MODEL_DIR
@@ -21,6 +22,7 @@ from server.engine.grammar import Grammar, GrammarFailed, allowed_tokens
 from tests.server.answers.chat_templates import tokenizer_with
 from tests.server.answers.schemas import Generated, judge, schemas
 from tests.server.api.serving import byte_tokenizer
+from vectors.confined import Limits
 
 VOCABULARY, END = 259, 2
 DEMO_VOCABULARY = 2304
@@ -244,6 +246,31 @@ def test_hostile_schemas_come_to_an_end(over_subwords: GrammarCompiler, kind: st
         return
     with contextlib.suppress(GrammarFailed):
         assert list(walks(grammar, 1, 40))
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [(Limits(512, 0.0001), r"compiling it takes more than 0\.0001 s"), (Limits(1, 60), "than 1 MiB of memory")],
+)
+def test_a_grammar_that_takes_more_than_its_limits_is_refused(limits: Limits, said: str) -> None:
+    """A harmless one, under limits that no grammar keeps to; it is not tried out again."""
+    compiler = GrammarCompiler(byte_tokenizer(), VOCABULARY, {END}, limits=limits)
+    schema = {"enum": [f"value {number}" for number in range(2000)]}
+    for _ in range(2):
+        with pytest.raises(GrammarTooCostly, match=said):
+            compiled(compiler, schema)
+    with pytest.raises(GrammarTooCostly, match=said):
+        compiler.find(json_answer(schema))
+
+
+def test_who_asks_for_the_same_grammar_at_once_waits_for_one_compilation(compiler: GrammarCompiler) -> None:
+    source = json_answer({"enum": [f"once {number}" for number in range(500)]})
+    with pytest.raises(GrammarNotCompiled):
+        compiler.find(source)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(compiler.compile, [source] * 8))
+    assert len({id(grammar) for grammar in found}) == 1
+    assert compiler.find(source) is found[0]
 
 
 def test_a_grammar_whose_masks_cost_too_much_is_given_up(compiler: GrammarCompiler) -> None:

@@ -41,6 +41,9 @@ LAYERS = 3
 CONTEXT = 512
 MODEL = "tiny"
 
+LOCAL = bytes([127, 0, 0, 1]).hex()
+"""The owner of requests of a client on this machine to a server without keys."""
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['content'] == 'forbidden' %}{{ raise_exception('this word is forbidden') }}{% endif %}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from server.engine.errors import ContextTooLong, QueueFull
@@ -9,7 +11,16 @@ from server.engine.queries import score
 from server.engine.request import EngineRequest, Generate, Priority, TokenOutput
 from tests.families import build
 from tests.reference import greedy
-from tests.server.engine.driving import GREEDY, assert_nothing_held, engine_of, loaded, prompt_of, run, tokens_of
+from tests.server.engine.driving import (
+    GREEDY,
+    assert_nothing_held,
+    engine_of,
+    loaded,
+    num_preemptions,
+    prompt_of,
+    run,
+    tokens_of,
+)
 
 
 def request(name: str, priority: Priority, length: int = 9, num_tokens: int = 20) -> EngineRequest:
@@ -159,5 +170,88 @@ def test_background_work_gets_its_steps_under_a_flood_of_live_requests(limits: d
     for name, tokens in said.items():
         asked, length = (prompt, 3) if is_background(name) else (prompt_of(6), 12)
         assert tokens == greedy(build("llama"), asked, length)[0], name
+    assert_nothing_held(engine)
+    engine.close()
+
+
+def owned(owner: str, number: int, num_tokens: int = 12) -> EngineRequest:
+    return EngineRequest(f"{owner}{number}", prompt_of(9 + number % 3), Generate(num_tokens, GREEDY), owner=owner)
+
+
+def test_owners_take_turns() -> None:
+    engine = engine_of(loaded(), max_running=1)
+    ended: list[str] = []
+
+    def receive(output: TokenOutput) -> None:
+        if output.finish_reason is not None:
+            ended.append(output.request_id)
+
+    for owner, count in (("a", 4), ("b", 2), ("c", 1)):
+        for number in range(count):
+            engine.submit(owned(owner, number, num_tokens=2), receive)
+    while engine.step():
+        pass
+    assert ended == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
+    assert_nothing_held(engine)
+    engine.close()
+
+
+def test_who_occupies_every_place_gives_one_to_who_has_none() -> None:
+    """At once, whatever is queued before; and what had to yield ends with the same tokens."""
+    engine = engine_of(loaded(), max_running=4)
+    outputs: dict[str, list[TokenOutput]] = {}
+    requests = [owned("a", number, num_tokens=40) for number in range(12)]
+    for each in requests:
+        engine.submit(each, outputs.setdefault(each.request_id, []).append)
+    for _ in range(6):
+        engine.step()
+    late = owned("b", 0, num_tokens=5)
+    engine.submit(late, outputs.setdefault("b0", []).append)
+    num_steps = 0
+    while not outputs["b0"] or outputs["b0"][-1].finish_reason is None:
+        engine.step()
+        num_steps += 1
+    assert num_steps <= 8
+    assert not any(events and events[-1].finish_reason for name, events in outputs.items() if name != "b0")
+    while engine.step():
+        pass
+    for each in (*requests, late):
+        assert isinstance(each.work, Generate)
+        expected, _ = greedy(build("llama"), each.prompt, each.work.max_tokens)
+        assert tokens_of(outputs[each.request_id]) == expected
+    assert_nothing_held(engine)
+    engine.close()
+
+
+def test_an_owner_with_one_place_each_keeps_it() -> None:
+    engine = engine_of(loaded(), max_running=2)
+    for owner in "abc":
+        engine.submit(owned(owner, 0), lambda output: None)
+    for _ in range(6):
+        engine.step()
+    assert num_preemptions(engine) == 0
+    engine.close()
+
+
+@pytest.mark.parametrize("num_steps", [0, 2])
+def test_nobody_fills_the_queue_of_others(num_steps: int) -> None:
+    engine = engine_of(loaded(), max_running=1, max_queue=6)
+    numbers = itertools.count()
+
+    def num_accepted(owner: str) -> int:
+        for count in range(100):
+            try:
+                engine.submit(owned(owner, next(numbers)), lambda output: None)
+            except QueueFull:
+                return count
+        raise AssertionError("the queue has no end")
+
+    assert num_accepted("a") >= 6
+    for _ in range(num_steps):
+        engine.step()
+    assert 2 <= num_accepted("b") <= 4
+    assert num_accepted("a") == 0
+    while engine.step():
+        pass
     assert_nothing_held(engine)
     engine.close()

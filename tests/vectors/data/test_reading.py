@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ import pyarrow.parquet
 import pytest
 
 from tests.shared_files import shared
+from vectors.confined import Limits
 from vectors.data import (
     ChoiceItem,
     DataSet,
@@ -25,6 +27,7 @@ from vectors.data import (
     ReadOptions,
     TextItem,
     kind_of,
+    parquet_rows,
     read_data,
     read_retention,
 )
@@ -380,7 +383,7 @@ def test_too_many_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_parquet_that_swells_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows_module, "MAX_UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr(parquet_rows, "MAX_UNPACKED_BYTES", 1 << 20)
     rows = [question(question="x" * 100_000) for _ in range(500)]
     content = as_parquet(rows)
     assert len(content) < 1 << 20
@@ -400,6 +403,35 @@ def test_parquet_that_says_little_and_means_much_is_refused() -> None:
     assert "unpacked" in str(refusal(content))
     nested = pyarrow.array([["x", "y"]], pyarrow.list_(pyarrow.dictionary(pyarrow.int32(), pyarrow.string())))
     assert "'choices': a dictionary inside" in str(refusal(parquet_of(choices=nested)))
+
+
+def test_parquet_that_takes_more_than_its_limits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen by the process that unpacks it; this one goes on and reads the next file."""
+    rows = [question(question=f"{number} " + "x" * 50_000) for number in range(500)]
+    content = as_parquet(rows)
+    for limits, said in ((Limits(16, 60), "more than 16 MiB of memory"), (Limits(1024, 0.001), "more than 0.001 s")):
+        with monkeypatch.context() as patch:
+            patch.setattr(parquet_rows, "LIMITS", limits)
+            assert said in str(refusal(content))
+    assert len(read_data(content, "a").items) == 500
+
+
+def test_a_refused_file_does_not_hold_up_the_next() -> None:
+    """Not even while its error is kept, with what was being read."""
+    kept = [refusal(as_parquet([question(question=b"Q") for _ in range(600)])) for _ in range(3)]
+    assert all("bytes" in str(error) for error in kept)
+    assert len(read_data(as_parquet(QUESTIONS), "a").items) == len(QUESTIONS)
+
+
+def test_columns_without_a_role_are_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_rows, "MAX_UNPACKED_BYTES", 1 << 20)
+    columns = {"positive": ["yes", "Yes!"] * 40, "negative": ["n"] * 80}
+    more = {"embedding": ["x" * 100_000] * 80}
+    data = read_data(parquet_of(**columns, **more), "a")
+    assert data == dataclasses.replace(read_data(parquet_of(**columns), "a"), sha256=data.sha256)
+    named = ReadOptions(map={"positive": ("positive",), "negative": ("embedding",)})
+    with pytest.raises(InvalidData, match="unpacked"):
+        read_data(parquet_of(**columns, **more), "a", named)
 
 
 def test_parquet_of_categories_is_read() -> None:
@@ -535,16 +567,21 @@ def fuzz(name: str, seed: int, count: int) -> None:
     assert False in outcomes
 
 
+def count_of(name: str, count: int) -> int:
+    """Fewer Parquet files, each of which costs a process."""
+    return count // 15 if "parquet" in name else count
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_file_holds_or_is_refused(name: str) -> None:
     assert holds(FILES[name])
-    fuzz(name, 1, 300)
+    fuzz(name, 1, count_of(name, 300))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_file_holds_or_is_refused_at_length(name: str) -> None:
-    fuzz(name, 2, 20_000)
+    fuzz(name, 2, count_of(name, 20_000))
 
 
 def test_cut_parquet_is_refused() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tokenizers.processors import TemplateProcessing
 
+from server.api.about import tokens
 from server.api.about.tokens import MAX_TOKENS, TokenizeRequest
 from server.text import TextProcessor
 from tests.server.api.serving import CONTEXT, Server, byte_tokenizer
@@ -106,3 +107,12 @@ def test_refusals_name_the_field(server: Server, path: str, body: Any, param: st
     response = server.http.post(path, json=body)
     assert response.status_code in (400, 404)
     assert response.json()["error"]["param"] == param
+
+
+def test_a_text_far_beyond_the_limit_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "MAX_TOKENS", 20)
+    for body in ({"prompt": "a" * 10_000}, {"messages": [{"role": "user", "content": "a" * 10_000}]}):
+        refused = server.http.post("/tokenize", json=body)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (400, "context_length_exceeded")
+        assert error["param"] == next(iter(body))

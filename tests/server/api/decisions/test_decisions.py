@@ -21,7 +21,7 @@ from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.errors import WorkFailed
 from server.engine.request import EngineRequest, FinishReason, Generate, OutputSink, Score, TokenOutput
 from tests.reference import Steer, steered_logits
-from tests.server.api.serving import Server, byte_tokenizer, direction, eventually, serving, tiny_module
+from tests.server.api.serving import LOCAL, Server, byte_tokenizer, direction, eventually, serving, tiny_module
 
 INPUT = "The parcel came late."
 PREDICATE = {"type": "predicate", "name": "late", "instructions": "The parcel was late."}
@@ -384,7 +384,7 @@ def test_a_full_queue_is_429_and_a_draining_server_503(tmp_path: Path) -> None:
     limits = EngineSettings(num_pages=400, page_size=8, max_running=2, max_batch_tokens=64, max_queue=1)
     with serving(tmp_path, engine_settings=limits, engine_class=HeldEngine) as server:
         for name in ("first", "second", "third"):
-            server.engine.submit(EngineRequest(name, (5, 6), Generate(3)), lambda output: None)
+            server.engine.submit(EngineRequest(name, (5, 6), Generate(3), owner=LOCAL), lambda output: None)
         with pytest.raises(openai.RateLimitError) as full:
             decide(server)
         assert (full.value.code, full.value.response.headers["retry-after"]) == ("queue_full", "1")

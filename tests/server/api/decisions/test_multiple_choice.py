@@ -14,7 +14,7 @@ from server.api.decisions.multiple_choice import Interview, Question, labels_for
 from server.demo import MODEL_DIR
 from server.errors import InvalidRequest
 from server.text import TextProcessor, load_text
-from tests.server.api.serving import byte_tokenizer
+from tests.server.api.serving import CONTEXT, byte_tokenizer
 from vectors.data.items import Message
 
 QUESTION = Question("Is it late?", ("yes", "no", "unsure"))
@@ -47,7 +47,7 @@ def test_the_question_is_worded_as_in_training() -> None:
 
 def test_prompts_are_the_rendered_chat_and_begin_alike() -> None:
     text = load_text(MODEL_DIR)
-    interview = Interview(text, SAID)
+    interview = Interview(text, SAID, CONTEXT)
     prompts = [interview.prompt(QUESTION, order) for order in QUESTION.orders]
     for prompt, order in zip(prompts, QUESTION.orders, strict=True):
         whole = f"<|im_start|>user\nThe parcel came late.\n\n{QUESTION.text(order)}<|im_end|>\n<|im_start|>assistant\n"
@@ -59,7 +59,7 @@ def test_prompts_are_the_rendered_chat_and_begin_alike() -> None:
 
 def test_a_text_that_is_no_sum_of_its_parts_is_encoded_whole() -> None:
     text = merging_text(("Ċ", "I"))
-    prompt = Interview(text, SAID).prompt(QUESTION, (0, 1, 2))
+    prompt = Interview(text, SAID, CONTEXT).prompt(QUESTION, (0, 1, 2))
     whole = f"The parcel came late.\n\n{QUESTION.text((0, 1, 2))}"
     assert list(prompt) == text.encode(whole)
     assert len(prompt) == len(whole) - 1
@@ -67,27 +67,27 @@ def test_a_text_that_is_no_sum_of_its_parts_is_encoded_whole() -> None:
 
 def test_a_label_that_melts_into_the_prompt_is_taken_as_it_stands_alone() -> None:
     text = merging_text((":", "Ġ"))
-    (alone, spaced), *_ = Interview(text, SAID).label_tokens(2)
+    (alone, spaced), *_ = Interview(text, SAID, CONTEXT).label_tokens(2)
     assert (list(alone), list(spaced)) == (text.encode("A"), text.encode(" A"))
 
 
 def test_a_template_that_refuses_is_the_inputs_fault() -> None:
     text = TextProcessor(byte_tokenizer("{{ raise_exception('never') }}"))
     with pytest.raises(InvalidRequest, match="never") as caught:
-        Interview(text, SAID)
+        Interview(text, SAID, CONTEXT)
     assert (caught.value.code, caught.value.param) == ("chat_template_error", "input")
 
 
 @pytest.mark.parametrize("template", ["{{ messages[-1]['content'] * 2 }}", "silence"])
 def test_a_template_that_hides_or_repeats_the_question_is_refused(template: str) -> None:
     with pytest.raises(InvalidRequest, match="last message exactly once"):
-        Interview(TextProcessor(byte_tokenizer(template)), SAID)
+        Interview(TextProcessor(byte_tokenizer(template)), SAID, CONTEXT)
 
 
 def test_thinking_is_off_unless_asked_for() -> None:
     template = "{{ messages[-1]['content'] }}{% if enable_thinking is false %}<no think>{% endif %}"
     text = TextProcessor(byte_tokenizer(template))
-    silent, thoughtful = Interview(text, SAID), Interview(text, SAID, {"enable_thinking": True})
+    silent, thoughtful = Interview(text, SAID, CONTEXT), Interview(text, SAID, CONTEXT, {"enable_thinking": True})
     assert text.decode(silent.prompt(QUESTION, (0, 1, 2))).endswith("Answer:<no think>")
     assert text.decode(thoughtful.prompt(QUESTION, (0, 1, 2))).endswith("Answer:")
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from server.api.http.places import Places
+from server.errors import Overloaded
 from tests.server.answers import chat_templates as styles
 from tests.server.api.serving import Server, eventually, serving
 
@@ -133,3 +138,44 @@ def test_others_go_on_beside_a_grammar_that_is_slow_to_apply(server: Server) -> 
         assert "the constraint failed" in response.json()["error"]["message"]
     assert stream.text == alone.text
     assert asked(server, **under({"type": "integer"})).status_code == 200
+
+
+def test_a_schema_beyond_the_limits_is_refused_by_name_and_holds_up_nobody(tmp_path: Path) -> None:
+    """A harmless schema, under a limit that none keeps to."""
+    schema = {"type": "object", "properties": {"a": TEXT}}
+    shaped = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+    tool = {"type": "function", "function": {"name": "track", "parameters": schema}}
+    called = {"tools": [tool], "tool_choice": "required"}
+    with serving(tmp_path, chat_template=styles.HERMES, grammar_seconds=0.0001) as limited:
+        for fields, param in ((shaped, "response_format"), (called, "tools")):
+            refused = limited.http.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 4} | fields)
+            error = refused.json()["error"]
+            assert (refused.status_code, error["code"], error["param"]) == (400, "invalid_json_schema", param)
+            assert "takes more than 0.0001 s; expected a simpler schema" in error["message"]
+        plain = limited.http.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 4})
+        assert plain.status_code == 200
+
+
+def test_places_are_few_and_so_are_those_who_wait_for_them() -> None:
+    async def fill() -> tuple[int, list[int], int]:
+        places, gate, running = Places(2, 3), threading.Event(), [0]
+
+        def hold(number: int) -> int:
+            running[0] += 1
+            most.append(running[0])
+            gate.wait(60)
+            running[0] -= 1
+            return number
+
+        most: list[int] = []
+        held = [asyncio.ensure_future(places.run(functools.partial(hold, number))) for number in range(5)]
+        while running[0] < 2:
+            await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded) as refused:
+            await places.run(lambda: hold(5))
+        assert refused.value.headers["Retry-After"]
+        gate.set()
+        done = await asyncio.gather(*held)
+        return max(most), done, await places.run(lambda: hold(6))
+
+    assert asyncio.run(fill()) == (2, [0, 1, 2, 3, 4], 6)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
+from server.api.http import auth
+from server.api.http.rate_limits import RateLimits
 from server.keys import ApiKeys
 from tests.server.api.serving import Server, serving, vector
 from vectors.formats.safetensors import encode_safetensors
@@ -94,6 +98,22 @@ def test_the_sdk_sees_its_own_exceptions(locked: Server) -> None:
         with pytest.raises(openai.PermissionDeniedError):
             client.with_options(api_key=USE).delete("/steering/vectors/kept", cast_to=object)
         assert client.with_options(api_key=USE).models.list().data[0].id == "tiny"
+
+
+def test_wrong_keys_are_slowed_and_right_ones_from_the_same_address_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "WRONG_KEY_SECONDS", 2.0)
+    with serving(tmp_path, keys=ApiKeys(use=[USE])) as server:
+        assert server.app is not None
+        server.app.state.services = replace(server.app.state.services, wrong_keys=RateLimits(2))
+        statuses = [call(server, "GET", "/v1/models", None, f"Bearer guess{number}").status_code for number in range(2)]
+        assert statuses == [401, 401]
+        for path in ("/v1/chat/completions", "/v1/completions"):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.request("POST", server.url + path, headers={"Authorization": "Bearer wrong"}, timeout=0.5)
+        assert call(server, "GET", "/v1/models", None, f"Bearer {USE}").status_code == 200
+        assert call(server, "GET", "/v1/models", None, None).status_code == 401  # no guess
 
 
 STRANGERS = [

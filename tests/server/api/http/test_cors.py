@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.api.http.parameters import RATE_LIMITS
 from server.keys import ApiKeys, KeysRefused, check_origins
 from tests.server.api.serving import Server, serving
 
@@ -55,6 +56,7 @@ def test_the_page_is_answered_and_may_read_what_it_needs(open_server: Server) ->
     assert (response.status_code, allowed_origin(response)) == (200, PAGE)
     exposed = response.headers["access-control-expose-headers"].split(", ")
     assert {"x-request-id", "x-ratelimit-remaining-requests", "retry-after", "etag"} <= set(exposed)
+    assert {header.name for header in RATE_LIMITS} <= set(exposed)
     assert {"x-request-id", "x-ratelimit-remaining-requests"} <= response.headers.keys()
     assert "Origin" in response.headers["vary"]
 

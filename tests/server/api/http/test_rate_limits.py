@@ -109,9 +109,11 @@ def test_a_key_that_asks_too_often_is_429_and_the_other_is_not(limited: Server) 
     assert ask(limited, "second-key").status_code == 200
 
 
-def test_chats_and_completions_count_together_and_so_do_wrong_requests(limited: Server) -> None:
+def test_all_that_generates_or_encodes_counts_together(limited: Server) -> None:
     assert ask(limited, "first-key", "/v1/chat/completions", {"messages": HELLO, "max_tokens": 1}).status_code == 200
-    assert ask(limited, "first-key", "/v1/completions", {"prompt": "a", "n": 0}).status_code == 400
+    assert ask(limited, "first-key", "/tokenize", {"prompt": "a"}).status_code == 200
+    assert ask(limited, "second-key", "/v1/completions", {"prompt": "a", "n": 0}).status_code == 400
+    assert ask(limited, "second-key").headers["x-ratelimit-remaining-requests"] == str(LIMIT - 2)
     stream = ask(limited, "first-key", body=PROMPT | {"stream": True})
     assert (stream.status_code, stream.headers["x-ratelimit-remaining-requests"]) == (200, "0")
     with openai.OpenAI(base_url=f"{limited.url}/v1", api_key="first-key", max_retries=0) as client:
@@ -147,3 +149,37 @@ def test_without_keys_each_address_has_its_own(tmp_path: Path) -> None:
 def test_without_the_option_there_is_no_limit(server: Server) -> None:
     response = server.http.post("/v1/completions", json=PROMPT)
     assert not [name for name in response.headers if name.startswith("x-ratelimit")]
+
+
+def test_a_debt_is_made_up_for_before_anything_more_is_allowed() -> None:
+    clock = Clock()
+    limits = RateLimits(60, clock, unit="tokens")
+    assert limits.look(b"one").wait_seconds == 0
+    limits.charge(b"one", 100)
+    owed = limits.look(b"one")
+    assert (owed.wait_seconds, owed.remaining, owed.reset_seconds) == (41, 0, 100)
+    assert owed.headers()["x-ratelimit-remaining-tokens"] == "0"
+    assert limits.look(b"two").wait_seconds == 0
+    clock.now += 41
+    assert (limits.look(b"one").wait_seconds, limits.look(b"one").remaining) == (0, 1)
+
+
+SPENDING: list[tuple[str, dict[str, Any], int]] = [
+    ("/v1/completions", {"prompt": "abcd", "n": 3, "max_tokens": 10, "ignore_eos": True}, 34),
+    ("/v1/completions", {"prompt": "abcd", "max_tokens": 10, "ignore_eos": True, "stream": True}, 14),
+    ("/v1/completions", {"prompt": ["ab", "cd"], "max_tokens": 1, "logprobs": 1, "echo": True}, 10),
+    ("/v1/decisions", {"input": "x", "questions": [{"type": "predicate", "instructions": "Is it?"}]}, 100),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "least"), SPENDING)
+def test_tokens_are_counted_for_their_key_alone(tmp_path: Path, path: str, body: dict[str, Any], least: int) -> None:
+    with serving(tmp_path, keys=ApiKeys(use=["first-key", "second-key"]), token_limit=least) as server:
+        answer = ask(server, "first-key", path, body)
+        assert answer.status_code == 200
+        assert answer.headers["x-ratelimit-remaining-tokens"] == str(least)
+        refused = ask(server, "first-key", path, body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert f"{least} tokens per minute" in refused.json()["error"]["message"]
+        assert int(refused.headers["retry-after"]) >= 1
+        assert ask(server, "second-key", path, body).status_code == 200

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import re
 import socket
 import threading
 import time
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from server.cli.serve.connections import timed_protocol
+from server.cli.serve.connections import MAX_SMALL_CHUNKS, MIN_CHUNK_BYTES, timed_protocol
 from tests.server.api.http.misbehaving import RECEIVE_BUFFER, SEGMENT
 from tests.server.api.serving import Server, eventually, serving
 
@@ -32,6 +34,13 @@ LONG: dict[str, Any] = {
 def timed(tmp_path: Path) -> Iterator[Server]:
     """A server that waits 0.3 s for a head, and 0.3 s for who does not read."""
     with serving(tmp_path, http=timed_protocol(0.3, 0.3)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that waits for a minute."""
+    with serving(tmp_path_factory.mktemp("data"), http=timed_protocol(60, 60)) as server:
         yield server
 
 
@@ -149,3 +158,55 @@ def test_a_broken_body_is_400_and_no_failure_of_the_server(
         read_all(connection)
     assert timed.http.get("/health").status_code == 200
     assert [record for record in caplog.records if record.exc_info] == []
+
+
+def read_answer(connection: socket.socket) -> bytes:
+    """One whole answer."""
+    answer = b""
+    while (found := re.search(rb"content-length: (\d+)\r\n(?s:.*)\r\n\r\n", answer, re.IGNORECASE)) is None or (
+        len(answer) < found.end() + int(found[1])
+    ):
+        answer += connection.recv(65536)
+    return answer
+
+
+def num_taken(connection: socket.socket, data: bytes, most: int) -> int:
+    """How often `data` can be sent until the server ends the connection, at most `most` times."""
+    for number in range(most):
+        try:
+            connection.sendall(data)
+        except ConnectionError:
+            return number
+    return most
+
+
+def test_a_body_that_goes_on_after_its_answer_ends_the_connection(patient: Server) -> None:
+    """It would be read for as long as it lasts, and thrown away."""
+    piece = b"x" * 65536
+    with connect(patient) as connection:
+        connection.sendall(b"POST /v1/nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000000\r\n\r\nx")
+        assert read_answer(connection).startswith(b"HTTP/1.1 404")
+        assert num_taken(connection, piece, 1000) < 1000
+
+
+def test_a_body_that_ends_soon_after_its_answer_keeps_the_connection(patient: Server) -> None:
+    with connect(patient) as connection:
+        for _ in range(3):
+            connection.sendall(b"POST /v1/nowhere HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 50000\r\n\r\n")
+            assert read_answer(connection).startswith(b"HTTP/1.1 404")
+            connection.sendall(b"x" * 50000)
+        connection.sendall(HEAD + b"Connection: close\r\n\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(("size", "status"), [(1, b"400"), (MIN_CHUNK_BYTES, b"200")])
+def test_a_body_in_tiny_chunks_is_refused(patient: Server, size: int, status: bytes) -> None:
+    """A chunk costs the server as much whatever is in it."""
+    body = b'{"prompt": "a", "max_tokens": 1' + b" " * (size * (MAX_SMALL_CHUNKS + 100)) + b"}"
+    chunks = b"".join(b"%x\r\n%s\r\n" % (size, body[at : at + size].ljust(size)) for at in range(0, len(body), size))
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connect(patient) as connection:
+        connection.sendall(head + chunks)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"0\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 " + status)

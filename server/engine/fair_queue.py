@@ -1,0 +1,71 @@
+"""FairQueue: waiting sequences, whose owners take turns, so that nobody waits for all that another has queued."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+
+from server.engine.sequence import TokenSequence
+
+
+class FairQueue:
+    """Sequences in the order in which they start: round robin over the owners of their requests.
+
+    An owner's sequences keep their order. Used only by the engine's thread, except for the numbers.
+    """
+
+    def __init__(self) -> None:
+        self._by_owner: OrderedDict[str, deque[TokenSequence]] = OrderedDict()
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def num_of(self, owner: str) -> int:
+        """How many sequences of `owner` wait."""
+        return len(self._by_owner.get(owner, ()))
+
+    @property
+    def num_owners(self) -> int:
+        """How many owners have sequences that wait."""
+        return len(self._by_owner)
+
+    @property
+    def firsts(self) -> Iterator[TokenSequence]:
+        """The first sequence of each owner, in the order of their turns."""
+        return (waiting[0] for waiting in self._by_owner.values())
+
+    def __iter__(self) -> Iterator[TokenSequence]:
+        turns = itertools.chain.from_iterable(itertools.zip_longest(*self._by_owner.values()))
+        return (each for each in turns if each is not None)
+
+    def peek(self, index: int) -> TokenSequence | None:
+        """The sequence at `index` of the order; None when there are fewer."""
+        return next(itertools.islice(self.firsts if index < len(self._by_owner) else self, index, None), None)
+
+    def add(self, sequence: TokenSequence) -> None:
+        """Queue a new sequence."""
+        self._by_owner.setdefault(sequence.request.owner, deque()).append(sequence)
+        self._length += 1
+
+    def put_back(self, sequence: TokenSequence) -> None:
+        """Queue a sequence that had started; it is the first to start again."""
+        owner = sequence.request.owner
+        self._by_owner.setdefault(owner, deque()).appendleft(sequence)
+        self._by_owner.move_to_end(owner, last=False)
+        self._length += 1
+
+    def take(self, sequence: TokenSequence) -> None:
+        """Remove a sequence that starts; its owner's next one waits until all other owners had a turn."""
+        self.remove(sequence)
+        if sequence.request.owner in self._by_owner:
+            self._by_owner.move_to_end(sequence.request.owner)
+
+    def remove(self, sequence: TokenSequence) -> None:
+        """Remove a sequence, wherever it is."""
+        waiting = self._by_owner[sequence.request.owner]
+        waiting.remove(sequence)
+        if not waiting:
+            del self._by_owner[sequence.request.owner]
+        self._length -= 1

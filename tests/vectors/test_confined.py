@@ -1,0 +1,78 @@
+"""What a child does comes back whole, and what it must not do ends it and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from vectors.confined import Child, Limits, TaskFailed
+
+MODULE = "tests.vectors.confined_task"
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[Child]:
+    with Child(MODULE, Limits(memory_mib=64, seconds=0.3), b"set up") as made:
+        yield made
+
+
+def echoes(child: Child, text: bytes = b"abc") -> bool:
+    return list(child.run(b"echo " + text)) == [b"set up", text]
+
+
+def test_pieces_come_back_as_they_were(child: Child) -> None:
+    for text in (b"", b"a", bytes(range(256)) * 10_000):
+        assert echoes(child, text)
+    assert list(child.run(b"allocate 20")) == [b"begun", str(20 << 20).encode()]
+    assert 10 << 20 <= child.peak_bytes <= 64 << 20
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (b"allocate 100", "it takes more than 64 MiB of memory"),
+        (b"spin", r"it takes more than 0\.3 s"),
+        (b"crash", "it ends the process that does it"),
+        (b"abort", "it takes more than 64 MiB of memory"),  # as allocators end a process
+    ],
+)
+def test_a_task_that_fails_ends_nothing_but_itself(
+    child: Child, capfd: pytest.CaptureFixture[str], task: bytes, said: str
+) -> None:
+    with pytest.raises(TaskFailed, match=said):
+        list(child.run(task))
+    assert echoes(child)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_bug_in_a_task_is_raised_as_one(child: Child) -> None:
+    with pytest.raises(RuntimeError, match="no such task"):
+        list(child.run(b"nonsense"))
+    assert echoes(child)
+
+
+def test_who_wants_no_more_pieces_gets_the_right_ones_next_time(child: Child) -> None:
+    pieces = child.run(b"echo " + b"x" * (1 << 20))
+    assert next(pieces) == b"set up"
+    del pieces
+    assert echoes(child)
+
+
+def test_a_process_that_was_killed_is_replaced_and_a_closed_one_is_gone(child: Child) -> None:
+    assert echoes(child)
+    process = child._process
+    assert process is not None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert echoes(child)
+    process = child._process
+    assert process is not None
+    child.close()
+    assert process.returncode is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+    child.close()
+    assert echoes(child)
