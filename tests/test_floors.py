@@ -61,18 +61,18 @@ FLOORS: dict[str, str] = {
         run
     """,
     "vectors.training": """
-        __init__ model_view plots progress prompts statistics values
-        baseline_directions options significance
+        __init__ canvas model_view progress prompts statistics values
+        baseline_directions options plots significance
         contrast method
         examiner
         apart outcomes search
         constant_answers
         held_out
         baselines
-        report retention
+        report retention size_curve
         verdict
         recomputed train
-        evaluate
+        evaluate sweep
         task
     """,
     "server": """
