@@ -57,8 +57,11 @@ FLOORS: dict[str, str] = {
     """,
     "vectors.study": """
         __init__ definition
-        data tables
-        run
+        data figures records
+        effects run
+        choices comparisons grids
+        pictures report
+        tables
     """,
     "vectors.training": """
         __init__ canvas model_view progress prompts statistics values
@@ -175,8 +178,8 @@ FLOORS: dict[str, str] = {
         command
     """,
     "server.cli.training": """
-        __init__ parser progress study tables
-        options
+        __init__ parser progress study_tables tables
+        options study
         files
         local remote report
         command
