@@ -71,22 +71,25 @@ FLOORS: dict[str, str] = {
     """,
     "vectors.study": """
         __init__ definition
-        data tables
-        run
+        data figures records
+        effects run
+        choices comparisons grids
+        pictures report
+        tables
     """,
     "vectors.training": """
-        __init__ model_view plots progress prompts statistics values
-        baseline_directions options significance
+        __init__ canvas model_view progress prompts statistics values
+        baseline_directions options plots significance
         contrast method
         examiner
         apart outcomes search
         constant_answers
         held_out
         baselines
-        report retention
+        report retention size_curve
         verdict
         recomputed train
-        evaluate
+        evaluate sweep
         task
     """,
     "server": """
@@ -190,9 +193,9 @@ FLOORS: dict[str, str] = {
         command
     """,
     "server.cli.training": """
-        __init__ answer_tables generated_options progress study tables
+        __init__ answer_tables generated_options progress study_tables tables
         parser
-        options
+        options study
         files
         generation judging local remote report
         generated

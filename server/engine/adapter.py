@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -31,6 +32,22 @@ def merge_adapter(module: PreTrainedModel, adapter: str) -> PreTrainedModel:
         except LOADING_ERRORS as error:
             raise ModelRefused(f"cannot load the adapter {adapter}: {reason_of(error)}") from error
     return merged
+
+
+def adapter_size(adapter: str) -> int | None:
+    """The bytes of the weights' file and the configuration of an adapter that has been loaded.
+
+    From its folder or, for a hub id, from the hub's cache; None where they are not found.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    def size(name: str) -> int | None:
+        file = Path(adapter) / name if Path(adapter).is_dir() else try_to_load_from_cache(adapter, name)
+        return Path(file).stat().st_size if isinstance(file, str | Path) and Path(file).is_file() else None
+
+    config = size("adapter_config.json")
+    weights = size("adapter_model.safetensors") or size("adapter_model.bin")
+    return None if config is None or weights is None else config + weights
 
 
 def _check_weights(adapter: str, given: dict[str, Any], taken: dict[str, Any]) -> None:

@@ -26,23 +26,21 @@ from vectors.durable import make_folder, write_file
 from vectors.errors import InvalidData, InvalidMethod
 from vectors.study.data import StudyData
 from vectors.study.definition import ModelCase, Study, StudyCell
+from vectors.study.records import Record, cell_result, failed_cell, reason_of
 from vectors.training.examiner import Examiner, Question, answers_of
-from vectors.training.held_out import HeldOutResult, held_out_report, interval_report, measure_steerings
+from vectors.training.held_out import HeldOutResult, measure_steerings
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView
 from vectors.training.options import Variant
 from vectors.training.progress import Progress, WorkPlan
-from vectors.training.report import cell_report
+from vectors.training.report import answers_per_second
 from vectors.training.retention import MAX_RETENTION_ITEMS
 from vectors.training.search import Cell, best_of
 from vectors.training.train import Searched, TrainingData, check_fit, search_seed
 from vectors.vocabulary import Site
 
-FORMAT = 3
-"""The format of a cell's file."""
-
-Record = dict[str, Any]
-"""A cell's file."""
+FORMAT = 4
+"""The format of a cell's file. Cells of other formats are refused: they lack what the tables are made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +97,11 @@ def read_cells(study: Study, case: ModelCase, data: StudyData, folder: Path) -> 
         wanted = _depends_on(study, case, cell, data)
         if key != _key(wanted):
             known = known if isinstance(known, dict) else {}
+            if known.get("format") != FORMAT:
+                raise InvalidMethod(
+                    f"{path}: expected a cell of format {FORMAT}, got {known.get('format')!r:.20}, of another version; "
+                    "choose another output folder, or delete it to run the cell again"
+                )
             differing = [name for name, value in wanted.items() if known.get(name) != value]
             raise InvalidMethod(
                 f"{path}: belongs to another study ({', '.join(differing) or 'hash'} differs); "
@@ -118,12 +121,20 @@ def cell_file(folder: Path, case: ModelCase, cell: StudyCell) -> Path:
 
 
 def run_study(
-    study: Study, case: ModelCase, view: ModelView, data: StudyData, folder: Path, report: StudyReport
+    study: Study,
+    case: ModelCase,
+    view: ModelView,
+    data: StudyData,
+    folder: Path,
+    report: StudyReport,
+    *,
+    adapter_bytes: int | None = None,
 ) -> dict[StudyCell, Record]:
     """Run the cells that are missing; returns all of them.
 
-    A cell whose data leaves nothing to contrast is written as failed with its reason, and the study continues. Raises
-    as `read_cells` does, `InvalidMethod` for what the model lacks, what the view and `report` raise, and `OSError`.
+    `adapter_bytes`, the size of the case's adapter, is written into its cells. A cell whose data leaves nothing to
+    contrast is written as failed with its reason, and the study continues. Raises as `read_cells` does, `InvalidMethod`
+    for what the model lacks, what the view and `report` raise, and `OSError`.
     """
     layers = check_fit(study.method_of(variants=study.variants, sites=study.sites, icl=0), view)
     found = read_cells(study, case, data, folder)
@@ -134,13 +145,11 @@ def run_study(
         variants = [name for name in study.variants if any(cell.variant == name for cell in group.missing)]
         sites = [name for name in study.sites if any(cell.site == name for cell in group.missing)]
         method = study.method_of(variants=variants, sites=sites, icl=group.icl, layers=layers)
-        started = time.monotonic()
         results = _run_group(group, view, data, method, reporter.phase)
-        seconds = round(time.monotonic() - started, 3)
         for cell in group.missing:
             depends_on = _depends_on(study, case, cell, data)
             record = {"format": FORMAT, "key": _key(depends_on), "depends_on": depends_on}
-            record |= results[cell.variant, cell.site] | {"search_seconds": seconds}
+            record |= results[cell.variant, cell.site] | {"adapter_bytes": adapter_bytes}
             file = cell_file(folder, case, cell)
             make_folder(file.parent)
             write_file(file, json.dumps(record, indent=1, allow_nan=False).encode())
@@ -193,7 +202,7 @@ def _run_group(
     try:
         searched = search_seed(view, TrainingData(items), method, group.seed, plan)
     except (InvalidData, InvalidMethod) as error:
-        return dict.fromkeys(names, _failed(str(error)))
+        return dict.fromkeys(names, failed_cell(str(error)))
     chosen: dict[tuple[Variant, Site], Cell] = {}
     for name in names:
         cells = [cell for cell in searched.cells if (cell.variant, cell.site) == name]
@@ -203,9 +212,14 @@ def _run_group(
     tests = _tests(searched, list(chosen.values()), plan)
     kept = _retention(view, data.retention, list(chosen.values()), method, group.seed, plan)
     plan.end()
-    results = {name: _failed(_reason(name[0], searched)) for name in names if name not in chosen}
+    results = {name: failed_cell(reason_of(name[0], searched)) for name in names if name not in chosen}
+    cost = {
+        "seconds": {phase: round(value, 3) for phase, value in plan.seconds.items()},
+        "items_per_second": answers_per_second([(searched.num_items, len(searched.cells))], plan.seconds),
+        "searched_together": len(chosen),
+    }
     for (name, cell), test, retention in zip(chosen.items(), tests, kept, strict=True):
-        results[name] = _result(searched, cell, test, retention, is_paper=method.is_paper)
+        results[name] = cell_result(searched, cell, test, retention, is_paper=method.is_paper) | cost
     return results
 
 
@@ -245,41 +259,6 @@ def _retention(
     right = Examiner(view, method).choose(questions, steerings, plan.advance) == answers_of(questions)
     plain, *steered = (float(value) for value in np.mean(right, axis=1))
     return [{"baseline": plain, "steered": value, "change": value - plain} for value in steered]
-
-
-def _result(
-    searched: Searched, cell: Cell, test: HeldOutResult, retention: dict[str, float] | None, *, is_paper: bool
-) -> Record:
-    assert cell.accuracy is not None
-    tested = held_out_report(test)
-    del tested["letters"]
-    outcomes = test.outcomes
-    return {
-        "reason": None,
-        "split": searched.num_items,
-        "chosen": cell_report(cell) | {"dose": cell.dose, "relative_dose": cell.relative_dose},
-        "validation_baseline": searched.validation_baseline,
-        "unsteered_wins": not is_paper and searched.validation_baseline >= cell.accuracy,
-        "plain_baseline": searched.plain_accuracy,
-        "baseline": interval_report(test.baseline),
-        "test": tested,
-        "items": {
-            "prompts": [len(item.orders) for item in outcomes],
-            "right_before": [item.before.count(item.answer) for item in outcomes],
-            "right_after": [item.after.count(item.answer) for item in outcomes],
-            "group": [item.group for item in outcomes],
-        },
-        "retention": retention,
-    }
-
-
-def _failed(reason: str) -> Record:
-    return {"reason": reason}
-
-
-def _reason(variant: Variant, searched: Searched) -> str:
-    notes = [note for note in searched.notes if note.startswith(f"{variant} ")]
-    return notes[0] if notes else "the two groups of texts have the same activations at every layer of the site"
 
 
 class _Reporter:

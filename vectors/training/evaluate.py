@@ -1,24 +1,20 @@
-"""Evaluation of an existing steering, and of training itself for increasing numbers of items."""
+"""Evaluation of an existing steering."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from vectors.data.items import ShownItem
-from vectors.errors import InvalidData
 from vectors.training.examiner import Examiner
 from vectors.training.held_out import held_out_report, interval_report, measure_steering
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView, Steering
 from vectors.training.outcomes import Outcomes, Tested
 from vectors.training.progress import Report, WorkPlan
-from vectors.training.report import cell_report
 from vectors.training.retention import check_retention, harm_of, retention_of, retention_report
-from vectors.training.train import TrainingData, check_fit, expected_work, parts_of, show, train_seed
+from vectors.training.train import TrainingData, check_fit, show
 from vectors.training.verdict import verdict_of
 
 
@@ -77,49 +73,3 @@ def evaluate(
         "seconds": {phase: round(value, 3) for phase, value in plan.seconds.items()},
     }
     return reported, Outcomes((Tested(seed, test.outcomes),), kept_items, kept_texts)
-
-
-def _of_size(report: Report, size: int) -> Report:
-    """`report`, with the size in the name of each phase."""
-    return lambda progress: report(replace(progress, phase=f"{size} items: {progress.phase}"))
-
-
-def sweep(
-    view: ModelView, data: TrainingData, method: Method, sizes: Sequence[int], *, seed: int, report: Report
-) -> tuple[dict[str, Any], Outcomes]:
-    """Held-out accuracy by the number of training items, and its outcomes: each size is a training on the same split.
-
-    A size that leaves nothing to contrast is reported with the reason. Raises as `train`.
-    """
-    check_fit(method, view)
-    available = len(parts_of(data, method, seed).train)
-    tried = sorted({min(size, available) for size in sizes})
-    points: list[dict[str, Any]] = []
-    tested: list[Tested] = []
-    failure = InvalidData("none of the sizes can be trained", data.items.name)
-    for size in tried:
-        plan = WorkPlan(_of_size(report, size), expected_work(data, method, view))
-        try:
-            result = train_seed(view, data, method, seed, plan, num_train=size)
-        except InvalidData as error:
-            failure = error
-            points.append({"num_items": size, "reason": str(error)})
-            continue
-        tested.append(Tested(seed, result.test.outcomes, result.validation, size))
-        points.append(
-            {
-                "num_items": size,
-                "chosen": cell_report(result.chosen),
-                "baseline": interval_report(result.test.baseline),
-                "test": held_out_report(result.test),
-            }
-        )
-    if not any("test" in point for point in points):
-        raise failure
-    reported = {
-        "method": method.to_json(),
-        "data": {"name": data.items.name, "sha256": data.items.sha256, "items": len(data.items.items)},
-        "seed": seed,
-        "points": points,
-    }
-    return reported, Outcomes(tuple(tested))

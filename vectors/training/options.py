@@ -239,8 +239,9 @@ class MethodOptions:
     seeds: int = _option(
         1,
         Whole(1, 100),
-        "number of splits to train and test on; a vector is recommended if it also helps over all of them",
-        uses=("train",),
+        "number of splits to train and test on; a vector is recommended if it also helps over all of them, and the "
+        "standard errors of a sweep are over them",
+        uses=("train", "sweep"),
         metavar="N",
         group=_HOW_TO_TRAIN,
     )

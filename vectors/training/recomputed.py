@@ -14,8 +14,9 @@ from vectors.training.baselines import figures_of
 from vectors.training.held_out import HeldOutResult, held_out_report, held_out_result, interval_report
 from vectors.training.method import Method
 from vectors.training.outcomes import Outcomes, Tested
-from vectors.training.report import over_seeds, seeds_report
+from vectors.training.report import SearchedGrid, grid_over_seeds, over_seeds, seeds_report
 from vectors.training.retention import OWN_TEXTS, retention_report
+from vectors.training.size_curve import curve_report
 from vectors.training.verdict import verdict_of
 
 _PRECISION = 1e-9
@@ -38,7 +39,7 @@ def recompute(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
     """
     try:
         if "points" in report:
-            return {"points": [_point(point, report, outcomes) for point in report["points"]]}
+            return _sweep(report, outcomes)
         return _training(report, outcomes)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise InvalidData(f"is no report of this version ({error!r:.100})", "report.json") from None
@@ -100,7 +101,7 @@ def _training(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
         for each in report.get("seeds", {"each": ()})["each"]
     ]
     if splits:
-        figures["seeds"] = seeds_report(splits)
+        figures["seeds"] = seeds_report(splits) | {"grid": _grid(report["seeds"], outcomes)}
     compared = [_baseline(shown, report, outcomes, first) for shown in report.get("baselines", ())]
     figures |= {"baselines": compared} if compared else {}
     verdict = verdict_of(
@@ -120,6 +121,18 @@ def _training(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
     }
 
 
+def _grid(seeds: Mapping[str, Any], outcomes: Outcomes) -> list[dict[str, Any]]:
+    """The gains of every cell over the seeds."""
+    names = [(cell["variant"], cell["site"], cell["layer"], cell["scale"]) for cell in seeds["grid"]]
+    grids = []
+    for each in seeds["each"]:
+        baseline, accuracies = _validation(_tested(outcomes, each["seed"]))
+        own = names if each["cells"] is None else [names[place] for place in each["cells"]]
+        gains = {name: accuracy - baseline for name, accuracy in zip(own, accuracies, strict=True)}
+        grids.append(SearchedGrid(gains, each["split"]))
+    return grid_over_seeds(grids)
+
+
 def _baseline(
     shown: Mapping[str, Any], report: Mapping[str, Any], outcomes: Outcomes, vector: Tested
 ) -> dict[str, Any]:
@@ -131,11 +144,23 @@ def _baseline(
     return {"name": shown["name"], **figures_of(tested, shown["chosen"]["candidate"], vector.test)}
 
 
-def _point(point: Mapping[str, Any], report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
-    if "test" not in point:
-        return {"num_items": point["num_items"]}
-    test = held_out_result(_tested(outcomes, report["seed"], point["num_items"]).test)
-    return {"baseline": interval_report(test.baseline), "test": held_out_report(test)}
+def _sweep(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
+    tests = {
+        point["num_items"]: {
+            each["seed"]: held_out_result(_tested(outcomes, each["seed"], point["num_items"]).test)
+            for each in point.get("each", ())
+        }
+        for point in report["points"]
+    }
+    curve = curve_report(tests, Method.from_json(report["method"]).seeds, report["splits"])
+    figures = {point["num_items"]: point for point in curve["points"]}
+    points = []
+    for size, own in tests.items():
+        each = [
+            {"seed": seed, "baseline": test.baseline.value, "steered": test.steered.value} for seed, test in own.items()
+        ]
+        points.append({"num_items": size} | (figures[size] | {"each": each} if own else {}))
+    return curve | {"points": points}
 
 
 def _validation(tested: Tested) -> tuple[float, list[float]]:

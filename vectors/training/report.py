@@ -6,7 +6,7 @@ The figures come from outcomes alone, so `recomputed.py` can compute them again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from vectors.training.held_out import HeldOutResult, held_out_report, interval_r
 from vectors.training.method import Method
 from vectors.training.outcomes import ValidationOutcome
 from vectors.training.search import Cell
-from vectors.training.significance import SeedsTest, corrected_seeds_test, seeds_test
+from vectors.training.significance import SeedsTest, corrected_seeds_test, resampled_error, seeds_test
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,6 @@ def training_report(
     first = results[0]
     chosen, test = first.chosen, first.test
     choices = [item for item in data.items if isinstance(item, ChoiceItem)]
-    num_asked = sum(
-        result.num_items["train"] + result.num_items["validation"] * (1 + len(result.cells)) for result in results
-    )
-    asking = sum(seconds.get(phase, 0.0) for phase in ("answering", "searching"))
     reported: dict[str, Any] = {
         "method": method.to_json(),
         "data": {
@@ -93,16 +89,71 @@ def training_report(
         "retention": retention,
         "notes": first.notes + _letter_note(choices),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
-        "items_per_second": round(num_asked / asking, 1) if asking > 0 else None,
+        "items_per_second": answers_per_second([(found.num_items, len(found.cells)) for found in results], seconds),
     }
     if method.icl:
         reported["icl"] = {"exemplars": method.icl, "plain_baseline_test": first.plain_accuracy}
     if len(results) > 1:
         splits = [(result.seed, result.test, result.num_items) for result in results]
         reported["seeds"] = seeds_report(splits)
-        for shown, result in zip(reported["seeds"]["each"], results, strict=True):
+        grids = [grid_of_search(result) for result in results]
+        reported["seeds"]["grid"] = grid_over_seeds(grids)
+        names = list(dict.fromkeys(name for grid in grids for name in grid.gains))
+        for shown, result, grid in zip(reported["seeds"]["each"], results, grids, strict=True):
+            places = [names.index(name) for name in grid.gains]
             shown |= {"chosen": cell_report(result.chosen)}
+            shown |= {"cells": None if places == list(range(len(names))) else places}
     return reported
+
+
+CellName = tuple[str, str, int, float]
+"""The variant, site, layer and scale of a cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchedGrid:
+    """The gain over the validation baseline, -1 to 1, of every cell of one split's search, and its numbers of items."""
+
+    gains: Mapping[CellName, float]
+    split: Mapping[str, int]
+
+
+def grid_of_search(result: SeedResult) -> SearchedGrid:
+    """The gains of a seed's search."""
+    gains: dict[CellName, float] = {
+        (cell.variant, cell.site, cell.layer, cell.shown_scale): (cell.accuracy or 0.0) - result.validation_baseline
+        for cell in result.cells
+    }
+    return SearchedGrid(gains, result.num_items)
+
+
+def grid_over_seeds(grids: Sequence[SearchedGrid]) -> list[dict[str, Any]]:
+    """For each cell that a seed tried, the mean gain over the seeds that did, and its standard error.
+
+    The error is corrected for splits that share items, with the validation items in place of the test items
+    (`significance.resampled_error`); None for a single seed.
+    """
+    found = []
+    for name in dict.fromkeys(name for grid in grids for name in grid.gains):
+        own = [grid for grid in grids if name in grid.gains]
+        gains = [grid.gains[name] for grid in own]
+        ratio = sum(grid.split["validation"] for grid in own) / sum(grid.split["train"] for grid in own)
+        found.append(
+            dict(zip(("variant", "site", "layer", "scale"), name, strict=True))
+            | {
+                "gain": sum(gains) / len(gains),
+                "standard_error": resampled_error(gains, ratio) if len(gains) > 1 else None,
+                "seeds": len(gains),
+            }
+        )
+    return found
+
+
+def answers_per_second(searches: Iterable[tuple[Mapping[str, int], int]], seconds: Mapping[str, float]) -> float | None:
+    """The pace of searches, each given by its numbers of items and of cells; None where they took no time."""
+    num_asked = sum(num_items["train"] + num_items["validation"] * (1 + cells) for num_items, cells in searches)
+    asking = sum(seconds.get(phase, 0.0) for phase in ("answering", "searching"))
+    return round(num_asked / asking, 1) if asking > 0 else None
 
 
 def selection_note(num_cells: int) -> str:

@@ -163,8 +163,19 @@ def corrected_seeds_test(
         raise ValueError("expected a standard error for each difference, and a ratio above 0")
     if checked.size < 2:
         return None
-    variance = max(float(checked.var(ddof=1)), float((errors**2).mean()))
-    return _student(checked, (1 / checked.size + test_ratio) * variance)
+    return _student(checked, resampled_error(checked, test_ratio, least=float((errors**2).mean())) ** 2)
+
+
+def resampled_error(values: ArrayLike, test_ratio: float, *, least: float = 0.0) -> float:
+    """The standard error of the mean of `[seeds]` values, at least two, each of one split of a pool of items.
+
+    The variance of the mean is (1 ÷ seeds + `test_ratio`) times that of one split, as in `corrected_seeds_test`;
+    `least` is the smallest variance of one split.
+    """
+    checked = differences_of("values", values)
+    if checked.size < 2:
+        raise ValueError("values: expected two or more")
+    return math.sqrt((1 / checked.size + test_ratio) * max(float(checked.var(ddof=1)), least))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -19,16 +19,26 @@ from vectors.data.items import DataSet, summary_of
 from vectors.data.options import ReadOptions
 from vectors.errors import UNNAMED, InvalidData, InvalidMethod, MissingDependency
 from vectors.training.apart import of_record, recorded, seen_of, without_seen, without_too_long
-from vectors.training.evaluate import evaluate, sweep
+from vectors.training.evaluate import evaluate
 from vectors.training.examiner import Examiner
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView, Steering
 from vectors.training.options import DATA_OPTIONS, METHOD_OPTIONS, TASK_OPTIONS, Kind, TaskOptions, read_options
 from vectors.training.outcomes import OUTCOMES, Outcomes
-from vectors.training.plots import Bar, CurvePoint, accuracy_bars, heat_map, size_curve
+from vectors.training.plots import (
+    RELATIVE_SCALE_LABEL,
+    SCALE_LABEL,
+    Bar,
+    CurvePoint,
+    SlopeLine,
+    accuracy_bars,
+    gain_map,
+    heat_map,
+    size_curve,
+)
 from vectors.training.progress import Progress, Report
 from vectors.training.search import Cell
-from vectors.training.statistics import Accuracy
+from vectors.training.sweep import sweep
 from vectors.training.train import TrainingData, check_fit, parts_of, train
 from vectors.vector import SteeringVector
 
@@ -108,7 +118,10 @@ def _carry_out(
         return Done(None, found, _files(found, [("sizes.png", _curve_plot(found))], outcomes), 0, False, reason)
     trained = train(view, data, task.method, seed=seed, report=report)
     _say_what_was_read(trained.report, data, notes)
-    plots = [*_heat_maps(trained.report, trained.cells, task.method), ("accuracy.png", _accuracy_plot(trained.report))]
+    plots = _heat_maps(trained.report, trained.cells, task.method)
+    if "seeds" in trained.report:
+        plots += _gain_maps(trained.report, task.method)
+    plots.append(("accuracy.png", _accuracy_plot(trained.report)))
     if trained.report.get("baselines"):
         plots.append(("baselines.png", _baselines_plot(trained.report)))
     return Done(
@@ -221,9 +234,21 @@ def _heat_maps(report: dict[str, Any], cells: Sequence[Cell], method: Method) ->
             accuracy,
             report["baseline"]["validation"],
             (chosen["layers"][0], chosen["grid_scale"]) if is_chosen else None,
-            **({"scale_label": "scale (× mean ‖h‖ ÷ ‖v‖)"} if method.relative_scales else {}),
+            scale_label=RELATIVE_SCALE_LABEL if method.relative_scales else SCALE_LABEL,
         )
         plots.append((f"grid-{variant}-{site}.png", picture))
+    return plots
+
+
+def _gain_maps(report: dict[str, Any], method: Method) -> list[tuple[str, bytes]]:
+    """One plot for each variant and site: the mean gain over the seeds."""
+    places = dict.fromkeys((cell["variant"], cell["site"]) for cell in report["seeds"]["grid"])
+    plots = []
+    for variant, site in places:
+        own = [cell for cell in report["seeds"]["grid"] if (cell["variant"], cell["site"]) == (variant, site)]
+        title = f"{variant}, {site}: mean validation gain over {len(report['seeds']['each'])} seeds"
+        label = RELATIVE_SCALE_LABEL if method.relative_scales else SCALE_LABEL
+        plots.append((f"gain-{variant}-{site}.png", gain_map(title, own, scale_label=label)))
     return plots
 
 
@@ -249,10 +274,15 @@ def _baselines_plot(report: dict[str, Any]) -> bytes:
 
 
 def _curve_plot(report: dict[str, Any]) -> bytes:
-    tested = [point for point in report["points"] if "test" in point]
-    points = [
-        CurvePoint(point["num_items"], found["value"], found["low"], found["high"])
-        for point in tested
-        for found in [point["test"]["accuracy"]]
-    ]
-    return size_curve("test accuracy over training items", points, Accuracy(**tested[-1]["baseline"]))
+    points = [_curve_point(point["num_items"], point["accuracy"]) for point in report["points"] if "accuracy" in point]
+    slope = report["slope"]
+    line = None if slope is None else SlopeLine(slope["intercept"], slope["per_doubling"], slope["standard_error"])
+    title = f"test accuracy over training items, {report['method']['seeds']} seeds"
+    return size_curve(title, points, _curve_point(1, report["baseline"]), line)
+
+
+def _curve_point(num_items: int, accuracy: dict[str, Any]) -> CurvePoint:
+    """A point; one without an interval, since seeds have no result, is drawn without."""
+    value = accuracy["value"]
+    low, high = (value if accuracy[end] is None else accuracy[end] for end in ("low", "high"))
+    return CurvePoint(num_items, value, low, high)

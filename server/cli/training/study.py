@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from server.cli.errors import FAILED, USAGE, CommandFailed
+from server.cli.training.study_tables import show_comparisons, show_means
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from server.config import Settings
     from vectors.data import DataSet
     from vectors.study.data import StudyData
     from vectors.study.definition import ModelCase, Study
+    from vectors.study.figures import Records
     from vectors.study.run import StudyProgress, StudyReport
-    from vectors.study.tables import Records, Row
     from vectors.training.model_view import ModelView
 
 STUDIES_DIR = Path(__file__).parent.parent.parent / "studies"
@@ -193,8 +192,17 @@ def _run(asked: Study, base: Path, data: StudyData, folder: Path, settings: Sett
             continue
         title = f"model {number} of {len(cases)}: " if len(cases) > 1 else ""
         with _probe(case, base, settings) as view, _progress(title, can_draw=not settings.log_json) as report:
-            records[case] = run_study(asked, case, view, data, folder, report)
+            size = _adapter_bytes(case, base)
+            records[case] = run_study(asked, case, view, data, folder, report, adapter_bytes=size)
     return records
+
+
+def _adapter_bytes(case: ModelCase, base: Path) -> int | None:
+    """The size of the case's adapter, which has been loaded; None without one."""
+    from server.engine.adapter import adapter_size
+
+    adapter = _local(case.adapter, base)
+    return None if adapter is None else adapter_size(adapter)
 
 
 @contextlib.contextmanager
@@ -282,12 +290,15 @@ def _show(asked: Study, records: Records, folder: Path) -> int:
     """The means as a table; the exit code says whether there is any result."""
     from rich.console import Console
 
-    from vectors.study.tables import mean_rows
+    from vectors.study.comparisons import comparison_means
+    from vectors.study.effects import mean_rows
 
     found = [record for cells in records.values() for record in cells.values()]
     failed = [record for record in found if record["reason"] is not None]
     missing = len(asked.cells()) * len(records) - len(found)
-    _table(mean_rows(asked, records), Console(highlight=False))
+    console = Console(highlight=False)
+    show_means(mean_rows(asked, records), console)
+    show_comparisons(comparison_means(asked, records), console)
     if failed:
         print(f"{len(failed)} of {len(found)} cells have no result; the first: {failed[0]['reason']}")
     if missing:
@@ -297,27 +308,3 @@ def _show(asked: Study, records: Records, folder: Path) -> int:
         print("tiller: no cell has a result", file=sys.stderr)
         return FAILED
     return 0
-
-
-def _table(rows: list[Row], console: Console) -> None:
-    """Each model, number of exemplars, site and variant under its own heading, within 80 columns."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from vectors.study.definition import ModelCase
-    from vectors.study.tables import shown_figures
-
-    has_models = len({(row["model"], row["adapter"]) for row in rows}) > 1
-    names = ("model", "adapter", "icl", "site", "variant")
-    for model, adapter, icl, site, variant in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
-        title = f"{variant}, {site}, {f'{icl} exemplars' if icl else 'no exemplars'}"
-        console.print(Text(f"{title}: {ModelCase(model, adapter).label}" if has_models else title, style="bold"))
-        table = Table(box=None, pad_edge=False)
-        table.add_column("", width=13, no_wrap=True)
-        for heading in ("baseline", "effect", "p", "presented", "p", "letters"):
-            table.add_column(heading, justify="right", width=9, no_wrap=True)
-        for row in rows:
-            if tuple(row[name] for name in names) == (model, adapter, icl, site, variant):
-                figures = [text.partition(" [")[0] for text in shown_figures(row)]  # intervals are in study.md
-                table.add_row(*(Text(text) for text in [row["category"], *figures]))
-        console.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,26 +43,58 @@ def show_report(report: _Report, console: Console) -> None:
 
 def show_sweep(report: _Report, console: Console) -> None:
     """Show the accuracy by the number of training items."""
-    table = _table("items", "unsteered", "steered", "gain", "p", "layer × scale")
+    table = _table("items", "unsteered", "steered", "s.e.", "gain", "p", "layer × scale")
     has_variants = len({point["chosen"]["variant"] for point in report["points"] if "test" in point}) > 1
     failed = []
     for point in report["points"]:
         if "test" not in point:
             failed.append((f"{point['num_items']} items", point["reason"]))
             continue
-        test, chosen = point["test"], point["chosen"]
+        failed += [(f"{point['num_items']} items", f"seed {one['seed']}: {one['reason']}") for one in point["failed"]]
+        chosen = [f"{each['chosen']['layer']} × {each['chosen']['scale']:g}" for each in point["each"]]
+        variants = [f" {each['chosen']['variant']}" if has_variants else "" for each in point["each"]]
+        counted = Counter(map("".join, zip(chosen, variants, strict=True))).most_common()
+        baseline = sum(each["baseline"] for each in point["each"]) / len(point["each"])
         cells = (
             str(point["num_items"]),
-            _percent(point["baseline"]["value"]),
-            _accuracy(test["accuracy"]),
-            _gain(test),
-            f"{test['p']:.2g}",
-            f"{chosen['layer']} × {chosen['scale']:g}{' ' + chosen['variant'] if has_variants else ''}",
+            _percent(baseline),
+            *_curve_accuracy(point["accuracy"]),
+            *_curve_gain(point),
+            ", ".join(f"{cell} ({count})" if len(point["each"]) > 1 else cell for cell, count in counted),
         )
         table.add_row(*map(Text, cells))
     console.print(table)
     console.print()
-    console.print(_facts([*failed, *_read(report["data"])]))
+    rows = [("slope", _slope(report["slope"]))] if report["slope"] is not None else []
+    console.print(_facts([*rows, *failed, *_read(report["data"])]))
+
+
+def _curve_accuracy(found: _Report) -> tuple[str, str]:
+    """An accuracy with its interval, and its standard error."""
+    if found["standard_error"] is None:
+        return _percent(found["value"]), "–"
+    return _accuracy(found), f"{100 * found['standard_error']:.1f}"
+
+
+def _curve_gain(point: _Report) -> tuple[str, str]:
+    """The gain with its interval and p: over seeds, or over the items of a single one."""
+    if point["gain"] is None:
+        return _gain(point["test"]), f"{point['test']['p']:.2g}"
+    found = point["gain"]
+    return f"{_points(found['mean'])} ({_points(found['low'])}, {_points(found['high'])})", f"{found['p']:.2g}"
+
+
+def _slope(slope: _Report) -> str:
+    per_doubling = f"{100 * slope['per_doubling']:+.2f} points per doubling of the training items"
+    parts = [f"{per_doubling}; standard error {100 * slope['standard_error']:.2f} over {slope['num_sizes']} sizes"]
+    if slope["low"] is not None:
+        parts[0] += f" ({_points(slope['low'])}, {_points(slope['high'])})"
+    if (seeds := slope["over_seeds"]) is not None:
+        parts.append(
+            f"{100 * seeds['standard_error']:.2f} over {len(seeds['each'])} seeds "
+            f"({_points(seeds['low'])}, {_points(seeds['high'])})"
+        )
+    return ", ".join(parts)
 
 
 def _comparison(report: _Report) -> Table:

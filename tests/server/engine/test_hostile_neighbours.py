@@ -199,7 +199,7 @@ class Round:
                 assert event.logprobs is not None
                 assert [token for token, _ in event.logprobs.top] == [token for token, _ in wanted.logprobs.top]
                 assert event.logprobs.logprob == pytest.approx(wanted.logprobs.logprob, abs=1e-4)
-        torch.testing.assert_close(events[-1].branch_scores, expected[-1].branch_scores, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(events[-1].branch_logits, expected[-1].branch_logits, atol=1e-4, rtol=1e-4)
         if expected[-1].scores is not None:
             assert events[-1].scores is not None
             torch.testing.assert_close(

@@ -17,7 +17,7 @@ PROMPTS = [prompt_of(9, seed) for seed in range(20)]
 
 WORK: dict[str, Callable[[EngineView], Iterator[Any]]] = {
     "activations": lambda view: view.activations(PROMPTS, ["residual"]),
-    "next tokens": lambda view: view.next_token_logprobs(PROMPTS, [(1, 2)] * len(PROMPTS), [()]),
+    "next tokens": lambda view: view.next_token_logits(PROMPTS, [(1, 2)] * len(PROMPTS), [()]),
     "continuations": lambda view: view.continuation_logprobs(
         Continuations(prompt, ((1, 2), (3,))) for prompt in PROMPTS
     ),

@@ -23,8 +23,9 @@ from vectors.data import TASKS, ChoiceItem, DataSet
 from vectors.errors import InvalidData, InvalidMethod
 from vectors.study.data import StudyData, read_study_data
 from vectors.study.definition import MAX_BYTES, ModelCase, Study, StudyCell
+from vectors.study.effects import effect_rows, mean_rows
 from vectors.study.run import StudyProgress, cell_file, read_cells, run_study
-from vectors.study.tables import effect_rows, mean_rows, study_files
+from vectors.study.tables import study_files
 from vectors.training.method import Method
 from vectors.training.model_view import Steering
 from vectors.training.train import TrainingData, train
@@ -60,10 +61,7 @@ def ignore(found: StudyProgress) -> None:
 
 
 def results(records: Mapping[StudyCell, Mapping[str, Any]]) -> dict[StudyCell, dict[str, Any]]:
-    return {
-        cell: {name: value for name, value in found.items() if name != "search_seconds"}
-        for cell, found in records.items()
-    }
+    return {cell: {name: value for name, value in found.items() if name not in COST} for cell, found in records.items()}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +76,9 @@ def finished(folder: Path) -> tuple[Study, dict[StudyCell, Any]]:
     study = Study.from_yaml(STUDY)
     return study, run_study(study, CASE, HashProbe(), data_of(study), folder, ignore)
 
+
+COST = ("seconds", "items_per_second", "searched_together")
+"""What differs from run to run."""
 
 MINIMAL = "name: x\ntasks: sycophancy\n"
 
@@ -248,6 +249,17 @@ def test_cells_of_another_study_are_refused(
     assert read_cells(study, ModelCase("another/model"), data_of(study), tmp_path) == {}
     assert read_cells(study, ModelCase("a/model", "adapter"), data_of(study), tmp_path) == {}
     assert read_cells(study, ModelCase("a/model", dtype="float32"), data_of(study), tmp_path) == {}
+
+
+def test_cells_of_another_format_are_refused_in_words(tmp_path: Path) -> None:
+    study = Study.from_yaml(MINIMAL + "variants: mean_difference\nmethod: {layers: [1], scales: [1]}")
+    run_study(study, CASE, HashProbe(), data_of(study), tmp_path, ignore)
+    path = cell_file(tmp_path, CASE, study.cells()[0])
+    record = json.loads(path.read_bytes())
+    record["depends_on"]["format"] = 3
+    path.write_text(json.dumps(record | {"key": "0" * 64}))
+    with pytest.raises(InvalidMethod, match="expected a cell of format 4, got 3, of another version; choose another"):
+        run_study(study, CASE, HashProbe(), data_of(study), tmp_path, ignore)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"key": "a", "depends_on": {}}', "{" * 10_000])
@@ -482,7 +494,7 @@ def test_files_of_the_tables(finished: tuple[Study, dict[StudyCell, Any]]) -> No
     assert "as Cui & Chen report it (arXiv:2509.22739" in text
     assert "an\\|adapter" in text
     tables = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {9, 14, 17}
+    assert {line.count("|") for line in tables} == {9, 11, 12, 13, 14, 17}
     pictures = [name for name in files if name.endswith(".png")]
     assert "effects-balanced-pas_full-residual-icl0-model1.png" in pictures
     assert "effects-presented-pas_full-mlp-icl0-model1.png" in pictures

@@ -216,3 +216,28 @@ def check_seeds(seeds: Row, folder: Path) -> None:
     student = stats.ttest_1samp(gains, 0.0, alternative="greater")
     assert math.isclose(seeds["t_test"]["p"], student.pvalue)
     assert math.isclose(seeds["t_test"]["t"], student.statistic)
+    check_grid(seeds, folder)
+
+
+def check_grid(seeds: Row, folder: Path) -> None:
+    """The mean gain of every cell over the seeds that tried it."""
+    gains: dict[int, list[float]] = defaultdict(list)
+    splits: dict[int, list[Row]] = defaultdict(list)
+    for each in seeds["each"]:
+        rows = rows_of(folder, "validation", each["seed"])
+        baseline = np.mean([row["before"] for row in rows])
+        tried = range(len(seeds["grid"])) if each["cells"] is None else each["cells"]
+        assert {len(row["cells"]) for row in rows} == {len(tried)}
+        for column, place in enumerate(tried):
+            gains[place].append(float(np.mean([int(row["cells"][column]) for row in rows]) - baseline))
+            splits[place].append(each["split"])
+    for place, cell in enumerate(seeds["grid"]):
+        own = gains[place]
+        assert cell["seeds"] == len(own)
+        assert math.isclose(cell["gain"], np.mean(own), abs_tol=1e-12)
+        if len(own) > 1:
+            ratio = sum(split["validation"] for split in splits[place]) / sum(split["train"] for split in splits[place])
+            error = math.sqrt((1 / len(own) + ratio) * np.var(own, ddof=1))
+            assert math.isclose(cell["standard_error"], error, abs_tol=1e-12)
+        else:
+            assert cell["standard_error"] is None

@@ -8,7 +8,7 @@ import math
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,17 @@ import numpy as np
 import pytest
 
 from vectors.errors import MissingDependency
-from vectors.training.plots import MAX_ROWS, Bar, CurvePoint, accuracy_bars, effects, heat_map, size_curve
+from vectors.training.plots import (
+    MAX_ROWS,
+    Bar,
+    CurvePoint,
+    SlopeLine,
+    accuracy_bars,
+    effects,
+    gain_map,
+    heat_map,
+    size_curve,
+)
 from vectors.training.statistics import Accuracy
 
 LAYERS = (8, 11, 13)
@@ -29,6 +39,7 @@ BASELINE = Accuracy(0.5, 0.45, 0.55, 400)
 
 PICTURES: dict[str, Callable[[str], bytes]] = {
     "heat_map": lambda text: heat_map(text, LAYERS, SCALES, GRID, 0.5, (11, 4.0), scale_label=text),
+    "gain_map": lambda text: gain_map(text, gains([0.1, -0.2, 0.05]), scale_label=text),
     "accuracy_bars": lambda text: accuracy_bars(text, [Bar(text, 0.5, 0.4, 0.6), *BARS], 0.25),
     "size_curve": lambda text: size_curve(text, POINTS, BASELINE),
     "effects": lambda text: effects(text, [Bar(text, -0.1, -0.2, 0.05), *BARS]),
@@ -195,6 +206,42 @@ class TestHeatMap:
             heat_map("title", [1], [math.inf], [[0.5]], 0.5)
 
 
+class TestGainMap:
+    def test_shows_gains_in_blue_and_losses_in_red(self) -> None:
+        assert blues(gain_map("title", gains([0.3] * 12))) > 80_000 > reds(gain_map("title", gains([0.3] * 12)))
+        assert reds(gain_map("title", gains([-0.3] * 12))) > 80_000 > blues(gain_map("title", gains([-0.3] * 12)))
+
+    def test_the_best_and_its_error_are_named(self) -> None:
+        cells = gains([0.1, 0.3] + [0.0] * 10)
+        changed = [dict(cell) for cell in cells]
+        changed[1]["standard_error"] = 0.2
+        unknown = [dict(cell, standard_error=None) for cell in cells]
+        assert len({gain_map("title", one) for one in (cells, changed, unknown)}) == 3
+        changed = [dict(cell) for cell in cells]
+        changed[0]["standard_error"] = 0.2
+        assert gain_map("title", changed) == gain_map("title", cells)
+
+    def test_order_given_does_not_matter_and_cells_may_be_missing(self) -> None:
+        cells = gains([index / 20 for index in range(12)])
+        assert gain_map("title", cells) == gain_map("title", cells[::-1]) != gain_map("title", cells[1:])
+
+    @pytest.mark.parametrize(
+        ("cells", "message"), [([], "1 to 500 rows"), ([math.nan] * 12, "from -1"), ([30.0] * 12, "from -1")]
+    )
+    def test_refuses(self, cells: list[float], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            gain_map("title", gains(cells))
+
+
+def gains(values: Sequence[float]) -> list[dict[str, Any]]:
+    """Cells of three layers and four scales."""
+    places = [(layer, scale) for layer in LAYERS for scale in SCALES]
+    return [
+        {"layer": layer, "scale": scale, "gain": gain, "standard_error": 0.01}
+        for (layer, scale), gain in zip(places, values, strict=False)
+    ]
+
+
 class TestBarsAndEffects:
     def test_chance_is_drawn(self) -> None:
         assert accuracy_bars("title", BARS) != accuracy_bars("title", BARS, 0.25) != accuracy_bars("title", BARS, 0.5)
@@ -240,6 +287,10 @@ class TestBarsAndEffects:
 class TestSizeCurve:
     def test_order_given_does_not_matter(self) -> None:
         assert size_curve("title", POINTS[::-1], BASELINE) == size_curve("title", POINTS, BASELINE)
+
+    def test_slope_is_drawn_and_named(self) -> None:
+        lines = [None, SlopeLine(0.4, 0.02, 0.01), SlopeLine(0.4, 0.03, 0.01), SlopeLine(0.4, 0.02, 0.02)]
+        assert len({size_curve("title", POINTS, BASELINE, line) for line in lines}) == 4
 
     def test_baseline_is_drawn(self) -> None:
         assert size_curve("title", POINTS, Bar("", 0.5, 0.3, 0.7)) != size_curve("title", POINTS, BASELINE)

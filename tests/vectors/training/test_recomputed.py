@@ -152,6 +152,22 @@ def test_outcomes_that_are_missing_are_named(folder: Path) -> None:
         recompute({"test": {}}, outcomes)
 
 
+def test_seeds_that_tried_different_cells_are_recomputed(tmp_path: Path) -> None:
+    """With few items some variants have nothing to contrast in some splits."""
+    task = Task.from_json({"variant": "all", "layers": [0], "scales": [1], "seeds": 8, "allow_no_gain": True})
+    data = TrainingData(items("few", 9, in_groups=False), retention_items=items("kept", 9, in_groups=False))
+    done = carry_out(task, DrawnProbe(), data, seed=0, report=lambda progress: None)
+    for name, content in done.files:
+        (tmp_path / name).write_bytes(content)
+    report, outcomes = read(tmp_path)
+    assert len({str(each["cells"]) for each in report["seeds"]["each"]}) > 1
+    recomputation.check_grid(report["seeds"], tmp_path)
+    assert list(differences(report, recompute(report, outcomes))) == []
+    assert {name for name, _ in done.files} > {"gain-mean_difference-residual.png"}
+    report["seeds"]["grid"][0]["gain"] += 0.25
+    assert [found.path for found in differences(report, recompute(report, outcomes))] == ["seeds.grid.0.gain"]
+
+
 def test_sizes_are_recomputed_each() -> None:
     task = Task.from_json(
         {"task": "sweep", "sizes": [20, 30], "layers": [0], "scales": [1], "variant": "mean_difference"}

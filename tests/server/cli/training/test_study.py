@@ -9,13 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from server.cli.errors import FAILED, USAGE, CommandFailed
 from server.cli.training.study import DEMO_ITEMS, DEMO_TASKS, add_study, demo_data, shipped_studies, study
+from server.demo import MODEL_DIR
 from vectors.data import TASKS, ChoiceItem, gold_places
 from vectors.study.definition import Study
 
 SHIPPED = shipped_studies()
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 PAPER_TASKS = 18
 
 
@@ -130,6 +134,29 @@ def test_a_small_study_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFix
     refused = refusal(other, "--output", output)
     assert refused.exit_code == USAGE
     assert "belongs to another study (method differs)" in str(refused)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_adapter_is_compared_with_the_model_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    settings = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", "init_lora_weights": False}
+    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
+    peft.get_peft_model(model, peft.LoraConfig(**settings)).save_pretrained(tmp_path / "lora")
+    file = tmp_path / "adapted.yaml"
+    file.write_text(
+        "name: adapted\nadapter: [null, lora]\ntasks: demo/sycophancy/honest\nvariants: mean_difference\n"
+        "method: {max_items: 30, layers: [3], scales: [0.75]}\n"
+    )
+    output = tmp_path / "results"
+    assert run(file, "--output", output, "--device", "cpu") == 0
+    assert "base + vector → SFT + vector, mean_difference, residual" in " ".join(capsys.readouterr().out.split())
+    tables = json.loads((output / "study.json").read_bytes())
+    assert len(tables["comparisons"]) == 5
+    assert {row["reason"] for row in tables["comparisons"]} == {None}
+    sizes = [(tmp_path / "lora" / name).stat().st_size for name in ADAPTER_FILES]
+    assert {row["adapter"]: row["adapter_bytes"] for row in tables["chosen"]} == {None: None, "lora": sum(sizes)}
+    assert "## Comparisons between conditions" in (output / "study.md").read_text()
 
 
 def test_refusals(tmp_path: Path) -> None:
