@@ -168,13 +168,13 @@ FLOORS: dict[str, str] = {
         files jobs
     """,
     "server.bench": """
-        __init__ paper_loop structured traffic
+        __init__ offline paper_loop structured traffic
         training
     """,
     "server.cli": """
         errors logs output signals
         client doctor loading
-        serve training
+        bench serve training
         parser
         __init__
         __main__

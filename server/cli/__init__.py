@@ -77,6 +77,10 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         from server.cli.doctor import doctor
 
         return doctor(arguments)
+    if arguments.command == "bench":
+        from server.cli.bench import bench
+
+        return bench(arguments, environ)
     if arguments.command == "study":
         from server.cli.training.study import study
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from server import __version__
+from server.cli.bench import add_bench
 from server.cli.training.parser import add_report, add_training_commands
 from server.cli.training.study import add_study
 from server.config import options
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_training_commands(commands)
     add_report(commands)
     add_study(commands)
+    add_bench(commands)
     return parser
 
 
