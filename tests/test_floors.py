@@ -83,7 +83,7 @@ FLOORS: dict[str, str] = {
         answers
         text
         jobs response_store
-        api demo training
+        api demo page training
         app bench
         cli
     """,
@@ -224,6 +224,9 @@ FLOORS: dict[str, str] = {
         database
         files progress
         worker
+    """,
+    "server.page": """
+        __init__ routes
     """,
     "server.steering": """
         __init__ parts plan
