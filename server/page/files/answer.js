@@ -117,7 +117,7 @@ export class Answer {
 export function planList(plan) {
   if (!plan.length) return el("p", { class: "plan dim" }, T.noSteering);
   return el("ul", { class: "plan" }, plan.map((entry) => el("li", {},
-    el("strong", {}, String(entry.vector)), ` × ${short(Number(entry.scale))} `,
+    el("strong", {}, String(entry.vector)), ` × ${short(Number(entry.scale))} · `,
     el("span", { class: "dim" },
       [`${T.layers} ${[entry.layers].flat().join(", ")}`, entry.site, entry.operation, entry.positions,
         entry.preserve_norm ? T.keepsNorm : null].filter(Boolean).join(" · "), " · "),

@@ -50,8 +50,9 @@ export class PlayView extends HTMLElement {
       el("input", { value: object[name], spellcheck: "false", on: { input: (event) => this.set(() => (object[name] = event.target.value)) } }), hint);
     this.side.replaceChildren(...panels,
       state.mode === "fan" ? el("section", { class: "panel" }, line(T.fanScales, state, "fan", T.fanHint)) : "",
-      isChat ? el("section", { class: "panel" }, area(T.system, state.system, (value) => (state.system = value))) : "",
-      el("section", { class: "panel" }, el("h2", {}, T.sampling),
+      el("details", { class: "panel settings", open: !matchMedia("(max-width: 900px)").matches },
+        el("summary", {}, el("h2", {}, T.sampling)),
+        isChat ? area(T.system, state.system, (value) => (state.system = value)) : "",
         el("div", { class: "grid2" },
           input("temperature", T.temperature, T.temperatureHint), input("seed", T.seed, T.seedHint, { inputmode: "numeric" }),
           input("top_p", T.topP), input("top_k", T.topK, null, { inputmode: "numeric" }),

@@ -29,7 +29,7 @@ export function columnsOf(state) {
     const scales = numbersIn(state.fan).slice(0, 5);
     const plain = Math.max(0, scales.indexOf(0));
     return scales.map((scale, number) => ({
-      name: first.length ? `${first[0].vector} ${short(scale)}` : short(scale),
+      name: `× ${short(scale)}`,
       steering: first.map((entry, place) => (place === 0 ? { ...entry, scale } : entry)),
       reference: number === plain ? undefined : plain,
     }));

@@ -182,9 +182,8 @@ def serving(
 ) -> Iterator[Server]:
     """Serve the tiny model from another thread on a free port, with the registry in `folder`.
 
-    `engine_class` makes the engine. With a `trainer` it also does training jobs, with
-    `SteeringTrainer` itself on this engine; with a `model` and its `tokenizer` it
-    serves these instead.
+    `engine_class` makes the engine. With a `trainer` it also does training jobs;
+    `SteeringTrainer` itself is made for this engine. With a `model` and its `tokenizer` it serves these instead.
     `keeps_responses`: those whose requests ask for it.
     """
     limits = engine_settings or EngineSettings(num_pages=400, page_size=8, max_running=40, max_batch_tokens=128)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from playwright.sync_api import Browser, Locator, Page, Request, expect
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect
 
 from tests.server.cli.running import DEADLINE
 
@@ -28,6 +28,11 @@ class Tab:
     url: str
     requests: list[Request] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
+
+    def hear(self, said: ConsoleMessage) -> None:
+        """Keep what the browser's console complains about."""
+        if said.type in ("error", "warning"):
+            self.complaints.append(f"console {said.type}: {said.text}")
 
     def open(self, view: str = "") -> None:
         """Load the page anew, at a view such as `#keep`."""
@@ -71,7 +76,7 @@ class Tab:
             for each in found["violations"]
             for node in each["nodes"]
         ]
-        assert said == []
+        assert not said, said
 
     def picture(self, path: Path) -> None:
         """Keep a picture of what is seen."""
@@ -87,36 +92,29 @@ def tab(
     scheme: Literal["light", "dark"] = "light",
     width: int = 1280,
     height: int = 800,
-    may_complain: bool = False,
+    may_be_refused: bool = False,
 ) -> Iterator[Tab]:
     """A tab of its own, without anything stored.
 
-    At the end nothing was asked of another host, and no error stood in the console; `may_complain` allows those, as
-    the browser writes every refused request there.
+    At the end nothing was asked of another host, and no error stood in the console, where the browser also writes
+    requests that are refused: `may_be_refused` allows those.
     """
-    context = browser.new_context(
-        color_scheme=scheme, viewport={"width": width, "height": height}, accept_downloads=True
-    )
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
     context.set_default_timeout(MILLISECONDS)
     page = context.new_page()
     found = Tab(page, url)
-    page.on("request", found.requests.append)
+    page.on("request", lambda request: found.requests.append(request))
     page.on("pageerror", lambda error: found.complaints.append(f"error: {error}"))
-    page.on(
-        "console",
-        lambda said: (
-            found.complaints.append(f"{said.type}: {said.text}") if said.type in ("error", "warning") else None
-        ),
-    )
+    page.on("console", found.hear)
     try:
         page.goto(f"{url}/")
         yield found
     finally:
         context.close()
     foreign = {each.url for each in found.requests if not each.url.startswith((url, "blob:", "about:", "data:"))}
-    assert foreign == set()
-    errors = [said for said in found.complaints if not may_complain or said.startswith("error: ")]
-    assert [said for said in errors if not (may_complain and "Failed to load resource" in said)] == []
+    assert not foreign, foreign
+    complaints = [said for said in found.complaints if not (may_be_refused and "Failed to load resource" in said)]
+    assert not complaints, complaints
 
 
 @functools.cache
