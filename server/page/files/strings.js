@@ -123,7 +123,7 @@ export const T = {
   facts: { site: "site", layers: "layers", model: "made for", bytes: "bytes", created_at: "since" },
   defaults: "Defaults",
   defaultScale: "Scale",
-  defaultLayers: "Layers if none are named",
+  defaultLayers: "Default layers",
   defaultLayersChoices: { all: "all it has", none: "none: name them" },
   partsOf: "Parts of the response",
   partNames: { reasoning: "reasoning", content: "content", structured: "structured", tool_calls: "tool calls" },

@@ -26,7 +26,7 @@ ARE_ELEMENTS = "document.querySelectorAll('main img, main script, main b:not(til
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A model that says what it is told, with a vector that is described by markup."""
     with serving_chats(tmp_path_factory.mktemp("data"), CHAT_TEMPLATE) as running:
-        running.store.put("calm", vector(1))
+        running.store.put("calm", vector(1, 0))
         running.store.change("calm", {"description": MARKUP, "metadata": {"<script>": MARKUP}})
         yield running
 
@@ -64,6 +64,7 @@ def test_a_link_from_a_stranger_is_only_text(opened: Tab) -> None:
     state = {"turns": [{"user": LONG, "answers": [answer, answer]}], "racks": [[entry]], "mode": MARKUP, "fan": 7}
     page.goto("about:blank")
     page.goto(link_to(opened.url, state))
+    expect(opened.answers).to_have_count(2)
     assert opened.text_of(0) == MARKUP + LONG + MARKUP
     assert page.evaluate(ARE_ELEMENTS) == 0
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
