@@ -85,9 +85,18 @@ async function viewOf(name, rest) {
   return PlayView.of(known.state, known.model, known.vectors);
 }
 
+/** A part of the address without its escapes; as it stands where they are malformed. */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
 /** Show the view that the address names. */
 async function show() {
-  const [name, rest] = location.hash.slice(1).split(":").map(decodeURIComponent);
+  const [name, rest] = location.hash.slice(1).split(":").map(decoded);
   const chosen = name in T.views ? name : "play";
   nav.replaceChildren(...Object.entries(T.views).map(([view, label]) =>
     el("a", { href: `#${view}`, "aria-current": view === chosen ? "page" : null }, label)));

@@ -3,6 +3,7 @@
 import { get, post, send } from "./api.js";
 import { button, choice, day, dropZone, el, failure, field, save } from "./dom.js";
 import { reportView } from "./report.js";
+import { layersIn, numbersIn } from "./state.js";
 import { T } from "./strings.js";
 
 const JOBS = "v1/fine_tuning/jobs";
@@ -76,7 +77,7 @@ export class TrainView extends HTMLElement {
       el("p", { class: "hint" }, T.rows), head, field(T.name, name, T.nameHint),
       field(T.variant, choice(Object.entries(T.variants), options.variant, set("variant"))),
       el("div", { class: "grid2" }, field(T.promptKind, choice(Object.entries(T.promptKinds), "raw", set("prompt"))),
-        input(T.maxItems, "max_items", Number, "4000"), input(T.trainLayers, "layers"), input(T.trainScales, "scales")),
+        input(T.maxItems, "max_items", Number, "4000"), input(T.trainLayers, "layers", layersIn), input(T.trainScales, "scales", numbersIn)),
       el("details", {}, el("summary", {}, T.advanced), field(T.retention, retention),
         el("label", { class: "check" }, anyway, T.publishAnyway)),
       said, el("div", { class: "row end" }, button(T.otherFile, () => this.drawSide(), { class: "quiet" }), go));
