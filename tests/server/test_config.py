@@ -39,6 +39,7 @@ FLAGS = [
     "--send-timeout",
     "--stream-keep-alive",
     "--otel-endpoint",
+    "--no-page",
     "--log-level",
     "--log-json",
 ]
@@ -107,6 +108,7 @@ def test_every_value_can_be_given_either_way() -> None:
         "send_timeout": "60",
         "stream_keep_alive": "10",
         "otel_endpoint": "http://collector:4318",
+        "no_page": "yes",
         "log_level": "Debug",
         "log_json": "1",
     }

@@ -67,7 +67,7 @@ def test_a_file_is_trained_on_reported_and_tried(
         assert len(cells) == len(report["grid"]) == 9
         chosen = report["chosen"]
         expect(page.locator(".heat .chosen title")).to_contain_text(
-            f"layer {chosen['layers'][0]}, scale {chosen['grid_scale']}"
+            f"layer {chosen['layers'][0]}, scale {chosen['grid_scale']:g}"
         )
         shown = page.locator(".figures-table tbody tr").first.locator("td").all_inner_texts()
         accuracy = report["test"]["accuracy"]
