@@ -112,7 +112,7 @@ export class TrainView extends HTMLElement {
     this.bar = el("progress", { max: 1, "aria-label": T.views.train });
     this.says = el("p", { role: "status", class: "progress-text" });
     this.log = el("ol", { class: "log" });
-    this.result = el("div");
+    this.result = el("div", { class: "report" });
     this.detail.replaceChildren(this.head, this.bar, this.says, this.result, el("details", { class: "panel" }, el("summary", {}, T.log), this.log));
     this.follow(following);
   }
