@@ -28,6 +28,7 @@ from server.config import Settings
 from server.engine.protocol import Engine
 from server.jobs.worker import JobWorker
 from server.keys import ApiKeys
+from server.page.routes import page_router
 from server.response_store import ResponseStore
 from server.text import TextProcessor
 from server.watchdog import Watchdog
@@ -85,6 +86,8 @@ def build_app(
     for module in _OTHERS:
         app.include_router(module.router)
     app.include_router(docs.router_for([module.router for module in (*_LIMITED, *_OTHERS)]))
+    if not settings.no_page:
+        app.include_router(page_router())
     failures.install(app)
     _add_layers(app, settings, metrics, tracer)
     return app

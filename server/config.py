@@ -312,6 +312,7 @@ class Settings:
         "OTLP collector for traces, e.g. http://127.0.0.1:4318; needs the extra otel",
         "$OTEL_EXPORTER_OTLP_ENDPOINT, else none",
     )
+    no_page: bool = _option(False, _switch, "", "do not serve the playground at /", "off")
     log_level: str = _option(
         "info",
         _one_of("debug", "info", "warning", "error"),

@@ -100,7 +100,7 @@ FLOORS: dict[str, str] = {
         answers
         text
         jobs response_store shipped
-        api demo doctor training
+        api demo doctor page training
         app bench
         cli
     """,
@@ -250,6 +250,9 @@ FLOORS: dict[str, str] = {
         database
         files progress
         worker
+    """,
+    "server.page": """
+        __init__ routes
     """,
     "server.steering": """
         __init__ parts plan

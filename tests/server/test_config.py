@@ -47,6 +47,7 @@ FLAGS = [
     "--grammar-mib",
     "--stream-keep-alive",
     "--otel-endpoint",
+    "--no-page",
     "--log-level",
     "--log-json",
 ]
@@ -123,6 +124,7 @@ def test_every_value_can_be_given_either_way() -> None:
         "grammar_mib": "256",
         "stream_keep_alive": "10",
         "otel_endpoint": "http://collector:4318",
+        "no_page": "yes",
         "log_level": "Debug",
         "log_json": "1",
     }

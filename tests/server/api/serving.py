@@ -33,6 +33,7 @@ from server.jobs.worker import JobWorker
 from server.keys import ApiKeys
 from server.response_store import ResponseStore
 from server.text import TextProcessor
+from server.training.steering_trainer import SteeringTrainer
 from vectors.store import VectorStore
 from vectors.vector import SteeringVector
 
@@ -161,6 +162,10 @@ class Server:
         return held == (0, 0, 0) and (stats.paging is None or all(pool.usage == 0 for pool in stats.paging.pools))
 
 
+def _trainer(trainer: Trainer | type[SteeringTrainer], engine: Any, text: TextProcessor, store: VectorStore) -> Trainer:
+    return trainer(engine, text, store) if isinstance(trainer, type) else trainer
+
+
 @contextlib.contextmanager
 def serving(
     folder: Path,
@@ -173,7 +178,7 @@ def serving(
     model: LoadedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     http: Literal["auto"] | type[asyncio.Protocol] = "auto",
-    trainer: Trainer | None = None,
+    trainer: Trainer | type[SteeringTrainer] | None = None,
     store_class: type[VectorStore] = VectorStore,
     tracer: Tracer | None = None,
     keeps_responses: bool = True,
@@ -181,8 +186,8 @@ def serving(
 ) -> Iterator[Server]:
     """Serve the tiny model from another thread on a free port, with the registry in `folder`.
 
-    `engine_class` makes the engine, `store_class` the registry. With a `trainer` it also does training jobs; with a
-    `model` and its `tokenizer` it serves these instead.
+    `engine_class` makes the engine, `store_class` the registry. With a `trainer` it also does training jobs;
+    `SteeringTrainer` itself is made for this engine. With a `model` and its `tokenizer` it serves these instead.
     `keeps_responses`: those whose requests ask for it.
     """
     limits = engine_settings or EngineSettings(num_pages=400, page_size=8, max_running=40, max_batch_tokens=128)
@@ -194,7 +199,9 @@ def serving(
         if trainer is not None:
             database = parts.enter_context(JobDatabase(folder / "jobs.sqlite"))
             files = FileStore(folder / "files", database)
-            worker = parts.enter_context(JobWorker(database, files, store, trainer)).start()
+            worker = parts.enter_context(
+                JobWorker(database, files, store, _trainer(trainer, engine, text, store))
+            ).start()
         options = Settings(**settings)  # type: ignore[arg-type]
         responses = None
         if keeps_responses:

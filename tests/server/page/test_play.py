@@ -1,0 +1,289 @@
+"""Playing, keeping and watching, as a user does them with the embedded model in a real browser."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, expect
+from transformers import AutoTokenizer
+
+from server.demo import MODEL_DIR, MODEL_NAME, VECTORS_DIR
+from server.engine.model import load_model
+from server.training.steering_trainer import SteeringTrainer
+from tests.server.api.serving import Server, serving
+from tests.server.page.browsing import Tab, tab
+from vectors.formats import decode
+
+MUSIC = "Do you like music?"
+VIEWS = {"play": "tiller-play", "keep": "tiller-keep", "train": "tiller-train", "watch": "tiller-watch"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The embedded model and its vectors."""
+    model = load_model(MODEL_DIR, device="cpu", dtype="float32", model_id=MODEL_NAME)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    folder = tmp_path_factory.mktemp("data")
+    with serving(folder, model=model, tokenizer=tokenizer, trainer=SteeringTrainer) as running:
+        for file in VECTORS_DIR.glob("*.safetensors"):
+            running.store.put(file.stem, decode(file.read_bytes(), num_layers=6, hidden_size=192))
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server_url(server: Server) -> str:
+    """Where the page is."""
+    return server.url
+
+
+def answer_to(server: Server, **more: Any) -> dict[str, Any]:
+    """A greedy answer to the question about music, from the API."""
+    body = {"messages": [{"role": "user", "content": MUSIC}], "temperature": 0, "max_tokens": 200, **more}
+    answer: dict[str, Any] = server.http.post("/v1/chat/completions", json=body).json()
+    return answer
+
+
+def test_a_stranger_shares_a_comparison_in_a_few_clicks(browser: Browser, opened: Tab, pictures: Path) -> None:
+    page = opened.page
+    page.evaluate(
+        "window.numClicks = 0; document.addEventListener('click', (e) => (window.numClicks += e.isTrusted), true)"
+    )
+    page.get_by_role("button", name=MUSIC).click()
+    opened.wait_for_answers()
+    page.get_by_role("button", name="Copy link").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("window.numClicks") <= 5
+    said = [opened.text_of(0), opened.text_of(1)]
+    assert said[0] != said[1]
+    opened.picture(pictures / "compare.png")
+    with tab(browser, opened.url) as other:
+        other.page.goto(page.url)
+        expect(other.answers).to_have_count(2)
+        assert [other.text_of(0), other.text_of(1)] == said
+        expect(other.page.get_by_role("spinbutton", name="Scale of cheerful")).to_have_value("0.6")
+        assert other.sent("/chat/completions") == []  # what is shown is what was shared; it is asked again on demand
+        other.page.get_by_role("button", name="Run again").click()
+        other.wait_for_answers()
+        assert [other.text_of(0), other.text_of(1)] == said
+
+
+def test_both_columns_stream_at_once_from_one_seed_and_show_what_the_server_says(opened: Tab, server: Server) -> None:
+    opened.ask(MUSIC)
+    plain, steered = opened.sent("/v1/chat/completions")
+    assert steered.pop("steering") == [{"vector": "cheerful", "scale": 0.6}]
+    assert plain == steered
+    assert isinstance(plain["seed"], int)
+    first, second = (each for each in opened.requests if each.url.endswith("/chat/completions"))
+    assert second.timing["startTime"] < first.timing["startTime"] + first.timing["responseEnd"]
+    expected = [answer_to(server), answer_to(server, steering=[{"vector": "cheerful", "scale": 0.6}])]
+    texts = [each["choices"][0]["message"]["content"] for each in expected]
+    assert [opened.text_of(0), opened.text_of(1)] == texts
+    (applied,) = expected[1]["steering"]
+    plan = opened.answers.nth(1).locator(".plan")
+    expect(plan).to_have_text(f"cheerful × 0.6 · layers 4 · residual · add · response · {applied['revision'][:8]}")
+    expect(opened.answers.nth(0).locator(".plan")).to_have_text("unsteered")
+    tokens = answer_to(server, steering=[{"vector": "cheerful"}], logprobs=True)["choices"][0]["logprobs"]["content"]
+    common = next(at for at, letters in enumerate(zip(*texts, strict=False)) if letters[0] != letters[1])
+    lengths = [len("".join(each["token"] for each in tokens[: number + 1])) for number in range(len(tokens))]
+    first_other = next(number for number, length in enumerate(lengths) if length > common)
+    spans = opened.answers.nth(1).locator(".token")
+    marked = spans.evaluate_all("spans => spans.map((span) => span.classList.contains('differs'))")
+    assert marked == [number >= first_other for number in range(len(marked))]
+
+
+def test_a_token_shows_what_else_was_likely(opened: Tab, server: Server, pictures: Path) -> None:
+    opened.ask(MUSIC)
+    steering = [{"vector": "cheerful", "scale": 0.6}]
+    entry = answer_to(server, steering=steering, logprobs=True, top_logprobs=8)["choices"][0]["logprobs"]["content"][2]
+    body = opened.answers.nth(1).get_by_role("group")
+    body.focus()
+    for _ in range(3):
+        body.press("ArrowRight")
+    drawer = opened.page.get_by_role("region", name="Token")
+    expect(drawer).to_contain_text(f"log-probability {entry['logprob']:.3f}")
+    names = drawer.locator(".alternatives code").all_inner_texts()
+    assert sorted(map(str.strip, names)) == sorted(each["token"].strip() for each in entry["top_logprobs"])
+    opened.page.get_by_role("checkbox", name="Tint unlikely tokens").check()
+    opened.picture(pictures / "token.png")
+
+
+def test_the_programs_ask_for_exactly_what_the_page_asked(opened: Tab) -> None:
+    page = opened.page
+    page.get_by_label("System prompt").fill('It\'s "quiet" \\ here\n${HOME}')
+    opened.ask(MUSIC)
+    sent = opened.sent("/v1/chat/completions")[1]
+    opened.answers.nth(1).get_by_role("button", name="This request as code").click()
+    code = page.locator("dialog pre")
+
+    def program(language: str) -> str:
+        page.get_by_label("As", exact=True).select_option(label=language)
+        return code.inner_text()
+
+    assert json.loads(program("Node").partition("create(")[2].partition(");\nfor")[0]) == sent
+    assert program("Model name") == f"{MODEL_NAME}+cheerful:0.6"
+    done = subprocess.run(["bash", "-euc", program("curl")], capture_output=True, encoding="utf-8", check=True)
+    chunks = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("data: {")]
+    pieces = [choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"]]
+    assert "".join(pieces) == opened.text_of(1)
+    python = program("Python")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(python, "program", "exec"), {})  # in this process, which has the SDK
+    assert printed.getvalue() == opened.text_of(1) + "\n"
+
+
+def test_a_fan_of_scales_and_two_racks(opened: Tab, pictures: Path) -> None:
+    page = opened.page
+    page.get_by_role("button", name="Fan").click()
+    page.get_by_label("Scales, up to five").fill("-0.6, 0, 0.6")
+    opened.ask(MUSIC)
+    sent = opened.sent("/v1/chat/completions")
+    assert [body["steering"] for body in sent] == [[{"vector": "cheerful", "scale": scale}] for scale in (-0.6, 0, 0.6)]
+    assert len({body["seed"] for body in sent}) == 1
+    expect(opened.answers).to_have_count(3)
+    opened.picture(pictures / "fan.png")
+    page.get_by_role("button", name="A / B").click()
+    expect(page.get_by_role("heading", name="Vectors of B")).to_be_visible()
+    page.get_by_role("button", name="Run again").click()
+    opened.wait_for_answers()
+    assert [body["steering"][0]["vector"] for body in opened.sent("/v1/chat/completions")[3:]] == ["cheerful", "honest"]
+
+
+def test_messages_are_edited_and_answered_again_and_the_chat_goes_on(opened: Tab) -> None:
+    page = opened.page
+    opened.ask(MUSIC)
+    opened.ask("And winter?")
+    histories = [body["messages"] for body in opened.sent("/v1/chat/completions")[2:]]
+    assert [len(messages) for messages in histories] == [3, 3]
+    assert histories[0][1]["content"] != histories[1][1]["content"]  # each column goes on from its own answer
+    page.get_by_role("button", name="Edit message 1").click()
+    page.get_by_role("textbox", name="Edit message 1").fill("Hello!")
+    page.get_by_role("button", name="Run", exact=True).click()
+    opened.wait_for_answers()
+    assert [body["messages"][0]["content"] for body in opened.sent("/v1/chat/completions")[4:]] == ["Hello!", "Hello!"]
+    page.get_by_role("spinbutton", name="Scale of cheerful").fill("-0.6")
+    opened.answers.nth(1).get_by_role("button", name="Answer again").click()
+    opened.wait_for_answers()
+    assert len(opened.sent("/v1/chat/completions")) == 7
+
+
+def test_a_map_of_layers_and_scales_leads_back_to_a_chat(opened: Tab, pictures: Path) -> None:
+    page = opened.page
+    page.get_by_role("button", name="Layer × scale").click()
+    page.get_by_label("Layers", exact=True).last.fill("3-4")
+    page.get_by_label("Scales", exact=True).fill("-0.6, 0.6")
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(page.locator(".stage .stop")).to_be_hidden()
+    sent = [body["steering"][0] for body in opened.sent("/v1/chat/completions")]
+    cells = [(entry["layers"], entry["scale"]) for entry in sent]
+    assert sorted(cells) == [([3], -0.6), ([3], 0.6), ([4], -0.6), ([4], 0.6)]
+    opened.picture(pictures / "map.png")
+    page.get_by_role("button", name="Layer 4, scale 0.6").or_(page.locator("td .cell").last).last.click()
+    opened.wait_for_answers()
+    assert opened.sent("/v1/chat/completions")[-1]["steering"] == [{"vector": "cheerful", "scale": 0.6, "layers": "4"}]
+
+
+def test_a_vector_is_uploaded_changed_compared_rolled_back_and_deleted(
+    browser: Browser, server: Server, tmp_path: Path, pictures: Path
+) -> None:
+    file = tmp_path / "my vector.safetensors"
+    file.write_bytes(server.http.get("/v1/steering/vectors/honest/content").content)
+    with tab(browser, server.url, may_be_refused=True) as opened:
+        page = opened.page
+        opened.open("#keep")
+        chooser = page.locator(".drop input")
+        broken = tmp_path / "broken.safetensors"
+        broken.write_bytes(b"no vector")
+        chooser.set_input_files(broken)
+        page.get_by_role("button", name="Upload").click()
+        said = server.http.put("/v1/steering/vectors/broken", content=b"no vector").json()["error"]["message"]
+        expect(page.get_by_role("alert")).to_contain_text(said)
+        page.get_by_role("button", name="Cancel").click()
+        chooser.set_input_files(file)
+        expect(page.get_by_label("Name")).to_have_value("my-vector")
+        page.get_by_role("button", name="Upload").click()
+        expect(page.get_by_role("heading", name="my-vector")).to_be_visible()
+        first = server.store.get("my-vector")
+        norms = page.get_by_role("img", name="Norm by layer").locator("rect title")
+        assert norms.all_text_contents() == [f"layer {layer}: {norm:.4g}" for layer, norm in first.vector.norms.items()]
+        panel = page.locator(".panel", has=page.get_by_role("heading", name="Defaults"))
+        panel.get_by_label("Scale").fill("1.25")
+        panel.get_by_label("Description").fill("for a test")
+        panel.get_by_role("button", name="Save as a new revision").click()
+        expect(page.get_by_role("status")).to_contain_text("Saved as revision")
+        changed = server.store.get("my-vector")
+        assert (changed.vector.default_scale, changed.vector.description) == (1.25, "for a test")
+        page.get_by_role("button", name=f"Compare {first.revision[:8]}").click()
+        row = page.locator(".figures-table tbody tr").first.locator("td")
+        assert row.all_inner_texts()[0] == "1"  # only the defaults differ
+        opened.picture(pictures / "keep.png")
+        page.get_by_role("button", name=f"Roll back to {first.revision[:8]}").click()
+        expect(page.get_by_role("status")).to_contain_text(first.revision[:8])
+        assert server.store.get("my-vector").revision == first.revision
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download", exact=True).click()
+        assert Path(download.value.path()).read_bytes() == file.read_bytes()
+        page.get_by_role("button", name="Delete").click()
+        dialog = page.get_by_role("dialog")
+        expect(dialog.get_by_role("button", name="Delete")).to_be_disabled()
+        dialog.get_by_label("Name").fill("my-vector")
+        dialog.get_by_role("button", name="Delete").click()
+        expect(page.get_by_role("navigation", name="Vectors").get_by_role("link")).to_have_count(2)
+        assert server.http.get("/v1/steering/vectors/my-vector").status_code == 404
+
+
+def test_the_live_view_shows_what_the_metrics_say(opened: Tab, server: Server, pictures: Path) -> None:
+    opened.ask(MUSIC)
+    opened.page.get_by_role("link", name="Watch").click()
+    lines = server.http.get("/metrics").text
+    match = re.search(r'tiller:steered_tokens_total\{vector="cheerful"\} (\d+)', lines)
+    assert match is not None
+    expect(opened.page.locator(".bars")).to_contain_text(f"{int(match[1]):,}")
+    expect(opened.page.locator("tiller-strip")).to_contain_text("0 running")
+    opened.picture(pictures / "watch.png")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everyone_can_use_every_view(browser: Browser, server: Server, scheme: Any, pictures: Path) -> None:
+    with tab(browser, server.url, scheme=scheme, width=360, height=740) as opened:
+        opened.ask(MUSIC)
+        opened.check_access()
+        opened.picture(pictures / f"narrow-{scheme}.png")
+        for view, element in VIEWS.items():
+            opened.open(f"#{view}:cheerful" if view == "keep" else f"#{view}")
+            expect(opened.page.locator(element)).to_be_visible()
+            if view == "keep":
+                expect(opened.page.locator(".plot")).to_be_visible()
+            opened.check_access()
+            widths = opened.page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+            assert widths[0] <= widths[1], view
+        opened.page.set_viewport_size({"width": 1280, "height": 800})
+        opened.open()
+        opened.ask(MUSIC)
+        opened.check_access()
+        opened.picture(pictures / f"wide-{scheme}.png")
+        opened.page.get_by_role("button", name="Keys").click()
+        opened.check_access()
+
+
+def test_the_chat_is_used_by_keyboard_alone(opened: Tab) -> None:
+    page = opened.page
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    page.keyboard.press("Enter")
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "message":
+            break
+    page.keyboard.type(MUSIC)
+    page.keyboard.press("Enter")
+    opened.wait_for_answers()
+    expect(opened.answers).to_have_count(2)
+    expect(page.locator(".stage > [role=status]")).to_have_text("2 answers done")
