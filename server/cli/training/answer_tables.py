@@ -54,7 +54,8 @@ def show_behaviour(report: Mapping[str, Any], console: Console) -> None:
 def _cells(change: Mapping[str, Any], factor: float) -> tuple[str, str, str]:
     low, high = change["ci95"]
     interval = f"({factor * low:+.{_places(factor)}f}, {factor * high:+.{_places(factor)}f})"
-    moved = f"{factor * change['difference'] + 0.0:+.{_places(factor)}f} {interval}"
+    places = _places(factor)
+    moved = f"{round(factor * change['difference'], places) + 0.0:+.{places}f} {interval}"  # no -0.0
     return _number(change["unsteered"], factor), _number(change["steered"], factor), moved
 
 
