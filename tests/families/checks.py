@@ -285,7 +285,8 @@ def _check_branches(engine: BatchingEngine, plain: PreTrainedModel, sites: Model
         logits_of(plain, prompt, [Added(sites.modules[site][layer], direction, only_last=True)])[-1, choices]
         for layer, direction in places
     ]
-    findings.differ("branches", float((future.result(timeout=0) - torch.stack(expected)).abs().max()))
+    differences = future.result(timeout=0) - torch.stack(expected).detach()
+    findings.differ("branches", float(differences.abs().max()))
 
 
 def _first_site(engine: BatchingEngine) -> Site:

@@ -185,7 +185,7 @@ def _paired(
             try:
                 found[seed] = Paired(sides[0], sides[1])
             except InvalidData as error:
-                return f"seed {seed}: {error}"
+                return f"seed {seed}: {error.reason}"
     return found or "no seed has a result of both"
 
 

@@ -41,7 +41,7 @@ class _BoundedConnection(h11.Connection):
         if isinstance(event, h11.Request):
             self._num_chunks = self._num_bytes = self.num_late_bytes = 0
         elif isinstance(event, h11.Data):
-            self._num_chunks += 1
+            self._num_chunks += event.chunk_start  # one that comes in parts counts once
             self._num_bytes += len(event.data)
             if self._num_chunks > max(MAX_SMALL_CHUNKS, self._num_bytes // MIN_CHUNK_BYTES):
                 raise h11.RemoteProtocolError("the chunks of the body are too small")

@@ -155,7 +155,7 @@ def test_outcomes_that_are_missing_are_named(folder: Path) -> None:
 def test_seeds_that_tried_different_cells_are_recomputed(tmp_path: Path) -> None:
     """With few items some variants have nothing to contrast in some splits."""
     task = Task.from_json({"variant": "all", "layers": [0], "scales": [1], "seeds": 8, "allow_no_gain": True})
-    data = TrainingData(items("few", 9, in_groups=False), retention_items=items("kept", 9, in_groups=False))
+    data = TrainingData(items("few", 10, in_groups=False), retention_items=items("kept", 9, in_groups=False))
     done = carry_out(task, DrawnProbe(), data, seed=0, report=lambda progress: None)
     for name, content in done.files:
         (tmp_path / name).write_bytes(content)
