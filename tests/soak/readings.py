@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from tests.server.cli.levels import Levels, metrics
 
 WARMING = 0.25
-"""The share of a life that is not judged: caches fill, threads and connections begin."""
+"""The share of a life that is not judged: caches fill, threads and connections begin.
 
-FEWEST = 12
+Nor is what comes before its first training has ended, which imports what plots and tests for significance: 120 MiB.
+"""
+
+FEWEST = 9
 """Readings that a life must have after it is warm to be judged."""
 
 
@@ -36,11 +39,12 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class Reading:
-    """One moment. `seconds` since the soak began; `requests`: answered since then."""
+    """One moment. `seconds` since the soak began; `requests`: answered since then; `trained`: jobs that succeeded."""
 
     seconds: float
     life: int
     requests: int
+    trained: int
     memory: float
     descriptors: float
     threads: float
@@ -48,13 +52,14 @@ class Reading:
     rows: float
 
     @classmethod
-    def of(cls, process_id: int, url: str, *, seconds: float, life: int, requests: int) -> Reading:
+    def of(cls, process_id: int, url: str, *, seconds: float, life: int, requests: int, trained: int) -> Reading:
         """Now; it blocks."""
         levels, told = Levels.of(process_id), metrics(url)
         return cls(
             seconds,
             life,
             requests,
+            trained,
             memory=levels.mebibytes,
             descriptors=levels.num_files,
             threads=levels.num_threads,
@@ -88,7 +93,7 @@ def judge(readings: Sequence[Reading]) -> list[Judgement]:
     lives = []
     for number in sorted({reading.life for reading in readings}):
         life = [reading for reading in readings if reading.life == number]
-        warm = life[int(len(life) * WARMING) :]
+        warm = [reading for reading in life[int(len(life) * WARMING) :] if reading.trained > life[0].trained]
         if len(warm) >= FEWEST:
             lives.append((number, warm))
     for number, warm in lives:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 import json
@@ -34,14 +35,14 @@ class Content:
     revision: str
 
 
-def make_contents(num_directions: int = 4, strength: float = 3.0) -> list[Content]:
-    """All directions with all scales."""
+def make_contents(num_directions: int = 4, strength: float = 80.0) -> list[Content]:
+    """All directions with all scales, at every block, so strong that answers differ."""
     contents = []
     for number, scale in itertools.product(range(num_directions), SCALES):
         choose = torch.Generator().manual_seed(number)
         direction = torch.randn(SHAPE["hidden_size"], generator=choose)
         direction *= strength / direction.norm()
-        vector = SteeringVector({number % SHAPE["num_hidden_layers"]: direction}, default_scale=scale)
+        vector = SteeringVector(dict.fromkeys(range(SHAPE["num_hidden_layers"]), direction), default_scale=scale)
         contents.append(Content(number, scale, encode_safetensors(vector), vector.revision))
     return contents
 
@@ -58,6 +59,7 @@ class VectorKeeper:
         self._choose = random.Random(seed)
 
     async def act(self, life: Life) -> None:
+        await asyncio.sleep(0.1)  # others have a turn
         known = self._ledger.vectors.get(self.vector)
         if known is None:
             return await self._put(life, None)
