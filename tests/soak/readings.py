@@ -52,7 +52,7 @@ class Reading:
     rows: float
 
     @classmethod
-    def of(cls, process_id: int, url: str, *, seconds: float, life: int, requests: int, trained: int) -> Reading:
+    def of(cls, process_id: int, url: str, seconds: float, life: int, requests: int, trained: int) -> Reading:
         """Now; it blocks."""
         levels, told = Levels.of(process_id), metrics(url)
         return cls(

@@ -144,9 +144,8 @@ class Soak:
         began = time.monotonic()
         while (served := time.monotonic() - began) < self.plan.seconds_of_life:
             now = time.monotonic() - self.started_at
-            options = {"seconds": now, "life": life.number, "requests": self.tally.num_requests}
-            options["trained"] = self.tally.done["jobs succeeded"]
-            self.readings.append(await asyncio.to_thread(Reading.of, server.process_id, life.url, **options))
+            counts = (life.number, self.tally.num_requests, self.tally.done["jobs succeeded"])
+            self.readings.append(await asyncio.to_thread(Reading.of, server.process_id, life.url, now, *counts))
             told = f"life {life.number}: {self.tally.num_requests} requests, {self.readings[-1].memory:.0f} MiB"
             self.progress(life.number * self.plan.seconds_of_life + served, told)
             await asyncio.sleep(min(1.0, self.plan.seconds_of_life / 30))
