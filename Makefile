@@ -12,8 +12,10 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 ASYNCIO := -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=session -o asyncio_default_test_loop_scope=session
 
 FAMILIES_OUTPUT ?= build/families
+SOAK_OUTPUT ?= build/soak
+MINUTES ?= 30
 
-.PHONY: serve test test-slow test-clients test-families check format clean help
+.PHONY: serve test test-slow test-soak test-clients test-families check format clean help
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -51,6 +53,9 @@ test: $(INSTALLED)  ## the whole suite but the slow tests
 
 test-slow: $(INSTALLED)  ## soak, kill and fuzz tests
 	$(BIN)/python -m pytest -q -m slow --timeout 1800 $(ARGS)
+
+test-soak: $(INSTALLED)  ## a server under everything at once, killed now and then; MINUTES=30
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --output $(SOAK_OUTPUT) $(ARGS)
 
 test-clients: $(CLIENTS)/.installed $(CLIENTS_OPENAI2)/.installed $(CLIENTS_VECTORS)/.installed  ## third-party clients, in environments of their own
 	$(CLIENTS)/bin/python -m pytest -q -m clients tests/clients $(ASYNCIO) $(ARGS)

@@ -97,7 +97,7 @@ class ServerProcess:
     """A `tiller serve` on a free port with a data directory of its own; as a context, ended at its end.
 
     `stdout`: the file descriptor for its standard output, where that shall not be among `lines`. `program`: Python that
-    runs the command in place of `python -m server.cli`.
+    runs the command in place of `python -m server.cli`. `patience`: seconds to wait for what it must say or do.
     """
 
     def __init__(
@@ -107,7 +107,9 @@ class ServerProcess:
         environ: Mapping[str, str] | None = None,
         stdout: int | None = None,
         program: str | None = None,
+        patience: float = DEADLINE,
     ) -> None:
+        self._patience = patience
         run = ["-m", "server.cli"] if program is None else ["-c", program]
         command = [sys.executable, *run, "serve", *map(str, arguments)]
         self._process = subprocess.Popen(
@@ -128,7 +130,7 @@ class ServerProcess:
 
     def wait_for_line(self, pattern: str | re.Pattern[str]) -> re.Match[str]:
         """The first line from here on that `pattern` finds."""
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + self._patience
         while True:
             line = self._arriving.get(timeout=max(0.0, deadline - time.monotonic()))
             assert line is not None, f"the server ended without saying {pattern!r}:\n{self.output}"
@@ -153,8 +155,8 @@ class ServerProcess:
 
     def wait(self) -> int:
         """The exit code."""
-        code = self._process.wait(DEADLINE)
-        self._reader.join(DEADLINE)
+        code = self._process.wait(self._patience)
+        self._reader.join(self._patience)
         while not self._arriving.empty():
             line = self._arriving.get_nowait()
             if line is not None:

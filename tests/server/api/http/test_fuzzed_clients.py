@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import json
-import os
-import re
 import signal
 import statistics
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,76 +16,12 @@ import httpx
 import pytest
 
 from tests.server.api.http.misbehaving import Held, misbehave
+from tests.server.api.http.well_behaved import WELL_BEHAVED, ask
 from tests.server.api.serving import eventually
+from tests.server.cli.levels import Levels, is_idle, metrics
 from tests.server.cli.running import DEADLINE, ServerProcess
 
-MUSIC: list[Any] = [{"role": "user", "content": "Do you like music?"}]
-SCHEMA = {"type": "object", "properties": {"likes": {"type": "boolean"}, "why": {"type": "string"}}}
-TOOL = {"name": "play", "parameters": SCHEMA}
-WELL_BEHAVED: list[tuple[str, dict[str, Any]]] = [
-    ("/v1/chat/completions", {"messages": MUSIC, "temperature": 0}),
-    ("/v1/chat/completions", {"messages": MUSIC, "temperature": 0, "steering": [{"vector": "cheerful", "scale": -1}]}),
-    ("/v1/chat/completions", {"messages": MUSIC, "seed": 5, "model": "tiller-demo+cheerful:0.7+honest:0.5", "n": 2}),
-    ("/v1/chat/completions", {"messages": MUSIC, "seed": 6, "response_format": {"type": "json_object"}}),
-    (
-        "/v1/chat/completions",
-        {"messages": MUSIC, "seed": 7, "tools": [{"type": "function", "function": TOOL}], "tool_choice": "required"},
-    ),
-    ("/v1/completions", {"prompt": "I like", "temperature": 0, "ignore_eos": True}),
-    (
-        "/v1/completions",
-        {
-            "prompt": "I like",
-            "seed": 8,
-            "ignore_eos": True,
-            "steering": [{"vector": "cheerful", "preserve_norm": True}],
-        },
-    ),
-    ("/v1/responses", {"input": "Do you like music?", "temperature": 0, "steering": [{"vector": "honest"}] * 5}),
-]
 DECISION = {"input": "Do you like music?", "questions": [{"type": "predicate", "instructions": "This is a question."}]}
-MAX_TOKENS = 60
-
-
-@dataclass
-class Stream:
-    """What a stream said, by choice, and the seconds between its pieces."""
-
-    said: dict[int, str] = field(default_factory=lambda: collections.defaultdict(str))
-    gaps: list[float] = field(default_factory=list)
-    _last: float | None = None
-
-    def add(self, event: dict[str, Any]) -> None:
-        """Take an event; an answer's text, its calls' arguments, and how it ended."""
-        assert "error" not in event, event
-        if event.get("type") in ("response.completed", "response.incomplete"):
-            self.said[-1] = json.dumps([item.get("content") for item in event["response"]["output"]])
-        piece = event["delta"] if event.get("type") == "response.output_text.delta" else ""
-        for choice in event.get("choices", ()):
-            delta = choice.get("delta", {})
-            calls = "".join(call["function"]["arguments"] for call in delta.get("tool_calls", ()))
-            piece = choice.get("text") or delta.get("content") or calls
-            self.said[choice["index"]] += f"{piece}<{choice['finish_reason']}>" if choice["finish_reason"] else piece
-        if piece:
-            now = time.perf_counter()
-            self.gaps += [] if self._last is None else [now - self._last]
-            self._last = now
-
-
-async def ask(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Stream:
-    """A whole stream; as OpenAI's clients do, it asks again when the server says that it has no room."""
-    most = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
-    while True:
-        async with client.stream("POST", path, json=body | {"stream": True, most: MAX_TOKENS}) as response:
-            if response.status_code == 429:
-                await asyncio.sleep(float(response.headers["retry-after"]))
-                continue
-            assert response.status_code == 200, await response.aread()
-            stream = Stream()
-            async for line in response.aiter_lines():
-                if line.startswith("data: {"):
-                    stream.add(json.loads(line[6:]))
-            return stream
 
 
 class Clients:
@@ -145,41 +77,6 @@ class Clients:
             self.gaps += stream.gaps
             self.num_streams += 1
             num_asked += 1
-
-
-@dataclass(frozen=True)
-class Levels:
-    """What the server's process holds, as the operating system counts it."""
-
-    num_files: int
-    num_threads: int
-    mebibytes: float
-
-    @classmethod
-    def of(cls, process_id: int) -> Levels:
-        """Now."""
-        folder = Path(f"/proc/{process_id}")
-        resident = re.search(r"VmRSS:\s+(\d+) kB", (folder / "status").read_text())
-        assert resident is not None
-        return cls(len(os.listdir(folder / "fd")), len(os.listdir(folder / "task")), int(resident[1]) / 1024)
-
-
-def metrics(url: str) -> dict[str, float]:
-    """The server's metrics without their labels, those that are told apart added up."""
-    lines = httpx.get(f"{url}/metrics", headers={"connection": "close"}, timeout=DEADLINE).text.splitlines()
-    found: dict[str, float] = collections.defaultdict(float)
-    for line in lines:
-        if not line.startswith("#"):
-            name, value = line.rsplit(" ", 1)
-            found[name if "5xx" in name else name.partition("{")[0]] += float(value)
-    return found
-
-
-def is_idle(url: str) -> bool:
-    """True when nothing runs or waits, and neither pages nor rows are held."""
-    now = metrics(url)
-    held = ("vllm:num_requests_running", "vllm:num_requests_waiting", "tiller:steering_rows_in_use")
-    return not any(now[name] for name in held) and now["tiller:kv_pages_free"] == now["tiller:kv_pages"] > 0
 
 
 def is_back(process_id: int, url: str, before: Levels) -> bool:
