@@ -80,13 +80,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_the_page_on_training_takes_a_reader_from_a_file_to_a_steered_chat(url: str, tmp_path: Path) -> None:
-    data, training, chat = blocks("training.md", "bash")
+    data, training, chat, report = blocks("training.md", "bash")
     shell(data, url, tmp_path)
     (row,) = blocks("training.md", "json")
     assert row in (tmp_path / "beliefs.jsonl").read_text()
     printed = shell(training, url, tmp_path)
     assert re.search(r"verdict +it helps", printed)
-    assert (tmp_path / "frank" / "report.json").exists()
+    shell(report, url, tmp_path)
     assert "No, that is not right. The capital of Thailand is Bangkok." in shell(chat, url, tmp_path)
     (program,) = blocks("training.md", "python")
     shown = blocks("training.md", "text")[-1]
@@ -201,7 +201,8 @@ def test_the_page_on_decisions_shows_what_comes(url: str, tmp_path: Path) -> Non
     came, expected = json.loads(shell(command, url, tmp_path)), json.loads(shown)
     for answer, other in zip(came["answers"], expected["answers"], strict=True):
         numbers = [re.findall(r"0\.\d+", json.dumps(each)) for each in (answer, other)]
-        assert list(map(float, numbers[0])) == pytest.approx(list(map(float, numbers[1])), abs=1e-3)
+        # as far as bfloat16 and float32 differ, of which the machine decides
+        assert list(map(float, numbers[0])) == pytest.approx(list(map(float, numbers[1])), abs=0.02)
         assert re.sub(r"\d\.\d+(e-\d+)?", "", json.dumps(answer)) == re.sub(r"\d\.\d+", "", json.dumps(other))
     assert came.keys() == expected.keys()
 
