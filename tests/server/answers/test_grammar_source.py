@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
 import pytest
 
+from server.answers.compiler import GrammarCompiler
 from server.answers.grammar_source import after_reasoning, answer, json_answer
 from server.answers.tools import Tool, ToolUse
 from server.engine.grammar import allowed_tokens
@@ -25,9 +27,14 @@ TEXTS = {
 VOCABULARY = 263
 
 
+@functools.cache
+def compiler_of(processor: TextProcessor) -> GrammarCompiler:
+    return processor.grammar_compiler(VOCABULARY, [END])
+
+
 def takes(source: str, text: str, processor: TextProcessor = TEXTS["spelled"]) -> bool:
     """True when `text` may be a whole answer."""
-    state = processor.grammar_compiler(VOCABULARY, [END]).compile(source).start()
+    state = compiler_of(processor).compile(source).start()
     for token_id in processor.encode(text, add_special_tokens=False):
         if not allowed_tokens(state, VOCABULARY)[token_id]:
             return False
@@ -124,7 +131,7 @@ def test_parameters_that_are_none_leave_nothing_to_give() -> None:
 def test_strings_may_spell_control_tokens(value: str) -> None:
     """What forces such a text may not force the token, which ends answers and is no text."""
     processor = TEXTS["tokens"]
-    state = processor.grammar_compiler(VOCABULARY, [END]).compile(json_answer({"const": value})).start()
+    state = compiler_of(processor).compile(json_answer({"const": value})).start()
     token_ids: list[int] = []
     while not state.is_complete and END not in token_ids:
         token_ids += allowed_tokens(state, VOCABULARY).nonzero().flatten().tolist()
