@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import resource
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -104,6 +106,12 @@ def run_bench(
                 timings[workload].append(timing)
             advance()
     return [_figure(workload, timings) for workload in workloads]
+
+
+def peak_memory_mib() -> float:
+    """The most memory that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def measure(engine: Engine, workload: Workload, seed: int) -> Timing:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from server.bench.offline import peak_memory_mib
 from server.bench.paper_loop import PaperLoop, SlowCell
 from server.demo import MODEL_DIR, MODEL_NAME
 from server.demo.heldout import quiz_items
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     times = [seconds for _, seconds in runs]
     median = statistics.median(times)
     trained = min(runs, key=lambda run: abs(run[1] - median))[0]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_memory_mib()
     found: dict[str, Any] = {}
     if not options.no_slow_loop:
         found |= compare(trained, median, *run_slow_loop(options.items))

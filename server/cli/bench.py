@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import resource
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +84,7 @@ def bench(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         TimeRemainingColumn,
     )
 
-    from server.bench.offline import run_bench, workloads_of
+    from server.bench.offline import peak_memory_mib, run_bench, workloads_of
     from server.engine.errors import EngineError
 
     workloads = workloads_of(batches, num_vectors, arguments.prompt_tokens, arguments.new_tokens)
@@ -113,7 +112,7 @@ def bench(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         "dtype": info.dtype,
         "device": info.device,
         "threads": _num_threads(),
-        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_memory_mib": round(peak_memory_mib()),
         "repeats": arguments.repeats,
     }
     if arguments.json:

@@ -18,9 +18,9 @@ class ModelInfo:
     """What the rest of the server knows about the loaded model.
 
     `sites` lists the steering sites that its architecture has; `max_model_len` counts prompt and generated tokens;
-    `num_bytes` is the size of the weights in memory. `sampling_defaults` are the values of temperature, top_p, top_k,
-    min_p, repetition_penalty and min_tokens that the model's generation config sets, and `suppressed_token_ids` the
-    tokens that it never lets the model say.
+    `num_bytes` and `weights_dtype` are those of the weights as they were loaded, `dtype` is what they are computed in.
+    `sampling_defaults` are the values of temperature, top_p, top_k, min_p, repetition_penalty and min_tokens that the
+    model's generation config sets, and `suppressed_token_ids` the tokens that it never lets the model say.
     """
 
     model_id: str

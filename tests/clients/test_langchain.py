@@ -56,7 +56,7 @@ def _expected_to_fail(standard: Callable[..., None], reason: str) -> Callable[..
         standard(self, *arguments, **named)
 
     run.__wrapped__ = standard  # type: ignore[attr-defined]  # pytest reads the parameters there
-    run.pytestmark = [  # type: ignore[attr-defined]
+    run.pytestmark = [  # type: ignore[attr-defined]  # and its marks here
         *getattr(standard, "pytestmark", []),
         pytest.mark.xfail(reason=reason, strict=True).mark,
     ]
@@ -112,6 +112,6 @@ class TestToolsAndSchemas(OnTheEmbeddedModel):
     supports_json_mode = True
 
     @property
-    def options(self) -> dict[str, Any]:  # type: ignore[override]
+    def options(self) -> dict[str, Any]:  # type: ignore[override]  # other tests read it from the class
         """Sampling parameters, and an end for text that has none then."""
         return {"logit_bias": json_that_ends(), "max_tokens": 200}

@@ -74,7 +74,7 @@ def test_files_that_are_lost_changed_or_back_are_noticed() -> None:
 def test_a_job_ends_as_it_must_and_stays_so() -> None:
     for kind, status, code in (("good", "failed", "x"), ("bad", "succeeded", None), ("good", "cancelled", None)):
         with pytest.raises(SoakFailed, match="job"):
-            Job(kind, "j").check_end(status, code)  # type: ignore[arg-type]
+            Job(kind, "j").check_end(status, code)  # type: ignore[arg-type]  # the cases are strings
     with pytest.raises(SoakFailed, match="cancelled"):
         Job("good", "j", is_cancelled=True).check_end("succeeded", None)
     with pytest.raises(SoakFailed, match="interrupted"):

@@ -73,7 +73,7 @@ class Judge:
             except (httpx.HTTPError, UnicodeError) as error:
                 if attempt == NUM_ATTEMPTS:
                     raise CommandFailed(f"the judge at {self._url} did not answer: {type(error).__name__}") from None
-                time.sleep(_pause(attempt, None))
+                time.sleep(_pause(attempt, None))  # a busy judge wants to be left alone for a while
                 continue
             if response.is_success:
                 return self._reply_in(content)

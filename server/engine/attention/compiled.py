@@ -21,7 +21,6 @@ from server.engine.attention.interface import (
     Reach,
     Segment,
     groups_of_layers,
-    page_groups,
 )
 from server.kernels.library import WIDTH, CacheLayout, Kernels, Views, load_kernels
 
@@ -44,13 +43,9 @@ class CompiledAttention(PagedAttention):
         return load_kernels() is not None
 
     @classmethod
-    def bytes_per_token(cls, layers: Sequence[LayerAttention | None], dtype: torch.dtype) -> tuple[int, ...]:
-        """See `PagedAttention.bytes_per_token`."""
-        numbers = [0] * len(page_groups(layers))
-        for layer, group in zip(layers, groups_of_layers(layers), strict=True):
-            if layer is not None and group is not None and layer.shares is None:
-                numbers[group] += layer.kv_heads * (layer.key_dim + _width(layer.value_dim))
-        return tuple(number * dtype.itemsize for number in numbers)
+    def numbers_per_token(cls, layer: LayerAttention) -> int:
+        """See `PagedAttention.numbers_per_token`; values are padded to whole tiles."""
+        return 0 if layer.shares is not None else layer.kv_heads * (layer.key_dim + _width(layer.value_dim))
 
     def __init__(
         self,

@@ -175,9 +175,18 @@ class PagedAttention(ABC):
         """True when this implementation computes all of `layers` exactly, in `dtype` on `device`."""
 
     @classmethod
-    @abstractmethod
+    def numbers_per_token(cls, layer: LayerAttention) -> int:
+        """How many numbers this implementation keeps of a token in `layer`."""
+        return layer.numbers_per_token
+
+    @classmethod
     def bytes_per_token(cls, layers: Sequence[LayerAttention | None], dtype: torch.dtype) -> tuple[int, ...]:
         """Bytes of KV per token, over all layers of each group of `page_groups(layers)`."""
+        numbers = [0] * len(page_groups(layers))
+        for layer, group in zip(layers, groups_of_layers(layers), strict=True):
+            if layer is not None and group is not None:
+                numbers[group] += cls.numbers_per_token(layer)
+        return tuple(number * dtype.itemsize for number in numbers)
 
     @abstractmethod
     def __init__(

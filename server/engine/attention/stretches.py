@@ -20,7 +20,6 @@ from server.engine.attention.interface import (
     Reach,
     Segment,
     groups_of_layers,
-    page_groups,
 )
 from server.engine.attention.partial import Attended, attend_part, distances, merge_parts, merge_rows
 
@@ -32,15 +31,6 @@ class StretchAttention(PagedAttention):
     def supports(cls, layers: Sequence[LayerAttention | None], dtype: torch.dtype, device: torch.device) -> bool:
         """True for all; see `PagedAttention.supports`."""
         return True
-
-    @classmethod
-    def bytes_per_token(cls, layers: Sequence[LayerAttention | None], dtype: torch.dtype) -> tuple[int, ...]:
-        """See `PagedAttention.bytes_per_token`."""
-        numbers = [0] * len(page_groups(layers))
-        for layer, group in zip(layers, groups_of_layers(layers), strict=True):
-            if layer is not None and group is not None:
-                numbers[group] += layer.numbers_per_token
-        return tuple(number * dtype.itemsize for number in numbers)
 
     def __init__(
         self,

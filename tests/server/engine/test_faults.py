@@ -145,7 +145,7 @@ def test_sampling_that_raises_ends_the_row_at_fault_and_draws_nothing_twice() ->
     """The other rows of the batch are drawn again, by the same random numbers."""
     model = loaded()
     engine = engine_of(model)
-    broken: Any = SamplingParams(top_k=5, min_p="not a number")  # type: ignore[arg-type]
+    broken: Any = SamplingParams(top_k=5, min_p="not a number")  # type: ignore[arg-type]  # on purpose
     bad = EngineRequest("bad", prompt_of(5), Generate(6, broken))
     free = EngineRequest("free", prompt_of(6), Generate(9, SamplingParams(seed=3)))
     outputs = run(engine, [free, *mixed_requests(model), bad])  # so that `free` is drawn before it raises

@@ -78,7 +78,7 @@ def test_what_shares_a_step_with_branches_is_computed_as_alone(family: str) -> N
     model = loaded(family)
     engine = engine_of(model)
     prompt = prompt_of(13)
-    capture = Capture(tuple(range(LAYERS)), model.info.sites, tuple(range(13)))  # type: ignore[arg-type]
+    capture = Capture(tuple(range(LAYERS)), model.info.sites, tuple(range(13)))  # type: ignore[arg-type]  # they are sites
     steered = plan_of(Steer(random_direction(40), 1, operation="ablate", positions="all"))
     others = [
         EngineRequest("capture", prompt, capture),

@@ -12,7 +12,7 @@ from server.engine.attention.compiled import CompiledAttention
 from server.engine.model import load_model, prepare_model
 from server.engine.packing import NarrowEmbedding, PackedLinear, PackedNorm, narrowed, pack_model
 from server.engine.request import EngineRequest, Generate
-from server.kernels.library import Kernels, load_kernels
+from server.kernels.library import Kernels
 from tests.families import CONFIGS, VOCABULARY, build
 from tests.reference import Steer, steered_logits
 from tests.server.engine.driving import GREEDY, engine_of, loaded, plan_of, prompt_of, random_direction, run, tokens_of
@@ -21,14 +21,6 @@ STEERS = (
     Steer(random_direction(1), 0, positions="all"),
     Steer(random_direction(2), 2, "mlp", 0.7, operation="clamp", preserve_norm=True),
 )
-
-
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    found = load_kernels()
-    if found is None:
-        pytest.skip("there is no C compiler")
-    return found
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -6,17 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.kernels.library import WIDTH, Kernels, load_kernels
+from server.kernels.library import WIDTH, Kernels
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    found = load_kernels()
-    if found is None:
-        pytest.skip("there is no C compiler")
-    return found
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

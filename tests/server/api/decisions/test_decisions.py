@@ -110,7 +110,7 @@ def test_probabilities_are_those_of_plain_passes(server: Server, positions: str 
     steers = [] if positions is None else [Steer(direction(2), 1, scale=0.4, positions=positions)]
     answer = decide(server, extra_body={"steering": steering})
     expect(answer.answers, f"{USER}{INPUT}\n\n", f"{END}{ASSISTANT}", steers)
-    echoed = answer.model_extra["steering"]  # type: ignore[index]
+    echoed = answer.model_extra["steering"]  # type: ignore[index]  # the SDK keeps what it does not know
     assert [(entry["vector"], entry["positions"]) for entry in echoed] == [("calm", positions)] * len(steers)
 
 
@@ -207,7 +207,7 @@ def test_the_answer_is_what_the_sdk_types(server: Server) -> None:
         ("score", "anger"),
         ("choice", None),
     ]
-    values = [each.value for each in decision.answers[3].probabilities]  # type: ignore[union-attr]
+    values = [each.value for each in decision.answers[3].probabilities]  # type: ignore[union-attr]  # a choice
     assert [(type(value), value) for value in values] == [(bool, True), (str, "true"), (bool, False)]
 
 
