@@ -78,7 +78,7 @@ class ApiKeys:
 
 def check_exposure(host: str, keys: ApiKeys, insecure: bool) -> None:
     """Raise `KeysRefused` when `host` is reachable from other machines while there are no keys."""
-    if insecure or not keys.is_open or _is_loopback(host):
+    if insecure or not keys.is_open or is_loopback(host):
         return
     raise KeysRefused(
         f"--host {host} is reachable from other machines, but no API keys are set; set {USE_VARIABLE} or "
@@ -95,7 +95,8 @@ def check_origins(origins: Collection[str], keys: ApiKeys, insecure: bool) -> No
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """True for a name or an address, IPv6 without brackets, by which only this machine can be reached."""
     if host.lower() == "localhost":
         return True
     try:

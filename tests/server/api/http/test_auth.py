@@ -124,6 +124,13 @@ STRANGERS = [
     "0.0.0.0",
     "[::2]",
     "x:y",
+    "evil.example@127.0.0.1",
+    "127.0.0.1@evil.example",
+    "127.0.0.1#.evil.example",
+    "127.0.0.1/.evil.example",
+    "127.0.0.1\\.evil.example",
+    "127.0.0.1 .evil.example",
+    "[::1].evil.example",
 ]
 OWN = ["127.0.0.1", "127.0.0.1:8000", "localhost", "LOCALHOST:3000", "[::1]:8000", "127.8.8.8"]
 
@@ -136,6 +143,25 @@ def test_without_keys_no_page_from_elsewhere_is_answered(server: Server, method:
         response = server.http.request(method, path, content=json.dumps(body), headers=headers)
         assert (response.status_code, response.json()["error"]["code"]) == (403, "cross_origin"), headers
     assert server.store.current_records() == before
+
+
+def test_without_keys_no_request_that_another_site_causes_is_answered(server: Server) -> None:
+    """What a browser sends for such a request: Origin, or Sec-Fetch-Site where it sends no Origin."""
+    before = server.store.current_records()
+    own, listed = ("Origin", "http://localhost:3000"), ("Origin", "https://page.example")
+    elsewhere = ("Sec-Fetch-Site", "cross-site")
+    body = json.dumps({"name": "csrf", "directions": {"0": [1.0] * 48}})
+    refused = ([elsewhere], [own, ("Origin", "https://evil.example")], [("Sec-Fetch-Site", "none"), elsewhere])
+    for headers in refused:
+        for method, path in (("POST", "/v1/steering/vectors"), ("GET", "/v1/models"), ("GET", "/metrics")):
+            response = server.http.request(method, path, headers=headers, content=body)
+            assert (response.status_code, response.json()["error"]["code"]) == (403, "cross_origin"), headers
+    assert server.store.current_records() == before
+    for site in ("same-origin", "same-site", "none"):
+        assert server.http.get("/v1/models", headers={"Sec-Fetch-Site": site}).status_code == 200
+    assert server.http.get("/v1/models", headers=[own, elsewhere]).status_code == 200  # localhost is not 127.0.0.1
+    assert server.http.get("/v1/models", headers=[listed, elsewhere]).status_code == 403
+    assert server.http.get("/health", headers=[elsewhere]).status_code == 200
 
 
 def test_without_keys_this_machine_is_answered_under_all_its_names(server: Server) -> None:

@@ -63,7 +63,8 @@ def test_the_page_is_answered_and_may_read_what_it_needs(open_server: Server) ->
 
 def test_streams_and_errors_carry_the_headers(open_server: Server) -> None:
     for path, body, status in ((CHAT, HELLO | {"stream": True}, 200), (CHAT, {}, 400), ("/v1/none", {}, 404)):
-        response = open_server.http.post(path, json=body, headers={"Origin": PAGE})
+        headers = {"Origin": PAGE, "Sec-Fetch-Site": "cross-site"}  # as browsers send them
+        response = open_server.http.post(path, json=body, headers=headers)
         assert (response.status_code, allowed_origin(response)) == (status, PAGE)
 
 
