@@ -93,7 +93,7 @@ FLOORS: dict[str, str] = {
         task
     """,
     "server": """
-        __init__ config errors keys durable_database kernels
+        __init__ config errors keys durable_database fair_queue kernels
         steering
         engine marks
         detokenizer watchdog
@@ -221,7 +221,7 @@ FLOORS: dict[str, str] = {
         admission description kv_pages queries
         page_table
         sequence
-        fair_queue model
+        model
         scheduler
         memory step
         buffers

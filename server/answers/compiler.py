@@ -25,10 +25,12 @@ from vectors.confined import Child, Limits, TaskFailed
 LIMITS = Limits(memory_mib=512, seconds=10.0)
 """What compiling one grammar may take by default."""
 
+NUM_AT_ONCE = 3
+"""How many grammars are compiled at a time, each in a child process of its own; others wait."""
+
 _MOST_KEPT = 32
 _MOST_BYTES = 1 << 30
 _MOST_CHARACTERS = 1 << 20
-_NUM_CHILDREN = 2
 _TOO_SLOW = "computing the allowed tokens takes too long"
 _SECONDS_AT_ONCE = 1.0
 _SECONDS_PER_MASK = 0.005
@@ -157,7 +159,7 @@ class _Matching:
         self._tokenizer: LLTokenizer = vocabulary.tokenizer()
         self._num_allowed = vocabulary.num_allowed
         self._num_read = self._tokenizer.vocab_size
-        children = [Child(matching.__name__, limits, vocabulary.to_json()) for _ in range(_NUM_CHILDREN)]
+        children = [Child(matching.__name__, limits, vocabulary.to_json()) for _ in range(NUM_AT_ONCE)]
         self._free: queue.LifoQueue[Child] = queue.LifoQueue()
         for child in children:
             self._free.put(child)

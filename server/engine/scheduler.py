@@ -17,11 +17,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.engine.fair_queue import FairQueue
 from server.engine.kv_pages import KVPages
 from server.engine.pacing import Allowance
 from server.engine.request import Priority, RequestState
 from server.engine.sequence import TokenSequence
+from server.fair_queue import FairQueue
 
 _LOOK_AHEAD = 64
 """How many waiting sequences are examined to find one that need not wait for a prefix."""
@@ -50,7 +50,9 @@ class Scheduler:
         self._kv = kv
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
-        self._waiting: dict[Priority, FairQueue] = {priority: FairQueue() for priority in Priority}
+        self._waiting: dict[Priority, FairQueue[TokenSequence]] = {
+            priority: FairQueue(lambda sequence: sequence.request.owner) for priority in Priority
+        }
         self._running: list[TokenSequence] = []
         self._allowance: Allowance | None = None
         self._kept: TokenSequence | None = None
@@ -84,11 +86,7 @@ class Scheduler:
 
         A full queue takes requests of an owner who has less than a fair share of it.
         """
-        queue = self._waiting[Priority.LIVE]
-        if len(queue) + len(submitted) < max_queue:
-            return True
-        num_owners = queue.num_owners + len({*submitted, owner})
-        return queue.num_of(owner) + submitted.count(owner) < max_queue // num_owners
+        return self._waiting[Priority.LIVE].has_room_for(owner, max_queue, submitted)
 
     @property
     def has_live(self) -> bool:
@@ -266,7 +264,9 @@ class Scheduler:
         self._running.append(sequence)
         self._running.sort(key=lambda running: running.request.priority)
 
-    def _share_places(self, queue: FairQueue, priority: Priority, num_new: dict[TokenSequence, int]) -> None:
+    def _share_places(
+        self, queue: FairQueue[TokenSequence], priority: Priority, num_new: dict[TokenSequence, int]
+    ) -> None:
         """When all places are taken, give owners who have none one of those of the owner who has most.
 
         The youngest of the latter yields.

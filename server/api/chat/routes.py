@@ -36,7 +36,7 @@ from server.api.http.bodies import MAX_JSON_BYTES, read_model
 from server.api.http.connection import while_connected
 from server.api.http.description import EVENTS, GENERATION_ERRORS, JSON, Success, describe
 from server.api.http.json_response import built_response
-from server.api.http.limiting import caller_of
+from server.api.http.limiting import Caller, caller_of
 from server.api.http.parameters import RATE_LIMITS
 from server.api.http.services import Services, services_of
 from server.api.http.sse import EventStream
@@ -59,16 +59,17 @@ async def create_chat_completion(request: Request) -> Response:
     services = services_of(request)
     services.check_accepting()
     body = await read_model(request, ChatRequest, MAX_JSON_BYTES)
-    answer = await _prepare(body, services)
+    caller = caller_of(request)
+    answer = await while_connected(request.receive, _prepare(body, services, caller))
     generation = answer.replies.generation
-    generation.submit(caller_of(request))
+    generation.submit(caller)
     if body.stream:
         return EventStream(answer.chunks(), close=generation.close)
     with generation:
         return await while_connected(request.receive, answer.whole())
 
 
-async def _prepare(body: ChatRequest, services: Services) -> _ChatAnswer:
+async def _prepare(body: ChatRequest, services: Services, caller: Caller) -> _ChatAnswer:
     check_num_choices(body.num_choices, services)
     plan = await plan_of(body, services)
     dialogue = Dialogue(
@@ -81,7 +82,7 @@ async def _prepare(body: ChatRequest, services: Services) -> _ChatAnswer:
         template_kwargs=body.chat_template_kwargs or {},
     )
     response_id = f"chatcmpl-{uuid.uuid4().hex}"
-    replies = await replies_to(dialogue, body, services, plan, response_id)
+    replies = await replies_to(dialogue, body, services, plan, response_id, caller)
     return _ChatAnswer(body, replies, services.text.table, plan, AnswerHead.of(body, response_id, services))
 
 

@@ -25,6 +25,7 @@ from server.api.generation.objects import ChatFinishReason
 from server.api.generation.running import Choice, Generation, TokenEntry
 from server.api.generation.tools import ANY_OBJECT
 from server.api.generation.wire import GenerationFields
+from server.api.http.limiting import Caller
 from server.api.http.services import Services
 from server.engine.grammar import Grammar
 from server.errors import InvalidRequest
@@ -125,16 +126,26 @@ def _join(pieces: Sequence[ReplyPiece]) -> ReplyPiece:
 
 
 async def replies_to(
-    dialogue: Dialogue, request: GenerationFields, services: Services, plan: SteeringPlan, response_id: str
+    dialogue: Dialogue,
+    request: GenerationFields,
+    services: Services,
+    plan: SteeringPlan,
+    response_id: str,
+    caller: Caller,
 ) -> Replies:
-    """The answers to `dialogue`, ready to be submitted. Raises `InvalidRequest` for what the model does not support."""
+    """The answers to `dialogue`, ready to be submitted. Raises `InvalidRequest` for what the model does not support.
+
+    What has to be compiled for them is compiled when it is `caller`'s turn.
+    """
     text = services.text
     max_model_len = services.engine.info.max_model_len
     grammars = services.grammars
     try:
         prepared = await run_sync(_prepare, dialogue, text, grammars.find, max_model_len)
     except GrammarNotCompiled:
-        prepared = await services.compiling.run(lambda: _prepare(dialogue, text, grammars.compile, max_model_len))
+        prepared = await services.compiling.run(
+            lambda: _prepare(dialogue, text, grammars.compile, max_model_len), caller.owner
+        )
     max_tokens = tokens_to_generate(
         len(prepared.prompt),
         dialogue.max_tokens,

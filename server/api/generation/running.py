@@ -115,7 +115,7 @@ class Generation:
         self._caller = caller
         try:
             for choice in self.choices:
-                self._submit(choice, caller.name.hex())
+                self._submit(choice, caller.owner)
         except BaseException:
             self.close()
             raise

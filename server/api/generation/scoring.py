@@ -68,7 +68,7 @@ class Scoring:
                     self._loop.call_soon_threadsafe(self._ended.put_nowait, (index, output))
 
         try:
-            self._engine.submit(replace(request, owner=self._caller.name.hex()), receive)
+            self._engine.submit(replace(request, owner=self._caller.owner), receive)
         except QueueFull:
             if not self._under_way:
                 raise

@@ -24,6 +24,11 @@ class Caller:
     name: bytes
     token_limits: RateLimits | None = None
 
+    @property
+    def owner(self) -> str:
+        """Whose turn it is, wherever callers take turns."""
+        return self.name.hex()
+
     def charge(self, num_tokens: int) -> None:
         """Count tokens that the model read or wrote for the caller."""
         if self.token_limits is not None:

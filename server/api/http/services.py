@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from server.answers.compiler import GrammarCompiler
+from server.answers.compiler import NUM_AT_ONCE, GrammarCompiler
 from server.api.http.metrics import Metrics
 from server.api.http.places import Places
 from server.api.http.rate_limits import RateLimits
@@ -27,9 +27,8 @@ from vectors.store import VectorStore
 
 _RETRY_SOON = {"Retry-After": "5"}
 
-MAX_COMPILING = 8
 MAX_WAITING_TO_COMPILE = 64
-"""Requests whose schemas are being compiled, and those that wait for that; others get 429."""
+"""Requests that wait until their schemas can be compiled; others get 429."""
 
 WRONG_KEYS_PER_MINUTE = 60
 """Wrong keys of one client address that are answered at once; answers to more of them are delayed."""
@@ -50,7 +49,7 @@ class Services:
     jobs: JobWorker | None = None
     rate_limits: RateLimits | None = None
     token_limits: RateLimits | None = None
-    compiling: Places = field(default_factory=lambda: Places(MAX_COMPILING, MAX_WAITING_TO_COMPILE))
+    compiling: Places = field(default_factory=lambda: Places(NUM_AT_ONCE, MAX_WAITING_TO_COMPILE))
     wrong_keys: RateLimits = field(default_factory=lambda: RateLimits(WRONG_KEYS_PER_MINUTE))
     responses: ResponseStore | None = None
     started_at: int = field(default_factory=lambda: int(time.time()))

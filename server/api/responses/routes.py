@@ -19,7 +19,7 @@ from server.api.http.bodies import MAX_JSON_BYTES, read_model, refuse_unknown_qu
 from server.api.http.connection import while_connected
 from server.api.http.description import EVENTS, GENERATION_ERRORS, JSON, Parameter, Success, describe
 from server.api.http.json_response import built_response, json_response
-from server.api.http.limiting import caller_of
+from server.api.http.limiting import Caller, caller_of
 from server.api.http.pages import limit_of, order_of, page_of
 from server.api.http.parameters import RATE_LIMITS, limit, order
 from server.api.http.services import Services, services_of
@@ -54,9 +54,10 @@ async def create_response(request: Request) -> Response:
     services = services_of(request)
     services.check_accepting()
     body = await read_model(request, ResponseRequest, MAX_JSON_BYTES)
-    response = await _prepare(body, services, _StoredResponses(services.responses, _owner_of(request)))
+    caller, shelf = caller_of(request), _shelf_of(request)
+    response = await while_connected(request.receive, _prepare(body, services, shelf, caller))
     generation = response.replies.generation
-    generation.submit(caller_of(request))
+    generation.submit(caller)
     if body.stream:
         return EventStream(response.events(), close=generation.close, failed=response.failed, is_named=True)
     with generation:
@@ -198,7 +199,9 @@ def _check_query(request: Request, *known: str) -> None:
     refuse_unknown_query(request, "stream", *known)
 
 
-async def _prepare(body: ResponseRequest, services: Services, shelf: _StoredResponses) -> ResponseInProgress:
+async def _prepare(
+    body: ResponseRequest, services: Services, shelf: _StoredResponses, caller: Caller
+) -> ResponseInProgress:
     earlier = await shelf.conversation(body)
     plan = await plan_of(body, services)
     dialogue = Dialogue(
@@ -212,7 +215,7 @@ async def _prepare(body: ResponseRequest, services: Services, shelf: _StoredResp
         names=_NAMES,
     )
     response_id = f"resp_{uuid.uuid4().hex}"
-    replies = await replies_to(dialogue, body, services, plan, response_id)
+    replies = await replies_to(dialogue, body, services, plan, response_id, caller)
 
     async def keep(response: ResponseObject) -> None:
         if body.store:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from server.api.http.places import Places
+from server.api.http.places import Places, Result
 from server.errors import Overloaded
+from server.keys import ApiKeys
 from tests.server.answers import chat_templates as styles
 from tests.server.api.serving import Server, eventually, serving
 
@@ -156,26 +157,115 @@ def test_a_schema_beyond_the_limits_is_refused_by_name_and_holds_up_nobody(tmp_p
         assert plain.status_code == 200
 
 
+class Held:
+    """Tasks that note that they run, and then wait to be let go."""
+
+    def __init__(self) -> None:
+        self.running: list[str] = []
+        self.order: list[str] = []
+        self._lock = threading.Lock()
+        self._gates: dict[str, threading.Event] = {}
+
+    def task(self, name: str) -> Callable[[], str]:
+        self._gates[name] = threading.Event()
+
+        def hold() -> str:
+            with self._lock:
+                self.running.append(name)
+                self.order.append(name)
+            self._gates[name].wait(60)
+            with self._lock:
+                self.running.remove(name)
+            return name
+
+        return hold
+
+    def let_go(self, *names: str) -> None:
+        for name in names:
+            self._gates[name].set()
+
+    async def are_running(self, *names: str) -> None:
+        async with asyncio.timeout(30):
+            while sorted(self.running) != sorted(names):
+                await asyncio.sleep(0.01)
+
+
 def test_places_are_few_and_so_are_those_who_wait_for_them() -> None:
-    async def fill() -> tuple[int, list[int], int]:
-        places, gate, running = Places(2, 3), threading.Event(), [0]
-
-        def hold(number: int) -> int:
-            running[0] += 1
-            most.append(running[0])
-            gate.wait(60)
-            running[0] -= 1
-            return number
-
-        most: list[int] = []
-        held = [asyncio.ensure_future(places.run(functools.partial(hold, number))) for number in range(5)]
-        while running[0] < 2:
-            await asyncio.sleep(0.01)
+    async def fill() -> list[str]:
+        places, held = Places(3, 2), Held()
+        tasks = [asyncio.ensure_future(places.run(held.task(f"a{number}"), "a")) for number in range(4)]
+        await held.are_running("a0", "a1")
         with pytest.raises(Overloaded) as refused:
-            await places.run(lambda: hold(5))
+            await places.run(held.task("a4"), "a")
         assert refused.value.headers["Retry-After"]
-        gate.set()
-        done = await asyncio.gather(*held)
-        return max(most), done, await places.run(lambda: hold(6))
+        held.let_go("a0", "a1", "a2", "a3")
+        return await asyncio.gather(*tasks)
 
-    assert asyncio.run(fill()) == (2, [0, 1, 2, 3, 4], 6)
+    assert asyncio.run(fill()) == ["a0", "a1", "a2", "a3"]
+
+
+def test_no_owner_has_all_places_or_fills_the_queue() -> None:
+    async def fill() -> list[str]:
+        places, held = Places(3, 4), Held()
+
+        def run(name: str) -> asyncio.Future[str]:
+            return asyncio.ensure_future(places.run(held.task(name), name[0]))
+
+        tasks = [run(f"a{number}") for number in range(6)]
+        await held.are_running("a0", "a1")
+        tasks.append(run("b0"))  # at once, though others wait
+        await held.are_running("a0", "a1", "b0")
+        tasks += [run("b1"), run("c0")]  # into a full queue
+        await asyncio.sleep(0)
+        held.let_go("a0")
+        await held.are_running("a1", "a2", "b0")  # the turn of a, who waited first
+        held.let_go("a1")
+        await held.are_running("a2", "b0", "b1")  # not of a again
+        held.let_go("b0")
+        await held.are_running("a2", "b1", "c0")
+        held.let_go("a2", "a3", "a4", "a5", "b1", "c0")
+        return await asyncio.gather(*tasks)
+
+    assert len(asyncio.run(fill())) == 9
+
+
+def test_who_leaves_gives_up_its_place() -> None:
+    """While it waits at once; while it runs, as soon as its thread is free."""
+
+    async def leave() -> str:
+        places, held = Places(2, 8), Held()
+        first = asyncio.ensure_future(places.run(held.task("a0"), "a"))
+        waits = asyncio.ensure_future(places.run(held.task("a1"), "a"))
+        await held.are_running("a0")
+        waits.cancel()
+        first.cancel()
+        held.let_go("a0")
+        await asyncio.gather(first, waits, return_exceptions=True)
+        last = asyncio.ensure_future(places.run(held.task("a2"), "a"))
+        held.let_go("a2")
+        await last
+        return " ".join(held.order)
+
+    assert asyncio.run(leave()) == "a0 a2"
+
+
+def test_each_key_has_places_of_its_own(tmp_path: Path) -> None:
+    owners: list[str] = []
+
+    class Noting(Places):
+        async def run(self, task: Callable[[], Result], owner: str) -> Result:
+            owners.append(owner)
+            return await super().run(task, owner)
+
+    with serving(tmp_path, keys=ApiKeys(use=["one", "other"])) as server:
+        assert server.app is not None
+        server.app.state.services = replace(server.app.state.services, compiling=Noting(2, 2))
+        for number, key in enumerate(("one", "one", "other")):
+            schema = under({"type": "integer", "maximum": number})["response_format"]
+            chat = {"messages": HELLO, "max_tokens": 2, "response_format": schema}
+            form = {"type": "json_schema", "name": "x", "schema": {"type": "integer", "minimum": number}}
+            response = {"input": "hello there", "max_output_tokens": 16, "text": {"format": form}}
+            headers = {"Authorization": f"Bearer {key}"}
+            for path, body in (("/v1/chat/completions", chat), ("/v1/responses", response)):
+                assert server.http.post(path, json=body, headers=headers).status_code == 200
+    assert [owner == owners[0] for owner in owners] == [True] * 4 + [False] * 2
