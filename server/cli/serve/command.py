@@ -6,6 +6,7 @@ The heavy parts (torch, transformers, FastAPI) are imported only after everythin
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -198,6 +199,8 @@ def _run(
     app = build_app(
         settings, parts.engine, parts.text, parts.store, keys, parts.jobs, tracer, parts.responses, watchdog
     )
+    gc.collect()
+    gc.freeze()  # what start-up made stays: each full collection would stop every thread to look at all of it
     protocol = timed_protocol(settings.body_timeout, settings.send_timeout)
     server = DrainingServer(
         app, protocol=protocol, on_ready=announce, drain=drain, drain_seconds=settings.drain_timeout
