@@ -248,7 +248,8 @@ FLOORS: dict[str, str] = {
         __init__ records
         failures schema trainer
         database
-        files progress
+        files progress states
+        publication
         worker
     """,
     "server.page": """

@@ -1,54 +1,37 @@
 """JobWorker: runs training jobs one at a time, oldest first, on its own thread. Only it changes jobs.
 
-How a job ends, so that a kill at any moment leaves a consistent state:
-
-    1. the result files are written and flushed to disk, but not recorded yet
-    2. one transaction records them and stores the vector's bytes: the training is now complete
-    3. the vector is put into the registry, which is atomic and can be repeated safely
-    4. one transaction marks the job succeeded and deletes the bytes
-
-If killed before 2, nothing of the run is left (bytes without a record are moved aside at the next start) and the job
-starts again. If killed after 2, the next start continues with 3, without training again. Without a vector, 2 marks the
-job succeeded.
-
-A disk that refuses while a job trains, or in 1 and 2, ends that job with the reason, which is recorded as soon as the
-disk takes it. In 3 and 4 nothing is lost: the job stays as it is, and is published when the disk takes it.
+How the results of a job are recorded and its vector is published, whatever happens meanwhile: `publication.py`. A disk
+that refuses while a job trains ends that job with the reason, which is recorded as soon as the disk takes it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import re
 import secrets
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from server.durable_database import DatabaseRefused
-from server.errors import InvalidRequest, NotFound, Unavailable
+from server.errors import InvalidRequest, Unavailable
 from server.jobs.database import JobDatabase
 from server.jobs.failures import describe_failure
 from server.jobs.files import FileStore
 from server.jobs.progress import ProgressLog
+from server.jobs.publication import Publication
 from server.jobs.records import (
-    RESULTS_PURPOSE,
     TRAINING_PURPOSE,
     Event,
-    FileRecord,
     JobError,
     JobRecord,
     JobRequest,
     JobStatus,
-    VectorReference,
 )
-from server.jobs.trainer import Outcome, Trainer
+from server.jobs.states import JobStates
+from server.jobs.trainer import Trainer
 from vectors.cancellation import Cancelled
-from vectors.errors import StorageFailed, StorageFull, StoreLocked
-from vectors.formats import ImportOptions
-from vectors.formats.safetensors import decode_safetensors, encode_safetensors
+from vectors.errors import StorageFailed
 from vectors.store import VectorStore
 from vectors.vocabulary import MAX_SEED, check_name
 
@@ -82,10 +65,11 @@ class JobWorker:
     ) -> None:
         self.database = database
         self.files = files
-        self._store = store
         self._trainer = trainer
         self._clock = clock
-        self._changed = threading.Condition(threading.RLock())
+        self._states = JobStates(database)
+        self._publication = Publication(self._states, database, files, store)
+        self._changed = self._states.changed
         self._stop = threading.Event()
         """Set when the running training should stop."""
         self._is_closing = False
@@ -93,8 +77,6 @@ class JobWorker:
         self._has_broken = False
         self._unrecorded: Callable[[], None] | None = None
         """Records the end of the last job, while the disk does not take it."""
-        self._waiting: set[str] = set()
-        """The jobs whose log says that their vectors wait for the disk."""
         self._thread = threading.Thread(target=self._work, name="training jobs", daemon=True)
 
     def start(self) -> JobWorker:
@@ -176,10 +158,7 @@ class JobWorker:
 
     def get(self, identifier: str) -> JobRecord:
         """The current state of a job. Raises `NotFound`."""
-        job = self.database.find_job(identifier)
-        if job is None:
-            raise NotFound(f"no job has the id {identifier[:80]!r}", code="fine_tuning_job_not_found")
-        return job
+        return self._states.get(identifier)
 
     def cancel(self, identifier: str) -> JobRecord:
         """Cancel a job: at once if waiting, soon if running. Raises `NotFound`, and `InvalidRequest` if it ended."""
@@ -192,12 +171,11 @@ class JobWorker:
                     f"the job {job.id} has already ended: its vector is being published", code="job_ended"
                 )
             if job.status is not JobStatus.RUNNING:
-                return self._end(job, JobStatus.CANCELLED, [Event("the job was cancelled before it started")])
+                return self._states.end(job, JobStatus.CANCELLED, [Event("the job was cancelled before it started")])
             if job.is_cancel_asked:
                 return job
-            job = self.database.change_job(job.id, is_cancel_asked=True, events=[Event("the job is being cancelled")])
+            job = self._states.change(job, is_cancel_asked=True, events=[Event("the job is being cancelled")])
             self._stop.set()
-            self._changed.notify_all()
             return job
 
     def wait(
@@ -208,10 +186,7 @@ class JobWorker:
         timeout: float | None = None,
     ) -> JobRecord:
         """The job as soon as `is_so`, by default: as soon as it ended. Raises `TimeoutError` after so many seconds."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: is_so(self.get(identifier)), timeout):
-                raise TimeoutError(f"{self.get(identifier)}")
-            return self.get(identifier)
+        return self._states.wait(identifier, is_so, timeout)
 
     def _work(self) -> None:
         try:
@@ -234,9 +209,7 @@ class JobWorker:
                     is_fault = not isinstance(error, StorageFailed | DatabaseRefused)
                     _log.error("training waits: %s", error, exc_info=is_fault)
                 is_well = False
-                with self._changed:
-                    if not self._is_closing:
-                        self._changed.wait(RETRY_SECONDS)
+                self._pause(RETRY_SECONDS)
                 continue
             if job is not None:
                 self._do(job)
@@ -251,27 +224,32 @@ class JobWorker:
             if record is not None:
                 self._try_to_record(record)
             is_published = self._resume()
-            queued = self.database.jobs(status=JobStatus.QUEUED, order="asc", skips_damaged=True)
+            queued = self._states.having(JobStatus.QUEUED)
             if queued and not self._is_closing:
                 self._stop.clear()
-                return self._change(
+                return self._states.change(
                     queued[0],
                     status=JobStatus.RUNNING,
                     started_at=int(time.time()),
                     num_starts=queued[0].num_starts + 1,
                     events=[Event("the job started")],
                 )
-            if not self._is_closing:
-                self._changed.wait(None if is_published else RETRY_SECONDS)
+            self._pause(None if is_published else RETRY_SECONDS)
             return None
+
+    def _pause(self, seconds: float | None) -> None:
+        """Wait until a job changes or the worker is closed, for `seconds` at most."""
+        with self._changed:
+            if not self._is_closing:
+                self._changed.wait(seconds)
 
     def _do(self, job: JobRecord) -> None:
         """Run a job from start to end."""
-        progress = ProgressLog(self.database, job.id, self._notify, self._clock)
+        progress = ProgressLog(self.database, job.id, self._states.notify, self._clock)
         try:
             self._trainer.check(job.request)
             outcome = self._trainer.run(job, self.files.read, progress.report, self._is_to_stop)
-            self._complete(job, outcome, progress.finish())
+            self._publication.complete(job, outcome, progress.finish())
         except Exception as error:
             self._record_end(job.id, error, progress.finish())
 
@@ -302,38 +280,6 @@ class JobWorker:
     def _is_to_stop(self) -> bool:
         return self._is_closing or self._stop.is_set()
 
-    def _complete(self, job: JobRecord, outcome: Outcome, events: list[Event]) -> None:
-        """Steps 1 to 4 of this module's docstring. Raises `Cancelled` if a client cancelled before step 2."""
-        written: list[FileRecord] = []
-        try:
-            for filename, content in outcome.files:
-                written.append(self.files.write(filename, RESULTS_PURPOSE, io.BytesIO(content)))
-            known: dict[str, Any] = {
-                "results": written,
-                "result_files": tuple(record.id for record in written),
-                "trained_tokens": outcome.num_tokens,
-            }
-            with self._changed:
-                if self.get(job.id).is_cancel_asked:
-                    raise Cancelled
-                if outcome.vector is None:
-                    events += [Event(f"no vector was published: {outcome.reason}", "warn")]
-                    self._end(job, JobStatus.SUCCEEDED, events, **known)
-                    return
-                if not outcome.is_recommended:
-                    events += [Event(f"the vector is not recommended: {outcome.reason}", "warn")]
-                reference = VectorReference(job.name, outcome.vector.revision)
-                content = encode_safetensors(outcome.vector)
-                job = self._change(job, fine_tuned_vector=reference, unpublished=content, events=events, **known)
-        except BaseException as error:
-            # where a flush failed the records may be found after a crash, and then they need their bytes
-            if isinstance(error, StorageFull) or not isinstance(error, StorageFailed | DatabaseRefused):
-                for record in written:
-                    self.files.discard(record)
-            raise
-        with contextlib.suppress(StorageFailed, StoreLocked, DatabaseRefused):  # `_publish_complete` repeats it
-            self._publish(job, outcome.reason)
-
     def _resume(self) -> bool:
         """Bring the jobs of the last server into a consistent state, and publish what is complete.
 
@@ -342,91 +288,37 @@ class JobWorker:
         if not self._is_settled:
             self._settle()
             self._is_settled = True
-        return self._publish_complete()
-
-    def _publish_complete(self) -> bool:
-        """Publish the vectors of complete trainings that the disk refused before; False if it still does."""
-        for job in self.database.jobs(status=JobStatus.RUNNING, order="asc", skips_damaged=True):
-            if job.fine_tuned_vector is not None:
-                try:
-                    self._publish(job)
-                except (StorageFailed, StoreLocked):
-                    return False
-        return True
-
-    def _publish(self, job: JobRecord, reason: str = "") -> None:
-        """Steps 3 and 4, for a job whose training is complete. Raises `StorageFailed`, `StoreLocked` and
-        `DatabaseRefused`; then it can be repeated.
-        """
-        content = self.database.unpublished(job.id)
-        assert content is not None, job
-        try:
-            stored, _ = self._store.put(job.name, decode_safetensors(content, ImportOptions()))
-        except (StorageFailed, StoreLocked) as error:
-            if job.id not in self._waiting:
-                _log.error("the vector of %s waits for the disk: %s", job.id, error)
-                self._waiting.add(job.id)
-                event = Event(f"the vector is kept, and is published as soon as the disk takes it: {error}", "warn")
-                self._change(job, events=[event])
-            raise
-        except Exception:
-            _log.exception("the vector of %s cannot be published", job.id)
-            failure = JobError("server_error", "the vector could not be published; the server's log has the details")
-            event = Event(failure.message, "error")
-            self._end(job, JobStatus.FAILED, [event], error=failure, fine_tuned_vector=None, unpublished=None)
-            return
-        told = f"the vector was published as {job.name}, revision {stored.revision[:12]}"
-        event = Event(f"{told}: {reason}" if reason else told)
-        reference = VectorReference(job.name, stored.revision)
-        self._end(job, JobStatus.SUCCEEDED, [event], fine_tuned_vector=reference, unpublished=None)
+        return self._publication.publish_complete()
 
     def _end_badly(self, job: JobRecord, error: Exception, events: list[Event]) -> None:
         """End a job whose run raised, or put it back in the queue if the server is stopping."""
         if job.is_cancel_asked or (isinstance(error, Cancelled) and not self._is_closing):
-            self._end(job, JobStatus.CANCELLED, [*events, Event("the job was cancelled")])
+            self._states.end(job, JobStatus.CANCELLED, [*events, Event("the job was cancelled")])
         elif self._is_closing:
             # a run that stops when asked is not at fault; any other error counts as a start
             num_starts = job.num_starts - 1 if isinstance(error, Cancelled) else job.num_starts
             if not isinstance(error, Cancelled):
                 _log.error("%s raised while the server stopped", job.id, exc_info=error)
             again = Event("the server is stopping; the job will start again when the server does", "warn")
-            self._put_back(job, [*events, again], num_starts=num_starts)
+            self._states.put_back(job, [*events, again], num_starts=num_starts)
         else:
             told = describe_failure(error)
             if told.code == "server_error":
                 _log.error("%s failed", job.id, exc_info=error)
-            self._end(job, JobStatus.FAILED, [*events, Event(told.message, "error")], error=told)
+            self._states.end(job, JobStatus.FAILED, [*events, Event(told.message, "error")], error=told)
 
     def _settle(self) -> None:
         """Bring the jobs that were running when the last server ended into a consistent state."""
-        for job in self.database.jobs(status=JobStatus.RUNNING, order="asc", skips_damaged=True):
+        for job in self._states.having(JobStatus.RUNNING):
             if job.fine_tuned_vector is not None:
                 continue  # it is published before other jobs run
             if job.is_cancel_asked:
-                self._end(job, JobStatus.CANCELLED, [Event("the job was cancelled")])
+                self._states.end(job, JobStatus.CANCELLED, [Event("the job was cancelled")])
             elif job.num_starts >= MAX_STARTS:
                 error = JobError("interrupted", f"the server stopped {job.num_starts} times while the job ran")
-                self._end(job, JobStatus.FAILED, [Event(error.message, "error")], error=error)
+                self._states.end(job, JobStatus.FAILED, [Event(error.message, "error")], error=error)
             else:
-                self._put_back(job, [Event("the server stopped; the job will start again", "warn")])
-
-    def _put_back(self, job: JobRecord, events: list[Event], **changes: Any) -> None:
-        self._change(job, status=JobStatus.QUEUED, started_at=None, estimated_finish=None, events=events, **changes)
-
-    def _end(self, job: JobRecord, status: JobStatus, events: list[Event], **changes: Any) -> JobRecord:
-        return self._change(
-            job, status=status, finished_at=int(time.time()), estimated_finish=None, events=events, **changes
-        )
-
-    def _change(self, job: JobRecord, **changes: Any) -> JobRecord:
-        with self._changed:
-            changed = self.database.change_job(job.id, **changes)
-            self._changed.notify_all()
-            return changed
-
-    def _notify(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+                self._states.put_back(job, [Event("the server stopped; the job will start again", "warn")])
 
 
 def name_for(filename: str, identifier: str) -> str:
