@@ -28,7 +28,10 @@ MIN_CHUNK_BYTES = 64
 
 
 class _BoundedConnection(h11.Connection):
-    """The protocol of a connection, which refuses bodies in tiny chunks: each chunk costs as much as a large one."""
+    """The protocol of a connection, which refuses other versions of HTTP than 1.x, and bodies in tiny chunks.
+
+    h11 reads any version as if it were 1.1. Each chunk costs as much as a large one.
+    """
 
     num_late_bytes = 0
     """Bytes of the present request that came after its answer was complete."""
@@ -39,6 +42,8 @@ class _BoundedConnection(h11.Connection):
         """The next event. Raises `h11.RemoteProtocolError`."""
         event = super().next_event()
         if isinstance(event, h11.Request):
+            if not event.http_version.startswith(b"1."):
+                raise h11.RemoteProtocolError("expected HTTP/1.1")
             self._num_chunks = self._num_bytes = self.num_late_bytes = 0
         elif isinstance(event, h11.Data):
             self._num_chunks += event.chunk_start  # one that comes in parts counts once

@@ -87,6 +87,15 @@ def test_a_head_that_is_never_complete_ends_the_connection(timed: Server, sent: 
         assert read_all(connection) == b""
 
 
+@pytest.mark.parametrize(
+    ("start", "status"), [("GET /health HTTP/1.0", 200), ("GET / HTTP/9.9", 400), ("PRI * HTTP/2.0", 400)]
+)
+def test_other_versions_of_http_are_refused(timed: Server, start: str, status: int) -> None:
+    with connect(timed) as connection:
+        connection.sendall(f"{start}\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        assert read_all(connection).startswith(f"HTTP/1.1 {status} ".encode())
+
+
 def test_so_does_one_that_grows_but_never_ends(timed: Server) -> None:
     with connect(timed) as connection:
         connection.sendall(HEAD)
