@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from server import watchdog as watchdog_module
 from server.engine.engine import BatchingEngine
 from server.engine.protocol import EngineHealth
 from server.engine.request import EngineRequest, FinishReason, Generate, TokenOutput
@@ -90,6 +91,34 @@ def test_a_thread_that_has_died_is_trouble_by_its_name(engine: Watched) -> None:
     assert trouble is not None
     assert trouble.is_lasting
     assert "training jobs" in trouble.reason
+    engine.close()
+
+
+def test_a_broken_server_is_told_of_once_and_only_after_others_could_see_it(
+    engine: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog_module, "_SECONDS_BETWEEN_LOOKS", 0.001)
+    now, told, looks = 100.0, list[str](), threading.Semaphore(0)
+
+    def has_died() -> bool:
+        looks.release()
+        return True
+
+    def look() -> None:
+        """Return after the watchdog has looked and acted at least once from here on."""
+        while looks.acquire(blocking=False):
+            pass
+        for _ in range(2):
+            assert looks.acquire(timeout=DEADLINE)
+
+    watchdog = Watchdog(engine, step_timeout=10.0, others={"training jobs": has_died}, clock=lambda: now)
+    watchdog.start(told.append)
+    for seconds in (100.0, 102.9, 103.0, 200.0):
+        now = seconds
+        look()
+        assert len(told) == (seconds >= 103.0)
+    watchdog.close()
+    assert told == ["the thread of the training jobs has died"]
     engine.close()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from vectors import confined
 from vectors.confined import Child, Limits, TaskFailed
 
 MODULE = "tests.vectors.confined_task"
@@ -46,6 +47,16 @@ def test_a_task_that_fails_ends_nothing_but_itself(
         list(child.run(task))
     assert echoes(child)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_task_that_waits_for_ever_takes_too_long(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It uses no processor time, so that only the clock can tell."""
+    assert echoes(child)
+    monkeypatch.setattr(confined, "_WALL_SECONDS", 0.2)
+    with pytest.raises(TaskFailed, match=r"it takes more than 0\.3 s"):
+        list(child.run(b"wait"))
+    monkeypatch.undo()
+    assert echoes(child)
 
 
 def test_a_bug_in_a_task_is_raised_as_one(child: Child) -> None:
