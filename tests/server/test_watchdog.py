@@ -12,7 +12,7 @@ from server.engine.engine import BatchingEngine
 from server.engine.protocol import EngineHealth
 from server.engine.request import EngineRequest, FinishReason, Generate, TokenOutput
 from server.watchdog import Watchdog
-from tests.server.engine.driving import GREEDY, engine_of, loaded, prompt_of
+from tests.server.engine.driving import GREEDY, engine_of, fresh, loaded, prompt_of
 
 DEADLINE = 60.0
 
@@ -95,7 +95,7 @@ def test_a_thread_that_has_died_is_trouble_by_its_name(engine: Watched) -> None:
 
 def test_a_failing_engine_is_tried_until_it_answers_and_a_broken_one_is_told_of() -> None:
     """A real engine whose model breaks, is mended, and breaks for good."""
-    model = loaded()
+    model = fresh()
     engine = engine_of(model).start()
     told: queue.Queue[str] = queue.Queue()
     watchdog = Watchdog(engine, step_timeout=DEADLINE).start(told.put)
