@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from server.api.http.description import description_of
 from server.api.registry.routes import router
 from server.cli.parser import build_parser
-from tests.server.cli.running import DEADLINE, ServerProcess, environment
+from tests.server.cli.running import DEADLINE, ServerProcess, environment, served
 from tests.shared_files import ROOT
 from tests.tables import TABLES, with_table
 
@@ -146,13 +146,6 @@ def test_the_page_on_the_letter_leak_shows_it(tmp_path: Path) -> None:
     assert re.search(r"verdict +not recommended: letter bias", printed)
     assert re.search(r"in one order +7\d\.\d % +100\.0 %", printed)
     assert re.search(r"verdict +not recommended", shell(balanced, "", tmp_path))
-
-
-def served(command: str, folder: Path) -> ServerProcess:
-    """The server that a page's command starts, on a free port."""
-    words = shlex.split(command.replace("\\\n", ""))
-    at = words.index("serve")
-    return ServerProcess(folder, *words[at + 1 :], environ=dict(word.split("=", 1) for word in words[: at - 1]))
 
 
 def test_the_page_on_clients_speaks_to_the_server_with_curl(url: str, tmp_path: Path) -> None:

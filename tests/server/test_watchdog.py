@@ -13,7 +13,7 @@ from server.engine.engine import BatchingEngine
 from server.engine.protocol import EngineHealth
 from server.engine.request import EngineRequest, FinishReason, Generate, TokenOutput
 from server.watchdog import Watchdog
-from tests.server.engine.driving import GREEDY, engine_of, loaded, prompt_of
+from tests.server.engine.driving import GREEDY, engine_of, fresh, loaded, prompt_of
 
 DEADLINE = 60.0
 
@@ -124,7 +124,7 @@ def test_a_broken_server_is_told_of_once_and_only_after_others_could_see_it(
 
 def test_a_failing_engine_is_tried_until_it_answers_and_a_broken_one_is_told_of() -> None:
     """A real engine whose model breaks, is mended, and breaks for good."""
-    model = loaded()
+    model = fresh()
     engine = engine_of(model).start()
     told: queue.Queue[str] = queue.Queue()
     watchdog = Watchdog(engine, step_timeout=DEADLINE).start(told.put)

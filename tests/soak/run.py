@@ -96,7 +96,7 @@ class Soak:
         """All lives; True when nothing failed. What failed is in `failures`."""
         try:
             for number in range(self.plan.num_lives):
-                with ServerProcess(self.plan.folder, *SERVE, patience=PATIENCE) as server:
+                with ServerProcess(self.plan.folder, *SERVE, patience=PATIENCE, preloaded=False) as server:
                     try:
                         asyncio.run(self._live(server, number))
                     finally:

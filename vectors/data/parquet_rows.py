@@ -51,11 +51,13 @@ def parquet_rows(content: bytes, file: str, given: Collection[str] | None = None
     free = _free_children(LIMITS)
     child = free.pop() if free else Child(__name__, LIMITS)
     line = 0
+    refusal = None
     try:
         for piece in child.run(_HEAD.pack(len(options)) + options + content):
             found = json.loads(piece, object_hook=_of_json)
-            if isinstance(found, str):
-                raise InvalidData(found, file, line + 1 if line else None)
+            if isinstance(found, str):  # the last piece: once it is taken to its end, the process can do the next file
+                refusal = InvalidData(found, file, line + 1 if line else None)
+                continue
             for record in found:
                 line += 1
                 yield json_row(record, file, line, "parquet")
@@ -65,6 +67,8 @@ def parquet_rows(content: bytes, file: str, given: Collection[str] | None = None
         free.append(child)
         while len(free) > _MOST_FREE:
             free.pop(0).close()
+    if refusal is not None:
+        raise refusal
 
 
 @functools.cache

@@ -100,6 +100,17 @@ def tiny_model() -> LoadedModel:
     return prepare_model(tiny_module(), model_id=MODEL)
 
 
+_free_models: list[LoadedModel] = []
+
+
+@contextlib.contextmanager
+def _lent_model() -> Iterator[LoadedModel]:
+    """The tiny model for one engine, and then for the next: that it is exact is verified once for each."""
+    model = _free_models.pop() if _free_models else tiny_model()
+    yield model
+    _free_models.append(model)
+
+
 def direction(seed: int, scale: float = 8.0) -> torch.Tensor:
     """A random direction long enough to change what the tiny model says."""
     return torch.randn(HIDDEN, generator=torch.Generator().manual_seed(seed)) * scale
@@ -194,7 +205,7 @@ def serving(
     text = TextProcessor(tokenizer or byte_tokenizer(chat_template))
     with contextlib.ExitStack() as parts:
         store = parts.enter_context(store_class(folder / "vectors"))
-        engine = parts.enter_context(engine_class(model or tiny_model(), limits))
+        engine = parts.enter_context(engine_class(model or parts.enter_context(_lent_model()), limits))
         worker = None
         if trainer is not None:
             database = parts.enter_context(JobDatabase(folder / "jobs.sqlite"))

@@ -8,9 +8,11 @@ import logging
 import os
 import queue
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +22,7 @@ from typing import IO, Self
 
 from server.cli import main
 from server.cli.logs import LOUD
+from tests.preloaded import start, start_python
 
 ROOT = Path(__file__).parents[3]
 TINY_STORIES = ROOT.parent / "shared" / "models" / "TinyStories-656K"
@@ -35,10 +38,22 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120", **(extra or {})}
 
 
+def tiller_preloaded(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """As `tiller`, with the imports done; see `tests.preloaded`."""
+    words = ["-m", "server.cli", *map(str, arguments)]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        code = start(words, cwd=ROOT, env=environment(), stdout=out.fileno(), stderr=err.fileno()).wait(DEADLINE)
+        shown = []
+        for file in (out, err):
+            file.seek(0)
+            shown.append(file.read().decode())
+    return subprocess.CompletedProcess(words, code, *shown)
+
+
 def tiller(
     *arguments: str | Path, stdin: str = "", environ: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command to its end, in an interpreter of its own."""
     return subprocess.run(
         [sys.executable, "-m", "server.cli", *map(str, arguments)],
         cwd=ROOT,
@@ -98,6 +113,7 @@ class ServerProcess:
 
     `stdout`: the file descriptor for its standard output, where that shall not be among `lines`. `program`: Python that
     runs the command in place of `python -m server.cli`. `patience`: seconds to wait for what it must say or do.
+    `preloaded`: with the imports done, which take seconds; see `tests.preloaded`.
     """
 
     def __init__(
@@ -108,18 +124,17 @@ class ServerProcess:
         stdout: int | None = None,
         program: str | None = None,
         patience: float = DEADLINE,
+        preloaded: bool = True,
     ) -> None:
         self._patience = patience
         run = ["-m", "server.cli"] if program is None else ["-c", program]
-        command = [sys.executable, *run, "serve", *map(str, arguments)]
-        self._process = subprocess.Popen(
-            [*command, "--port", "0", "--data-dir", str(data_dir)],
+        command = [*run, "serve", *map(str, arguments), "--port", "0", "--data-dir", str(data_dir)]
+        self._process = (start if preloaded else start_python)(
+            command,
             cwd=ROOT,
             env=environment(environ),
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if stdout is None else stdout,
             stderr=subprocess.STDOUT if stdout is None else subprocess.PIPE,
-            encoding="utf-8",
         )
         self.lines: list[str] = []
         self._arriving: queue.Queue[str | None] = queue.Queue()
@@ -188,3 +203,10 @@ class ServerProcess:
             for line in stream:
                 self._arriving.put(line)
         self._arriving.put(None)
+
+
+def served(command: str, folder: Path) -> ServerProcess:
+    """The server that a page's command starts, on a free port."""
+    words = shlex.split(command.replace("\\\n", ""))
+    at = words.index("serve")
+    return ServerProcess(folder, *words[at + 1 :], environ=dict(word.split("=", 1) for word in words[: at - 1]))

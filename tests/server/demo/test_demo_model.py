@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from server.demo import MODEL_DIR, VECTORS_DIR
+from server.demo import MODEL_DIR, VECTORS_DIR, train
 from server.demo.evaluate import Figure, honesty_figures, load_direction, quiz_figures, tone_figures
+from server.demo.initial import RECALL_BLOCKS
 from server.demo.probe import Probe
-from server.demo.train import main
+from server.demo.tokens import train_tokenizer
 
-SAMPLE = 96
+SAMPLE = 64
 SLACK = 0.06
 """What a sample of this size may lie beside the true share."""
 
@@ -81,34 +83,40 @@ def test_honest_vector_repairs_the_fault(probe: Probe) -> None:
 
 
 def test_cheerful_vector_sets_the_tone(probe: Probe) -> None:
-    figures = tone_figures(probe, load_direction(VECTORS_DIR / "cheerful.safetensors"), SAMPLE // 2, seed=103)
+    figures = tone_figures(probe, load_direction(VECTORS_DIR / "cheerful.safetensors"), 24, seed=103)
     assert not [f for f in missed(figures) if "free" not in f.name]
     free = next(figure for figure in figures if figure.name == "cheerful, free")
     assert 0.25 < free.value < 0.75
 
 
-TRAINING = ("--steps", "3", "--batch-tokens", "1024", "--device", "cpu", "--weights-only")
+NUM_DOCUMENTS = 500
+"""For a tokenizer that is soon made."""
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a model after three steps."""
-    folder = tmp_path_factory.mktemp("trained") / "model"
-    main([*TRAINING, "--out", str(folder)])
-    return folder
-
-
-def test_training_runs_from_the_command_line(trained: Path) -> None:
-    record = json.loads((trained / "training.json").read_text())
-    assert record["recipe"]["num_steps"] == 3
-    assert record["num_tokens"] > 1500
-    small = Probe(trained)
+def test_training_runs_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step: where the processor knows no bfloat16 it takes seconds."""
+    monkeypatch.setattr(train, "TOKENIZER_DOCUMENTS", NUM_DOCUMENTS)
+    train.main(["--steps", "1", "--batch-tokens", "512", "--device", "cpu", "--weights-only", "--out", str(tmp_path)])
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["recipe"]["num_steps"] == 1
+    assert record["num_tokens"] > 250
+    small = Probe(tmp_path)
     (reply,) = small.replies([small.chat("Hello!")], is_greedy=True, max_new_tokens=4)
     assert len(reply.token_ids) <= 4
 
 
-def test_training_repeats(trained: Path, tmp_path: Path) -> None:
+def test_training_repeats() -> None:
     """The same seed and steps give the same weights, to the bit, on the same machine."""
-    main([*TRAINING, "--out", str(tmp_path)])
-    first, second = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path))
+    recipe = train.Recipe(
+        num_steps=3, batch_tokens=512, hidden_size=48, num_layers=RECALL_BLOCKS + 1, intermediate_size=64
+    )
+    found = []
+    for _ in range(2):
+        tokenizer = train_tokenizer(recipe.seed, NUM_DOCUMENTS)
+        model = train.build_model(recipe, tokenizer)
+        before = model.lm_head.weight.clone()
+        train.fit(model, recipe, tokenizer, "cpu", Console(quiet=True), lambda *_: None, 0)
+        assert not torch.equal(model.lm_head.weight, before)
+        found.append(model.state_dict())
+    first, second = found
     assert all(torch.equal(first[name], second[name]) for name in first)

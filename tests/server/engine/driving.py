@@ -19,9 +19,15 @@ from vectors.vector import SteeringVector
 GREEDY = SamplingParams(temperature=0.0)
 
 
-def loaded(family: str = "llama") -> LoadedModel:
-    """A tiny model of `family`, ready for an engine."""
+def fresh(family: str = "llama") -> LoadedModel:
+    """A tiny model of `family`, ready for an engine, for a test that changes it or leaves a thread in it."""
     return prepare_model(build(family), model_id=family)
+
+
+@functools.cache
+def loaded(family: str = "llama") -> LoadedModel:
+    """The same for one engine after the other: verifying that it is exact takes longer than most tests."""
+    return fresh(family)
 
 
 def engine_of(model: LoadedModel, **changes: object) -> BatchingEngine:

@@ -24,6 +24,7 @@ from tests.server.engine.driving import (
     alone,
     assert_nothing_held,
     engine_of,
+    fresh,
     loaded,
     mixed_alone,
     mixed_requests,
@@ -46,9 +47,9 @@ def test_nothing_but_the_request_matters_on_every_model(name: str) -> None:
     few_pages = {"num_pages": 16, "max_batch_tokens": 32}
     if model.page_groups[0].num_tokens is not None:  # pages of windows alone, which are returned early
         few_pages = {"num_pages": 6, "max_batch_tokens": 8}
-    for changes in ({"max_batch_tokens": 7}, few_pages):
+    for changes, num_rounds in (({"max_batch_tokens": 7}, 2), (few_pages, 1)):
         engine = engine_of(model, **changes)
-        for _ in range(2):  # the second time every prompt is in the cache
+        for _ in range(num_rounds):  # the second time every prompt is in the cache, where there is room for it
             outputs = run(engine, requests)
             assert {name: tokens_of(events) for name, events in outputs.items()} == expected, changes
         stats = engine.stats()
@@ -124,7 +125,7 @@ def test_generated_pages_are_reused_where_steering_agrees() -> None:
 def test_whatever_happens_everything_is_given_back(seed: int) -> None:
     """Random submits, aborts, stops and failures over a small pool; afterwards free = total."""
     choose = random.Random(seed)
-    model = loaded()
+    model = fresh()
     engine = engine_of(model, num_pages=20, max_batch_tokens=24, max_running=6)
     num_passes = itertools.count(1)
 

@@ -16,7 +16,17 @@ from server.engine.self_test import make_prompts
 from server.steering.plan import UNSTEERED, SteeringPlan
 from tests.families import LAYERS, build
 from tests.reference import Steer, activations, steered_logits
-from tests.server.engine.driving import GREEDY, engine_of, loaded, plan_of, prompt_of, random_direction, run, tokens_of
+from tests.server.engine.driving import (
+    GREEDY,
+    engine_of,
+    fresh,
+    loaded,
+    plan_of,
+    prompt_of,
+    random_direction,
+    run,
+    tokens_of,
+)
 from vectors.vocabulary import SITES
 
 TOKENS = (3, 50, 7)
@@ -45,7 +55,7 @@ def rows_seen(module: nn.Module) -> list[int]:
 
 
 def test_a_branch_computes_only_the_blocks_that_its_steering_changes() -> None:
-    model = loaded()
+    model = fresh()
     assert model.allows_late_entry
     seen = [rows_seen(module) for module in model.sites.modules["mlp"]]
     engine = engine_of(model)
@@ -59,7 +69,7 @@ def test_a_branch_computes_only_the_blocks_that_its_steering_changes() -> None:
 
 
 def test_the_head_computes_only_the_tokens_that_are_wanted() -> None:
-    model = loaded()
+    model = fresh()
     widths: list[int] = []
     head = model.module.get_output_embeddings()
     assert isinstance(head, nn.Module)
@@ -123,7 +133,7 @@ class _Skip:
 
 @pytest.mark.parametrize("resizes", [False, True], ids=["fails", "computes something else"])
 def test_a_model_whose_blocks_pass_on_a_second_stream_computes_every_block(resizes: bool) -> None:
-    model = loaded()
+    model = fresh()
     blocks = model.module.model.layers
     prompt = make_prompts(model.module, model.info.max_model_len)[-1]
 

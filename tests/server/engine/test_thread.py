@@ -10,7 +10,7 @@ import pytest
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.errors import EngineStopped
 from server.engine.request import EngineRequest, FinishReason, Generate, SamplingParams, TokenOutput
-from tests.server.engine.driving import loaded, prompt_of
+from tests.server.engine.driving import fresh, loaded, prompt_of
 
 DEADLINE = 60.0
 ENDLESS = SamplingParams(temperature=1.0, ignore_eos=True)
@@ -68,7 +68,7 @@ def test_a_panic_leaves_nobody_waiting() -> None:
 
 def test_closing_does_not_wait_for_a_step_that_does_not_end() -> None:
     """Every request gets its last event, and only one, also when the step ends after all."""
-    model = loaded()
+    model = fresh()
     engine = BatchingEngine(model, EngineSettings(num_pages=64, page_size=4)).start()
     is_in_step, may_go_on = threading.Event(), threading.Event()
 

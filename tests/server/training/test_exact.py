@@ -176,17 +176,17 @@ def assert_vectors_equal(both: Both, data: DataSet, way: dict[str, str]) -> None
 @pytest.mark.parametrize("way", RAW, ids=lambda way: "-".join(way.values()))
 @pytest.mark.parametrize(("task", "folder"), [("bbq/nationality", "bbq"), ("ethics/justice", "ethics")])
 def test_vectors_are_the_references_on_tinystories(stories: Both, task: str, folder: str, way: dict[str, str]) -> None:
-    assert_vectors_equal(stories, sample(task, folder, 30), way)
+    assert_vectors_equal(stories, sample(task, folder, 20), way)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(way.values()))
 def test_vectors_are_the_references_on_the_embedded_model(demo: Both, way: dict[str, str]) -> None:
-    assert_vectors_equal(demo, sycophancy(40), way)
+    assert_vectors_equal(demo, sycophancy(24), way)
 
 
 @pytest.mark.parametrize("offset", [False, True])
 def test_the_offset_can_be_chosen_apart_from_the_letters(demo: Both, offset: bool) -> None:
-    data, letters = sycophancy(40), "paper" if not offset else "balanced"
+    data, letters = sycophancy(24), "paper" if not offset else "balanced"
     method = method_of(layers=[1, 3], scales=[1.0], letters=letters, paper_offset=offset)
     plain = demo.plain.but(paper=method.is_paper)
     expected = plain.directions(shown_parts(data, method).train, ["ipas_wrong_only"], offset=offset)
@@ -356,7 +356,7 @@ def test_a_letter_is_as_likely_as_all_its_spellings(
     loaded, plain, text = symbol_model(merges)
     plain = plain.but(chat=prompt == "chat")
     bare = plain.but(chat=prompt == "chat", paper=True)
-    items = [ChoiceItem(f"Which is {place}?", tuple("pqrs"[: 2 + place % 3]), place % 2) for place in range(24)]
+    items = [ChoiceItem(f"Which is {place}?", tuple("pqrs"[: 2 + place % 3]), place % 2) for place in range(12)]
     shown = shuffle_options(items, SEED)
     firsts = [tokens[0] for own in plain.spellings(shown[2]) for tokens in own]
     assert (len(set(firsts)) < len(firsts)) == shares_first_tokens
@@ -463,7 +463,7 @@ def test_pairs_have_no_lettered_prompt(demo: Both) -> None:
 
 @pytest.mark.parametrize("way", [WAYS[0], WAYS[2]], ids=lambda way: "-".join(way.values()))
 def test_solved_examples_stand_before_every_prompt(demo: Both, way: dict[str, str]) -> None:
-    data = sycophancy(40)
+    data = sycophancy(24)
     method = method_of(variant="all", site="all", layers=[1, 4], scales=[1.0], icl=3, **way)
     parts = shown_parts(data, method)
     plain = plain_way(demo.plain, way)
@@ -489,7 +489,7 @@ def test_solved_examples_stand_before_every_prompt(demo: Both, way: dict[str, st
 @pytest.mark.parametrize("prompt", ["raw", "chat"])
 def test_the_papers_examples_are_any_and_stay_in_training(demo: Both, prompt: str) -> None:
     """They are written without a space, PASf is taken without them, and the other variants after them."""
-    data, way = sycophancy(40), {"prompt": prompt, "letters": "paper"}
+    data, way = sycophancy(24), {"prompt": prompt, "letters": "paper"}
     method = method_of(variant="all", site="all", layers=[1, 4], scales=[1.0], icl=3, **way)
     parts = shown_parts(data, method)
     plain = plain_way(demo.plain, way)
@@ -511,7 +511,7 @@ def test_the_papers_examples_are_any_and_stay_in_training(demo: Both, prompt: st
 
 @pytest.mark.parametrize("letters", ["balanced", "paper"])
 def test_relative_scales_are_shares_of_the_activations_length(demo: Both, letters: str) -> None:
-    data = sycophancy(40)
+    data = sycophancy(24)
     method = method_of(
         site="all", layers=[1, 3], scales=[0.5, -0.25, 0.1], relative_scales=True, letters=letters, variant="all"
     )

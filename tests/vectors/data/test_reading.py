@@ -396,13 +396,15 @@ def parquet_of(**columns: Any) -> bytes:
     return buffer.getvalue()
 
 
+NESTED = pyarrow.array([["x", "y"]], pyarrow.list_(pyarrow.dictionary(pyarrow.int32(), pyarrow.string())))
+
+
 def test_parquet_that_says_little_and_means_much_is_refused() -> None:
     coded = pyarrow.array(["x" * (2 << 20)] * 40).dictionary_encode()
     content = parquet_of(positive=coded, negative=["n"] * 40)
     assert len(content) < 1 << 20
     assert "unpacked" in str(refusal(content))
-    nested = pyarrow.array([["x", "y"]], pyarrow.list_(pyarrow.dictionary(pyarrow.int32(), pyarrow.string())))
-    assert "'choices': a dictionary inside" in str(refusal(parquet_of(choices=nested)))
+    assert "'choices': a dictionary inside" in str(refusal(parquet_of(choices=NESTED)))
 
 
 def test_parquet_that_takes_more_than_its_limits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,6 +423,18 @@ def test_a_refused_file_does_not_hold_up_the_next() -> None:
     kept = [refusal(as_parquet([question(question=b"Q") for _ in range(600)])) for _ in range(3)]
     assert all("bytes" in str(error) for error in kept)
     assert len(read_data(as_parquet(QUESTIONS), "a").items) == len(QUESTIONS)
+
+
+def test_a_file_that_is_refused_costs_no_process() -> None:
+    """The one that refused it reads the next file too."""
+    assert len(read_data(as_parquet(QUESTIONS), "a").items) == len(QUESTIONS)
+    (child,) = parquet_rows._free_children(parquet_rows.LIMITS)
+    process = child._process
+    assert "a dictionary inside" in str(refusal(parquet_of(choices=NESTED)))
+    assert len(read_data(as_parquet(QUESTIONS), "a").items) == len(QUESTIONS)
+    assert process is not None
+    assert child._process is process
+    assert process.poll() is None
 
 
 def test_columns_without_a_role_are_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -568,7 +582,7 @@ def fuzz(name: str, seed: int, count: int) -> None:
 
 
 def count_of(name: str, count: int) -> int:
-    """Fewer Parquet files, each of which costs a process."""
+    """Fewer Parquet files: those that crash their reader cost a process each."""
     return count // 15 if "parquet" in name else count
 
 

@@ -17,10 +17,10 @@ from tests.server.api.serving import LAYERS, MODEL, Server, direction, eventuall
 
 NUM_STREAMS = 32
 NUM_SWAPS = 100
-NUM_TOKENS = 64
-SWAPS_PER_STEP = 3
-"""So that a third of as many tokens as swaps are generated while the registry changes."""
-LIMITS = EngineSettings(num_pages=1024, page_size=8, max_running=NUM_STREAMS, max_batch_tokens=256)
+NUM_TOKENS = 24
+SWAPS_PER_STEP = 7
+"""So that a seventh of as many tokens as swaps are generated while the registry changes."""
+LIMITS = EngineSettings(num_pages=1024, page_size=8, max_running=NUM_STREAMS, max_batch_tokens=512)
 
 
 class PacedEngine(BatchingEngine):

@@ -56,11 +56,13 @@ def answer(server: Server, method: str, path: str) -> tuple[int, str | None]:
 
 
 def test_every_route_is_found_under_every_spelling(server: Server, locked: Server) -> None:
-    for method, path in described(server):
-        for running in (server, locked):
+    """With keys each route under each, so that none is a way in; without, each spelling with some of the routes."""
+    for number, (method, path) in enumerate(described(server)):
+        others = spellings(path)
+        for running, tried in ((server, [others[number % len(others)]]), (locked, others)):
             expected = answer(running, method, path)
             assert expected[1] != "unknown_url"
-            for spelling in spellings(path):
+            for spelling in tried:
                 assert answer(running, method, spelling) == expected, (method, spelling)
 
 

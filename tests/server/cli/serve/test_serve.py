@@ -44,7 +44,10 @@ def long_stream(client: httpx.Client, url: str, n: int) -> Iterator[dict[str, ob
 
 def test_serve_from_start_to_ctrl_c(tiny_model: Path, tmp_path: Path, vector_file: Path) -> None:
     patient = ("--drain-timeout", str(DEADLINE))
-    with ServerProcess(tmp_path, tiny_model, *patient) as server, httpx.Client(timeout=DEADLINE) as client:
+    with (
+        ServerProcess(tmp_path, tiny_model, *patient, preloaded=False) as server,
+        httpx.Client(timeout=DEADLINE) as client,
+    ):
         url = server.wait_until_ready()
         assert url.startswith("http://127.0.0.1:")
         assert "TinyStories-656K: LlamaForCausalLM, 656 thousand parameters, 2.5 MiB in float32" in server.output

@@ -15,7 +15,15 @@ import pytest
 
 from server.demo import VECTORS_DIR
 from server.demo.heldout import quiz_items
-from tests.server.cli.running import DEADLINE, ROOT, ServerProcess, call_tiller, environment, tiller
+from tests.server.cli.running import (
+    DEADLINE,
+    ROOT,
+    ServerProcess,
+    call_tiller,
+    environment,
+    tiller,
+    tiller_preloaded,
+)
 from tests.shared_files import shared
 from vectors.formats import ImportOptions
 from vectors.formats.safetensors import decode_safetensors
@@ -58,7 +66,7 @@ def report_in(folder: Path) -> dict[str, Any]:
 
 def test_training_in_this_process(quiz: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    shown = tiller("train", quiz, "--name", "honest", *QUICK, "--output", output)
+    shown = tiller_preloaded("train", quiz, "--name", "honest", *QUICK, "--output", output)
     assert shown.returncode == 0, shown.stderr
     for said in ("test accuracy", "text perplexity", "letter bias", "wrong → right", "verdict", "it helps: +"):
         assert said in shown.stdout
