@@ -82,6 +82,7 @@ FLOORS: dict[str, str] = {
         baseline_directions options plots significance
         contrast method
         examiner
+        race
         apart outcomes search
         constant_answers
         held_out

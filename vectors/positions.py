@@ -11,6 +11,7 @@ The tokens fall into three **phases**; what is covered is constant within one:
 from __future__ import annotations
 
 import enum
+import functools
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -45,6 +46,7 @@ class Coverage:
         return self.covers_as_prompt(phase) or self.covers_as_response(phase)
 
 
+@functools.cache  # a search asks for every cell, phase and part
 def coverage_of(positions: Positions) -> Coverage:
     """What `positions` covers."""
     match positions:

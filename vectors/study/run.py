@@ -170,7 +170,7 @@ def _groups(study: Study, found: Mapping[StudyCell, Record]) -> list[_Group]:
 
 def _depends_on(study: Study, case: ModelCase, cell: StudyCell, data: StudyData) -> dict[str, Any]:
     method = study.method_of(variants=[cell.variant], sites=[cell.site], icl=cell.icl).to_json()
-    for option in ("allow_no_gain", "max_loss", "max_perplexity", "search_retention"):
+    for option in ("allow_no_gain", "max_loss", "max_perplexity", "search_retention", "race"):
         del method[option]
     # with layers chosen for the model, a study of the residual stream read at the input leaves out block 0 everywhere
     skips_first = study.method.layers is None and study.method.reads_at_input and "residual" in study.sites
@@ -215,7 +215,7 @@ def _run_group(
     results = {name: failed_cell(reason_of(name[0], searched)) for name in names if name not in chosen}
     cost = {
         "seconds": {phase: round(value, 3) for phase, value in plan.seconds.items()},
-        "items_per_second": answers_per_second([(searched.num_items, len(searched.cells))], plan.seconds),
+        "items_per_second": answers_per_second([(searched.num_items, searched.validation)], plan.seconds),
         "searched_together": len(chosen),
     }
     for (name, cell), test, retention in zip(chosen.items(), tests, kept, strict=True):

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from vectors.data.items import ShownItem
@@ -39,7 +38,8 @@ from vectors.training.outcomes import (
     validation_outcomes,
 )
 from vectors.training.prompts import LetteredAnswer
-from vectors.training.search import Cell, Directions, KeptActivations, best_of, search
+from vectors.training.race import Right
+from vectors.training.search import Cell, Directions, KeptActivations, best_of, search, search_by_race
 from vectors.training.significance import paired_test
 from vectors.training.statistics import Floats, accuracy_of
 
@@ -144,20 +144,23 @@ def search_beside(
     method: Method,
     advance: Advance,
     retained: Sequence[Question],
-) -> tuple[npt.NDArray[np.bool_], list[Cell], list[SearchedBaseline]]:
+) -> tuple[Right, list[Cell], list[SearchedBaseline]]:
     """`search` over the vector's `cells` and those of the baselines, `others`, in one pass over the items.
 
-    Returns what `search` returns of the vector's cells, and the baselines.
+    Returns what `search` returns of the vector's cells, and the baselines. With the method's `race`, each has its own.
     """
     every = [*cells, *(cell for own in others.values() for cell in own)]
-    right, every = search(every, validation, examiner, advance, retained)
+    ends = np.cumsum([len(cells), *map(len, others.values())]).tolist()
+    fields = [range(first, last) for first, last in zip([0, *ends], ends, strict=False)]
+    if method.race:
+        right, every = search_by_race(every, fields, validation, examiner, advance, is_paper=method.is_paper)
+    else:
+        right, every = search(every, validation, examiner, advance, retained)
     searched = []
-    first = len(cells)
-    for name, own in others.items():
-        last = first + len(own)
-        of_own = right[[0, *range(first + 1, last + 1)]]
-        searched.append(_searched_cells(name, every[first:last], validation, of_own, method))
-        first = last
+    for name, field in zip(others, fields[1:], strict=True):
+        of_own = right[[0, *(1 + number for number in field)]]
+        own = every[field.start : field.stop]
+        searched.append(_searched_cells(name, own, validation, of_own, method))
     return right[: 1 + len(cells)], every[: len(cells)], searched
 
 
@@ -165,7 +168,7 @@ def _searched_cells(
     name: Baseline,
     cells: Sequence[Cell],
     validation: Sequence[Question],
-    right: npt.NDArray[np.bool_],
+    right: Right,
     method: Method,
 ) -> SearchedBaseline:
     """The best of a baseline's cells, chosen as the vector's is."""
@@ -186,7 +189,7 @@ def searched_prompts(
     exemplars: Sequence[ShownItem],
     training: Sequence[Question],
     validation: Sequence[Question],
-    unsteered: npt.NDArray[np.bool_],
+    unsteered: Right,
 ) -> SearchedBaseline:
     """The system prompt, or the solved examples, with the most validation items right; the first of equals.
 

@@ -152,19 +152,28 @@ class Examiner:
         token_ids = [tuple(token for group in found for token in group) for found in groups]
         for number, logits in self._probe.next_token_logits(chosen_prompts, token_ids, steerings):
             yield simple[number], _likeliest(logits, [len(group) for group in groups[number]])
-        for index in whole:
-            found = letters[place_of[index]]
-            yield index, self._choose_spelled(prompts[place_of[index]], found, steerings)
+        spelled = [(prompts[place_of[index]], letters[place_of[index]]) for index in whole]
+        for number, chosen in self._choose_spelled(spelled, steerings):
+            yield whole[number], chosen
 
-    def _choose_spelled(self, prompt: _Tokens, letters: _Letters, steerings: Steerings) -> Choices:
-        """The likeliest letter by whole spellings, under each steering."""
-        spelled = tuple(tokens for spellings in letters.spellings for tokens in spellings)
-        queries = [Continuations(prompt, spelled, steering) for steering in steerings]
-        chosen = np.full(len(steerings), -1, dtype=np.int64)
-        for number, found in self._probe.continuation_logprobs(queries):
-            totals = torch.tensor([[sum(logprobs) for logprobs in found]])
-            chosen[number] = _likeliest(totals, [len(spellings) for spellings in letters.spellings])[0]
-        return chosen
+    def _choose_spelled(
+        self, asked: Sequence[tuple[_Tokens, _Letters]], steerings: Steerings
+    ) -> Iterator[tuple[int, Choices]]:
+        """The likeliest letter by whole spellings, under each steering; many prompts at once."""
+        queries = (
+            Continuations(prompt, tuple(tokens for spellings in letters.spellings for tokens in spellings), steering)
+            for prompt, letters in asked
+            for steering in steerings
+        )
+        found: dict[int, dict[int, list[float]]] = {}
+        for query, logprobs in self._probe.continuation_logprobs(queries):
+            number, steering = divmod(query, len(steerings))
+            parts = found.setdefault(number, {})
+            parts[steering] = [sum(spelling) for spelling in logprobs]
+            if len(parts) == len(steerings):
+                totals = torch.tensor([parts[other] for other in range(len(steerings))])
+                yield number, _likeliest(totals, [len(spellings) for spellings in asked[number][1].spellings])
+                del found[number]
 
     def _choose_texts(
         self, questions: Sequence[Question], indices: Sequence[int], steering: tuple[Steering, ...]

@@ -42,6 +42,7 @@ class Method(MethodOptions):
     only with `paper` letters). `icl`: exemplars before every prompt. `seeds`: how many splits are trained and tested.
     `relative_scales`: scales are in units of mean ‖h‖ ÷ ‖v‖. `max_loss` (a share) and `max_perplexity` (a ratio) limit
     what a vector may cost on retention data; with `search_retention`, cells that cost too much are not chosen.
+    With `race`, cells that cannot be chosen any more are not asked further.
     `baselines` are what the vector is compared with, None for nothing; `system_prompt` is tried by the one that
     prompts. `allow_no_gain` publishes a vector that does not help.
     """

@@ -296,6 +296,15 @@ class MethodOptions:
         group=_HOW_TO_TRAIN,
         default_text="off",
     )
+    race: bool = _option(
+        False,
+        Switch(),
+        "stop asking validation items of cells that cannot become the best any more, which changes no choice; the "
+        "report then has an interval for them instead of an accuracy",
+        uses=("train", "sweep"),
+        group=_HOW_TO_TRAIN,
+        default_text="off",
+    )
     baselines: tuple[Baseline, ...] | None = _option(
         None,
         SomeOf(BASELINES),

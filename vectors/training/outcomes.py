@@ -4,7 +4,8 @@ They are kept beside the report as `outcomes.jsonl`, one JSON object a line, so 
 `part` says what a line is:
 
     test            an item of the test: its options, the answers under every rotation, its scores
-    validation      an item of the search: whether it was answered right, unsteered and in every cell of the grid
+    validation      an item of the search: whether it was answered right, unsteered and in every cell of the grid that
+                    was asked
     retention       an item that should not change, asked once
     retention_text  a plain text: the log-probability of its second half
 
@@ -20,11 +21,11 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from vectors.data.items import ShownItem
 from vectors.errors import InvalidData
 from vectors.training.examiner import Choices, Question
+from vectors.training.race import NOT_ASKED, Right
 from vectors.training.statistics import SAME, Floats
 
 OUTCOMES = "outcomes.jsonl"
@@ -95,24 +96,31 @@ class ItemOutcome:
         return outcome
 
 
+_SHOWN: dict[str, bool | None] = {"0": False, "1": True, "-": None}
+
+
 @dataclass(frozen=True, slots=True)
 class ValidationOutcome:
-    """Whether an item of the search was answered right: unsteered, and in each cell, in the order of the grid."""
+    """Whether an item of the search was answered right: unsteered, and in each cell, in the order of the grid.
+
+    None: the race had left the cell out.
+    """
 
     line: int
     before: bool
-    cells: tuple[bool, ...]
+    cells: tuple[bool | None, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields; the cells as a text of 0 and 1."""
-        return {"line": self.line, "before": self.before, "cells": "".join(str(int(right)) for right in self.cells)}
+        """Its fields; the cells as a text of 0, 1, and - where they were not asked."""
+        cells = "".join("-" if right is None else str(int(right)) for right in self.cells)
+        return {"line": self.line, "before": self.before, "cells": cells}
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Self:
         """An outcome from its fields."""
-        if not set(found["cells"]) <= {"0", "1"}:
-            raise ValueError("cells: expected 0 and 1")
-        return cls(found["line"], bool(found["before"]), tuple(right == "1" for right in found["cells"]))
+        if not set(found["cells"]) <= _SHOWN.keys():
+            raise ValueError("cells: expected 0, 1 and -")
+        return cls(found["line"], bool(found["before"]), tuple(_SHOWN[right] for right in found["cells"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,13 +237,19 @@ def outcomes_of(questions: Sequence[Question], before: Choices, after: Choices) 
     return tuple(found)
 
 
-def validation_outcomes(questions: Sequence[Question], right: npt.NDArray[np.bool_]) -> tuple[ValidationOutcome, ...]:
+def validation_outcomes(questions: Sequence[Question], right: Right) -> tuple[ValidationOutcome, ...]:
     """The outcomes of the items of a search: `right` is `[1 + cells, items]`, unsteered first."""
     lines = (question.item.line if isinstance(question, ShownItem) else question.line for question in questions)
     return tuple(
-        ValidationOutcome(line, bool(column[0]), tuple(map(bool, column[1:])))
-        for line, column in zip(lines, right.T, strict=True)
+        ValidationOutcome(line, bool(column[0]), tuple(None if one == NOT_ASKED else bool(one) for one in column[1:]))
+        for line, column in zip(lines, right.T.tolist(), strict=True)
     )
+
+
+def right_of(outcomes: Sequence[ValidationOutcome]) -> Right:
+    """The inverse of `validation_outcomes`: `[1 + cells, items]`."""
+    rows = [[NOT_ASKED if one is None else int(one) for one in (item.before, *item.cells)] for item in outcomes]
+    return np.asarray(rows, dtype=np.int8).T
 
 
 def scores(outcomes: Iterable[ItemOutcome]) -> tuple[Floats, Floats]:

@@ -84,11 +84,13 @@ def heat_map(
     chosen: tuple[int, float] | None = None,
     *,
     scale_label: str = SCALE_LABEL,
+    at_most: ArrayLike | None = None,
 ) -> bytes:
     """The accuracies `[layers, scales]` of a search: blue where steering helps, red where it harms, hatched where NaN.
 
     White is `baseline`, the accuracy without steering. `chosen`, a layer and a scale of the grid, is outlined.
-    Layers go up and scales to the right, whatever their order here; cells with enough room show percentages.
+    Layers go up and scales to the right, whatever their order here; cells with enough room show percentages. `at_most`
+    `[layers, scales]`: the most that accuracies can be that are not known, NaN where nothing is.
     """
     grid = np.asarray(accuracy, dtype=np.float64)
     _check_rows(layers)
@@ -106,7 +108,10 @@ def heat_map(
         value = float(grid[list(layers).index(chosen[0]), list(scales).index(chosen[1])])
         note += f"; outlined: layer {chosen[0]} at scale {chosen[1]:g}, {_percent(value)}"
     reading = _Reading("accuracy (%)", baseline, 0.0, 1.0, "")
-    return _layer_map(title, layers, scales, grid, chosen, reading, note, scale_label)
+    most = np.full_like(grid, np.nan) if at_most is None else np.asarray(at_most, dtype=np.float64)
+    if most.shape != grid.shape:
+        raise ValueError(f"at_most: expected shape {list(grid.shape)}, got {list(most.shape)}")
+    return _layer_map(title, layers, scales, grid, chosen, reading, note, scale_label, most)
 
 
 def gain_map(title: str, cells: Sequence[Mapping[str, Any]], *, scale_label: str = SCALE_LABEL) -> bytes:
@@ -128,7 +133,7 @@ def gain_map(title: str, cells: Sequence[Mapping[str, Any]], *, scale_label: str
     place = (best["layer"], best["scale"])
     note = f"white: no gain; outlined: layer {place[0]} at scale {place[1]:g}, {100 * best['gain']:+.1f} points{spread}"
     reading = _Reading("gain (percentage points)", 0.0, -1.0, 1.0, "+")
-    return _layer_map(title, layers, scales, grid, place, reading, note, scale_label)
+    return _layer_map(title, layers, scales, grid, place, reading, note, scale_label, np.full_like(grid, np.nan))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +156,11 @@ def _layer_map(
     reading: _Reading,
     note: str,
     scale_label: str,
+    at_most: NDArray[np.float64],
 ) -> bytes:
     upwards = sorted(range(len(layers)), key=lambda row: layers[row])
     rightwards = sorted(range(len(scales)), key=lambda column: scales[column])
-    cells = grid[np.ix_(upwards, rightwards)]
+    cells, most = (each[np.ix_(upwards, rightwards)] for each in (grid, at_most))
     white = reading.white
 
     row_height = min(0.3, 24.0 / len(layers))
@@ -190,11 +196,17 @@ def _layer_map(
                 text = f"{100 * value:{reading.sign}.{digits}f}"
                 colour = "white" if abs(value - white) > 0.62 * span else "black"
                 canvas.text(axes, column, row, text, size=NOTE_SIZE - 1, color=colour, ha="center")
+            elif not math.isnan(most[row, column]):
+                text = f"≤{100 * most[row, column]:.0f}"
+                plain = {"facecolor": "#e4e4e4", "edgecolor": "none", "pad": 0.6}
+                canvas.text(axes, column, row, text, size=NOTE_SIZE - 1, color="#444444", ha="center", bbox=plain)
     if outlined is not None:
         column = [scales[index] for index in rightwards].index(outlined[1])
         canvas.outline(axes, column, [layers[index] for index in upwards].index(outlined[0]))
-    if bool(np.isnan(cells).any()):
+    if bool((np.isnan(cells) & np.isnan(most)).any()):
         note += "; hatched: not tried"
+    if not bool(np.isnan(most).all()):
+        note += "; ≤: at most, left out by the race"
     canvas.note_below(note)
     return canvas.png()
 

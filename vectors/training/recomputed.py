@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from vectors.errors import InvalidData
 from vectors.training.baselines import figures_of
 from vectors.training.held_out import HeldOutResult, held_out_report, held_out_result, interval_report
 from vectors.training.method import Method
-from vectors.training.outcomes import Outcomes, Tested
-from vectors.training.report import SearchedGrid, grid_over_seeds, over_seeds, seeds_report
+from vectors.training.outcomes import Outcomes, Tested, right_of
+from vectors.training.report import SearchedGrid, grid_over_seeds, over_seeds, race_report, seeds_report
 from vectors.training.retention import OWN_TEXTS, retention_report
+from vectors.training.search import bounds_of
 from vectors.training.size_curve import curve_report
 from vectors.training.verdict import verdict_of
 
@@ -90,18 +89,20 @@ def _training(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
     method = Method.from_json(report["method"])
     unsteered_wins = None
     if "chosen" in report:
-        baseline, accuracies = _validation(first)
+        baseline, bounds = _validation(first)
         figures["baseline"]["validation"] = baseline
-        figures["grid"] = [{"validation": value} for value in accuracies]
-        chosen = accuracies[_chosen_cell(report)]
-        figures["chosen"] = {"validation": chosen, "selected_from": len(accuracies)}
+        figures["grid"] = [_cell_figures(*each) for each in bounds]
+        figures["race"] = race_report(first.validation) if method.race else None
+        chosen = bounds[_chosen_cell(report)][0]
+        figures["chosen"] = {"validation": chosen, "selected_from": len(bounds)}
         unsteered_wins = not method.is_paper and baseline >= chosen
     splits: list[tuple[int, HeldOutResult, Mapping[str, int]]] = [
         (each["seed"], held_out_result(_tested(outcomes, each["seed"]).test), each["split"])
         for each in report.get("seeds", {"each": ()})["each"]
     ]
     if splits:
-        figures["seeds"] = seeds_report(splits) | {"grid": _grid(report["seeds"], outcomes)}
+        figures["seeds"] = seeds_report(splits)
+        figures["seeds"] |= {} if method.race else {"grid": _grid(report["seeds"], outcomes)}
     compared = [_baseline(shown, report, outcomes, first) for shown in report.get("baselines", ())]
     figures |= {"baselines": compared} if compared else {}
     verdict = verdict_of(
@@ -126,9 +127,9 @@ def _grid(seeds: Mapping[str, Any], outcomes: Outcomes) -> list[dict[str, Any]]:
     names = [(cell["variant"], cell["site"], cell["layer"], cell["scale"]) for cell in seeds["grid"]]
     grids = []
     for each in seeds["each"]:
-        baseline, accuracies = _validation(_tested(outcomes, each["seed"]))
+        baseline, bounds = _validation(_tested(outcomes, each["seed"]))
         own = names if each["cells"] is None else [names[place] for place in each["cells"]]
-        gains = {name: accuracy - baseline for name, accuracy in zip(own, accuracies, strict=True)}
+        gains = {name: accuracy - baseline for name, (accuracy, _) in zip(own, bounds, strict=True)}
         grids.append(SearchedGrid(gains, each["split"]))
     return grid_over_seeds(grids)
 
@@ -163,11 +164,14 @@ def _sweep(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
     return curve | {"points": points}
 
 
-def _validation(tested: Tested) -> tuple[float, list[float]]:
-    """The accuracy on the items of the search, unsteered and in each cell."""
-    right = np.asarray([(item.before, *item.cells) for item in tested.validation], dtype=np.float64)
-    baseline, *cells = (float(value) for value in right.mean(axis=0))
+def _validation(tested: Tested) -> tuple[float, list[tuple[float, float]]]:
+    """The accuracy on the items of the search, unsteered, and the least and the most that it can be in each cell."""
+    (baseline, _), *cells = (bounds_of(row) for row in right_of(tested.validation))
     return baseline, cells
+
+
+def _cell_figures(low: float, high: float) -> dict[str, Any]:
+    return {"validation": low} if low == high else {"validation": None, "validation_bounds": [low, high]}
 
 
 def _chosen_cell(report: Mapping[str, Any]) -> int:

@@ -15,7 +15,8 @@ from vectors.data.split import gold_places
 from vectors.training.baselines import BaselineResult
 from vectors.training.held_out import HeldOutResult, held_out_report, interval_report
 from vectors.training.method import Method
-from vectors.training.outcomes import ValidationOutcome
+from vectors.training.outcomes import ValidationOutcome, right_of
+from vectors.training.race import NOT_ASKED
 from vectors.training.search import Cell
 from vectors.training.significance import SeedsTest, corrected_seeds_test, resampled_error, seeds_test
 
@@ -47,6 +48,7 @@ def cell_report(cell: Cell) -> dict[str, Any]:
         "scale": cell.shown_scale,
         "validation": cell.accuracy,
     }
+    shown |= {} if cell.bounds is None else {"validation_bounds": list(cell.bounds)}
     return shown if cell.loss is None else shown | {"retention_loss": cell.loss}
 
 
@@ -84,24 +86,31 @@ def training_report(
             "selected_from": len(first.cells),
             "selection": selection_note(len(first.cells)),
         },
+        "race": race_report(first.validation) if method.race else None,
         "grid": [cell_report(cell) for cell in first.cells],
         "test": held_out_report(test),
         "retention": retention,
         "notes": first.notes + _letter_note(choices),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
-        "items_per_second": answers_per_second([(found.num_items, len(found.cells)) for found in results], seconds),
+        "items_per_second": answers_per_second([(found.num_items, found.validation) for found in results], seconds),
     }
     if method.icl:
         reported["icl"] = {"exemplars": method.icl, "plain_baseline_test": first.plain_accuracy}
     if len(results) > 1:
         splits = [(result.seed, result.test, result.num_items) for result in results]
         reported["seeds"] = seeds_report(splits)
+        for shown, result in zip(reported["seeds"]["each"], results, strict=True):
+            shown |= {"chosen": cell_report(result.chosen)}
+        if method.race:
+            reported["notes"].append(
+                "the race leaves out cells, so there are no mean gains over seeds by layer and scale"
+            )
+            return reported
         grids = [grid_of_search(result) for result in results]
         reported["seeds"]["grid"] = grid_over_seeds(grids)
         names = list(dict.fromkeys(name for grid in grids for name in grid.gains))
-        for shown, result, grid in zip(reported["seeds"]["each"], results, grids, strict=True):
+        for shown, grid in zip(reported["seeds"]["each"], grids, strict=True):
             places = [names.index(name) for name in grid.gains]
-            shown |= {"chosen": cell_report(result.chosen)}
             shown |= {"cells": None if places == list(range(len(names))) else places}
     return reported
 
@@ -149,9 +158,20 @@ def grid_over_seeds(grids: Sequence[SearchedGrid]) -> list[dict[str, Any]]:
     return found
 
 
-def answers_per_second(searches: Iterable[tuple[Mapping[str, int], int]], seconds: Mapping[str, float]) -> float | None:
-    """The pace of searches, each given by its numbers of items and of cells; None where they took no time."""
-    num_asked = sum(num_items["train"] + num_items["validation"] * (1 + cells) for num_items, cells in searches)
+def race_report(validation: Sequence[ValidationOutcome]) -> dict[str, Any]:
+    """How many cells the race left out, and how many answers of cells it took, `of` those of the whole grid."""
+    cells = right_of(validation)[1:]
+    asked = cells != NOT_ASKED
+    return {"left_out": int((~asked.all(axis=1)).sum()), "answers": int(asked.sum()), "of": int(asked.size)}
+
+
+def answers_per_second(
+    searches: Iterable[tuple[Mapping[str, int], Sequence[ValidationOutcome]]], seconds: Mapping[str, float]
+) -> float | None:
+    """The pace of searches, each given by its numbers of items and its outcomes; None where they took no time."""
+    num_asked = sum(
+        num_items["train"] + int((right_of(validation) != NOT_ASKED).sum()) for num_items, validation in searches
+    )
     asking = sum(seconds.get(phase, 0.0) for phase in ("answering", "searching"))
     return round(num_asked / asking, 1) if asking > 0 else None
 

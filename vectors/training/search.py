@@ -19,6 +19,7 @@ from vectors.training.examiner import Advance, Examiner, Question, Steerings, an
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView, Steering
 from vectors.training.prompts import Text
+from vectors.training.race import Right, race
 from vectors.vector import SteeringVector
 from vectors.vocabulary import Place, Site
 
@@ -31,8 +32,9 @@ class Cell:
     """One point of the grid. `scale` multiplies the unnormalised direction; `shown_scale` is the method's own number.
 
     `dose` is the length of what is added, absolute and relative to the mean length of the activation there. `accuracy`
-    (0 … 1) is on the validation items, None before they are asked; `loss` is how much accuracy it costs on the
-    retention items of the search, None if it has none.
+    (0 … 1) is on the validation items, None before all of them are asked. `bounds`: the least and the most that it can
+    be, if the race left the cell out before. `loss` is how much accuracy it costs on the retention items of the search,
+    None if it has none.
     """
 
     variant: str
@@ -44,6 +46,7 @@ class Cell:
     relative_dose: float
     vector: SteeringVector
     accuracy: float | None = None
+    bounds: tuple[float, float] | None = None
     loss: float | None = None
 
     @property
@@ -75,25 +78,23 @@ class MeanActivations:
         for number, group in enumerate(groups):
             for text in group:
                 members.setdefault(text, []).append(number)
-        shape = (len(groups), self._probe.num_layers)
-        sums = {site: torch.zeros(*shape, self._probe.hidden_size, dtype=torch.float64) for site in self._sites}
-        lengths = {site: torch.zeros(*shape, dtype=torch.float64) for site in self._sites}
+        shape = (len(groups), len(self._sites), self._probe.num_layers)
+        sums = torch.zeros(*shape, self._probe.hidden_size, dtype=torch.float64)
+        lengths = torch.zeros(shape, dtype=torch.float64)
         for num_done, (index, found) in enumerate(self._probe.activations(prompts, self._sites), 1):
             if kept is not None:
                 kept.add(texts[index], found)
-            for site in self._sites:
-                activation = found[site].double()
-                length = activation.norm(dim=-1)
-                for number in members[texts[index]]:
-                    sums[site][number] += activation
-                    lengths[site][number] += length
+            activation = torch.stack([found[site] for site in self._sites]).double()
+            length = activation.norm(dim=-1)
+            for number in members[texts[index]]:
+                sums[number] += activation
+                lengths[number] += length
             advance(num_done)
+        counts = torch.tensor([max(1, len(group)) for group in groups], dtype=torch.float64)
+        means, mean_lengths = sums / counts[:, None, None, None], lengths / counts[:, None, None]
         return [
-            (
-                {site: sums[site][number] / max(1, len(group)) for site in self._sites},
-                {site: lengths[site][number] / max(1, len(group)) for site in self._sites},
-            )
-            for number, group in enumerate(groups)
+            (dict(zip(self._sites, own, strict=True)), dict(zip(self._sites, own_lengths, strict=True)))
+            for own, own_lengths in zip(means, mean_lengths, strict=True)
         ]
 
 
@@ -185,15 +186,21 @@ def grid_of(
 def best_of(cells: Sequence[Cell], *, is_paper: bool, max_loss: float = 1.0) -> Cell:
     """The cell with the highest validation accuracy. Ties go to the smallest dose, or to the first as in the paper.
 
-    Cells that cost more than `max_loss` on the retention items of the search come after all others.
+    Cells that cost more than `max_loss` on the retention items of the search come after all others. Those that the race
+    left out are none of the best.
     """
 
     def rank(cell: Cell) -> tuple[bool, float, float]:
         assert cell.accuracy is not None
         costs_too_much = cell.loss is not None and cell.loss > max_loss
-        return (costs_too_much, -cell.accuracy, 0.0 if is_paper else cell.relative_dose)
+        return (costs_too_much, -cell.accuracy, _tie(cell, is_paper=is_paper))
 
-    return min(cells, key=rank)
+    return min((cell for cell in cells if cell.accuracy is not None), key=rank)
+
+
+def _tie(cell: Cell, *, is_paper: bool) -> float:
+    """Which of cells with equal accuracy comes first: the one with the smallest."""
+    return 0.0 if is_paper else cell.relative_dose
 
 
 def search(
@@ -202,15 +209,14 @@ def search(
     examiner: Examiner,
     advance: Advance,
     retained: Sequence[Question] = (),
-) -> tuple[npt.NDArray[np.bool_], list[Cell]]:
+) -> tuple[Right, list[Cell]]:
     """Which questions are answered right, `[1 + cells, questions]`, unsteered first; and the cells with their figures.
 
     `retained` are the retention items that the search may ask, if any.
     """
     steerings: Steerings = [(), *(cell.steering for cell in cells)]
-    right = examiner.choose(questions, steerings, advance) == answers_of(questions)
-    accuracies = np.mean(right, axis=1)[1:]
-    found = [replace(cell, accuracy=float(value)) for cell, value in zip(cells, accuracies, strict=True)]
+    right = (examiner.choose(questions, steerings, advance) == answers_of(questions)).astype(np.int8)
+    found = _with_accuracies(cells, right)
     if retained:
 
         def advance_further(num_done: int) -> None:
@@ -220,3 +226,37 @@ def search(
         plain, *steered = (float(value) for value in np.mean(kept, axis=1))
         found = [replace(cell, loss=plain - value) for cell, value in zip(found, steered, strict=True)]
     return right, found
+
+
+def search_by_race(
+    cells: Sequence[Cell],
+    fields: Sequence[Sequence[int]],
+    questions: Sequence[Question],
+    examiner: Examiner,
+    advance: Advance,
+    *,
+    is_paper: bool,
+) -> tuple[Right, list[Cell]]:
+    """As `search`, but cells stop when they cannot become the best of their field any more; see `race.py`.
+
+    `fields`: the numbers of the cells from which one is chosen. `is_paper`: as in `best_of`.
+    """
+    steerings: Steerings = [(), *(cell.steering for cell in cells)]
+    ties = [0.0, *(_tie(cell, is_paper=is_paper) for cell in cells)]
+    numbers = [[1 + number for number in field] for field in fields]
+    right = race(steerings, numbers, ties, questions, examiner, advance)
+    return right, _with_accuracies(cells, right)
+
+
+def _with_accuracies(cells: Sequence[Cell], right: Right) -> list[Cell]:
+    """The cells with the accuracy, or what is known of it, that follows from `right` `[1 + cells, questions]`."""
+    found = []
+    for cell, row in zip(cells, right[1:], strict=True):
+        low, high = bounds_of(row)
+        found.append(replace(cell, accuracy=low) if low == high else replace(cell, bounds=(low, high)))
+    return found
+
+
+def bounds_of(row: Right) -> tuple[float, float]:
+    """The least and the most that the accuracy of one row of `Right` can be; equal if every question was asked."""
+    return float(np.mean(row == 1)), float(np.mean(row != 0))

@@ -119,7 +119,7 @@ def _carry_out(
     trained = train(view, data, task.method, seed=seed, report=report)
     _say_what_was_read(trained.report, data, notes)
     plots = _heat_maps(trained.report, trained.cells, task.method)
-    if "seeds" in trained.report:
+    if "grid" in trained.report.get("seeds", {}):
         plots += _gain_maps(trained.report, task.method)
     plots.append(("accuracy.png", _accuracy_plot(trained.report)))
     if trained.report.get("baselines"):
@@ -223,9 +223,13 @@ def _heat_maps(report: dict[str, Any], cells: Sequence[Cell], method: Method) ->
     for variant, site in names:
         own = [cell for cell in cells if (cell.variant, cell.site) == (variant, site)]
         layers, scales = sorted({cell.layer for cell in own}), sorted({cell.shown_scale for cell in own})
-        accuracy = np.full((len(layers), len(scales)), np.nan)
+        accuracy, at_most = (np.full((len(layers), len(scales)), np.nan) for _ in range(2))
         for cell in own:
-            accuracy[layers.index(cell.layer), scales.index(cell.shown_scale)] = cell.accuracy
+            place = layers.index(cell.layer), scales.index(cell.shown_scale)
+            if cell.bounds is None:
+                accuracy[place] = cell.accuracy
+            else:
+                at_most[place] = cell.bounds[1]
         is_chosen = (variant, site) == (chosen["variant"], chosen["site"])
         picture = heat_map(
             f"{variant}, {site}: validation accuracy by layer and scale",
@@ -235,6 +239,7 @@ def _heat_maps(report: dict[str, Any], cells: Sequence[Cell], method: Method) ->
             report["baseline"]["validation"],
             (chosen["layers"][0], chosen["grid_scale"]) if is_chosen else None,
             scale_label=RELATIVE_SCALE_LABEL if method.relative_scales else SCALE_LABEL,
+            at_most=at_most,
         )
         plots.append((f"grid-{variant}-{site}.png", picture))
     return plots

@@ -96,6 +96,8 @@ def check_fit(method: Method, view: ModelView) -> tuple[int, ...]:
         raise InvalidMethod("prompt: this model has no chat template; use raw", "prompt")
     if method.system_prompt is not None and "prompt" not in (method.baselines or ()):
         raise InvalidMethod("system_prompt: only the baseline prompt uses it; add baselines: prompt", "system_prompt")
+    if method.race and method.search_retention:
+        raise InvalidMethod("race: search_retention needs every cell of the grid; leave out one of the two", "race")
     return method.layers_for(view.num_layers)
 
 

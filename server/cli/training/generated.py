@@ -111,8 +111,8 @@ def _evaluate(asked: _Asked, output: OutputFolder) -> int:
 
     arguments, seconds = asked.arguments, {}
     if arguments.judge is not None:
-        with asked.judge():  # a wrong address is known before the work
-            pass
+        with asked.judge() as judge:
+            judge.try_out()  # not after all answers are there
     with connect(ServerClient, arguments, asked.environ) as client, display_progress() as display:
         how = Generation(
             model=base_model(client),

@@ -26,6 +26,8 @@ LONGEST_PAUSE = 30.0
 """Seconds before another attempt, at most, whatever the endpoint asks for."""
 
 _TIMEOUT = httpx.Timeout(10.0, read=300.0)
+_TRIAL = "Reply with the word yes."
+
 _PASSING = (408, 429, 500, 502, 503, 504)
 """Statuses after which the same question may succeed."""
 
@@ -55,6 +57,13 @@ class Judge:
 
     def __exit__(self, *exception: object) -> None:
         self._http.close()
+
+    def try_out(self) -> None:
+        """Ask something small, so that a wrong address, key or model is known before it is needed.
+
+        Raises `CommandFailed`.
+        """
+        self._ask(_TRIAL)
 
     def ask_all(self, questions: Sequence[str], report: Report) -> list[str]:
         """The reply to each question, several asked at once. Raises `CommandFailed`."""

@@ -24,6 +24,8 @@ def show_report(report: _Report, console: Console) -> None:
     rows = []
     if "chosen" in report:
         rows += [("chosen", _chosen(report["chosen"])), ("validation", _validation(report))]
+    if race := report.get("race"):
+        rows.append(("race", _race(race, report["chosen"]["selected_from"])))
     rows.append(("answers", _changes(test)))
     rows.append(("chance", _over(test["over_chance"], "guessing or one letter for everything")))
     if test["best_text"] is not None:
@@ -146,6 +148,14 @@ def _chosen(chosen: _Report) -> str:
 def _validation(report: _Report) -> str:
     chosen = report["chosen"]
     return f"{_percent(report['baseline']['validation'])} → {_percent(chosen['validation'])}, {chosen['selection']}"
+
+
+def _race(race: _Report, num_cells: int) -> str:
+    share = race["answers"] / race["of"]
+    return (
+        f"left out {race['left_out']} of {num_cells} cells, which could not become the best any more; "
+        f"{_percent(share)} of the answers of the whole grid"
+    )
 
 
 def _changes(test: _Report) -> str:

@@ -45,7 +45,8 @@ function heatMap(cells, { chosen, baseline }) {
   const [layers, scales] = [sorted(cells.map((cell) => cell.layer)), sorted(cells.map((cell) => cell.scale))];
   const [left, wide, high, bottom] = [44, Math.max(34, Math.min(72, 560 / scales.length)), 28, 24];
   const plain = baseline.validation;
-  const reach = Math.max(0.01, ...cells.map((cell) => Math.abs(cell.validation - plain)));
+  const isKnown = (cell) => typeof cell.validation === "number";
+  const reach = Math.max(0.01, ...cells.filter(isKnown).map((cell) => Math.abs(cell.validation - plain)));
   const height = layers.length * high;
   const shown = svg("svg", { viewBox: `0 0 ${left + wide * scales.length + 4} ${height + bottom}`, class: "plot heat", role: "img", "aria-label": T.grid,
     width: left + wide * scales.length + 4 });
@@ -57,12 +58,13 @@ function heatMap(cells, { chosen, baseline }) {
     svg("text", { x: left + wide * (column + 0.5), y: height + 17, "text-anchor": "middle" }, short(scale))));
   const isChosen = (cell) => cell.variant === chosen.variant && cell.site === chosen.site && cell.layer === chosen.layers[0] && cell.scale === chosen.grid_scale;
   for (const cell of [...cells].sort((one, other) => isChosen(one) - isChosen(other))) {
-    const change = (cell.validation - plain) / reach;
+    const change = isKnown(cell) ? (cell.validation - plain) / reach : 0;
+    const most = isKnown(cell) ? 0 : cell.validation_bounds[1];
     const [x, y] = [left + wide * scales.indexOf(cell.scale), (layers.length - 1 - layers.indexOf(cell.layer)) * high];
     shown.append(svg("g", { class: isChosen(cell) ? "chosen" : "" },
       svg("rect", { x: x + 1, y: y + 1, width: wide - 2, height: high - 2, rx: 3, class: change < 0 ? "worse" : "better",
-        vars: { strength: Math.abs(change) } }, svg("title", {}, T.gridCell(cell, percent(cell.validation)))),
-      svg("text", { x: x + wide / 2, y: y + high / 2 + 4, "text-anchor": "middle" }, (100 * cell.validation).toFixed(0))));
+        vars: { strength: Math.abs(change) } }, svg("title", {}, T.gridCell(cell, isKnown(cell) ? percent(cell.validation) : T.leftOut(percent(most))))),
+      svg("text", { x: x + wide / 2, y: y + high / 2 + 4, "text-anchor": "middle" }, isKnown(cell) ? (100 * cell.validation).toFixed(0) : `≤${(100 * most).toFixed(0)}`)));
   }
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": T.grid }, shown);
 }

@@ -200,6 +200,7 @@ export const T = {
   letterBias: "Letter bias",
   letterBiasSays: (points) => `${points} points of the gain in one order come from the choice of letter.`,
   grid: "Accuracy on validation items, by layer and scale",
+  leftOut: (accuracy) => `at most ${accuracy}; left out by the race, since it cannot be the best`,
   gridCell: (cell, accuracy) => `${cell.variant}, ${cell.site}, layer ${cell.layer}, scale ${cell.scale}: ${accuracy}`,
   rules: "Rules",
   passes: "passes",

@@ -50,6 +50,7 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "max_loss": (["--max-loss", "0.02"], 0.02),
     "max_perplexity": (["--max-perplexity", "2"], 2.0),
     "search_retention": (["--search-retention"], True),
+    "race": (["--race"], True),
     "baselines": (["--baselines", "random,prompt"], ["random", "prompt"]),
     "system_prompt": (["--system-prompt", "Be right."], "Be right."),
     "allow_no_gain": (["--allow-no-gain"], True),

@@ -147,7 +147,7 @@ def test_a_judge_rates_and_its_key_is_nowhere(url: str, prompts: Path, judge: Sc
     report = evaluated(url, prompts, tmp_path / "out", *asked, "--samples", "0", TILLER_JUDGE_KEY=KEY)
     (evidence,) = report["evidence"]
     assert evidence["by"] == "by the judge scripted"
-    assert evidence["questions"] == len(judge.bodies)
+    assert evidence["questions"] == len(judge.bodies) - 1  # it is tried out once
     assert {(body["model"], body["temperature"]) for body in judge.bodies} == {("scripted", 0.0)}
     lines = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
     for side in ("unsteered", "steered"):
@@ -162,11 +162,20 @@ def test_a_judge_rates_and_its_key_is_nowhere(url: str, prompts: Path, judge: Sc
     assert "temperature" not in judge.bodies[-1]
 
 
-def test_a_judge_that_refuses_ends_the_command_without_its_key(
-    url: str, prompts: Path, judge: ScriptedJudge, tmp_path: Path
+def nowhere() -> str:
+    """An address at which nothing answers."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        return f"http://127.0.0.1:{closed.getsockname()[1]}"
+
+
+ASKS_A_JUDGE = ("--judge-model", "x", "--concept", "joy", "--samples", "0", "--max-tokens", "2")
+
+
+def test_a_judge_that_refuses_ends_the_command_before_anything_is_generated(
+    prompts: Path, judge: ScriptedJudge, tmp_path: Path
 ) -> None:
-    command = ("evaluate", "cheerful", "--prompts", prompts, "--url", url, "--output", tmp_path / "out")
-    asked = ("--judge", judge.url, "--judge-model", "x", "--concept", "joy", "--samples", "0", "--max-tokens", "2")
+    """No server answers the prompts, so that whoever asks it first fails otherwise."""
+    command = ("evaluate", "cheerful", "--prompts", prompts, "--url", nowhere(), "--output", tmp_path / "out")
     for refusal, said in (
         (None, "(HTTP 401): not valid: Bearer [key]"),
         (JSONResponse({"error": {"message": "no temperature"}}, 400), "try --judge-temperature unset"),
@@ -175,22 +184,37 @@ def test_a_judge_that_refuses_ends_the_command_without_its_key(
         (Response(b"x" * ((1 << 20) + 1)), "more than 1 MiB"),
     ):
         judge.always = refusal
+        asked = ("--judge", judge.url, *ASKS_A_JUDGE)
         shown = call_tiller(*command, *asked, environ={"TILLER_JUDGE_KEY": "unknown-key", "TILLER_LOG_LEVEL": "error"})
         assert (shown.returncode, shown.stderr.count("\n")) == (1, 1), shown.stderr
         assert said in shown.stderr
         assert "unknown" not in shown.stderr
         assert not (tmp_path / "out").exists()
+    shown = call_tiller(*command, "--judge", nowhere(), *ASKS_A_JUDGE, environ={"TILLER_LOG_LEVEL": "error"})
+    assert "no judge answers at http://127.0.0.1:" in shown.stderr
+
+
+def test_a_judge_that_refuses_later_ends_the_command_too(
+    url: str, prompts: Path, judge: ScriptedJudge, tmp_path: Path
+) -> None:
+    judge.at_first = [JSONResponse({"choices": [{"message": {"content": "yes"}}]})]
+    judge.always = JSONResponse({"error": {"message": "the quota is used up"}}, 403)
+    command = ("evaluate", "cheerful", "--prompts", prompts, "--url", url, "--output", tmp_path / "out")
+    shown = call_tiller(*command, "--judge", judge.url, *ASKS_A_JUDGE, environ={"TILLER_LOG_LEVEL": "error"})
+    assert (shown.returncode, shown.stderr.count("\n")) == (1, 1), shown.stderr
+    assert "refused (HTTP 403): the quota is used up" in shown.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_judge_that_redirects_is_not_followed(
-    url: str, prompts: Path, judge: ScriptedJudge, status: int, tmp_path: Path
+    prompts: Path, judge: ScriptedJudge, status: int, tmp_path: Path
 ) -> None:
-    asked = ("--judge", judge.url, "--judge-model", "x", "--concept", "joy", "--samples", "0", "--max-tokens", "2")
     with ScriptedJudge() as other:
         place = f"{other.url}/v1/chat/completions"
         judge.always = Response(status_code=status, headers={"Location": place})
-        command = ("evaluate", "cheerful", "--prompts", prompts, "--url", url, "--output", tmp_path / "out")
+        command = ("evaluate", "cheerful", "--prompts", prompts, "--url", nowhere(), "--output", tmp_path / "out")
+        asked = ("--judge", judge.url, *ASKS_A_JUDGE)
         shown = call_tiller(*command, *asked, environ={"TILLER_JUDGE_KEY": KEY, "TILLER_LOG_LEVEL": "error"})
     assert (shown.returncode, shown.stderr.count("\n")) == (1, 1), shown.stderr
     assert f"redirects (HTTP {status}) to {place}, where no key is sent" in shown.stderr
@@ -202,8 +226,7 @@ def test_a_reply_that_echoes_the_key_is_kept_without_it(
     url: str, prompts: Path, judge: ScriptedJudge, tmp_path: Path
 ) -> None:
     judge.always = JSONResponse({"choices": [{"message": {"content": f"{KEY}\nRating: 1"}}]})
-    asked = ("--judge", judge.url, "--judge-model", "x", "--concept", "joy", "--samples", "0", "--max-tokens", "2")
-    evaluated(url, prompts, tmp_path / "out", *asked, TILLER_JUDGE_KEY=KEY)
+    evaluated(url, prompts, tmp_path / "out", "--judge", judge.url, *ASKS_A_JUDGE, TILLER_JUDGE_KEY=KEY)
     assert "[key]\\nRating: 1" in (tmp_path / "out" / "answers.jsonl").read_text()
 
 
