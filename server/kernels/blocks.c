@@ -76,7 +76,7 @@ static void attend(const block *own, const pass *on, long number, int *failed) {
     norm_row(on->stream + token * own->hidden, own->hidden, own->input_norm, own->input_epsilon,
              on->normed + token * own->hidden);
   multiply_rows(on->normed, own->hidden, on->tokens, own->hidden, own->queries_keys_values,
-                (int)own->num_queries_keys_values, on->mixed, failed);
+                (int)own->num_queries_keys_values, on->mixed);
 #pragma omp for schedule(static)
   for (long token = 0; token < on->tokens; token++) {
     float *mixed = on->mixed + token * width;
@@ -85,7 +85,7 @@ static void attend(const block *own, const pass *on, long number, int *failed) {
   }
   attend_tokens(layout, seen, on->mixed, dim, width, own->heads, on->mixed + queries, dim, width,
                 on->mixed + queries + keys, dim, width, own->scale, 0, 0, on->attended, failed);
-  multiply_rows(on->attended, queries, on->tokens, queries, &own->output, 1, on->output, failed);
+  multiply_rows(on->attended, queries, on->tokens, queries, &own->output, 1, on->output);
 }
 
 /* gate = gate / (1 + exp(-gate)) * up */
@@ -111,20 +111,20 @@ static void gate(float *gates, const float *ups, long count) {
   }
 }
 
-static void feed_forward(const block *own, const pass *on, int *failed) {
+static void feed_forward(const block *own, const pass *on) {
   const long width = 2 * own->inner;
-  multiply_rows(on->normed, own->hidden, on->tokens, own->hidden, own->gate_up, (int)own->num_gate_up, on->inner,
-                failed);
+  multiply_rows(on->normed, own->hidden, on->tokens, own->hidden, own->gate_up, (int)own->num_gate_up, on->inner);
 #pragma omp for schedule(static) collapse(2)
   for (long token = 0; token < on->tokens; token++)
     for (long column = 0; column < own->inner; column += COLUMNS) {
       float *gates = on->inner + token * width + column;
       gate(gates, gates + own->inner, own->inner - column < COLUMNS ? own->inner - column : COLUMNS);
     }
-  multiply_rows(on->inner, width, on->tokens, own->inner, &own->down, 1, on->output, failed);
+  multiply_rows(on->inner, width, on->tokens, own->inner, &own->down, 1, on->output);
 }
 
-/* Computes the places `[first, last)`, counted through all blocks. Returns 0, or 1 when there was no memory. */
+/* Computes the places `[first, last)`, counted through all blocks. Returns 0, or 1 when there was no memory for the logits of the
+ * attention. */
 int tiller_blocks(const block *blocks, const pass *on, long first, long last) {
   int failed = 0;
 #pragma omp parallel
@@ -133,7 +133,7 @@ int tiller_blocks(const block *blocks, const pass *on, long first, long last) {
     const block *own = blocks + number;
     const long hidden = own->hidden;
     if (place % PLACES == ATTENTION) attend(own, on, number, &failed);
-    if (place % PLACES == MLP) feed_forward(own, on, &failed);
+    if (place % PLACES == MLP) feed_forward(own, on);
 #pragma omp for schedule(static)
     for (long token = 0; token < on->tokens; token++) {
       float *stream = on->stream + token * hidden, *output = on->output + token * hidden;

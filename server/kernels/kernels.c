@@ -26,8 +26,9 @@
 #endif
 #define PARTS (WIDTH / LANES)
 #define MOST_PANELS (8 / PARTS) /* of one row: sums in flight hide the latency of an addition */
-#define WIDEN_ROWS (ROWS + 1) /* from which on a panel is widened once, for all tiles of rows */
-#define BLOCK_OF_ROWS 96        /* inputs that stay in the second-level cache while every panel passes */
+#define BLOCK_OF_ROWS 96        /* whose inputs stay in the second-level cache while every panel passes */
+#define DEPTH 192               /* inputs of a panel that are read at a time */
+#define WIDEN_ROWS (4 * ROWS) /* from which on they are widened once, for all tiles of rows; panels pass alone then */
 
 /* Holds a vector in a register: the compiler would load it again for every use, and spill the sums. */
 #if defined(__x86_64__)
@@ -171,24 +172,6 @@ void tiller_unpack(const char *packed, long outputs, long inputs, long size, cha
              packed + ((output / WIDTH * inputs + k) * WIDTH + output % WIDTH) * size, size);
 }
 
-/* `count` floats of this thread, kept for its next call: what malloc gives back to the system costs page faults. Null
- * when there is no memory. */
-static float *scratch(long count) {
-  static _Thread_local float *held;
-  static _Thread_local long size;
-  if (count > size) {
-    free(held);
-    held = malloc(sizeof(float) * count);
-    size = held ? count : 0;
-  }
-  return held;
-}
-
-static void note_failure(int *failed) {
-#pragma omp atomic write
-  *failed = 1;
-}
-
 /* Widens `count` packed weights to float32. */
 static void widen(int kind, const char *from, long count, float *to) {
   for (long i = 0; i < count; i += LANES)
@@ -201,51 +184,48 @@ static long groups_of(const matrix *weights, int together) {
   return (panels + together - 1) / together;
 }
 
-/* The outputs of `together` panels of `weights` from panel `first` on, for `rows` rows; `wide`: where they can be
- * widened. The rows of `x` and `y` are `apart_x` and `apart_y` floats apart. */
+/* The outputs of `together` panels of `weights` from panel `first` on, for up to BLOCK_OF_ROWS rows of `x` and `y`,
+ * which are `apart_x` and `apart_y` floats apart. Weights are read DEPTH inputs at a time, which stay in the first-level
+ * cache for all tiles of rows. */
 static void multiply_panels(const float *x, long apart_x, long rows, long inputs, const matrix *weights, long first,
-                            int together, float *wide, float *y, long apart_y) {
-  const int is_widened = weights->kind != FLOAT32 && rows >= WIDEN_ROWS; /* once for all, not for each tile of rows */
-  const int kind = is_widened ? FLOAT32 : (int)weights->kind;
-  const long step = WIDTH * size_of(kind), outputs = weights->outputs, panels = (outputs + WIDTH - 1) / WIDTH;
+                            int together, float *y, long apart_y) {
+  const int stored = (int)weights->kind, is_widened = stored != FLOAT32 && rows >= WIDEN_ROWS;
+  const int kind = is_widened ? FLOAT32 : stored;
+  const long step = WIDTH * size_of(stored), outputs = weights->outputs, panels = (outputs + WIDTH - 1) / WIDTH;
   const int now = panels - first < together ? (int)(panels - first) : together;
   const long left = outputs - first * WIDTH, width = left < now * WIDTH ? left : now * WIDTH;
   const long tiles = (rows + ROWS - 1) / ROWS;
-  const char *panel = weights->packed + first * inputs * WIDTH * size_of((int)weights->kind);
-  if (is_widened) {
-    widen((int)weights->kind, panel, now * WIDTH * inputs, wide);
-    panel = (const char *)wide;
-  }
-  for (long tile = 0; tile < tiles; tile++) {
-    const long row = rows * tile / tiles;
-    const int count = (int)(rows * (tile + 1) / tiles - row);
-    const float *a[ROWS];
-    float sums[ROWS * MOST_PANELS * WIDTH];
-    memset(sums, 0, sizeof(float) * count * now * WIDTH);
-    for (int i = 0; i < count; i++) a[i] = x + (row + i) * apart_x;
-    MULTIPLY[kind](count, now, a, panel, step, inputs * step, inputs, sums);
-    for (int i = 0; i < count; i++) {
-      float *out = y + (row + i) * apart_y + first * WIDTH;
-      const float *own = sums + (long)i * now * WIDTH;
-      if (weights->bias)
-        for (long j = 0; j < width; j++) out[j] = own[j] + weights->bias[first * WIDTH + j];
-      else
-        memcpy(out, own, sizeof(float) * width);
+  float sums[BLOCK_OF_ROWS * WIDTH * MOST_PANELS], wide[DEPTH * WIDTH];
+  memset(sums, 0, sizeof(float) * rows * now * WIDTH);
+  for (long from = 0; from < inputs; from += DEPTH) {
+    const long depth = inputs - from < DEPTH ? inputs - from : DEPTH;
+    const char *part = weights->packed + (first * inputs + from) * step;
+    if (is_widened) {
+      widen(stored, part, depth * WIDTH, wide);
+      part = (const char *)wide;
     }
+    for (long tile = 0; tile < tiles; tile++) {
+      const long row = rows * tile / tiles;
+      const int count = (int)(rows * (tile + 1) / tiles - row);
+      const float *a[ROWS];
+      for (int i = 0; i < count; i++) a[i] = x + (row + i) * apart_x + from;
+      MULTIPLY[kind](count, now, a, part, WIDTH * size_of(kind), inputs * step, depth, sums + row * now * WIDTH);
+    }
+  }
+  for (long row = 0; row < rows; row++) {
+    float *out = y + row * apart_y + first * WIDTH;
+    const float *own = sums + row * now * WIDTH;
+    if (weights->bias)
+      for (long j = 0; j < width; j++) out[j] = own[j] + weights->bias[first * WIDTH + j];
+    else
+      memcpy(out, own, sizeof(float) * width);
   }
 }
 
 void multiply_rows(const float *x, long apart_x, long rows, long inputs, const matrix *matrices, int num_matrices,
-                   float *y, int *failed) {
+                   float *y) {
   long outputs = 0;
-  int needs_space = 0;
-  for (int i = 0; i < num_matrices; i++) {
-    outputs += matrices[i].outputs;
-    needs_space |= matrices[i].kind != FLOAT32 && rows >= WIDEN_ROWS;
-  }
-  float *wide = needs_space ? scratch(MOST_PANELS * WIDTH * inputs) : 0;
-  const int has_space = !needs_space || wide;
-  if (!has_space) note_failure(failed);
+  for (int i = 0; i < num_matrices; i++) outputs += matrices[i].outputs;
   for (long block = 0; block < rows; block += BLOCK_OF_ROWS) {
     const long in_block = rows - block < BLOCK_OF_ROWS ? rows - block : BLOCK_OF_ROWS;
     const long tiles = (in_block + ROWS - 1) / ROWS;
@@ -260,20 +240,18 @@ void multiply_rows(const float *x, long apart_x, long rows, long inputs, const m
         first -= groups_of(own, together);
         column += own->outputs;
       }
-      first *= together;
-      if (has_space) multiply_panels(x + block * apart_x, apart_x, in_block, inputs, own, first, together, wide, y + block * outputs + column, outputs);
+      multiply_panels(x + block * apart_x, apart_x, in_block, inputs, own, first * together, together,
+                      y + block * outputs + column, outputs);
     }
   }
 #pragma omp barrier
 }
 
-int tiller_linear(const float *x, long rows, long inputs, const char *packed, int kind, long outputs, const float *bias,
-                  float *y) {
+void tiller_linear(const float *x, long rows, long inputs, const char *packed, int kind, long outputs,
+                   const float *bias, float *y) {
   const matrix weights = {packed, bias, outputs, kind};
-  int failed = 0;
 #pragma omp parallel
-  multiply_rows(x, inputs, rows, inputs, &weights, 1, y, &failed);
-  return failed;
+  multiply_rows(x, inputs, rows, inputs, &weights, 1, y);
 }
 
 void norm_row(const float *x, long width, const float *weight, float epsilon, float *y) {
@@ -314,6 +292,24 @@ void tiller_write(const cache *layout, const float *new_keys, long key_head, lon
   for (long token = 0; token < tokens; token++)
     write_token(layout, new_keys + token * key_token, key_head, new_values + token * value_token, value_head,
                 slots[token]);
+}
+
+/* `count` floats of this thread, kept for its next call: what malloc gives back to the system costs page faults. Null
+ * when there is no memory. */
+static float *scratch(long count) {
+  static _Thread_local float *held;
+  static _Thread_local long size;
+  if (count > size) {
+    free(held);
+    held = malloc(sizeof(float) * count);
+    size = held ? count : 0;
+  }
+  return held;
+}
+
+static void note_failure(int *failed) {
+#pragma omp atomic write
+  *failed = 1;
 }
 
 /* Attention of `rows` query rows that share a KV head and a view but for `seen_from` and `seen_to` (one per row).

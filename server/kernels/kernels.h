@@ -56,9 +56,9 @@ typedef struct {
 } sight;
 
 /* y[row] = x[row] . weights + bias for each matrix in turn, their outputs beside each other; by a team. The rows of `x`
- * are `apart_x` floats apart. Sets `failed` when there is no memory. */
+ * are `apart_x` floats apart. */
 void multiply_rows(const float *x, long apart_x, long rows, long inputs, const matrix *matrices, int num_matrices,
-                   float *y, int *failed);
+                   float *y);
 
 /* y = x / sqrt(mean(x^2) + epsilon) * weight; `y` may be `x`. */
 void norm_row(const float *x, long width, const float *weight, float epsilon, float *y);

@@ -24,7 +24,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "tiller_pack": (None, (_POINTER, _LONG, _LONG, _LONG, _POINTER)),
     "tiller_unpack": (None, (_POINTER, _LONG, _LONG, _LONG, _POINTER)),
     "tiller_linear": (
-        ctypes.c_int,
+        None,
         (_POINTER, _LONG, _LONG, _POINTER, ctypes.c_int, _LONG, _POINTER, _POINTER),
     ),
     "tiller_rms_norm": (None, (_POINTER, _LONG, _LONG, _POINTER, _FLOAT, _POINTER)),
@@ -69,16 +69,14 @@ class Kernels:
         return weight
 
     def linear(self, x: Tensor, packed: Tensor, outputs: int, bias: Tensor | None = None) -> Tensor:
-        """`[rows, inputs]` -> `[rows, outputs]`: `x @ weight.T + bias`. Raises `MemoryError`."""
+        """`[rows, inputs]` -> `[rows, outputs]`: `x @ weight.T + bias`."""
         rows, inputs = x.shape
         assert (x.dtype, x.is_contiguous(), inputs) == (torch.float32, True, packed.shape[1]), (x.shape, packed.shape)
         y = torch.empty(rows, outputs)
-        failed = self._linear(
+        self._linear(
             x.data_ptr(), rows, inputs, packed.data_ptr(), KINDS[packed.dtype], outputs,
             None if bias is None else bias.data_ptr(), y.data_ptr(),
         )  # fmt: skip
-        if failed:
-            raise MemoryError("there is no memory left to widen weights in")
         return y
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -129,7 +127,7 @@ class Kernels:
         """Compute the places `[first, last)` of a pass, counted through all blocks; see `blocks.c`. Raises
         `MemoryError`."""
         if self._library.tiller_blocks(weights, ctypes.byref(given), first, last):
-            raise MemoryError("there is no memory left to widen weights in, or for the logits of the attention")
+            raise MemoryError("there is no memory left for the logits of the attention")
 
 
 def _rows(tensor: Tensor) -> Tensor:
