@@ -127,6 +127,28 @@ class FusedBlocks(nn.Module):
         self.compute(given, at, last)
 
 
+class ShortForward:
+    """A pass through a model with `FusedBlocks` that leaves out the model's code around its modules.
+
+    Whether that code does anything more, such as to scale the logits, is for the caller to find out.
+    """
+
+    def __init__(self, decoder: nn.Module, blocks: FusedBlocks, head: nn.Module) -> None:
+        """Raises `NotFusable` when `decoder` has not the modules of a Llama's."""
+        try:
+            self._embed, self._rotary, self._norm = map(decoder.get_submodule, ("embed_tokens", "rotary_emb", "norm"))
+        except AttributeError as error:
+            raise NotFusable(str(error)) from None
+        self._blocks, self._head = blocks, head
+
+    def __call__(self, tokens: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
+        """int64 `[tokens]`, `[tokens]`, `[wanted]` -> logits `[wanted, vocabulary]`."""
+        stream = self._embed(tokens).unsqueeze(0)
+        stream = self._blocks(stream, position_embeddings=self._rotary(stream, positions.unsqueeze(0)))
+        logits: Tensor = self._head(self._norm(stream[0].index_select(0, wanted)))
+        return logits
+
+
 class StartedPass:
     """The numbers of a pass on its way through the blocks; `structure` is what the kernels are given."""
 

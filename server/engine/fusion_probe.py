@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from server.engine.attention.compiled import CompiledAttention
 from server.engine.attention.function import attention_step
 from server.engine.attention.interface import AttentionStep, LayerAttention, Segment, Stretches, page_groups
-from server.engine.fused_blocks import ORDER, FusedBlocks, NotFusable, number_of
+from server.engine.fused_blocks import ORDER, FusedBlocks, NotFusable, ShortForward, number_of
 from server.kernels.library import Kernels
 from vectors.sites import ModelSites, activation_of
 from vectors.vocabulary import Place
@@ -45,8 +45,8 @@ class FusionProbe:
     layers: Sequence[LayerAttention | None]
     prompt: Tensor
 
-    def install(self, kernels: Kernels) -> bool:
-        """Put fused blocks into the model; False, with the reason in the log, if they would compute something else."""
+    def install(self, kernels: Kernels) -> FusedBlocks | None:
+        """Put fused blocks into the model; None, with the reason in the log, if they would compute something else."""
         blocks = self.sites.modules["residual"]
         parent, name = self._list_of(blocks)
         own = getattr(parent, name)
@@ -64,9 +64,21 @@ class FusionProbe:
                 "the blocks are computed one layer after the other: %s",
                 error,
             )
-            return False
+            return None
         _log.info("all %d blocks are computed in one call of the compiled kernels", len(blocks))
-        return True
+        return fused
+
+    def short_forward(self, fused: FusedBlocks, head: nn.Module) -> ShortForward | None:
+        """A pass that gives the logits of `forward` to the bit, once `fused` is installed; None if there is none."""
+        try:
+            short = ShortForward(self.sites.decoder, fused, head)
+            with torch.inference_mode():
+                whole = self._run(contextlib.nullcontext)
+                found = replace(self, forward=short)._run(contextlib.nullcontext)
+            return short if torch.equal(found, whole) else None
+        except Exception as error:  # the model's own code may raise anything
+            _log.debug("the model's code around its blocks is run: %s", error)
+            return None
 
     def _list_of(self, blocks: Sequence[nn.Module]) -> tuple[nn.Module, str]:
         """The module that has the list of the `blocks`, and its name there."""

@@ -31,6 +31,7 @@ from server.engine.evidence import (
     run_with_cache,
     working_sites,
 )
+from server.engine.fused_blocks import ShortForward
 from server.engine.fusion_probe import FusionProbe
 from server.engine.packing import PackedLinear, pack_model
 from server.engine.protocol import ModelInfo
@@ -61,7 +62,8 @@ class LoadedModel:
     `attention` is the implementation that computes its `attention_layers`; a layer without attention has None there.
     `states`: what its recurrent layers keep of a sequence. `head_name`: the linear module that gives the logits, if
     those of a few tokens can be computed alone. `allows_late_entry`: branches may skip blocks; see `late_entry.py`.
-    `is_fused`: the kernels compute its blocks in one call; see `fused_blocks.py`.
+    `is_fused`: the kernels compute its blocks in one call; see `fused_blocks.py`. `short_forward`: what computes a pass
+    without the model's own code, if that adds nothing.
     """
 
     module: PreTrainedModel
@@ -76,6 +78,7 @@ class LoadedModel:
     head_name: str | None = None
     allows_late_entry: bool = False
     is_fused: bool = False
+    short_forward: ShortForward | None = None
 
     @property
     def page_groups(self) -> tuple[Reach, ...]:
@@ -92,6 +95,8 @@ class LoadedModel:
 
         `vocabulary`: the tokens whose logits are wanted, int64; None: all. Runs inside an `attention_step`.
         """
+        if self.short_forward is not None and vocabulary is None:
+            return self.short_forward(tokens, positions, wanted)
         given: dict[str, Any] = {
             "input_ids": tokens.unsqueeze(0),
             "position_ids": positions.unsqueeze(0),
@@ -250,7 +255,12 @@ def _with_shortcuts(model: LoadedModel, sites: ModelSites, context: int, kernels
     allows_late_entry = probe(model).install()
     if not allows_late_entry:
         _log.info("branches compute every block: the blocks of this model pass on more than one stream")
-    is_fused = False
-    if kernels is not None and model.attention is CompiledAttention:  # last: afterwards the blocks are not called
-        is_fused = FusionProbe(model.forward, sites, model.attention_layers, prompt).install(kernels)
-    return replace(model, allows_late_entry=allows_late_entry, is_fused=is_fused)
+    model = replace(model, allows_late_entry=allows_late_entry)
+    if kernels is None or model.attention is not CompiledAttention:
+        return model
+    fusion = FusionProbe(model.forward, sites, model.attention_layers, prompt)
+    fused = fusion.install(kernels)  # last: afterwards the blocks are not called
+    if fused is None:
+        return model
+    short = fusion.short_forward(fused, head) if isinstance(head, nn.Module) else None
+    return replace(model, is_fused=True, short_forward=short)

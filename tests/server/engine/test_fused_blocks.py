@@ -59,7 +59,26 @@ def odd_llama() -> PreTrainedModel:
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_the_families_whose_blocks_are_like_a_llamas_have_them_fused(kernels: Kernels, family: str) -> None:
-    assert prepare_model(build(family), kernels=kernels).is_fused == (family in FUSED)
+    model = prepare_model(build(family), kernels=kernels)
+    assert model.is_fused == (family in FUSED)
+    assert (model.short_forward is not None) == (family in FUSED)
+
+
+def test_a_model_that_scales_its_logits_is_run_by_its_own_code_around_the_blocks(kernels: Kernels) -> None:
+    torch.manual_seed(0)
+    module = transformers.GraniteForCausalLM(transformers.GraniteConfig(**small(), logits_scaling=3.0)).eval()
+    tokens = prompt_of(12)
+    with torch.inference_mode():
+        wanted = module(torch.tensor([tokens])).logits[0, -1]
+    model = prepare_model(module, kernels=kernels)
+    assert model.is_fused
+    assert model.short_forward is None
+    engine = engine_of(model)
+    events = run(engine, [EngineRequest("own", tokens, Generate(1, GREEDY, num_logprobs=VOCABULARY))])["own"]
+    engine.close()
+    assert events[0].logprobs is not None
+    order, values = zip(*events[0].logprobs.top, strict=True)
+    torch.testing.assert_close(torch.tensor(values), wanted.log_softmax(-1)[list(order)], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("steers", [ADDS, (*ADDS, *CHANGES), CHANGES], ids=["adds", "both", "changes"])
