@@ -216,8 +216,8 @@ FLOORS: dict[str, str] = {
         current errors free_memory
         __init__ attention generation_config grammar pacing packing precision refusal
         late_entry masks recurrent
-        branches cache checkpoint_files context entry_probe evidence request self_test towers
-        checkpoint protocol sampler wanted
+        branches cache checkpoint_files context entry_probe evidence fused_blocks request self_test towers
+        checkpoint fusion_probe protocol sampler wanted
         adapter weights
         admission description kv_pages queries
         page_table
@@ -237,7 +237,7 @@ FLOORS: dict[str, str] = {
         choice
     """,
     "server.kernels": """
-        __init__ building
+        __init__ building structures
         library
     """,
     "server.engine.recurrent": """

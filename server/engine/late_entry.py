@@ -115,6 +115,10 @@ class _StagedAttention(AttentionStep):
         """See `AttentionStep.attend`."""
         return self._step_of_block[layer].attend(layer, queries, keys, values, arguments)
 
+    def of_layer(self, layer: int) -> AttentionStep:
+        """See `AttentionStep.of_layer`."""
+        return self._step_of_block[layer]
+
 
 _current: Current[Stages] = Current("tiller_stages")
 
@@ -122,6 +126,11 @@ _current: Current[Stages] = Current("tiller_stages")
 def late_entry_step(stages: Stages) -> AbstractContextManager[Stages]:
     """Let the blocks of a model that `install_late_entry` prepared compute `stages`; does not nest."""
     return _current.set_to(stages)
+
+
+def current_stages() -> Stages | None:
+    """Those of the pass under way, if any."""
+    return _current.get()
 
 
 def install_late_entry(blocks: Sequence[nn.Module], layouts: Sequence[BlockLayout]) -> Callable[[], None]:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from server.engine.adapter import merge_adapter
 from server.engine.attention.choice import attention_for
+from server.engine.attention.compiled import CompiledAttention
 from server.engine.attention.interface import LayerAttention, PagedAttention, Reach, page_groups
 from server.engine.context import known_context, settle_context
 from server.engine.description import StoredWeights, describe_model
@@ -30,6 +31,8 @@ from server.engine.evidence import (
     run_with_cache,
     working_sites,
 )
+from server.engine.fused_blocks import ShortForward
+from server.engine.fusion_probe import FusionProbe
 from server.engine.packing import PackedLinear, pack_model
 from server.engine.protocol import ModelInfo
 from server.engine.recurrent.probe import hand_over_recurrence
@@ -59,6 +62,8 @@ class LoadedModel:
     `attention` is the implementation that computes its `attention_layers`; a layer without attention has None there.
     `states`: what its recurrent layers keep of a sequence. `head_name`: the linear module that gives the logits, if
     those of a few tokens can be computed alone. `allows_late_entry`: branches may skip blocks; see `late_entry.py`.
+    `is_fused`: the kernels compute its blocks in one call; see `fused_blocks.py`. `short_forward`: what computes a pass
+    without the model's own code, if that adds nothing.
     """
 
     module: PreTrainedModel
@@ -72,6 +77,8 @@ class LoadedModel:
     states: StateLayout = field(default_factory=StateLayout)
     head_name: str | None = None
     allows_late_entry: bool = False
+    is_fused: bool = False
+    short_forward: ShortForward | None = None
 
     @property
     def page_groups(self) -> tuple[Reach, ...]:
@@ -88,6 +95,8 @@ class LoadedModel:
 
         `vocabulary`: the tokens whose logits are wanted, int64; None: all. Runs inside an `attention_step`.
         """
+        if self.short_forward is not None and vocabulary is None:
+            return self.short_forward(tokens, positions, wanted)
         given: dict[str, Any] = {
             "input_ids": tokens.unsqueeze(0),
             "position_ids": positions.unsqueeze(0),
@@ -224,10 +233,10 @@ def _prepare(module: PreTrainedModel, model_id: str, max_model_len: int | None, 
     keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
     model = LoadedModel(module, sites, info, layers, attention, parameter.dtype, parameter.device, keeps_logits, states)
     check_exactness(module, model.forward, all_sites, attention, layers, states, context)
-    return _with_shortcuts(model, all_sites, context)
+    return _with_shortcuts(model, all_sites, context, kernels)
 
 
-def _with_shortcuts(model: LoadedModel, sites: ModelSites, context: int) -> LoadedModel:
+def _with_shortcuts(model: LoadedModel, sites: ModelSites, context: int, kernels: Kernels | None) -> LoadedModel:
     """`model` with the parts of a pass that its branches may leave out, each tried first."""
     if model.states:  # the probe runs no recurrent states
         return model
@@ -246,4 +255,12 @@ def _with_shortcuts(model: LoadedModel, sites: ModelSites, context: int) -> Load
     allows_late_entry = probe(model).install()
     if not allows_late_entry:
         _log.info("branches compute every block: the blocks of this model pass on more than one stream")
-    return replace(model, allows_late_entry=allows_late_entry)
+    model = replace(model, allows_late_entry=allows_late_entry)
+    if kernels is None or model.attention is not CompiledAttention:
+        return model
+    fusion = FusionProbe(model.forward, sites, model.attention_layers, prompt)
+    fused = fusion.install(kernels)  # last: afterwards the blocks are not called
+    if fused is None:
+        return model
+    short = fusion.short_forward(fused, head) if isinstance(head, nn.Module) else None
+    return replace(model, is_fused=True, short_forward=short)

@@ -12,7 +12,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from server.kernels.library import WIDTH, Kernels
+from server.kernels.library import Kernels
+from server.kernels.structures import WIDTH
 
 _NUM_TRIED = 3
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
@@ -76,12 +77,12 @@ class PackedNorm(nn.Module):
 
     def __init__(self, weight: Tensor, epsilon: float, kernels: Kernels) -> None:
         super().__init__()
-        self._kernels, self._epsilon = kernels, epsilon
+        self._kernels, self.epsilon = kernels, epsilon
         self.weight = nn.Parameter(weight, requires_grad=False)  # a model without any parameter has no dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., width]` of the same shape."""
-        return self._kernels.rms_norm(x.contiguous(), self.weight, self._epsilon)
+        return self._kernels.rms_norm(x.contiguous(), self.weight, self.epsilon)
 
 
 def pack_model(module: nn.Module, kernels: Kernels) -> None:

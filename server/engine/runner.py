@@ -15,6 +15,7 @@ from torch import Tensor
 
 from server.engine.attention.function import attention_step
 from server.engine.buffers import StepBuffers
+from server.engine.fused_blocks import SteeredBlocks
 from server.engine.late_entry import Stages, late_entry_step, plan_stages
 from server.engine.model import LoadedModel
 from server.engine.recurrent.slots import StateSlots
@@ -64,7 +65,7 @@ class Runner:
     ) -> None:
         self._model = model
         self._bank = bank
-        self._hooks = ActivationHooks(model.sites, bank)
+        self._hooks = SteeredBlocks(bank) if model.is_fused else ActivationHooks(model.sites, bank)
         self._attention = model.attention(
             model.attention_layers, num_pages=num_pages, page_size=page_size, dtype=model.dtype, device=model.device
         )

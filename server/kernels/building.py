@@ -1,4 +1,4 @@
-"""Compiles `kernels.c` for the processor at hand, once: the result is kept in the user's cache folder.
+"""Compiles the kernels for the processor at hand, once: the result is kept in the user's cache folder.
 
 The file's name has a hash of all that it depends on, so that a changed source, compiler or processor compiles anew.
 """
@@ -16,7 +16,8 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "blocks.c"))
+_HEADER = Path(__file__).with_name("kernels.h")
 COMPILERS = ("cc", "gcc", "clang")
 """Names of C compilers on the path, the preferred first."""
 
@@ -64,7 +65,8 @@ def _cache_folder() -> Path:
 
 def _key(compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_MOST_SECONDS, check=True)
-    parts = (SOURCE.read_text(), compiler, version.stdout, *_FLAGS, platform.machine(), _processor())
+    sources = [path.read_text() for path in (_HEADER, *SOURCES)]
+    parts = (*sources, compiler, version.stdout, *_FLAGS, platform.machine(), _processor())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
@@ -82,7 +84,7 @@ def _compile(compiler: str, library: Path) -> None:
     handle, name = tempfile.mkstemp(dir=library.parent, suffix=".so")
     os.close(handle)
     try:
-        command = [compiler, *_FLAGS, str(SOURCE), "-o", name, "-lm"]
+        command = [compiler, *_FLAGS, *map(str, SOURCES), "-o", name, "-lm"]
         subprocess.run(command, capture_output=True, text=True, timeout=_MOST_SECONDS, check=True)
         Path(name).replace(library)
     finally:

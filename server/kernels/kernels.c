@@ -1,4 +1,4 @@
-/* Kernels for a CPU: products with packed weights, root-mean-square norms, and attention over a paged KV cache.
+/* Products with packed weights, root-mean-square norms, and attention over a paged KV cache; see kernels.h.
  *
  * Activations are float32, row-major. Weights are float32, bfloat16 or float16 and are widened in registers, which
  * loses nothing. Every output is summed in one fixed order: the results of a row do not depend on the rows beside it.
@@ -6,8 +6,9 @@
  * One micro-kernel does the work: sums[row][0..WIDTH) = sum over k of a[row][k] * b[k][0..WIDTH), for up to ROWS rows.
  */
 
+#include "kernels.h"
+
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,19 +19,16 @@
 #define HAS_FLOAT16 0
 #endif
 
-#define WIDTH 16 /* outputs of a panel of weights, slots of a block of keys, columns of a tile of values */
-
 #if defined(__AVX512F__)
-#define LANES 16
 #define ROWS 12
 #else
-#define LANES 8
 #define ROWS 6
 #endif
 #define PARTS (WIDTH / LANES)
 #define MOST_PANELS (8 / PARTS) /* of one row: sums in flight hide the latency of an addition */
-#define WIDEN_ROWS (ROWS + 1) /* from which on a panel is widened once, for all tiles of rows */
-#define BLOCK_OF_ROWS 96        /* inputs that stay in the second-level cache while every panel passes */
+#define BLOCK_OF_ROWS 96        /* whose inputs stay in the second-level cache while every panel passes */
+#define DEPTH 192               /* inputs of a panel that are read at a time */
+#define WIDEN_ROWS (4 * ROWS) /* from which on they are widened once, for all tiles of rows; panels pass alone then */
 
 /* Holds a vector in a register: the compiler would load it again for every use, and spill the sums. */
 #if defined(__x86_64__)
@@ -39,15 +37,8 @@
 #define KEEP(vector) __asm__("" : "+w"(vector))
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float vec __attribute__((vector_size(LANES * 4)));
-typedef float vec_at __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef uint32_t bits __attribute__((vector_size(LANES * 4)));
 typedef uint16_t narrow __attribute__((vector_size(LANES * 2)));
 typedef uint16_t narrow_at __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
-
-enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
 INLINE long size_of(int kind) { return kind == FLOAT32 ? 4 : 2; }
 
@@ -181,6 +172,128 @@ void tiller_unpack(const char *packed, long outputs, long inputs, long size, cha
              packed + ((output / WIDTH * inputs + k) * WIDTH + output % WIDTH) * size, size);
 }
 
+/* Widens `count` packed weights to float32. */
+static void widen(int kind, const char *from, long count, float *to) {
+  for (long i = 0; i < count; i += LANES)
+    *(vec_at *)(to + i) = kind == FLOAT16 ? load(FLOAT16, from + 2 * i) : load(BFLOAT16, from + 2 * i);
+}
+
+/* How many times `together` panels of a matrix pass. */
+static long groups_of(const matrix *weights, int together) {
+  const long panels = (weights->outputs + WIDTH - 1) / WIDTH;
+  return (panels + together - 1) / together;
+}
+
+/* The outputs of `together` panels of `weights` from panel `first` on, for up to BLOCK_OF_ROWS rows of `x` and `y`,
+ * which are `apart_x` and `apart_y` floats apart. Weights are read DEPTH inputs at a time, which stay in the first-level
+ * cache for all tiles of rows. */
+static void multiply_panels(const float *x, long apart_x, long rows, long inputs, const matrix *weights, long first,
+                            int together, float *y, long apart_y) {
+  const int stored = (int)weights->kind, is_widened = stored != FLOAT32 && rows >= WIDEN_ROWS;
+  const int kind = is_widened ? FLOAT32 : stored;
+  const long step = WIDTH * size_of(stored), outputs = weights->outputs, panels = (outputs + WIDTH - 1) / WIDTH;
+  const int now = panels - first < together ? (int)(panels - first) : together;
+  const long left = outputs - first * WIDTH, width = left < now * WIDTH ? left : now * WIDTH;
+  const long tiles = (rows + ROWS - 1) / ROWS;
+  float sums[BLOCK_OF_ROWS * WIDTH * MOST_PANELS], wide[DEPTH * WIDTH];
+  memset(sums, 0, sizeof(float) * rows * now * WIDTH);
+  for (long from = 0; from < inputs; from += DEPTH) {
+    const long depth = inputs - from < DEPTH ? inputs - from : DEPTH;
+    const char *part = weights->packed + (first * inputs + from) * step;
+    if (is_widened) {
+      widen(stored, part, depth * WIDTH, wide);
+      part = (const char *)wide;
+    }
+    for (long tile = 0; tile < tiles; tile++) {
+      const long row = rows * tile / tiles;
+      const int count = (int)(rows * (tile + 1) / tiles - row);
+      const float *a[ROWS];
+      for (int i = 0; i < count; i++) a[i] = x + (row + i) * apart_x + from;
+      MULTIPLY[kind](count, now, a, part, WIDTH * size_of(kind), inputs * step, depth, sums + row * now * WIDTH);
+    }
+  }
+  for (long row = 0; row < rows; row++) {
+    float *out = y + row * apart_y + first * WIDTH;
+    const float *own = sums + row * now * WIDTH;
+    if (weights->bias)
+      for (long j = 0; j < width; j++) out[j] = own[j] + weights->bias[first * WIDTH + j];
+    else
+      memcpy(out, own, sizeof(float) * width);
+  }
+}
+
+void multiply_rows(const float *x, long apart_x, long rows, long inputs, const matrix *matrices, int num_matrices,
+                   float *y) {
+  long outputs = 0;
+  for (int i = 0; i < num_matrices; i++) outputs += matrices[i].outputs;
+  for (long block = 0; block < rows; block += BLOCK_OF_ROWS) {
+    const long in_block = rows - block < BLOCK_OF_ROWS ? rows - block : BLOCK_OF_ROWS;
+    const long tiles = (in_block + ROWS - 1) / ROWS;
+    const int together = panels_for((int)((in_block + tiles - 1) / tiles));
+    long groups = 0;
+    for (int i = 0; i < num_matrices; i++) groups += groups_of(matrices + i, together);
+#pragma omp for schedule(static) nowait
+    for (long group = 0; group < groups; group++) {
+      const matrix *own = matrices;
+      long first = group, column = 0;
+      for (; first >= groups_of(own, together); own++) {
+        first -= groups_of(own, together);
+        column += own->outputs;
+      }
+      multiply_panels(x + block * apart_x, apart_x, in_block, inputs, own, first * together, together,
+                      y + block * outputs + column, outputs);
+    }
+  }
+#pragma omp barrier
+}
+
+void tiller_linear(const float *x, long rows, long inputs, const char *packed, int kind, long outputs,
+                   const float *bias, float *y) {
+  const matrix weights = {packed, bias, outputs, kind};
+#pragma omp parallel
+  multiply_rows(x, inputs, rows, inputs, &weights, 1, y);
+}
+
+void norm_row(const float *x, long width, const float *weight, float epsilon, float *y) {
+  vec squares = {0};
+  float rest = 0;
+  long i = 0;
+  for (; i + LANES <= width; i += LANES) {
+    vec found = *(const vec_at *)(x + i);
+    squares += found * found;
+  }
+  for (; i < width; i++) rest += x[i] * x[i];
+  for (int lane = 0; lane < LANES; lane++) rest += squares[lane];
+  const float scale = 1.0f / sqrtf(rest / width + epsilon);
+  for (i = 0; i < width; i++) y[i] = weight[i] * (x[i] * scale);
+}
+
+/* `norm_row` of every row. */
+void tiller_rms_norm(const float *x, long rows, long width, const float *weight, float epsilon, float *y) {
+#pragma omp parallel for schedule(static) if (rows * width > 65536)
+  for (long row = 0; row < rows; row++) norm_row(x + row * width, width, weight, epsilon, y + row * width);
+}
+
+void write_token(const cache *layout, const float *key, long key_head, const float *value, long value_head,
+                 int64_t slot) {
+  if (slot < 0) return;
+  for (long head = 0; head < layout->kv_heads; head++) {
+    float *keys = layout->keys + ((head * layout->blocks + slot / WIDTH) * layout->key_dim) * WIDTH + slot % WIDTH;
+    float *values = layout->values + (head * layout->blocks * WIDTH + slot) * layout->value_width;
+    for (long d = 0; d < layout->key_dim; d++) keys[d * WIDTH] = key[head * key_head + d];
+    memcpy(values, value + head * value_head, sizeof(float) * layout->value_dim);
+  }
+}
+
+/* Puts the new keys and values `[kv_heads, tokens, dim]`, which are `*_head` and `*_token` floats apart, in `slots`. */
+void tiller_write(const cache *layout, const float *new_keys, long key_head, long key_token, const float *new_values,
+                  long value_head, long value_token, const int64_t *slots, long tokens) {
+#pragma omp parallel for schedule(static) if (tokens > 64)
+  for (long token = 0; token < tokens; token++)
+    write_token(layout, new_keys + token * key_token, key_head, new_values + token * value_token, value_head,
+                slots[token]);
+}
+
 /* `count` floats of this thread, kept for its next call: what malloc gives back to the system costs page faults. Null
  * when there is no memory. */
 static float *scratch(long count) {
@@ -194,133 +307,9 @@ static float *scratch(long count) {
   return held;
 }
 
-/* Widens `count` packed weights to float32. */
-static void widen(int kind, const char *from, long count, float *to) {
-  for (long i = 0; i < count; i += LANES)
-    *(vec_at *)(to + i) = kind == FLOAT16 ? load(FLOAT16, from + 2 * i) : load(BFLOAT16, from + 2 * i);
-}
-
-/* y[row][output] = x[row] . weights[output] + bias[output]; `bias` may be null. Returns 0, or 1 without memory. */
-int tiller_linear(const float *x, long rows, long inputs, const char *packed, int kind, long outputs, const float *bias,
-                  float *y) {
-  const long panels = (outputs + WIDTH - 1) / WIDTH;
-  const int is_widened = kind != FLOAT32 && rows >= WIDEN_ROWS; /* once for all rows, not for each tile of them */
-  const long step = WIDTH * size_of(is_widened ? FLOAT32 : kind), apart = inputs * step;
-  const multiply_function product = MULTIPLY[is_widened ? FLOAT32 : kind];
-  int failed = 0;
-#pragma omp parallel
-  {
-    float *wide = is_widened ? scratch(MOST_PANELS * WIDTH * inputs) : 0;
-    if (is_widened && !wide) {
+static void note_failure(int *failed) {
 #pragma omp atomic write
-      failed = 1;
-    }
-    for (long block = 0; block < rows; block += BLOCK_OF_ROWS) {
-      const long in_block = rows - block < BLOCK_OF_ROWS ? rows - block : BLOCK_OF_ROWS;
-      const long tiles = (in_block + ROWS - 1) / ROWS;
-      const int together = panels_for((int)((in_block + tiles - 1) / tiles));
-#pragma omp for schedule(static)
-      for (long first = 0; first < panels; first += together) {
-        if (is_widened && !wide) continue;
-        const int now = panels - first < together ? (int)(panels - first) : together;
-        const char *weights = packed + first * inputs * WIDTH * size_of(kind);
-        if (is_widened) {
-          widen(kind, weights, now * WIDTH * inputs, wide);
-          weights = (const char *)wide;
-        }
-        for (long tile = 0; tile < tiles; tile++) {
-          const long row = in_block * tile / tiles;
-          const int count = (int)(in_block * (tile + 1) / tiles - row);
-          const float *a[ROWS];
-          float sums[ROWS * MOST_PANELS * WIDTH];
-          memset(sums, 0, sizeof(float) * count * now * WIDTH);
-          for (int i = 0; i < count; i++) a[i] = x + (block + row + i) * inputs;
-          product(count, now, a, weights, step, apart, inputs, sums);
-          for (int i = 0; i < count; i++) {
-            float *out = y + (block + row + i) * outputs + first * WIDTH;
-            const float *own = sums + (long)i * now * WIDTH;
-            const long left = outputs - first * WIDTH, width = left < now * WIDTH ? left : now * WIDTH;
-            if (bias)
-              for (long j = 0; j < width; j++) out[j] = own[j] + bias[first * WIDTH + j];
-            else
-              memcpy(out, own, sizeof(float) * width);
-          }
-        }
-      }
-    }
-  }
-  return failed;
-}
-
-/* y = x / sqrt(mean(x^2) + epsilon) * weight, row by row. */
-void tiller_rms_norm(const float *x, long rows, long width, const float *weight, float epsilon, float *y) {
-#pragma omp parallel for schedule(static) if (rows * width > 65536)
-  for (long row = 0; row < rows; row++) {
-    const float *from = x + row * width;
-    float *to = y + row * width;
-    vec squares = {0};
-    float rest = 0;
-    long i = 0;
-    for (; i + LANES <= width; i += LANES) {
-      vec found = *(const vec_at *)(from + i);
-      squares += found * found;
-    }
-    for (; i < width; i++) rest += from[i] * from[i];
-    for (int lane = 0; lane < LANES; lane++) rest += squares[lane];
-    const float scale = 1.0f / sqrtf(rest / width + epsilon);
-    for (i = 0; i < width; i++) to[i] = weight[i] * (from[i] * scale);
-  }
-}
-
-/* exp(x) for x <= 0, to about 2 units in the last place; 0 below -87.3. */
-INLINE vec exp_of(vec x) {
-  typedef int32_t whole __attribute__((vector_size(LANES * 4)));
-  whole is_tiny = x < -87.3f;
-  x = (vec)((bits)x & ~(bits)is_tiny);
-  vec scaled = x * 1.44269504088896341f - 0.5f;
-  whole power = __builtin_convertvector(scaled, whole); /* rounds towards zero, so to the nearest of x log2(e) */
-  vec by = __builtin_convertvector(power, vec);
-  vec r = x - by * 0.693359375f + by * 2.12194440e-4f;
-  vec found = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  found = found * r + 8.3334519073e-3f;
-  found = found * r + 4.1665795894e-2f;
-  found = found * r + 1.6666665459e-1f;
-  found = found * r + 5.0000001201e-1f;
-  found = found * r * r + r + 1.0f + x * 0.0f; /* what is not a number stays so */
-  bits factor = (bits)(power + 127) << 23;
-  return (vec)((bits)(found * (vec)factor) & ~(bits)is_tiny);
-}
-
-/* What one query token sees: ranges of slots `[first, last)` in `ranges`, from range `first_range` to `last_range`,
- * whose tokens have the positions `start`, `start` + 1, … in turn; of these those in `[seen_from, seen_to)`.
- * `own`: the token of the pack whose key and value it sees too, at the end; -1 if there is none. */
-typedef struct {
-  int64_t first_range, last_range, start, seen_from, seen_to, own;
-} view;
-
-/* `value_width`: `value_dim` rounded up to a multiple of WIDTH. */
-typedef struct {
-  float *keys;   /* [kv_heads][blocks][key_dim][WIDTH]: block b has slots b * WIDTH … */
-  float *values; /* [kv_heads][blocks * WIDTH][value_width] */
-  int64_t blocks, kv_heads, key_dim, value_dim, value_width;
-} cache;
-
-/* Puts the new keys and values `[kv_heads, tokens, dim]`, which are `*_head` and `*_token` floats apart, in `slots`;
- * a slot of -1 is not kept. */
-void tiller_write(const cache *layout, const float *new_keys, long key_head, long key_token, const float *new_values,
-                  long value_head, long value_token, const int64_t *slots, long tokens) {
-#pragma omp parallel for schedule(static) if (tokens > 64)
-  for (long token = 0; token < tokens; token++) {
-    const int64_t slot = slots[token];
-    if (slot < 0) continue;
-    for (long head = 0; head < layout->kv_heads; head++) {
-      float *key = layout->keys + ((head * layout->blocks + slot / WIDTH) * layout->key_dim) * WIDTH + slot % WIDTH;
-      float *value = layout->values + (head * layout->blocks * WIDTH + slot) * layout->value_width;
-      const float *from = new_keys + head * key_head + token * key_token;
-      for (long d = 0; d < layout->key_dim; d++) key[d * WIDTH] = from[d];
-      memcpy(value, new_values + head * value_head + token * value_token, sizeof(float) * layout->value_dim);
-    }
-  }
+  *failed = 1;
 }
 
 /* Attention of `rows` query rows that share a KV head and a view but for `seen_from` and `seen_to` (one per row).
@@ -419,47 +408,44 @@ static void attend_rows(int rows, const float *const *queries, const view *const
   }
 }
 
-/* Attention of `tokens` query tokens, each of which has a view. `queries`: heads and tokens `query_head` and
- * `query_token` floats apart. `tiles`: [num_tiles + 1], where the tokens of each tile begin; those of one tile share
- * their ranges. `new_keys`, `new_values`: the pack's, for tokens that see their own. `sinks`: one logit a head, or
- * null. `outputs` [tokens, heads, value_dim]. Returns 0, or 1 when there is no memory for the logits. */
-int tiller_attend(const cache *layout, const float *queries, long query_head, long query_token, long heads,
-                  const view *views, const int64_t *tiles, long num_tiles, const int64_t *ranges,
-                  const float *new_keys, long key_head, long key_token, const float *new_values, long value_head,
-                  long value_token, float scale, float softcap, const float *sinks, long longest, float *outputs) {
-  const long group = heads / layout->kv_heads;
+void attend_tokens(const cache *layout, const sight *seen, const float *queries, long query_head, long query_token,
+                   long heads, const float *keys, long key_head, long key_token, const float *values, long value_head,
+                   long value_token, float scale, float softcap, const float *sinks, float *outputs, int *failed) {
+  const long group = heads / layout->kv_heads, longest = seen->longest;
+  float *logits = scratch(ROWS * longest);
+  if (!logits) note_failure(failed);
+#pragma omp for schedule(dynamic) collapse(2)
+  for (long tile = 0; tile < seen->num_tiles; tile++)
+    for (long head = 0; head < layout->kv_heads; head++) {
+      if (!logits) continue;
+      const long first = seen->tiles[tile], total = (seen->tiles[tile + 1] - first) * group;
+      for (long done = 0; done < total; done += ROWS) {
+        const int rows = total - done < ROWS ? (int)(total - done) : ROWS;
+        const float *q[ROWS], *sink[ROWS];
+        const view *views[ROWS];
+        float *out[ROWS];
+        for (int i = 0; i < rows; i++) {
+          const long token = first + (done + i) / group, own_head = head * group + (done + i) % group;
+          q[i] = queries + own_head * query_head + token * query_token;
+          views[i] = seen->views + token;
+          sink[i] = sinks ? sinks + own_head : 0;
+          out[i] = outputs + (token * heads + own_head) * layout->value_dim;
+        }
+        const int64_t own = views[0]->own;
+        attend_rows(rows, q, views, seen->ranges, layout, head, own < 0 ? 0 : keys + head * key_head + own * key_token,
+                    own < 0 ? 0 : values + head * value_head + own * value_token, scale, softcap, sinks ? sink : 0,
+                    logits, longest, out);
+      }
+    }
+}
+
+/* `attend_tokens` by a team of its own. Returns 0, or 1 when there is no memory for the logits. */
+int tiller_attend(const cache *layout, const sight *seen, const float *queries, long query_head, long query_token,
+                  long heads, const float *keys, long key_head, long key_token, const float *values, long value_head,
+                  long value_token, float scale, float softcap, const float *sinks, float *outputs) {
   int failed = 0;
 #pragma omp parallel
-  {
-    float *logits = scratch(ROWS * longest);
-    if (!logits) {
-#pragma omp atomic write
-      failed = 1;
-    }
-#pragma omp for schedule(dynamic) collapse(2)
-    for (long tile = 0; tile < num_tiles; tile++)
-      for (long head = 0; head < layout->kv_heads; head++) {
-        if (!logits) continue;
-        const long total = (tiles[tile + 1] - tiles[tile]) * group;
-        for (long done = 0; done < total; done += ROWS) {
-          const int rows = total - done < ROWS ? (int)(total - done) : ROWS;
-          const float *q[ROWS], *sink[ROWS];
-          const view *seen[ROWS];
-          float *out[ROWS];
-          for (int i = 0; i < rows; i++) {
-            const long token = tiles[tile] + (done + i) / group, own_head = head * group + (done + i) % group;
-            q[i] = queries + own_head * query_head + token * query_token;
-            seen[i] = views + token;
-            sink[i] = sinks ? sinks + own_head : 0;
-            out[i] = outputs + (token * heads + own_head) * layout->value_dim;
-          }
-          const int64_t own = seen[0]->own;
-          attend_rows(rows, q, seen, ranges, layout, head,
-                      own < 0 ? 0 : new_keys + head * key_head + own * key_token,
-                      own < 0 ? 0 : new_values + head * value_head + own * value_token, scale, softcap,
-                      sinks ? sink : 0, logits, longest, out);
-        }
-      }
-  }
+  attend_tokens(layout, seen, queries, query_head, query_token, heads, keys, key_head, key_token, values, value_head,
+                value_token, scale, softcap, sinks, outputs, &failed);
   return failed;
 }

@@ -8,27 +8,23 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from server.kernels.building import built_library
+from server.kernels.structures import KINDS, WIDTH, BlocksPass, BlockWeights, CacheLayout, Views
 
 _log = logging.getLogger(__name__)
 
-WIDTH = 16
-"""Outputs of a panel of packed weights, slots of a block of keys, and what a value's width is rounded up to."""
-
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "tiller_has_float16": (ctypes.c_int, ()),
     "tiller_pack": (None, (_POINTER, _LONG, _LONG, _LONG, _POINTER)),
     "tiller_unpack": (None, (_POINTER, _LONG, _LONG, _LONG, _POINTER)),
     "tiller_linear": (
-        ctypes.c_int,
+        None,
         (_POINTER, _LONG, _LONG, _POINTER, ctypes.c_int, _LONG, _POINTER, _POINTER),
     ),
     "tiller_rms_norm": (None, (_POINTER, _LONG, _LONG, _POINTER, _FLOAT, _POINTER)),
@@ -36,38 +32,12 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "tiller_attend": (
         ctypes.c_int,
         (
-            _POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, _POINTER,
-            *(_POINTER, _LONG, _LONG) * 2, _FLOAT, _FLOAT, _POINTER, _LONG, _POINTER,
+            _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, *(_POINTER, _LONG, _LONG) * 2, _FLOAT, _FLOAT, _POINTER,
+            _POINTER,
         ),
     ),
+    "tiller_blocks": (ctypes.c_int, (_POINTER, _POINTER, _LONG, _LONG)),
 }  # fmt: skip
-
-
-class CacheLayout(ctypes.Structure):
-    """Where a layer's KV is: `keys` `[kv_heads, blocks, key_dim, WIDTH]`, `values` `[kv_heads, blocks * WIDTH,
-    value_width]`, float32."""
-
-    _fields_ = (
-        ("keys", _POINTER),
-        ("values", _POINTER),
-        *((name, ctypes.c_int64) for name in ("blocks", "kv_heads", "key_dim", "value_dim", "value_width")),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Views:
-    """What the query tokens of a step see; int64 tensors.
-
-    `ranges` `[ranges, 2]`: slots `[first, last)`. `views` `[tokens, 6]`: the first and the last range (exclusive) of a
-    token, the position of the first of their slots, the positions that it sees, from and to (exclusive), and the token
-    of the pack whose new key and value it sees besides, or -1. `tiles` `[tiles + 1]`: where the tokens of each tile
-    begin; the tokens of one have the same ranges. `longest`: the most positions that a token sees.
-    """
-
-    ranges: Tensor
-    views: Tensor
-    tiles: Tensor
-    longest: int
 
 
 class Kernels:
@@ -80,7 +50,7 @@ class Kernels:
         self._library = library
         self._linear, self._rms_norm = library.tiller_linear, library.tiller_rms_norm
         self._write, self._attend = library.tiller_write, library.tiller_attend
-        self.dtypes = frozenset(_KINDS if library.tiller_has_float16() else set(_KINDS) - {torch.float16})
+        self.dtypes = frozenset(KINDS if library.tiller_has_float16() else set(KINDS) - {torch.float16})
         """The dtypes of weights that can be multiplied."""
 
     def pack(self, weight: Tensor) -> Tensor:
@@ -99,16 +69,14 @@ class Kernels:
         return weight
 
     def linear(self, x: Tensor, packed: Tensor, outputs: int, bias: Tensor | None = None) -> Tensor:
-        """`[rows, inputs]` -> `[rows, outputs]`: `x @ weight.T + bias`. Raises `MemoryError`."""
+        """`[rows, inputs]` -> `[rows, outputs]`: `x @ weight.T + bias`."""
         rows, inputs = x.shape
         assert (x.dtype, x.is_contiguous(), inputs) == (torch.float32, True, packed.shape[1]), (x.shape, packed.shape)
         y = torch.empty(rows, outputs)
-        failed = self._linear(
-            x.data_ptr(), rows, inputs, packed.data_ptr(), _KINDS[packed.dtype], outputs,
+        self._linear(
+            x.data_ptr(), rows, inputs, packed.data_ptr(), KINDS[packed.dtype], outputs,
             None if bias is None else bias.data_ptr(), y.data_ptr(),
         )  # fmt: skip
-        if failed:
-            raise MemoryError("there is no memory left to widen weights in")
         return y
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -147,14 +115,19 @@ class Kernels:
         heads, tokens, _ = queries.shape
         output = torch.empty(tokens, heads, int(layout.value_dim))
         failed = self._attend(
-            ctypes.byref(layout), queries.data_ptr(), queries.stride(0), queries.stride(1), heads,
-            views.views.data_ptr(), views.tiles.data_ptr(), len(views.tiles) - 1, views.ranges.data_ptr(),
-            keys.data_ptr(), keys.stride(0), keys.stride(1), values.data_ptr(), values.stride(0), values.stride(1),
-            scale, softcap or 0.0, None if sinks is None else sinks.data_ptr(), views.longest, output.data_ptr(),
+            ctypes.byref(layout), ctypes.byref(views.sight), queries.data_ptr(), queries.stride(0), queries.stride(1),
+            heads, keys.data_ptr(), keys.stride(0), keys.stride(1), values.data_ptr(), values.stride(0),
+            values.stride(1), scale, softcap or 0.0, None if sinks is None else sinks.data_ptr(), output.data_ptr(),
         )  # fmt: skip
         if failed:
             raise MemoryError("there is no memory left for the logits of the attention")
         return output
+
+    def blocks(self, weights: ctypes.Array[BlockWeights], given: BlocksPass, first: int, last: int) -> None:
+        """Compute the places `[first, last)` of a pass, counted through all blocks; see `blocks.c`. Raises
+        `MemoryError`."""
+        if self._library.tiller_blocks(weights, ctypes.byref(given), first, last):
+            raise MemoryError("there is no memory left for the logits of the attention")
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ The engine acquires and releases rows; `hooks.py` applies them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -197,6 +197,16 @@ class SteeringBank:
         if place not in self._uses_of_adds:
             return None
         return self._adds[place[0]][place[1]]
+
+    def addresses_of_adds(self) -> Iterator[tuple[Place, int]]:
+        """Each place where a running plan adds, with where in memory `adds` of it begins, for the compiled kernels."""
+        for site, layer in self._uses_of_adds:
+            rows = self._adds[site]
+            yield (site, layer), rows.data_ptr() + layer * rows.stride(0) * rows.element_size()
+
+    def low_rank_places(self) -> Iterable[Place]:
+        """The places where `low_rank` has operations."""
+        return self._low_rank.keys() & self._uses_of_low_rank.keys()
 
     def low_rank(self, place: Place) -> LowRankOperations | None:
         """The low-rank operations at `place`, or None when no running plan has any there."""

@@ -89,35 +89,37 @@ class ActivationHooks:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if self._step is None:
                 return
-            step = self._step.by_block.get(block, self._step)
-            if step.row_of_token is not None:
-                self._steer(place, step, output)
-            if place in step.captures:
-                activation = activation_of(output)
-                flat = activation.reshape(-1, activation.shape[-1])
-                step.captured[place] = flat.index_select(0, step.captures[place]).to(torch.float32)
+            change_and_capture(place, self._bank, self._step.by_block.get(block, self._step), activation_of(output))
 
         return hook
 
-    def _steer(self, place: Place, step: StepActivations, output: Any) -> None:
-        assert step.row_of_token is not None
-        adds = self._bank.adds(place)
-        low_rank = self._bank.low_rank(place) if step.low_rank_tokens is not None else None
-        if adds is None and low_rank is None:
-            return
-        activation = activation_of(output)
+
+def change_and_capture(place: Place, bank: SteeringBank, step: StepActivations, activation: Tensor) -> None:
+    """Steer `activation` `[..., tokens, hidden]`, which is that of `place`, in place, and capture what is asked for."""
+    if step.row_of_token is not None:
+        _steer(place, bank, step, step.row_of_token, activation)
+    if place in step.captures:
         flat = activation.reshape(-1, activation.shape[-1])
-        exact = None
-        if low_rank is not None:
-            assert step.low_rank_tokens is not None
-            exact = _low_rank_activations(flat, adds, low_rank, step.low_rank_tokens, step.row_of_token)
-        if adds is not None:
-            flat.add_(adds.index_select(0, step.row_of_token))
-        if exact is not None:
-            assert step.low_rank_tokens is not None
-            flat.index_copy_(0, step.low_rank_tokens, exact)
-        if flat.untyped_storage().data_ptr() != activation.untyped_storage().data_ptr():
-            activation.copy_(flat.view_as(activation))  # its layout allowed no view, so `flat` is a copy
+        step.captured[place] = flat.index_select(0, step.captures[place]).to(torch.float32)
+
+
+def _steer(place: Place, bank: SteeringBank, step: StepActivations, row_of_token: Tensor, activation: Tensor) -> None:
+    adds = bank.adds(place)
+    low_rank = bank.low_rank(place) if step.low_rank_tokens is not None else None
+    if adds is None and low_rank is None:
+        return
+    flat = activation.reshape(-1, activation.shape[-1])
+    exact = None
+    if low_rank is not None:
+        assert step.low_rank_tokens is not None
+        exact = _low_rank_activations(flat, adds, low_rank, step.low_rank_tokens, row_of_token)
+    if adds is not None:
+        flat.add_(adds.index_select(0, row_of_token))
+    if exact is not None:
+        assert step.low_rank_tokens is not None
+        flat.index_copy_(0, step.low_rank_tokens, exact)
+    if flat.untyped_storage().data_ptr() != activation.untyped_storage().data_ptr():
+        activation.copy_(flat.view_as(activation))  # its layout allowed no view, so `flat` is a copy
 
 
 def _low_rank_activations(

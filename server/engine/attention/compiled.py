@@ -22,7 +22,8 @@ from server.engine.attention.interface import (
     Segment,
     groups_of_layers,
 )
-from server.kernels.library import WIDTH, CacheLayout, Kernels, Views, load_kernels
+from server.kernels.library import Kernels, load_kernels
+from server.kernels.structures import WIDTH, CacheLayout, Views
 
 _TILE = 8
 """Query tokens of a chunk that are computed together; each costs the keys that only the others see."""
@@ -81,14 +82,14 @@ class CompiledAttention(PagedAttention):
 
     def plan(self, segments: Sequence[Segment], slots: Sequence[Tensor]) -> AttentionStep:
         """See `PagedAttention.plan`."""
-        return _CompiledStep(self._kernels, self._layers, self._groups, self._layouts, segments, slots)
+        return CompiledStep(self._kernels, self._layers, self._groups, self._layouts, segments, slots)
 
     def close(self) -> None:
         """See `PagedAttention.close`."""
         self._kept, self._layouts = [], []
 
 
-class _CompiledStep(AttentionStep):
+class CompiledStep(AttentionStep):
     """A step over the KV of `CompiledAttention`."""
 
     def __init__(
@@ -110,30 +111,42 @@ class _CompiledStep(AttentionStep):
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """See `AttentionStep.write`."""
-        about, group, layout = self._about(layer)
-        if about.shares is None:
-            self._kernels.write(layout, keys, values, self._slots[group])
+        if self._about(layer).shares is None:
+            self._kernels.write(self.layout(layer), keys, values, self.views(layer).slots)
 
     def attend(
         self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, arguments: AttentionArguments
     ) -> Tensor:
         """See `AttentionStep.attend`."""
-        about, group, layout = self._about(layer)
-        views = self._views.get((group, about.reach))
-        if views is None:
-            views = self._views[group, about.reach] = _views_of(self._segments, group, about.reach)
         sinks = None if arguments.sinks is None else arguments.sinks.detach().float().contiguous()
-        output = self._kernels.attend(layout, queries, keys, values, views, arguments.scale, arguments.softcap, sinks)
+        output = self._kernels.attend(
+            self.layout(layer), queries, keys, values, self.views(layer), arguments.scale, arguments.softcap, sinks
+        )
         return output.transpose(0, 1)
 
-    def _about(self, layer: int) -> tuple[LayerAttention, int, CacheLayout]:
-        about, group, layout = self._layers[layer], self._groups[layer], self._layouts[layer]
-        if about is None or group is None or layout is None:
-            raise AssertionError(f"layer {layer} has no attention")
-        return about, group, layout
+    def views(self, layer: int) -> Views:
+        """What the step's tokens see in `layer`, for the kernels."""
+        group = self._groups[layer]
+        assert group is not None, f"layer {layer} has no attention"
+        reach = self._about(layer).reach
+        views = self._views.get((group, reach))
+        if views is None:
+            views = self._views[group, reach] = _views_of(self._segments, group, reach, self._slots[group])
+        return views
+
+    def layout(self, layer: int) -> CacheLayout:
+        """Where the KV of `layer` is, for the kernels."""
+        layout = self._layouts[layer]
+        assert layout is not None, f"layer {layer} has no attention"
+        return layout
+
+    def _about(self, layer: int) -> LayerAttention:
+        about = self._layers[layer]
+        assert about is not None, f"layer {layer} has no attention"
+        return about
 
 
-def _views_of(segments: Sequence[Segment], group: int, reach: Reach) -> Views:
+def _views_of(segments: Sequence[Segment], group: int, reach: Reach, slots: Tensor) -> Views:
     """What every token of the step sees in layers of `group` that see as far as `reach`."""
     ranges: list[tuple[int, int]] = []
     tiles = [0]
@@ -159,6 +172,7 @@ def _views_of(segments: Sequence[Segment], group: int, reach: Reach) -> Views:
         torch.tensor(ranges, dtype=torch.int64).reshape(-1, 2),
         torch.from_numpy(views),
         torch.tensor(tiles, dtype=torch.int64),
+        slots.contiguous(),
         longest,
     )
 

@@ -33,6 +33,14 @@ def attention_step(step: AttentionStep) -> AbstractContextManager[AttentionStep]
     return _current.set_to(step)
 
 
+def current_attention() -> AttentionStep:
+    """The current step. Raises `RuntimeError` outside of an `attention_step`."""
+    step = _current.get()
+    if step is None:
+        raise RuntimeError("this model belongs to a tiller engine and can only be run by it")
+    return step
+
+
 def layer_of(module: nn.Module) -> int:
     """The number of the block that the attention `module` belongs to, as transformers counts.
 
@@ -65,9 +73,7 @@ def paged_attention(
     model was loaded. Raises `NotImplementedError`, naming the argument, for an unknown one, and as `layer_of` does, and
     `RuntimeError` outside of an `attention_step`.
     """
-    step = _current.get()
-    if step is None:
-        raise RuntimeError("this model belongs to a tiller engine and can only be run by it")
+    step = current_attention()
     if attention_mask is not None:
         raise NotImplementedError("paged attention does not support an attention mask of the model's own")
     for name, argument in others.items():

@@ -162,6 +162,10 @@ class AttentionStep(ABC):
         Query heads share a KV head in groups, in order. `keys` and `values` are what `write` was given.
         """
 
+    def of_layer(self, layer: int) -> AttentionStep:
+        """What computes `layer`, where the layers of a pass compute different tokens."""
+        return self
+
 
 class PagedAttention(ABC):
     """The KV of one model, in pages of `page_size` tokens, and attention over it.

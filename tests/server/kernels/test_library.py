@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.kernels.library import WIDTH, Kernels
+from server.kernels.library import Kernels
+from server.kernels.structures import WIDTH
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
