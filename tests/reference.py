@@ -6,6 +6,7 @@ the design, on full forward passes without a KV cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Steer:
-    """One steering entry in the plainest words: `direction` at `layer` and `site`."""
+    """One steering entry in the plainest words: `direction` at `layer` and `site`.
+
+    With `read` of its own, both may be `[rank, hidden]`.
+    """
 
     direction: Tensor
     layer: int
@@ -25,6 +29,11 @@ class Steer:
     positions: str = "response"
     operation: str = "add"
     preserve_norm: bool = False
+    low: float | None = None
+    high: float | None = None
+    read: Tensor | None = None
+    bias: float = 0.0
+    activation: str = "identity"
     parts: tuple[str, ...] = ("reasoning", "content", "structured")
 
 
@@ -63,6 +72,39 @@ def _in_scope(entry: Steer, position: int, num_prompt: int, part: str) -> bool:
     return entry.positions in ("response", "all") and position >= num_prompt - 1 and part in entry.parts
 
 
+def written(found: float, entry: Steer) -> float:
+    """How often the operation adds the direction where the vector reads `found`."""
+    match entry.operation:
+        case "ablate":
+            return -entry.scale * found
+        case "amplify":
+            return entry.scale * found
+        case "clamp":
+            return entry.scale - found
+        case "cap":
+            kept = found if entry.low is None else max(found, entry.low)
+            kept = kept if entry.high is None else min(kept, entry.high)
+            return entry.scale * (kept - found)
+    raise ValueError(entry.operation)
+
+
+def score(h: Tensor, entry: Steer, row: Any = ...) -> float:
+    """What the entry's vector reads of `[hidden]`, in its own unit; `row` picks one of several directions."""
+    direction = entry.direction[row].double()
+    read = direction / (direction @ direction) if entry.read is None else entry.read[row].double()
+    found = float(h.double() @ read) + entry.bias
+    match entry.activation:
+        case "identity":
+            return found
+        case "relu":
+            return max(found, 0.0)
+        case "sigmoid":
+            return 1 / (1 + math.exp(-found))
+        case "step":
+            return float(found > 0)
+    raise ValueError(entry.activation)
+
+
 def steered(activation: Tensor, entries: Sequence[Steer], num_prompt: int, parts: Sequence[str]) -> Tensor:
     """Apply the entries of one place to `[tokens, hidden]`, token by token, in float32."""
     result = activation.clone()
@@ -74,11 +116,12 @@ def steered(activation: Tensor, entries: Sequence[Steer], num_prompt: int, parts
             if entry.operation == "add":
                 h = h + entry.scale * entry.direction.float()
         for entry in active:
-            unit = entry.direction.float() / entry.direction.float().norm()
-            if entry.operation == "ablate":
-                h = h - entry.scale * (h @ unit) * unit
-            elif entry.operation == "clamp":
-                h = h - (h @ unit) * unit + entry.scale * entry.direction.float().norm() * unit
+            if entry.operation == "add":
+                continue
+            rows = range(len(entry.direction)) if entry.direction.dim() == 2 else (...,)
+            reading = h  # before any of the vector's directions writes
+            for row in rows:
+                h = h + written(score(reading, entry, row), entry) * entry.direction[row].float()
         if any(entry.preserve_norm for entry in active):
             h = h * (before.norm() / h.norm())
         result[position] = h.to(activation.dtype)
@@ -120,6 +163,36 @@ def steered_logits(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def scores(
+    model: nn.Module,
+    tokens: Sequence[int],
+    probe: Steer,
+    steers: Sequence[Steer] = (),
+    num_prompt: int | None = None,
+    *,
+    before: bool = False,
+) -> list[float]:
+    """What `probe` reads of each token in one full pass under `steers`, after the steering at its place or before."""
+    num_prompt = len(tokens) if num_prompt is None else num_prompt
+    found: list[float] = []
+
+    def read(module: nn.Module, args: object, output: object) -> None:
+        activation = _activation(output)
+        found.extend(score(row, probe) for row in activation.reshape(-1, activation.shape[-1]))
+
+    module = site_module(model, probe.site, probe.layer)
+    handles = [module.register_forward_hook(read)] if before else []
+    handles += _install(model, steers, num_prompt, ["content"] * len(tokens))
+    handles += [] if before else [module.register_forward_hook(read)]
+    try:
+        model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def greedy(

@@ -140,7 +140,7 @@ FLOORS: dict[str, str] = {
         __init__ content measurement objects scoring tools wire
         answer_head running steering
         choices
-        dialogue logprobs
+        dialogue logprobs probes
     """,
     "server.api.http": """
         __init__ objects paths
@@ -216,7 +216,7 @@ FLOORS: dict[str, str] = {
         __init__ attention generation_config grammar pacing packing precision refusal
         late_entry masks recurrent
         branches cache checkpoint_files context entry_probe evidence request self_test towers
-        checkpoint protocol sampler wanted
+        checkpoint protocol readings sampler wanted
         adapter weights
         admission description kv_pages queries
         page_table
@@ -255,8 +255,9 @@ FLOORS: dict[str, str] = {
         __init__ routes
     """,
     "server.steering": """
-        __init__ parts plan
-        bank resolution
+        __init__ parts plan slots
+        readings resolution
+        bank
         hooks
     """,
     "server.training": """

@@ -18,8 +18,11 @@ Site: TypeAlias = Literal["residual", "attention", "mlp", "post_attention_norm"]
 Place: TypeAlias = tuple[Site, int]
 """A (site, layer)."""
 
-Operation: TypeAlias = Literal["add", "ablate", "clamp"]
-"""How a direction is applied: add it, remove its component, or set its component."""
+Operation: TypeAlias = Literal["add", "ablate", "clamp", "cap", "amplify"]
+"""How a direction is applied: add it; remove, set or limit what the vector reads; or add it as often as it is read."""
+
+Activation: TypeAlias = Literal["identity", "relu", "sigmoid", "step"]
+"""The function of what a vector reads: none, its positive part, a probability, or 1 where it is positive, else 0."""
 
 Positions: TypeAlias = Literal["prompt", "response", "all"]
 """Which tokens are steered; `response` begins at the last prompt token."""
@@ -38,6 +41,7 @@ DefaultLayers: TypeAlias = Literal["all", "none"]
 
 SITES: tuple[Site, ...] = get_args(Site)
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 POSITIONS: tuple[Positions, ...] = get_args(Positions)
 PARTS: tuple[Part, ...] = get_args(Part)
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
@@ -46,6 +50,7 @@ CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 
 DEFAULT_SITE: Site = "residual"
 DEFAULT_OPERATION: Operation = "add"
+DEFAULT_ACTIVATION: Activation = "identity"
 DEFAULT_POSITIONS: Positions = "response"
 DEFAULT_SCALE = 1.0
 DEFAULT_LAYERS: DefaultLayers = "all"
@@ -54,6 +59,9 @@ DEFAULT_PARTS: tuple[Part, ...] = ("reasoning", "content", "structured")
 
 DEFAULT_FILE_FORMAT: FileFormat = "safetensors"
 DEFAULT_CONVENTION: Convention = "as_applied"
+
+MAX_RANK = 64
+"""The most directions that a vector may have at one layer."""
 
 MAX_LAYER = 4095
 """The largest number of a decoder block, counted from 0."""

@@ -36,6 +36,8 @@ def check_request(request: EngineRequest, info: ModelInfo, max_tokens: int) -> N
     num_known = len(request.prompt) + len(response)
     if num_known + num_to_generate > max_tokens:
         raise ContextTooLong(max_tokens, num_known, num_to_generate)
+    if request.plan.probes and not isinstance(request.work, Generate):
+        raise InvalidWork("probes are read only where text is generated")
     tokens = (*request.prompt, *response, *named)
     if min(tokens) < 0 or max(tokens) >= info.vocab_size:
         raise TokenOutsideVocabulary(info.vocab_size)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from server.engine.scheduler import Chunk
 from server.engine.step import PackedChunk, StepBatch, pack_step
 from server.steering.bank import SteeringBank
 from server.steering.hooks import ActivationHooks, StepActivations
+from server.steering.readings import NUM_FIXED_COLUMNS
 from vectors.vocabulary import Place
 
 
@@ -35,6 +37,7 @@ class ChunkResult:
     `known_logits`: `[n, vocabulary]`, the logits that score known tokens, from the sequence's
     `next_logprob_position` on. `activations`: `{(site, layer): {position: float32 [hidden]}}` on the CPU.
     `is_finite`: False when a row of the logits has NaN or infinity, for example because the steering is too strong.
+    `readings`: `[tokens, probes]`, what the sequence's probes read; None without any, zeros where they read nothing.
     `branch_logits`: `[branches, tokens]` of the tokens wanted from a chunk of branches, which need not be finite.
     """
 
@@ -44,6 +47,7 @@ class ChunkResult:
     activations: dict[Place, dict[int, Tensor]]
     is_finite: bool
     branch_logits: Tensor | None = None
+    readings: npt.NDArray[np.float32] | None = None
 
 
 class Runner:
@@ -84,7 +88,10 @@ class Runner:
         batch = pack_step(chunks, self._bank)
         inputs = self._buffers.write(batch)
         captures = {place: torch.from_numpy(tokens).to(self._model.device) for place, tokens in batch.captures.items()}
-        activations = StepActivations(inputs.row_of_token, inputs.low_rank_tokens, captures)
+        readings = None
+        if inputs.slot_tokens is not None:
+            readings = torch.zeros(len(inputs.slot_tokens), self._bank.num_columns, device=self._model.device)
+        activations = StepActivations(inputs.row_of_token, inputs.slot_tokens, captures, readings=readings)
         with contextlib.ExitStack() as contexts:
             if batch.first_blocks is None:
                 step = self._attention.plan(batch.segments, inputs.slots)
@@ -97,7 +104,7 @@ class Runner:
             contexts.enter_context(self._recurrent_step(batch))
             contexts.enter_context(self._hooks.step(activations))
             logits = self._model.forward(inputs.tokens, inputs.positions, inputs.wanted, inputs.vocabulary)
-        return list(_results(batch, logits, activations.captured))
+        return list(_results(batch, logits, activations))
 
     def _recurrent_step(self, batch: StepBatch) -> contextlib.AbstractContextManager[object]:
         """The step of the recurrent layers, after the copies of states that were noted since the last one."""
@@ -126,10 +133,12 @@ def _span(packed: PackedChunk) -> Span:
     return Span(segment.start, segment.end, slot, segment.num_past == 0, segment.is_branching)
 
 
-def _results(batch: StepBatch, logits: Tensor, captured: Mapping[Place, Tensor]) -> Iterator[ChunkResult]:
-    """Each chunk's share of the step's `logits`, a row for each of `wanted`, and of what was captured."""
+def _results(batch: StepBatch, logits: Tensor, activations: StepActivations) -> Iterator[ChunkResult]:
+    """Each chunk's share of the step's `logits`, a row for each of `wanted`, and of what was captured and read."""
     is_finite = torch.isfinite(logits.amax(dim=-1)).tolist()
-    rows_of_place = {place: iter(rows.cpu()) for place, rows in captured.items()}
+    rows_of_place = {place: iter(rows.cpu()) for place, rows in activations.captured.items()}
+    is_read = any(packed.chunk.sequence.readings is not None for packed in batch.chunks)
+    readings = activations.readings.cpu().numpy() if is_read and activations.readings is not None else None
     offset = 0
     for packed in batch.chunks:
         own = slice(offset, offset + len(packed.wanted))
@@ -146,7 +155,23 @@ def _results(batch: StepBatch, logits: Tensor, captured: Mapping[Place, Tensor])
             known_logits=known if len(known) else None,
             activations=_activations(packed, rows_of_place),
             is_finite=all(is_finite[own]),
+            readings=_readings(packed, batch.slot_tokens, readings),
         )
+
+
+def _readings(
+    packed: PackedChunk, slot_tokens: npt.NDArray[np.int64] | None, found: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.float32] | None:
+    """What was read of the chunk's tokens; `found` `[slot tokens, columns]` is that of the step."""
+    plan, segment = packed.chunk.sequence.request.plan, packed.segment
+    if packed.chunk.sequence.readings is None:
+        return None
+    own = np.zeros((segment.num_new, len(plan.probes)), dtype=np.float32)
+    if found is not None and slot_tokens is not None:
+        first, last = np.searchsorted(slot_tokens, (segment.start, segment.end))
+        columns = slice(NUM_FIXED_COLUMNS, NUM_FIXED_COLUMNS + len(plan.probes))
+        own[slot_tokens[first:last] - segment.start, : found[:, columns].shape[1]] = found[first:last, columns]
+    return own
 
 
 def _activations(

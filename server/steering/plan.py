@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vectors.applied import AppliedVector
+from vectors.operations import Feature
 from vectors.positions import Phase, coverage_of
-from vectors.vocabulary import PARTS, Part, Place
+from vectors.vocabulary import PARTS, Part, Place, Positions
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class PlanEntry:
             applied.scale.hex(),
             applied.operation,
             applied.preserve_norm,
+            *(None if bound is None else bound.hex() for bound in (applied.min, applied.max)),
         ]
         return hashlib.sha256(json.dumps(content).encode()).digest()
 
@@ -55,11 +57,35 @@ class PlanEntry:
         return is_covered and self.applied.is_active
 
 
-class SteeringPlan:
-    """The resolved, checked and pinned steering of one request. Immutable; `UNSTEERED` is the empty one."""
+@dataclass(frozen=True)
+class PlanProbe:
+    """A pinned revision that is read at one place, in its own unit (`vectors/operations.py`), and changes nothing.
 
-    def __init__(self, entries: Iterable[PlanEntry] = ()) -> None:
+    `name` is the key of its scores in answers. It reads the activation after the steering at `place`, or with
+    `is_before` before it. `threshold`: the score above which a token counts.
+    """
+
+    name: str
+    vector: str
+    revision: str
+    place: Place
+    feature: Feature
+    positions: Positions
+    is_before: bool
+    threshold: float
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """Hash of what is read, and where."""
+        return hashlib.sha256(json.dumps([self.revision, *self.place, self.is_before]).encode()).digest()
+
+
+class SteeringPlan:
+    """The resolved, checked and pinned steering and probes of one request. Immutable; `UNSTEERED` is the empty one."""
+
+    def __init__(self, entries: Iterable[PlanEntry] = (), probes: Iterable[PlanProbe] = ()) -> None:
         self.entries: tuple[PlanEntry, ...] = tuple(entries)
+        self.probes: tuple[PlanProbe, ...] = tuple(probes)
         self._in_scope = {
             (phase, part): tuple(entry for entry in self.entries if entry.steers(phase, part))
             for phase in Phase
@@ -69,6 +95,15 @@ class SteeringPlan:
             scope: hashlib.sha256(b"".join(entry.fingerprint for entry in entries)).digest() if entries else b""
             for scope, entries in self._in_scope.items()
         }
+        self._probes = {
+            phase: tuple(
+                (number, probe)
+                for number, probe in enumerate(self.probes)
+                if coverage_of(probe.positions).covers(phase)
+            )
+            for phase in Phase
+        }
+        self._row_fingerprints = {scope: self._row_fingerprint(*scope) for scope in self._in_scope}
         self._first_blocks: dict[tuple[Phase, Part], int] = {}
 
     def in_scope(self, phase: Phase, part: Part = "content") -> tuple[PlanEntry, ...]:
@@ -78,6 +113,27 @@ class SteeringPlan:
     def fingerprint(self, phase: Phase, part: Part = "content") -> bytes:
         """32 bytes that differ whenever the steering of `phase` and `part` differs; empty when it is unsteered."""
         return self._fingerprints[phase, part]
+
+    def probes_of(self, phase: Phase) -> tuple[tuple[int, PlanProbe], ...]:
+        """The probes that read tokens of `phase`, with their numbers."""
+        return self._probes[phase]
+
+    def row_fingerprint(self, phase: Phase, part: Part = "content") -> bytes:
+        """As `fingerprint`, but it also differs whenever other probes read the tokens. Reading changes no KV."""
+        return self._row_fingerprints[phase, part]
+
+    @property
+    def without_probes(self) -> SteeringPlan:
+        """The same steering, which reads nothing."""
+        return SteeringPlan(self.entries) if self.probes else self
+
+    def _row_fingerprint(self, phase: Phase, part: Part) -> bytes:
+        if not self._probes[phase]:
+            return self._fingerprints[phase, part]
+        digest = hashlib.sha256(self._fingerprints[phase, part])
+        for number, probe in self._probes[phase]:
+            digest.update(number.to_bytes(4, "little") + probe.fingerprint)
+        return digest.digest()
 
     def first_block(self, phase: Phase, part: Part = "content") -> int:
         """The first block that computes something else for tokens of `phase` and `part` than in the unsteered model.

@@ -39,10 +39,10 @@ CREATABLE = {row.name for row in DEFAULTS if row.is_creatable}
         (set(get_type_hints(UploadedDefaults)), NAMES),
         (set(get_type_hints(FileFacts)) - {"layer", "layers", "row", "convention"}, NAMES),
         (set(PatchVectorRequest.model_fields), CHANGEABLE),
-        (set(CreateVectorRequest.model_fields) - {"name", "directions"}, CREATABLE),
+        (set(CreateVectorRequest.model_fields) - {"name", "directions", "reads", "biases"}, CREATABLE),
         (set(get_type_hints(Vector)) & NAMES, NAMES),
         ({field.name for field in dataclasses.fields(RegisteredVector)} & NAMES, NAMES),
-        ({field.name for field in dataclasses.fields(SteeringVector)} - {"directions"}, NAMES),
+        ({field.name for field in dataclasses.fields(SteeringVector)} - {"directions", "reads", "biases"}, NAMES),
     ],
     ids=["changed", "created", "uploaded", "file facts", "PATCH", "POST", "answer", "client", "vector"],
 )
@@ -84,6 +84,10 @@ def test_every_flag_is_read() -> None:
         "operation": ("clamp", "clamp"),
         "positions": ("all", "all"),
         "parts": ("content,structured", ["content", "structured"]),
+        "activation": ("relu", "relu"),
+        "min": ("-0.5", -0.5),
+        "max": ("2", 2.0),
+        "threshold": ("0.3", 0.3),
         "description": ("calm", "calm"),
     }
     rows = {row.name: row for row in DEFAULTS if row.flag}

@@ -6,7 +6,14 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from server.api.generation.objects import AppliedSteering, CompletionFinishReason, UnixSeconds, Usage
+from server.api.generation.objects import (
+    AppliedSteering,
+    CompletionFinishReason,
+    ProbeScores,
+    ProbeScoresDelta,
+    UnixSeconds,
+    Usage,
+)
 from server.api.http.objects import ErrorEnvelope
 
 
@@ -26,6 +33,7 @@ class CompletionChoice(TypedDict):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: CompletionFinishReason
+    probes: NotRequired[dict[str, ProbeScores]]
     token_ids: NotRequired[list[int]]
     prompt_token_ids: NotRequired[list[int]]
 
@@ -49,6 +57,7 @@ class CompletionChunkChoice(TypedDict):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: CompletionFinishReason | None
+    probes: NotRequired[dict[str, ProbeScoresDelta]]
     token_ids: NotRequired[list[int]]
     prompt_token_ids: NotRequired[list[int]]
 

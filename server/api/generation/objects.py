@@ -15,7 +15,10 @@ Revision = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="The SHA-2
 
 
 class AppliedSteering(TypedDict):
-    """A vector as it was applied: the revision that the request was pinned to, where, and how strongly."""
+    """A vector as it was applied: the revision that the request was pinned to, where, and how strongly.
+
+    `min` and `max` are the interval of `cap`, null at an open end; only `cap` has them.
+    """
 
     vector: str
     revision: Revision
@@ -26,6 +29,37 @@ class AppliedSteering(TypedDict):
     parts: list[Part]
     operation: Operation
     preserve_norm: bool
+    min: NotRequired[float | None]
+    max: NotRequired[float | None]
+
+
+class ProbeScores(TypedDict):
+    """What a probe read at `layer`, in its vector's own unit.
+
+    `scores` has one for each generated token, as log-probabilities do: of the position that chose it. It is empty if
+    the probe reads only the prompt. `prompt_scores` has one for each token of the prompt, if the probe reads it. `mean`
+    and `max` are over all of these, and `above` counts those above `threshold`.
+    """
+
+    layer: int
+    scores: list[float]
+    prompt_scores: NotRequired[list[float]]
+    threshold: float
+    mean: float | None
+    max: float | None
+    above: int
+
+
+class ProbeScoresDelta(TypedDict):
+    """The scores of the tokens of one event, the first with those of the prompt, the last with the summary."""
+
+    layer: int
+    scores: list[float]
+    prompt_scores: NotRequired[list[float]]
+    threshold: NotRequired[float]
+    mean: NotRequired[float | None]
+    max: NotRequired[float | None]
+    above: NotRequired[int]
 
 
 class PromptTokensDetails(TypedDict):

@@ -117,6 +117,27 @@ class SteeringEntry(WireModel):
     """The operation along the direction. Default: the vector's own."""
     preserve_norm: bool = False
     """Whether to rescale the steered activation to its original norm."""
+    min: float | None = None
+    """For `cap`: the least that is left of what the vector reads, in its own unit. Default: the vector's own."""
+    max: float | None = None
+    """For `cap`: the most that is left of it. If only one of both is given, the other end is open."""
+
+
+class ProbeEntry(WireModel):
+    """An entry of `probes`: a vector that is read while the model writes, and changes nothing."""
+
+    vector: str
+    """A name in the registry, or `name@revision` with at least the first 6 characters of the revision."""
+    layers: Annotated[list[int] | str | None, BeforeValidator(_layers, json_schema_input_type=_Layers)] = None
+    """Decoder blocks from 0, as a list or as text such as `12-16,20`. Default: the vector's own."""
+    positions: Positions | None = None
+    """Which tokens are read. Default: `response`."""
+    before: bool = False
+    """Whether to read the activation before the steering at that place, not after it."""
+    threshold: float | None = None
+    """The score above which a token counts as `above`. Default: the vector's own."""
+    name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """The key of its scores. Default: the vector's name, with `.` and the layer if it is read at several."""
 
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -191,6 +212,8 @@ class GenerationFields(SteeredFields):
         "structured_outputs": "response_format",
     }
 
+    probes: Annotated[list[ProbeEntry], Field(max_length=MAX_STEERING_ENTRIES)] | None = None
+    """Vectors that are read at every token, whose scores are returned with the answer."""
     stream: bool | None = None
     """Whether to send the answer as server-sent events."""
     stream_options: StreamOptions | None = None

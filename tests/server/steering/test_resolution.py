@@ -13,6 +13,7 @@ import torch
 from server.steering.plan import UNSTEERED, PlanEntry
 from server.steering.resolution import SteeringRefused, SteeringSpec, plan_of_vectors, resolve_plan
 from vectors.errors import CannotSteer
+from vectors.positions import Phase
 from vectors.store import VectorStore
 from vectors.vector import SteeringVector
 from vectors.vocabulary import Site
@@ -34,6 +35,7 @@ def store(tmp_path: Path) -> Iterator[VectorStore]:
     with VectorStore(tmp_path) as store:
         store.put("one", ONE)
         store.put("two", SteeringVector({0: torch.ones(HIDDEN), 2: torch.ones(HIDDEN)}))
+        store.put("three", SteeringVector({0: torch.ones(3, HIDDEN)}, {0: torch.ones(3, HIDDEN)}))
         store.put("wide", SteeringVector({0: torch.ones(HIDDEN + 1)}))
         store.put("elsewhere", SteeringVector({0: torch.ones(HIDDEN)}, site="post_attention_norm"))
         yield store
@@ -68,6 +70,11 @@ def test_a_vectors_own_defaults_hold_where_nothing_is_asked(store: VectorStore) 
         "parts": ("tool_calls",),
         "operation": "clamp",
         "preserve_norm": False,
+        "reads": {},
+        "biases": {},
+        "activation": "identity",
+        "min": None,
+        "max": None,
     }
     assert told_by(same) == told_by(entry) | {"vector": ""}
 
@@ -102,6 +109,13 @@ def test_what_is_asked_goes_over_the_defaults_and_a_plan_stays_as_it_was(store: 
         (SteeringSpec("one", scale=1e39), "scale", "invalid_scale"),
         (SteeringSpec("one", scale=float("nan")), "scale", "invalid_scale"),
         (SteeringSpec("one", parts=()), "parts", "invalid_parts"),
+        (SteeringSpec("one", min=0.5), "min", "invalid_interval"),
+        (SteeringSpec("one", max=0.5), "max", "invalid_interval"),
+        (SteeringSpec("one", operation="cap"), "min", "invalid_interval"),
+        (SteeringSpec("one", operation="cap", min=1.0, max=0.5), "min", "invalid_interval"),
+        (SteeringSpec("one", operation="cap", min=float("nan")), "min", "invalid_interval"),
+        (SteeringSpec("one", operation="cap", max=1e39), "max", "invalid_interval"),
+        (SteeringSpec("three", operation="add"), "operation", "invalid_operation"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_entry_and_field(
@@ -111,6 +125,25 @@ def test_what_cannot_be_done_is_refused_by_entry_and_field(
         resolve_plan([SteeringSpec("one"), spec], store, Model())
     assert (caught.value.index, caught.value.field, caught.value.code) == (1, field, code)
     assert str(caught.value) == str(caught.value.reason) != ""
+
+
+def test_the_interval_of_a_request_replaces_the_vectors_own(store: VectorStore) -> None:
+    store.put("capped", SteeringVector({0: torch.ones(HIDDEN)}, operation="cap", min=-1.0, max=1.0))
+    for low, high, expected in ((None, None, (-1.0, 1.0)), (None, 0.5, (None, 0.5)), (0.0, 0.0, (0.0, 0.0))):
+        (entry,) = resolve_plan([SteeringSpec("capped", min=low, max=high)], store, Model()).entries
+        assert (entry.applied.min, entry.applied.max) == expected
+    (entry,) = resolve_plan([SteeringSpec("capped", operation="ablate")], store, Model()).entries
+    assert (entry.applied.min, entry.applied.max) == (None, None)
+
+
+def test_whatever_changes_activations_changes_the_fingerprint(store: VectorStore) -> None:
+    """The key of cached pages."""
+    asked: list[dict[str, Any]] = [{}, {"max": 1.0}, {"max": 2.0}, {"min": 1.0}, {"scale": 0.5, "min": 1.0}]
+    plans = [
+        resolve_plan([SteeringSpec("two", operation="cap" if one else "ablate", **one)], store, Model())
+        for one in asked
+    ]
+    assert len({plan.fingerprint(Phase.RESPONSE) for plan in plans}) == len(asked)
 
 
 def test_a_vector_of_no_registry_is_checked_too() -> None:
