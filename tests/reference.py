@@ -35,6 +35,18 @@ class Steer:
     bias: float = 0.0
     activation: str = "identity"
     parts: tuple[str, ...] = ("reasoning", "content", "structured")
+    gate: Gate | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """When an entry acts: `probe` is read at its place, before the steering there if the entry acts at that place."""
+
+    probe: Steer
+    threshold: float
+    is_above: bool = True
+    sharpness: float | None = None
+    latch: str = "token"
 
 
 PartOf = Callable[[Sequence[int]], str]
@@ -105,8 +117,29 @@ def score(h: Tensor, entry: Steer, row: Any = ...) -> float:
     raise ValueError(entry.activation)
 
 
-def steered(activation: Tensor, entries: Sequence[Steer], num_prompt: int, parts: Sequence[str]) -> Tensor:
-    """Apply the entries of one place to `[tokens, hidden]`, token by token, in float32."""
+def opened(gate: Gate, read: Sequence[float], in_scope: Sequence[bool]) -> list[float]:
+    """How far the gate is open at each token, given what its probe reads of each."""
+    found: list[float] = []
+    is_latched = False
+    for reading, is_in in zip(read, in_scope, strict=True):
+        beyond = (reading - gate.threshold) * (1 if gate.is_above else -1)
+        value = float(beyond > 0) if gate.sharpness is None else 1 / (1 + math.exp(-gate.sharpness * beyond))
+        found.append((1.0 if is_latched else value) if is_in else 0.0)
+        is_latched = is_latched or (gate.latch == "rest" and is_in and value > 0.5)
+    return found
+
+
+def steered(
+    activation: Tensor,
+    entries: Sequence[Steer],
+    num_prompt: int,
+    parts: Sequence[str],
+    opening: Callable[[Steer, int], float] = lambda entry, position: 1.0,
+) -> Tensor:
+    """Apply the entries of one place to `[tokens, hidden]`, token by token, in float32.
+
+    `opening`: how far an entry's gate is open at a position.
+    """
     result = activation.clone()
     for position in range(activation.shape[0]):
         active = [entry for entry in entries if _in_scope(entry, position, num_prompt, parts[position])]
@@ -114,15 +147,16 @@ def steered(activation: Tensor, entries: Sequence[Steer], num_prompt: int, parts
         h = before
         for entry in active:
             if entry.operation == "add":
-                h = h + entry.scale * entry.direction.float()
+                h = h + opening(entry, position) * entry.scale * entry.direction.float()
         for entry in active:
             if entry.operation == "add":
                 continue
             rows = range(len(entry.direction)) if entry.direction.dim() == 2 else (...,)
             reading = h  # before any of the vector's directions writes
             for row in rows:
-                h = h + written(score(reading, entry, row), entry) * entry.direction[row].float()
-        if any(entry.preserve_norm for entry in active):
+                change = written(score(reading, entry, row), entry) * entry.direction[row].float()
+                h = h + opening(entry, position) * change
+        if any(entry.preserve_norm and opening(entry, position) > 0 for entry in active):
             h = h * (before.norm() / h.norm())
         result[position] = h.to(activation.dtype)
     return result
@@ -132,16 +166,44 @@ def _install(
     model: nn.Module, steers: Sequence[Steer], num_prompt: int, parts: Sequence[str]
 ) -> list[torch.utils.hooks.RemovableHandle]:
     handles = []
+    read: dict[int, list[float]] = {}
+    """What the gate of an entry reads of each token, by the entry's place in `steers`."""
+
+    def gate_hook(number: int, probe: Steer) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            activation = _activation(output)
+            read[number] = [score(row, probe) for row in activation.reshape(-1, activation.shape[-1])]
+
+        return hook
+
+    def install_gates(*, before: bool) -> None:
+        for number, steer in enumerate(steers):
+            if steer.gate is not None:
+                probe = steer.gate.probe
+                if before == ((probe.site, probe.layer) == (steer.site, steer.layer)):
+                    module = site_module(model, probe.site, probe.layer)
+                    handles.append(module.register_forward_hook(gate_hook(number, probe)))
+
+    def opening(entry: Steer, position: int) -> float:
+        if entry.gate is None:
+            return 1.0
+        number = next(number for number, steer in enumerate(steers) if steer is entry)
+        found = read[number]
+        in_scope = [_in_scope(entry, place, num_prompt, parts[place]) for place in range(len(found))]
+        return opened(entry.gate, found, in_scope)[position]
+
+    install_gates(before=True)
     for site, layer in {(steer.site, steer.layer) for steer in steers}:
         here = [steer for steer in steers if (steer.site, steer.layer) == (site, layer)]
 
         def hook(module: nn.Module, args: object, output: object, here: list[Steer] = here) -> object:
             activation = _activation(output)
             tokens = activation.reshape(-1, activation.shape[-1])
-            changed = steered(tokens, here, num_prompt, parts).view_as(activation)
+            changed = steered(tokens, here, num_prompt, parts, opening).view_as(activation)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         handles.append(site_module(model, site, layer).register_forward_hook(hook))
+    install_gates(before=False)
     return handles
 
 

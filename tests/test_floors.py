@@ -169,7 +169,7 @@ FLOORS: dict[str, str] = {
     """,
     "server.bench": """
         __init__ offline paper_loop structured traffic
-        training
+        adaptive training
     """,
     "server.cli": """
         errors logs output signals

@@ -178,6 +178,13 @@ def combine(changes: Iterable[Change], *, preserves_norm: bool) -> PlaceChange:
     return PlaceChange(shift, tuple(slots), preserves_norm)
 
 
+def as_slots(shift: Shift) -> Slots:
+    """The same change as a slot, whose reading is 0 and whose interval is 1: for a shift that is not always made."""
+    write, norm = _units_and_norms(shift.by)
+    nothing, one = torch.zeros(1), torch.ones(1)
+    return Slots(Reading(torch.zeros_like(write).float(), nothing, nothing), write.float(), one, one, norm.float())
+
+
 def activated(found: Tensor, activation: Activation) -> Tensor:
     """The activation of each number."""
     match activation:

@@ -24,6 +24,9 @@ Operation: TypeAlias = Literal["add", "ablate", "clamp", "cap", "amplify"]
 Activation: TypeAlias = Literal["identity", "relu", "sigmoid", "step"]
 """The function of what a vector reads: none, its positive part, a probability, or 1 where it is positive, else 0."""
 
+Latch: TypeAlias = Literal["token", "rest"]
+"""How long a gate stays open: for the token whose probe says so, or from it to the end of the response."""
+
 Positions: TypeAlias = Literal["prompt", "response", "all"]
 """Which tokens are steered; `response` begins at the last prompt token."""
 
@@ -41,12 +44,16 @@ DefaultLayers: TypeAlias = Literal["all", "none"]
 
 SITES: tuple[Site, ...] = get_args(Site)
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+LATCHES: tuple[Latch, ...] = get_args(Latch)
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 POSITIONS: tuple[Positions, ...] = get_args(Positions)
 PARTS: tuple[Part, ...] = get_args(Part)
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 DEFAULT_LAYERS_CHOICES: tuple[DefaultLayers, ...] = get_args(DefaultLayers)
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
+
+SITES_IN_ORDER: tuple[Site, ...] = ("attention", "post_attention_norm", "mlp", "residual")
+"""The sites in the order in which a block computes them."""
 
 DEFAULT_SITE: Site = "residual"
 DEFAULT_OPERATION: Operation = "add"

@@ -186,11 +186,12 @@ class TokenReadings:
 
     `scores`: of the position whose logits chose the token; None for a probe that does not read the response, empty in
     an event without a token. `prompt`, in the first event if a probe reads the prompt: the scores of its tokens, or
-    None.
+    None. `gates`: for each of the plan's gated entries, how many tokens its gate has let through so far, of how many.
     """
 
     scores: tuple[float | None, ...]
     prompt: tuple[tuple[float, ...] | None, ...] | None = None
+    gates: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class TokenSequence:
         self._awaited: tuple[TokenSequence, int] | None = None
         self.known_logprobs: list[TokenLogprobs | None] = []
         self.activations: dict[Place, dict[int, Tensor]] = {}
-        self.readings = SequenceReadings(request.plan, self.num_prompt) if request.plan.probes else None
+        self.readings = SequenceReadings(request.plan, self.num_prompt) if request.plan.num_readings else None
         self.next_scores: tuple[float, ...] = ()
         self.branches = Branches(self.wanted.branches, request.plan, num_skippable_blocks)
         self._kv = kv

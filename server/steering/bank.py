@@ -20,9 +20,9 @@ from torch import Tensor
 
 from server.steering.plan import PlanEntry, SteeringPlan
 from server.steering.readings import NUM_FIXED_COLUMNS, PlaceReadings, RowReading
-from server.steering.slots import PlaceSlots, resized
+from server.steering.slots import ALWAYS, PlaceSlots, RowSlots, resized
 from vectors.applied import change_at
-from vectors.operations import reading_of
+from vectors.operations import Shift, Slots, as_slots, reading_of
 from vectors.positions import Phase
 from vectors.vocabulary import PARTS, Part, Place, Site
 
@@ -162,28 +162,26 @@ class SteeringBank:
             return 0
         row = self._row_of.get(fingerprint)
         if row is None:
-            row = self._write(fingerprint, plan.in_scope(phase, part), _readings_of(plan, phase))
+            row = self._write(fingerprint, plan, phase, part)
         self._rows[row].num_holders += 1
         return row
 
-    def _write(
-        self, fingerprint: bytes, entries: Sequence[PlanEntry], readings: Mapping[Place, Sequence[RowReading]]
-    ) -> int:
+    def _write(self, fingerprint: bytes, plan: SteeringPlan, phase: Phase, part: Part) -> int:
         if not self._free:
             self._grow()
         row = self._free[-1]  # removed last, so that a failed write leaves it free
-        applied = [entry.applied for entry in entries]
+        entries, readings = plan.in_scope(phase, part), _readings_of(plan, phase, part)
         adds: set[Place] = set()
         slots: set[Place] = set()
         try:
-            for place in {place for one in applied for place in one.places}:
-                change = change_at(applied, place)
-                if change.shift is not None:
+            for place in {place for entry in entries for place in entry.applied.places}:
+                shift, own_slots = _changes_at(place, plan, entries)
+                if shift is not None:
                     adds.add(place)
-                    self._tensor_of(place[0])[place[1], row] = change.shift.to(self._device)
-                if change.slots or change.preserves_norm:
+                    self._tensor_of(place[0])[place[1], row] = shift.to(self._device)
+                if own_slots.slots or own_slots.norm_gates:
                     slots.add(place)
-                    self._slots_at(place).write(row, change)
+                    self._slots_at(place).write(row, own_slots)
             for place, own in readings.items():
                 self._readings_at(place).write(row, own)
         except BaseException:
@@ -250,12 +248,33 @@ class SteeringBank:
         self._capacity = capacity
 
 
-def _readings_of(plan: SteeringPlan, phase: Phase) -> dict[Place, list[RowReading]]:
-    """What the plan's probes read of tokens of `phase`, by place."""
+def _changes_at(place: Place, plan: SteeringPlan, entries: Sequence[PlanEntry]) -> tuple[Tensor | None, RowSlots]:
+    """What `entries` of `plan` do at `place`: the shift without a gate, then shifts that have one, then the others."""
+    here = [entry for entry in entries if place in entry.applied.places]
+    shift = change_at([entry.applied for entry in here if entry.gate is None], place).shift
+    gated_shifts: list[tuple[Slots, int]] = []
+    slots: list[tuple[Slots, int]] = []
+    norm_gates: list[int] = []
+    for entry in here:
+        column = ALWAYS if entry.gate is None else NUM_FIXED_COLUMNS + plan.number_of_gate(entry)
+        change = change_at([entry.applied], place)
+        if entry.gate is not None and change.shift is not None:
+            gated_shifts.append((as_slots(Shift(change.shift)), column))
+        slots += [(own, column) for own in change.slots]
+        norm_gates += [column] if change.preserves_norm else []
+    return shift, RowSlots((*gated_shifts, *slots), tuple(dict.fromkeys(norm_gates)))
+
+
+def _readings_of(plan: SteeringPlan, phase: Phase, part: Part) -> dict[Place, list[RowReading]]:
+    """What the plan's probes and gates read of tokens of `phase` and `part`, by place."""
     found: dict[Place, list[RowReading]] = {}
     for number, probe in plan.probes_of(phase):
         one = RowReading(NUM_FIXED_COLUMNS + number, reading_of(probe.feature), probe.is_before)
         found.setdefault(probe.place, []).append(one)
+    for entry in plan.in_scope(phase, part):
+        if (gate := entry.gate) is not None:
+            column = NUM_FIXED_COLUMNS + plan.number_of_gate(entry)
+            found.setdefault(gate.place, []).append(RowReading(column, reading_of(gate.feature), gate.is_before, gate))
     return found
 
 

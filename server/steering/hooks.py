@@ -6,7 +6,7 @@ context that cannot nest and is cleared when the step ends. Outside such a conte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from server.steering.bank import SteeringBank
 from server.steering.plan import entry_block
-from server.steering.readings import Readings
+from server.steering.readings import Readings, latch
 from server.steering.slots import PlaceSlots
 from vectors.sites import ModelSites, activation_of
 from vectors.vocabulary import Place
@@ -33,6 +33,7 @@ class StepActivations:
     `slot_tokens`: int64 indices of the tokens whose row has slots somewhere, or None.
     `captures`: place -> int64 indices of the tokens to capture; `captured` receives float32 `[indices, hidden]`.
     `readings`: float32 `[slot tokens, columns]`, which receives what is read of them (`readings.py`).
+    `latches`: the rows of `readings` of each sequence with several tokens, and the columns of its latched gates.
     `by_block`: the same for blocks that compute only some of the step's tokens. A block's output goes by the next one.
     """
 
@@ -42,6 +43,7 @@ class StepActivations:
     captured: dict[Place, Tensor] = field(default_factory=dict)
     by_block: Mapping[int, StepActivations] = field(default_factory=dict)
     readings: Tensor | None = None
+    latches: Sequence[tuple[slice, Sequence[int]]] = ()
     reading_rows: Tensor | None = None
     """The rows of `readings` that belong to the slot tokens; None: all of them, in order."""
 
@@ -52,6 +54,11 @@ class StepActivations:
         assert self.slot_tokens is not None
         return self.row_of_token.index_select(0, self.slot_tokens)
 
+    def own_readings(self) -> Tensor:
+        """The rows of `readings` that belong to the slot tokens; a copy unless they are all of them."""
+        assert self.readings is not None
+        return self.readings if self.reading_rows is None else self.readings.index_select(0, self.reading_rows)
+
     def of_tokens(self, tokens: npt.NDArray[np.int64]) -> StepActivations:
         """The step for a block that computes only `tokens`, ascending indices; it captures into the same dictionary."""
         rows = self.row_of_token
@@ -61,6 +68,7 @@ class StepActivations:
             captures={place: _found_in(tokens, captured) for place, captured in self.captures.items()},
             captured=self.captured,
             readings=self.readings,
+            latches=self.latches,
             reading_rows=None if self.slot_tokens is None else _kept_of(self.slot_tokens, tokens),
         )
 
@@ -149,14 +157,16 @@ def _after_slots(flat: Tensor, adds: Tensor | None, slots: PlaceSlots, step: Ste
     assert step.slot_tokens is not None
     before = flat.index_select(0, step.slot_tokens).to(torch.float32)
     steered = before if adds is None else before + adds.index_select(0, step.slot_rows)
-    return slots.apply(steered, before, step.slot_rows).to(flat.dtype)
+    return slots.apply(steered, before, step.slot_rows, step.own_readings()).to(flat.dtype)
 
 
 def _read(readings: Readings, flat: Tensor, step: StepActivations) -> None:
     """Read the slot tokens of `flat` into the step's readings."""
     assert step.slot_tokens is not None
     assert step.readings is not None
-    found = step.readings if step.reading_rows is None else step.readings.index_select(0, step.reading_rows)
+    found = step.own_readings()
     readings.read(flat.index_select(0, step.slot_tokens).to(torch.float32), step.slot_rows, found)
     if step.reading_rows is not None:
         step.readings.index_copy_(0, step.reading_rows, found)
+    if readings.has_latch:
+        latch(step.readings, step.latches)

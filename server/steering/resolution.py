@@ -9,12 +9,28 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.steering.plan import UNSTEERED, PlanEntry, PlanProbe, SteeringPlan
-from vectors.applied import SteerableModel, features_of, resolve_vector
+from server.steering.plan import UNSTEERED, PlanEntry, PlanGate, PlanProbe, SteeringPlan
+from vectors.applied import AppliedVector, SteerableModel, features_of, resolve_vector
 from vectors.errors import CannotSteer, InvalidRevision, InvalidVector, RevisionNotFound, VectorsError
 from vectors.operations import Feature
 from vectors.vector import SteeringVector, checked_parts
-from vectors.vocabulary import DEFAULT_POSITIONS, Operation, Part, Place, Positions
+from vectors.vocabulary import DEFAULT_POSITIONS, SITES_IN_ORDER, Latch, Operation, Part, Place, Positions
+
+
+@dataclass(frozen=True, slots=True)
+class GateSpec:
+    """When to steer, as the request asks for it: the vector to read, and what it must read; see `PlanGate`.
+
+    `layer` None: the vector's own, if it has one only.
+    """
+
+    vector: str
+    threshold: float
+    revision: str | None = None
+    layer: int | None = None
+    is_above: bool = True
+    sharpness: float | None = None
+    latch: Latch = "token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +50,7 @@ class SteeringSpec:
     parts: tuple[Part, ...] | None = None
     min: float | None = None
     max: float | None = None
+    gate: GateSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +164,13 @@ def _probe(name: str, spec: ProbeSpec, pinned: PinnedVector, place: Place, featu
 
 
 def _pinned(
-    index: int, spec: SteeringSpec | ProbeSpec, lookup: VectorLookup, *, is_probe: bool = False
+    index: int, spec: SteeringSpec | ProbeSpec | GateSpec, lookup: VectorLookup, *, is_probe: bool = False
 ) -> PinnedVector:
     try:
         return lookup.get(spec.vector, spec.revision)
     except VectorsError as error:
         field = "revision" if isinstance(error, InvalidRevision | RevisionNotFound) else "vector"
+        field = "when" if isinstance(spec, GateSpec) else field
         raise SteeringRefused(index, field, error, None, is_probe=is_probe) from error
 
 
@@ -177,4 +195,49 @@ def _resolve_entry(index: int, spec: SteeringSpec, lookup: VectorLookup, model: 
         parts = pinned.vector.parts if spec.parts is None else checked_parts(spec.parts)
     except InvalidVector as error:
         raise SteeringRefused(index, "parts", error, "invalid_parts") from error
-    return PlanEntry(pinned.name, pinned.revision, applied, parts)
+    gate = None if spec.gate is None else _resolve_gate(index, spec.gate, applied, lookup, model)
+    return PlanEntry(pinned.name, pinned.revision, applied, parts, gate)
+
+
+def _resolve_gate(
+    index: int, spec: GateSpec, applied: AppliedVector, lookup: VectorLookup, model: SteerableModel
+) -> PlanGate:
+    pinned = _pinned(index, spec, lookup)
+    try:
+        features = features_of(pinned.vector, model, None if spec.layer is None else (spec.layer,), pinned.name)
+    except CannotSteer as error:
+        raise SteeringRefused(index, "when", error, error.code) from error
+    if len(features) > 1:
+        problem = InvalidVector(
+            f"vector {pinned.name!r} has several layers, and a gate reads at one: expected layer, one of "
+            f"{', '.join(map(str, features))}",
+            "when",
+        )
+        raise SteeringRefused(index, "when", problem, "invalid_gate")
+    ((layer, feature),) = features.items()
+    place = (pinned.vector.site, layer)
+    first = min(applied.places, key=_order)
+    if _order(place) > _order(first):
+        problem = InvalidVector(
+            f"the probe {pinned.name!r} reads {place[0]} of layer {layer}, which comes after {first[0]} of layer "
+            f"{first[1]}, where the entry acts: expected a probe at that layer or before it",
+            "when",
+        )
+        raise SteeringRefused(index, "when", problem, "invalid_gate")
+    return PlanGate(
+        pinned.name,
+        pinned.revision,
+        place,
+        feature,
+        spec.threshold,
+        spec.is_above,
+        spec.sharpness,
+        spec.latch,
+        is_before=place in applied.places,
+    )
+
+
+def _order(place: Place) -> tuple[int, int]:
+    """When a model computes a place."""
+    site, layer = place
+    return layer, SITES_IN_ORDER.index(site)

@@ -8,48 +8,67 @@ as the vector with the most directions, because every token pays for all. A row 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vectors.operations import PlaceChange, Slots, restore_norm
+from vectors.operations import Slots, restore_norm
 
 _NUM_NUMBERS = 8
 """Per slot: slope, bias, the least that the activation leaves, low, high, strength, and flags of sigmoid and step."""
 
 
+ALWAYS, NEVER = 0, 1
+"""Columns of a step's readings that hold 1 and 0, for what has no gate; see `readings.py`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowSlots:
+    """What a row does at a place after its shift: the slots of each vector, with the columns of their gates.
+
+    `norm_gates`: the columns of which one must be open for the norm to be restored; none if it never is.
+    """
+
+    slots: tuple[tuple[Slots, int], ...]
+    norm_gates: tuple[int, ...]
+
+
 class PlaceSlots:
     """The slots of all rows at one place; a new or cleared row does nothing.
 
-    `reads` and `writes` are float32 `[stages, rows, width, hidden]`, `numbers` `[stages, rows, width, 8]`,
-    `preserves_norm` bool `[rows]`.
+    `reads` and `writes` are float32 `[stages, rows, width, hidden]`, `numbers` `[stages, rows, width, 8]`. `gates`
+    int64 `[stages, rows]` and `norm_gates` `[rows, gates]` are columns of the step's readings.
     """
 
     def __init__(self, num_rows: int, hidden_size: int, device: torch.device) -> None:
         self.reads = torch.zeros(0, num_rows, 1, hidden_size, device=device)
         self.writes = torch.zeros_like(self.reads)
         self.numbers = torch.zeros(0, num_rows, 1, _NUM_NUMBERS, device=device)
-        self.preserves_norm = torch.zeros(num_rows, dtype=torch.bool, device=device)
-        self._changes: dict[int, PlaceChange] = {}
-        self._has_sigmoid = self._has_step = self._has_norms = False
+        self.gates = torch.zeros(0, num_rows, dtype=torch.int64, device=device)
+        self.norm_gates = torch.zeros(num_rows, 0, dtype=torch.int64, device=device)
+        self._changes: dict[int, RowSlots] = {}
+        self._has_sigmoid = self._has_step = self._has_gates = False
 
     def grow_rows(self, num_rows: int) -> None:
         """Make room for `num_rows` rows, keeping the existing ones."""
         self.reads, self.writes, self.numbers = (
             resized(tensor, 1, num_rows) for tensor in (self.reads, self.writes, self.numbers)
         )
-        self.preserves_norm = resized(self.preserves_norm, 0, num_rows)
+        self.gates = resized(self.gates, 1, num_rows)
+        self.norm_gates = resized(self.norm_gates - NEVER, 0, num_rows) + NEVER
 
-    def write(self, row: int, change: PlaceChange) -> None:
-        """Set `row` to what `change` does beyond its shift."""
+    def write(self, row: int, change: RowSlots) -> None:
+        """Set `row` to `change`."""
         self._changes[row] = change
         self._resize()
         self._empty(row)
-        for stage, slots in enumerate(change.slots):
+        for stage, (slots, gate) in enumerate(change.slots):
+            self.gates[stage, row] = gate
             self.reads[stage, row, : slots.rank] = slots.reading.unit
             self.writes[stage, row, : slots.rank] = slots.write
             self.numbers[stage, row, : slots.rank] = _numbers_of(slots).to(self.numbers.device)
-        self.preserves_norm[row] = change.preserves_norm
+        self.norm_gates[row, : len(change.norm_gates)] = torch.tensor(change.norm_gates, dtype=torch.int64)
 
     def clear(self, row: int) -> None:
         """Make `row` do nothing."""
@@ -58,35 +77,45 @@ class PlaceSlots:
         self._resize()
 
     def _empty(self, row: int) -> None:
-        for tensor in (self.reads, self.writes, self.numbers):
+        for tensor in (self.reads, self.writes, self.numbers, self.gates):
             tensor[:, row] = 0
-        self.preserves_norm[row] = False
+        self.norm_gates[row] = NEVER
 
     def _resize(self) -> None:
         """Have the stages and the width that the rows need."""
-        num_stages = max((len(change.slots) for change in self._changes.values()), default=0)
-        every = [slots for change in self._changes.values() for slots in change.slots]
+        changes = self._changes.values()
+        num_stages = max((len(change.slots) for change in changes), default=0)
+        every = [slots for change in changes for slots, _ in change.slots]
         width = max((slots.rank for slots in every), default=1)
         for dim, size in ((0, num_stages), (2, width)):
             if size != self.reads.shape[dim]:
                 self.reads, self.writes, self.numbers = (
                     resized(tensor, dim, size) for tensor in (self.reads, self.writes, self.numbers)
                 )
+        self.gates = resized(self.gates, 0, num_stages)
+        num_norm_gates = max((len(change.norm_gates) for change in changes), default=0)
+        self.norm_gates = resized(self.norm_gates - NEVER, 1, num_norm_gates) + NEVER
+        self._has_gates = any(gate != ALWAYS for change in changes for _, gate in change.slots)
         self._has_sigmoid = any(slots.reading.activation == "sigmoid" for slots in every)
         self._has_step = any(slots.reading.activation == "step" for slots in every)
-        self._has_norms = any(change.preserves_norm for change in self._changes.values())
 
-    def apply(self, steered: Tensor, before: Tensor, rows: Tensor) -> Tensor:
-        """`steered` (after the shifts), `before` (untouched), float32 `[tokens, hidden]` -> the final activations."""
-        for reads, writes, numbers in zip(self.reads, self.writes, self.numbers, strict=True):
-            steered = self._applied(steered, *(tensor.index_select(0, rows) for tensor in (reads, writes, numbers)))
-        if not self._has_norms:
+    def apply(self, steered: Tensor, before: Tensor, rows: Tensor, readings: Tensor) -> Tensor:
+        """`steered` (after the shifts), `before` (untouched), float32 `[tokens, hidden]` -> the final activations.
+
+        `readings` `[tokens, columns]`: what has been read of the tokens, see `readings.py`.
+        """
+        for stage in range(len(self.reads)):
+            steered = self._applied(steered, stage, rows, readings)
+        if self.norm_gates.shape[1] == 0:
             return steered
-        keeps_norm = self.preserves_norm.index_select(0, rows).unsqueeze(-1)
+        keeps_norm = readings.gather(1, self.norm_gates.index_select(0, rows)).amax(1, keepdim=True) > 0
         return torch.where(keeps_norm, restore_norm(steered, before), steered)
 
-    def _applied(self, steered: Tensor, reads: Tensor, writes: Tensor, numbers: Tensor) -> Tensor:
-        """After one stage: `reads` and `writes` `[tokens, width, hidden]`, `numbers` `[tokens, width, 8]`."""
+    def _applied(self, steered: Tensor, stage: int, rows: Tensor, readings: Tensor) -> Tensor:
+        """After one stage."""
+        reads, writes, numbers = (
+            tensor[stage].index_select(0, rows) for tensor in (self.reads, self.writes, self.numbers)
+        )
         slope, bias, floor, low, high, strength, is_sigmoid, is_step = numbers.unbind(-1)
         found = torch.addcmul(bias, (steered.unsqueeze(1) * reads).sum(-1), slope)
         if self._has_sigmoid:
@@ -95,6 +124,8 @@ class PlaceSlots:
             found = torch.where(is_step > 0, (found > 0).to(found.dtype), found)
         found = torch.maximum(found, floor)
         changes = (torch.clamp(found, low, high) - found) * strength
+        if self._has_gates:
+            changes = changes * readings.gather(1, self.gates[stage].index_select(0, rows).unsqueeze(1))
         if changes.shape[1] == 1:
             return torch.addcmul(steered, changes, writes.squeeze(1))
         return steered + (changes.unsqueeze(-1) * writes).sum(1)

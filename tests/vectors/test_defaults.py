@@ -67,7 +67,7 @@ def test_a_vector_says_what_the_table_has_as_default(row: Default) -> None:
 def test_a_request_has_the_fields_that_the_table_names() -> None:
     named = {row.in_request for row in DEFAULTS if row.in_request}
     assert named <= set(SteeringEntry.model_fields)
-    assert set(SteeringEntry.model_fields) - named == {"vector", "layers", "preserve_norm"}
+    assert set(SteeringEntry.model_fields) - named == {"vector", "layers", "preserve_norm", "when"}
 
 
 def test_the_page_on_steering_names_every_field_and_choice() -> None:

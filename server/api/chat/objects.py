@@ -10,6 +10,7 @@ from server.api.generation.objects import (
     AppliedSteering,
     ChatFinishReason,
     ChosenTokenLogprob,
+    GateCount,
     ProbeScores,
     ProbeScoresDelta,
     UnixSeconds,
@@ -58,6 +59,7 @@ class ChatChoice(TypedDict):
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason
     probes: NotRequired[dict[str, ProbeScores]]
+    gates: NotRequired[list[GateCount]]
     token_ids: NotRequired[list[int]]
 
 
@@ -107,6 +109,7 @@ class ChatChunkChoice(TypedDict):
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason | None
     probes: NotRequired[dict[str, ProbeScoresDelta]]
+    gates: NotRequired[list[GateCount]]
     token_ids: NotRequired[list[int]]
 
 

@@ -29,7 +29,7 @@ from server.api.generation.choices import check_num_choices, usage_of
 from server.api.generation.dialogue import Dialogue, Replies, ReplyPiece, replies_to
 from server.api.generation.logprobs import shown_logprobs
 from server.api.generation.objects import Usage
-from server.api.generation.probes import shown_delta, shown_scores
+from server.api.generation.probes import shown_delta, shown_gates, shown_scores
 from server.api.generation.running import Choice, TokenEntry
 from server.api.generation.steering import applied_steering, plan_of
 from server.api.http.auth import require
@@ -115,6 +115,8 @@ class _ChatAnswer:
             }
             if self.plan.probes:
                 shown["probes"] = shown_scores(choice)
+            if self.plan.gated:
+                shown["gates"] = shown_gates(choice)
             if self.head.shows_token_ids:
                 shown["token_ids"] = list(piece.token_ids)
             choices.append(shown)
@@ -169,6 +171,8 @@ class _ChatAnswer:
             chunk["choices"][0]["finish_reason"] = piece.finish_reason
             if self.plan.probes:
                 chunk["choices"][0]["probes"] = shown_delta(choice, (), has_summary=True)
+            if self.plan.gated:
+                chunk["choices"][0]["gates"] = shown_gates(choice)
             yield chunk
 
     def _begin_stream(self, chunk: ChatCompletionChunk) -> None:

@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 from server.api.generation.objects import (
     AppliedSteering,
     CompletionFinishReason,
+    GateCount,
     ProbeScores,
     ProbeScoresDelta,
     UnixSeconds,
@@ -34,6 +35,7 @@ class CompletionChoice(TypedDict):
     logprobs: CompletionLogprobs | None
     finish_reason: CompletionFinishReason
     probes: NotRequired[dict[str, ProbeScores]]
+    gates: NotRequired[list[GateCount]]
     token_ids: NotRequired[list[int]]
     prompt_token_ids: NotRequired[list[int]]
 
@@ -58,6 +60,7 @@ class CompletionChunkChoice(TypedDict):
     logprobs: CompletionLogprobs | None
     finish_reason: CompletionFinishReason | None
     probes: NotRequired[dict[str, ProbeScoresDelta]]
+    gates: NotRequired[list[GateCount]]
     token_ids: NotRequired[list[int]]
     prompt_token_ids: NotRequired[list[int]]
 

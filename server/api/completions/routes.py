@@ -30,7 +30,7 @@ from server.api.generation.choices import (
     usage_of,
 )
 from server.api.generation.objects import Usage
-from server.api.generation.probes import shown_delta, shown_scores
+from server.api.generation.probes import shown_delta, shown_gates, shown_scores
 from server.api.generation.running import Choice, Generation, Piece, TokenEntry
 from server.api.generation.steering import applied_steering, plan_of
 from server.api.http.auth import require
@@ -198,6 +198,8 @@ class _CompletionAnswer:
             }
             if self.plan.probes:
                 shown["probes"] = shown_scores(choice)
+            if self.plan.gated:
+                shown["gates"] = shown_gates(choice)
             if self.head.shows_token_ids:
                 shown["token_ids"] = list(piece.token_ids)
                 shown["prompt_token_ids"] = list(choice.request.prompt)
@@ -262,6 +264,8 @@ class _CompletionAnswer:
         }
         if self.plan.probes:
             shown["probes"] = shown_delta(choice, piece.readings, has_summary=piece.finish_reason is not None)
+        if self.plan.gated and piece.finish_reason is not None:
+            shown["gates"] = shown_gates(choice)
         if self.head.shows_token_ids:
             shown["token_ids"] = list(piece.token_ids)
         return self._chunk_around([shown])

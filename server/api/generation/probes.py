@@ -1,10 +1,10 @@
-"""Probe scores as answers show them: of the tokens of a piece, and of a whole choice."""
+"""Probe scores as answers show them, of the tokens of a piece and of a whole choice; and what its gates let through."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from server.api.generation.objects import ProbeScores, ProbeScoresDelta
+from server.api.generation.objects import GateCount, ProbeScores, ProbeScoresDelta
 from server.api.generation.running import Choice
 from server.engine.request import TokenReadings
 from server.steering.plan import PlanProbe
@@ -27,6 +27,17 @@ def shown_scores(choice: Choice) -> dict[str, ProbeScores]:
         if prompt is not None:
             shown[probe.name]["prompt_scores"] = prompt
     return shown
+
+
+def shown_gates(choice: Choice) -> list[GateCount]:
+    """How many tokens each gate has let through so far, in the order of the plan's entries."""
+    plan = choice.request.plan
+    counts = choice.readings[-1].gates if choice.readings else ((0, 0),) * len(plan.gated)
+    numbers = [number for number, entry in enumerate(plan.entries) if entry.gate is not None]
+    return [
+        {"entry": number, "vector": plan.entries[number].vector, "open": num_open, "of": num_gated}
+        for number, (num_open, num_gated) in zip(numbers, counts, strict=True)
+    ]
 
 
 def shown_delta(

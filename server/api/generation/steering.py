@@ -7,12 +7,19 @@ import re
 
 from anyio.to_thread import run_sync
 
-from server.api.generation.objects import AppliedSteering
-from server.api.generation.wire import MAX_STEERING_ENTRIES, GenerationFields, ProbeEntry, SteeredFields, SteeringEntry
+from server.api.generation.objects import AppliedGate, AppliedSteering
+from server.api.generation.wire import (
+    MAX_STEERING_ENTRIES,
+    GateEntry,
+    GenerationFields,
+    ProbeEntry,
+    SteeredFields,
+    SteeringEntry,
+)
 from server.api.http.services import Services
 from server.errors import ApiError, InvalidRequest, NotFound, from_vectors_error
-from server.steering.plan import UNSTEERED, PlanEntry, SteeringPlan
-from server.steering.resolution import ProbeSpec, SteeringRefused, SteeringSpec, resolve_plan
+from server.steering.plan import UNSTEERED, PlanEntry, PlanGate, SteeringPlan
+from server.steering.resolution import GateSpec, ProbeSpec, SteeringRefused, SteeringSpec, resolve_plan
 from vectors.errors import InvalidLayers
 from vectors.operations import RULES
 from vectors.vocabulary import DEFAULT_POSITIONS, parse_layers
@@ -64,7 +71,16 @@ def spec_of_entry(entry: SteeringEntry, index: int) -> SteeringSpec:
         preserve_norm=entry.preserve_norm,
         min=entry.min,
         max=entry.max,
+        gate=None if entry.when is None else _gate_of(entry.when),
     )
+
+
+def _gate_of(entry: GateEntry) -> GateSpec:
+    name, at, revision = entry.probe.partition("@")
+    is_above = entry.above is not None
+    threshold = entry.above if entry.above is not None else entry.below
+    assert threshold is not None, "checked by GateEntry"
+    return GateSpec(name, threshold, revision if at else None, entry.layer, is_above, entry.sharpness, entry.latch)
 
 
 def probe_of_entry(entry: ProbeEntry, index: int) -> ProbeSpec:
@@ -149,4 +165,23 @@ def _applied(entry: PlanEntry) -> AppliedSteering:
     }
     if RULES[applied.operation].takes_interval:
         shown["min"], shown["max"] = applied.min, applied.max
+    if entry.gate is not None:
+        shown["when"] = _applied_gate(entry.gate)
+    return shown
+
+
+def _applied_gate(gate: PlanGate) -> AppliedGate:
+    site, layer = gate.place
+    shown: AppliedGate = {
+        "probe": gate.vector,
+        "revision": gate.revision,
+        "site": site,
+        "layer": layer,
+        "sharpness": gate.sharpness,
+        "latch": gate.latch,
+    }
+    if gate.is_above:
+        shown["above"] = gate.threshold
+    else:
+        shown["below"] = gate.threshold
     return shown

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from server.api.http.wire import UNIQUE, WireModel
 from server.errors import InvalidRequest
-from vectors.vocabulary import LAYERS_PATTERN, MAX_LAYER, NAME_PATTERN, PARTS, Operation, Part, Positions
+from vectors.vocabulary import LAYERS_PATTERN, MAX_LAYER, NAME_PATTERN, PARTS, Latch, Operation, Part, Positions
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
@@ -100,6 +100,29 @@ VECTOR_NAME_SCHEMA: dict[str, Any] = {"type": "string", "pattern": f"^{NAME_PATT
 """The name of a vector."""
 
 
+class GateEntry(WireModel):
+    """`when` of an entry: on which tokens it acts."""
+
+    probe: str
+    """The vector that is read: a name in the registry, or `name@revision`."""
+    layer: Annotated[int, Field(ge=0, le=MAX_LAYER)] | None = None
+    """The decoder block where it is read, not after the entry's. Default: the vector's own, if it has only one."""
+    above: float | None = None
+    """The entry acts where the score is above this, in the probe's own unit."""
+    below: float | None = None
+    """The entry acts where the score is below this. Either `above` or `below` is required."""
+    sharpness: Annotated[float, Field(gt=0)] | None = None
+    """With k: the entry acts at the strength sigmoid(k · distance from the threshold), not wholly or not at all."""
+    latch: Latch = "token"
+    """`token`: each token is judged alone. `rest`: the gate stays open to the end once it has opened."""
+
+    @model_validator(mode="after")
+    def _check_threshold(self) -> GateEntry:
+        if (self.above is None) == (self.below is None):
+            raise PydanticCustomError("invalid_value", "expected either above or below", {"at": "above"})
+        return self
+
+
 class SteeringEntry(WireModel):
     """An entry of `steering`: one vector and how to apply it."""
 
@@ -121,6 +144,8 @@ class SteeringEntry(WireModel):
     """For `cap`: the least that is left of what the vector reads, in its own unit. Default: the vector's own."""
     max: float | None = None
     """For `cap`: the most that is left of it. If only one of both is given, the other end is open."""
+    when: GateEntry | None = None
+    """On which tokens it acts, by what a probe reads of them. Default: on all in its positions and parts."""
 
 
 class ProbeEntry(WireModel):

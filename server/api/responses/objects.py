@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from server.api.generation.objects import AppliedSteering, ChosenTokenLogprob, InputUsage, ProbeScores, UnixSeconds
+from server.api.generation.objects import (
+    AppliedSteering,
+    ChosenTokenLogprob,
+    GateCount,
+    InputUsage,
+    ProbeScores,
+    UnixSeconds,
+)
 from server.api.http.objects import PageFields
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -188,7 +195,8 @@ class RequestEcho(TypedDict):
 class ResponseObject(RequestEcho):
     """A response, with fields of its request, the steering that was applied, and what its probes read.
 
-    `probes` has the scores of all generated tokens, reasoning and calls included.
+    `probes` has the scores of all generated tokens, reasoning and calls included. `gates`: what they let through so
+    far.
     """
 
     id: str
@@ -205,6 +213,7 @@ class ResponseObject(RequestEcho):
     usage: InputUsage | None
     steering: list[AppliedSteering]
     probes: NotRequired[dict[str, ProbeScores]]
+    gates: NotRequired[list[GateCount]]
 
 
 class DeletedResponse(TypedDict):

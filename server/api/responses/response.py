@@ -9,8 +9,9 @@ from typing import Literal
 
 from server.api.generation.choices import usage_of
 from server.api.generation.dialogue import Replies
-from server.api.generation.objects import ChatFinishReason, InputUsage, ProbeScores
-from server.api.generation.probes import shown_delta, shown_scores
+from server.api.generation.objects import ChatFinishReason, InputUsage
+from server.api.generation.probes import shown_delta, shown_gates, shown_scores
+from server.api.generation.running import Choice
 from server.api.generation.steering import applied_steering
 from server.api.responses.echo import echo_of
 from server.api.responses.events import OutputEvent, ResponseEvent, ResponseEventType, ResponseStreamEvent
@@ -112,16 +113,20 @@ class ResponseInProgress:
             "top_p": self.sampling.top_p,
             "usage": None if self._finish_reason is None else self._usage(),
             "steering": applied_steering(self.plan),
-            "probes": self._probes(),
+            "probes": shown_scores(self._choice),
+            "gates": shown_gates(self._choice),
             **echo_of(self.body),
         }
         if not self.plan.probes:
             del shown["probes"]
+        if not self.plan.gated:
+            del shown["gates"]
         return shown
 
-    def _probes(self) -> dict[str, ProbeScores]:
+    @property
+    def _choice(self) -> Choice:
         (choice,) = self.replies.generation.choices
-        return shown_scores(choice)
+        return choice
 
     def _usage(self) -> InputUsage:
         usage = usage_of(self.replies.generation.choices, self.body.num_choices)

@@ -11,13 +11,13 @@ import torch
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.model import LoadedModel, prepare_model
 from server.engine.request import EngineRequest, Generate, SamplingParams, TokenOutput
-from server.steering.plan import UNSTEERED, PlanEntry, PlanProbe, SteeringPlan
+from server.steering.plan import UNSTEERED, PlanEntry, PlanGate, PlanProbe, SteeringPlan
 from tests.families import HIDDEN, LAYERS, build
-from tests.reference import Steer
+from tests.reference import Gate, Steer
 from vectors.applied import AppliedVector
 from vectors.operations import Feature
 from vectors.vector import SteeringVector
-from vectors.vocabulary import Positions
+from vectors.vocabulary import Latch, Positions
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -150,6 +150,15 @@ def probe_of(steer: Steer, *, is_before: bool = False, name: str = "probe") -> P
     return PlanProbe(name, "test", vector.revision, place, feature, positions, is_before, steer.scale)
 
 
+def gate_of(gate: Gate, applied: AppliedVector) -> PlanGate:
+    """The engine's gate of an entry that is applied so."""
+    probe = probe_of(gate.probe)
+    return PlanGate(
+        "gate", probe.revision, probe.place, probe.feature, gate.threshold, gate.is_above, gate.sharpness,
+        cast(Latch, gate.latch), is_before=probe.place in applied.places,
+    )  # fmt: skip
+
+
 def plan_of(*steers: Steer, probes: Iterable[PlanProbe] = ()) -> SteeringPlan:
     """The engine's plan for the same steering that the reference applies."""
     entries = []
@@ -170,5 +179,6 @@ def plan_of(*steers: Steer, probes: Iterable[PlanProbe] = ()) -> SteeringPlan:
             min=steer.low,
             max=steer.high,
         )
-        entries.append(PlanEntry("test", vector.revision, applied, steer.parts))  # type: ignore[arg-type]
+        gate = None if steer.gate is None else gate_of(steer.gate, applied)
+        entries.append(PlanEntry("test", vector.revision, applied, steer.parts, gate))  # type: ignore[arg-type]
     return SteeringPlan(entries, probes)

@@ -47,7 +47,8 @@ def test_an_output_is_steered_and_captured_in_any_layout(layout: str, operation:
     place = ("residual", 0)
     rows = torch.tensor([row, 0, row, row, 0, row])
     with_slots = rows.nonzero().squeeze(1) if bank.has_slots(row) else None
-    activations = StepActivations(rows, with_slots, {place: torch.arange(6)})  # type: ignore[dict-item]
+    readings = torch.tensor([[1.0, 0.0, -1.0]]).repeat(4, 1)  # always, never, unread
+    activations = StepActivations(rows, with_slots, {place: torch.arange(6)}, readings=readings)  # type: ignore[dict-item]
     with torch.inference_mode(), hooks.step(activations):
         output = module()
     expected = before.clone()

@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from server.steering.plan import UNSTEERED, PlanEntry
-from server.steering.resolution import SteeringRefused, SteeringSpec, plan_of_vectors, resolve_plan
+from server.steering.resolution import (
+    GateSpec,
+    ProbeSpec,
+    SteeringRefused,
+    SteeringSpec,
+    plan_of_vectors,
+    resolve_plan,
+)
 from vectors.errors import CannotSteer
 from vectors.positions import Phase
 from vectors.store import VectorStore
@@ -144,6 +151,41 @@ def test_whatever_changes_activations_changes_the_fingerprint(store: VectorStore
         for one in asked
     ]
     assert len({plan.fingerprint(Phase.RESPONSE) for plan in plans}) == len(asked)
+
+
+def test_a_gate_and_its_numbers_are_part_of_the_steering_and_probes_are_not(store: VectorStore) -> None:
+    """The key of cached pages, and that of the bank's rows."""
+    gates = [
+        None, GateSpec("one", 0.0), GateSpec("one", 0.1), GateSpec("one", 0.0, is_above=False),
+        GateSpec("one", 0.0, sharpness=2.0), GateSpec("one", 0.0, latch="rest"), GateSpec("one", 0.0, layer=0),
+    ]  # fmt: skip
+    plans = [resolve_plan([SteeringSpec("two", layers=(2,), gate=gate)], store, Model()) for gate in gates]
+    assert len({plan.fingerprint(Phase.RESPONSE) for plan in plans}) == len(gates)
+    probes = [ProbeSpec("one"), ProbeSpec("two", layers=(0,), name="x")]
+    read = resolve_plan([SteeringSpec("two", layers=(2,), gate=gates[1])], store, Model(), probes)
+    assert read.fingerprint(Phase.RESPONSE) == plans[1].fingerprint(Phase.RESPONSE)
+    assert read.row_fingerprint(Phase.RESPONSE) != plans[1].row_fingerprint(Phase.RESPONSE)
+    assert read.fingerprint(Phase.PROMPT) == read.row_fingerprint(Phase.PROMPT) == b""
+    only = resolve_plan([], store, Model(), probes)
+    assert (only.fingerprint(Phase.RESPONSE), only.is_steered) == (b"", False)
+    assert [probe.threshold for probe in only.probes] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("gate", "code", "words"),
+    [
+        (GateSpec("nobody", 0.0), None, "nobody"),
+        (GateSpec("two", 0.0), "invalid_gate", "several layers"),
+        (GateSpec("one", 0.0, layer=2), "invalid_gate", "mlp of layer 2, which comes after residual of layer 0"),
+        (GateSpec("wide", 0.0), "vector_does_not_fit", "hidden size"),
+    ],
+)
+def test_a_gate_that_cannot_be_judged_in_time_is_refused(
+    store: VectorStore, gate: GateSpec, code: str | None, words: str
+) -> None:
+    with pytest.raises(SteeringRefused, match=words) as caught:
+        resolve_plan([SteeringSpec("two", gate=gate)], store, Model())
+    assert (caught.value.index, caught.value.field, caught.value.code) == (0, "when", code)
 
 
 def test_a_vector_of_no_registry_is_checked_too() -> None:

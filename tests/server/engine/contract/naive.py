@@ -148,6 +148,7 @@ class NaiveEngine:
 
     def _outputs(self, job: _Job) -> Iterator[TokenOutput]:
         try:
+            assert not job.request.plan.gated, "gates are compared with tests/reference.py"
             yield from self._worked(job)
         except InterruptedError:
             yield TokenOutput(job.request.request_id, finish_reason=FinishReason.ABORT)
