@@ -6,6 +6,7 @@ the design, on full forward passes without a KV cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Steer:
-    """One steering entry in the plainest words: `direction` at `layer` and `site`."""
+    """One steering entry in the plainest words: `direction` at `layer` and `site`.
+
+    With `read` of its own, both may be `[rank, hidden]`.
+    """
 
     direction: Tensor
     layer: int
@@ -25,7 +29,24 @@ class Steer:
     positions: str = "response"
     operation: str = "add"
     preserve_norm: bool = False
+    low: float | None = None
+    high: float | None = None
+    read: Tensor | None = None
+    bias: float = 0.0
+    activation: str = "identity"
     parts: tuple[str, ...] = ("reasoning", "content", "structured")
+    gate: Gate | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """When an entry acts: `probe` is read at its place, before the steering there if the entry acts at that place."""
+
+    probe: Steer
+    threshold: float
+    is_above: bool = True
+    sharpness: float | None = None
+    latch: str = "token"
 
 
 PartOf = Callable[[Sequence[int]], str]
@@ -63,8 +84,62 @@ def _in_scope(entry: Steer, position: int, num_prompt: int, part: str) -> bool:
     return entry.positions in ("response", "all") and position >= num_prompt - 1 and part in entry.parts
 
 
-def steered(activation: Tensor, entries: Sequence[Steer], num_prompt: int, parts: Sequence[str]) -> Tensor:
-    """Apply the entries of one place to `[tokens, hidden]`, token by token, in float32."""
+def written(found: float, entry: Steer) -> float:
+    """How often the operation adds the direction where the vector reads `found`."""
+    match entry.operation:
+        case "ablate":
+            return -entry.scale * found
+        case "amplify":
+            return entry.scale * found
+        case "clamp":
+            return entry.scale - found
+        case "cap":
+            kept = found if entry.low is None else max(found, entry.low)
+            kept = kept if entry.high is None else min(kept, entry.high)
+            return entry.scale * (kept - found)
+    raise ValueError(entry.operation)
+
+
+def score(h: Tensor, entry: Steer, row: Any = ...) -> float:
+    """What the entry's vector reads of `[hidden]`, in its own unit; `row` picks one of several directions."""
+    direction = entry.direction[row].double()
+    read = direction / (direction @ direction) if entry.read is None else entry.read[row].double()
+    found = float(h.double() @ read) + entry.bias
+    match entry.activation:
+        case "identity":
+            return found
+        case "relu":
+            return max(found, 0.0)
+        case "sigmoid":
+            return 1 / (1 + math.exp(-found))
+        case "step":
+            return float(found > 0)
+    raise ValueError(entry.activation)
+
+
+def opened(gate: Gate, read: Sequence[float], in_scope: Sequence[bool]) -> list[float]:
+    """How far the gate is open at each token, given what its probe reads of each."""
+    found: list[float] = []
+    is_latched = False
+    for reading, is_in in zip(read, in_scope, strict=True):
+        beyond = (reading - gate.threshold) * (1 if gate.is_above else -1)
+        value = float(beyond > 0) if gate.sharpness is None else 1 / (1 + math.exp(-gate.sharpness * beyond))
+        found.append((1.0 if is_latched else value) if is_in else 0.0)
+        is_latched = is_latched or (gate.latch == "rest" and is_in and value > 0.5)
+    return found
+
+
+def steered(
+    activation: Tensor,
+    entries: Sequence[Steer],
+    num_prompt: int,
+    parts: Sequence[str],
+    opening: Callable[[Steer, int], float] = lambda entry, position: 1.0,
+) -> Tensor:
+    """Apply the entries of one place to `[tokens, hidden]`, token by token, in float32.
+
+    `opening`: how far an entry's gate is open at a position.
+    """
     result = activation.clone()
     for position in range(activation.shape[0]):
         active = [entry for entry in entries if _in_scope(entry, position, num_prompt, parts[position])]
@@ -72,14 +147,16 @@ def steered(activation: Tensor, entries: Sequence[Steer], num_prompt: int, parts
         h = before
         for entry in active:
             if entry.operation == "add":
-                h = h + entry.scale * entry.direction.float()
+                h = h + opening(entry, position) * entry.scale * entry.direction.float()
         for entry in active:
-            unit = entry.direction.float() / entry.direction.float().norm()
-            if entry.operation == "ablate":
-                h = h - entry.scale * (h @ unit) * unit
-            elif entry.operation == "clamp":
-                h = h - (h @ unit) * unit + entry.scale * entry.direction.float().norm() * unit
-        if any(entry.preserve_norm for entry in active):
+            if entry.operation == "add":
+                continue
+            rows = range(len(entry.direction)) if entry.direction.dim() == 2 else (...,)
+            reading = h  # before any of the vector's directions writes
+            for row in rows:
+                change = written(score(reading, entry, row), entry) * entry.direction[row].float()
+                h = h + opening(entry, position) * change
+        if any(entry.preserve_norm and opening(entry, position) > 0 for entry in active):
             h = h * (before.norm() / h.norm())
         result[position] = h.to(activation.dtype)
     return result
@@ -89,16 +166,44 @@ def _install(
     model: nn.Module, steers: Sequence[Steer], num_prompt: int, parts: Sequence[str]
 ) -> list[torch.utils.hooks.RemovableHandle]:
     handles = []
+    read: dict[int, list[float]] = {}
+    """What the gate of an entry reads of each token, by the entry's place in `steers`."""
+
+    def gate_hook(number: int, probe: Steer) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            activation = _activation(output)
+            read[number] = [score(row, probe) for row in activation.reshape(-1, activation.shape[-1])]
+
+        return hook
+
+    def install_gates(*, before: bool) -> None:
+        for number, steer in enumerate(steers):
+            if steer.gate is not None:
+                probe = steer.gate.probe
+                if before == ((probe.site, probe.layer) == (steer.site, steer.layer)):
+                    module = site_module(model, probe.site, probe.layer)
+                    handles.append(module.register_forward_hook(gate_hook(number, probe)))
+
+    def opening(entry: Steer, position: int) -> float:
+        if entry.gate is None:
+            return 1.0
+        number = next(number for number, steer in enumerate(steers) if steer is entry)
+        found = read[number]
+        in_scope = [_in_scope(entry, place, num_prompt, parts[place]) for place in range(len(found))]
+        return opened(entry.gate, found, in_scope)[position]
+
+    install_gates(before=True)
     for site, layer in {(steer.site, steer.layer) for steer in steers}:
         here = [steer for steer in steers if (steer.site, steer.layer) == (site, layer)]
 
         def hook(module: nn.Module, args: object, output: object, here: list[Steer] = here) -> object:
             activation = _activation(output)
             tokens = activation.reshape(-1, activation.shape[-1])
-            changed = steered(tokens, here, num_prompt, parts).view_as(activation)
+            changed = steered(tokens, here, num_prompt, parts, opening).view_as(activation)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         handles.append(site_module(model, site, layer).register_forward_hook(hook))
+    install_gates(before=False)
     return handles
 
 
@@ -120,6 +225,36 @@ def steered_logits(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def scores(
+    model: nn.Module,
+    tokens: Sequence[int],
+    probe: Steer,
+    steers: Sequence[Steer] = (),
+    num_prompt: int | None = None,
+    *,
+    before: bool = False,
+) -> list[float]:
+    """What `probe` reads of each token in one full pass under `steers`, after the steering at its place or before."""
+    num_prompt = len(tokens) if num_prompt is None else num_prompt
+    found: list[float] = []
+
+    def read(module: nn.Module, args: object, output: object) -> None:
+        activation = _activation(output)
+        found.extend(score(row, probe) for row in activation.reshape(-1, activation.shape[-1]))
+
+    module = site_module(model, probe.site, probe.layer)
+    handles = [module.register_forward_hook(read)] if before else []
+    handles += _install(model, steers, num_prompt, ["content"] * len(tokens))
+    handles += [] if before else [module.register_forward_hook(read)]
+    try:
+        model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def greedy(

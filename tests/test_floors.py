@@ -141,7 +141,7 @@ FLOORS: dict[str, str] = {
         __init__ content measurement objects scoring tools wire
         answer_head running steering
         choices
-        dialogue logprobs
+        dialogue logprobs probes
     """,
     "server.api.http": """
         __init__ objects paths
@@ -170,7 +170,7 @@ FLOORS: dict[str, str] = {
     """,
     "server.bench": """
         __init__ offline paper_loop structured traffic
-        training
+        adaptive training
     """,
     "server.cli": """
         errors logs output signals
@@ -217,7 +217,7 @@ FLOORS: dict[str, str] = {
         __init__ attention generation_config grammar pacing packing precision refusal
         late_entry masks recurrent
         branches cache checkpoint_files context entry_probe evidence fused_blocks request self_test towers
-        checkpoint fusion_probe protocol sampler wanted
+        checkpoint fusion_probe protocol readings sampler wanted
         adapter weights
         admission description kv_pages queries
         page_table
@@ -257,8 +257,9 @@ FLOORS: dict[str, str] = {
         __init__ routes
     """,
     "server.steering": """
-        __init__ parts plan
-        bank resolution
+        __init__ parts plan slots
+        readings resolution
+        bank
         hooks
     """,
     "server.training": """

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from vectors.vocabulary import (
+    ACTIVATIONS,
+    DEFAULT_ACTIVATION,
     DEFAULT_LAYERS,
     DEFAULT_LAYERS_CHOICES,
     DEFAULT_OPERATION,
@@ -27,6 +29,7 @@ from vectors.vocabulary import (
     PARTS,
     POSITIONS,
     SITES,
+    Activation,
     DefaultLayers,
     Operation,
     Part,
@@ -122,6 +125,32 @@ class VectorDefaults:
         _one_of(DEFAULT_LAYERS_CHOICES),
         "the layers of a request that names none; with `none`, it must name them",
     )
+    activation: Activation = _default(
+        DEFAULT_ACTIVATION, _one_of(ACTIVATIONS), "the function of what the vector reads", flag="--activation"
+    )
+    min: float | None = _default(
+        None,
+        {"type": "number"},
+        "the least that `cap` leaves of what the vector reads, in its own unit",
+        in_request="min",
+        flag="--min",
+        metavar="NUMBER",
+    )
+    max: float | None = _default(
+        None,
+        {"type": "number"},
+        "the most that `cap` leaves of it",
+        in_request="max",
+        flag="--max",
+        metavar="NUMBER",
+    )
+    threshold: float | None = _default(
+        None,
+        {"type": "number"},
+        "the score above which a probe of the vector counts a token; without one 0, or 0.5 of a probability",
+        flag="--threshold",
+        metavar="NUMBER",
+    )
     description: str = _default(
         "",
         {"type": "string", "maxLength": MAX_DESCRIPTION},
@@ -157,6 +186,10 @@ class ChangedDefaults(TypedDict, total=False):
     positions: Positions
     parts: Sequence[Part]
     default_layers: DefaultLayers
+    activation: Activation
+    min: float
+    max: float
+    threshold: float
     description: str
     metadata: Mapping[str, Any]
 

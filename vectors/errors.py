@@ -51,7 +51,7 @@ class CannotSteer(InvalidVector):
     """The vector cannot steer this model as asked. `param` is the parameter at fault, None for the vector as a whole.
 
     `code` says what is wrong, for programs: `vector_does_not_fit`, `site_not_available`, `invalid_layers`,
-    `invalid_scale`, `invalid_operation`, `invalid_positions`.
+    `invalid_scale`, `invalid_interval`, `invalid_operation`, `invalid_positions`.
     """
 
     def __init__(self, message: str, param: str | None, code: str) -> None:

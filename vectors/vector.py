@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Self
@@ -20,14 +20,14 @@ from torch import Tensor
 from vectors.defaults import DEFAULTS, VectorDefaults
 from vectors.errors import InvalidVector
 from vectors.vocabulary import (
-    DEFAULT_LAYERS,
+    ACTIVATIONS,
     DEFAULT_LAYERS_CHOICES,
-    DEFAULT_PARTS,
     MAX_DESCRIPTION,
     MAX_LAYER,
     MAX_METADATA_BYTES,
     MAX_METADATA_DEPTH,
     MAX_MODEL_ID,
+    MAX_RANK,
     OPERATIONS,
     PARTS,
     POSITIONS,
@@ -40,24 +40,40 @@ DTYPES: Mapping[torch.dtype, str] = MappingProxyType(
 )
 """The dtypes that a direction may have, with their names."""
 
+_LATER = ("parts", "default_layers", "activation", "min", "max", "threshold")
+"""Defaults that files did not have at first: left out where they are not set, so older files keep their revision."""
+
 
 @dataclass(frozen=True, eq=False)
 class SteeringVector(VectorDefaults):
     """Directions at one site, with their defaults.
 
     `directions`: layer (0-based decoder block) -> CPU tensor `[hidden]`, float32, float16 or bfloat16, kept as given
-    (iterates in the order of layers). `default_scale`, `operation`, `positions` and `parts` (of the response, in the
-    order of `PARTS`) apply unless a request overrides them. `metadata` is the owner's JSON, `training` the record of
-    how the vector was made, `model` what it was made for. Raises `InvalidVector` naming what is wrong and where.
+    (iterates in the order of layers). With `reads`, read directions of its own (as `directions`, for all layers or for
+    none), a vector may have several directions a layer, `[rank, hidden]`; `biases` `[rank]` go with them. The vector
+    reads `activation(h·read + bias)`, see `operations.py`.
+
+    `default_scale`, `operation`, `positions` and `parts` (of the response, in the order of `PARTS`) apply unless a
+    request overrides them; `min` and `max` are the interval of `cap`. `metadata` is the owner's JSON, `training` the
+    record of how the vector was made, `model` what it was made for. Raises `InvalidVector` naming what is wrong and
+    where.
     """
 
     directions: Mapping[int, Tensor]
+    reads: Mapping[int, Tensor] = field(default_factory=dict)
+    biases: Mapping[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_choice("site", self.site, SITES)
         _check_choice("operation", self.operation, OPERATIONS)
         _check_choice("positions", self.positions, POSITIONS)
         _check_choice("default_layers", self.default_layers, DEFAULT_LAYERS_CHOICES)
+        _check_choice("activation", self.activation, ACTIVATIONS)
+        for name in ("min", "max", "threshold"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _finite(name, getattr(self, name)))
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise InvalidVector(f"expected min at most max, got {self.min:g} and {self.max:g}", "min")
         object.__setattr__(self, "parts", checked_parts(self.parts))
         object.__setattr__(self, "default_scale", _finite("default_scale", self.default_scale))
         for name, text, longest in (
@@ -71,7 +87,9 @@ class SteeringVector(VectorDefaults):
         object.__setattr__(self, "metadata", _frozen_json("metadata", self.metadata))
         if self.training is not None:
             object.__setattr__(self, "training", _frozen_json("training", self.training))
-        object.__setattr__(self, "directions", _checked_directions(self.directions, self.site))
+        object.__setattr__(self, "directions", _checked_directions(self.directions, self.site, bool(self.reads)))
+        object.__setattr__(self, "reads", _checked_reads(self.reads, self.directions, self.site))
+        object.__setattr__(self, "biases", _checked_biases(self.biases, self.reads, self.site))
 
     def __eq__(self, other: object) -> bool:
         return self.revision == other.revision if isinstance(other, SteeringVector) else NotImplemented
@@ -82,7 +100,12 @@ class SteeringVector(VectorDefaults):
     @property
     def hidden_size(self) -> int:
         """Width of every direction."""
-        return int(next(iter(self.directions.values())).shape[0])
+        return int(next(iter(self.directions.values())).shape[-1])
+
+    @property
+    def rank(self) -> int:
+        """The most directions at one layer."""
+        return max(1 if direction.dim() == 1 else direction.shape[0] for direction in self.directions.values())
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -98,24 +121,28 @@ class SteeringVector(VectorDefaults):
     def defaults(self) -> dict[str, Any]:
         """Everything except the directions, as JSON; the canonical file keeps it under `steering_vector`.
 
-        `parts` and `default_layers` are included only if they differ from the default, so older files keep their
-        revision.
+        What older files do not have is included only if it differs from the default, so that they keep their revision.
         """
-        said = {row.name: _plain(getattr(self, row.name)) for row in DEFAULTS}
-        if self.parts == DEFAULT_PARTS:
-            del said["parts"]
-        if self.default_layers == DEFAULT_LAYERS:
-            del said["default_layers"]
-        return said
+        return {
+            row.name: _plain(getattr(self, row.name))
+            for row in DEFAULTS
+            if row.name not in _LATER or getattr(self, row.name) != row.default
+        }
 
     @cached_property
     def revision(self) -> str:
-        """SHA-256 (64 hex digits) of the content: the defaults, and each direction's layer, dtype and bytes."""
+        """SHA-256 (64 hex digits) of the content: the defaults; each tensor's layer, dtype, shape and bytes."""
         digest = hashlib.sha256(b"tiller steering vector 1\n")
         digest.update(canonical_json(self.defaults).encode())
         for layer, direction in self.directions.items():
-            digest.update(f"\n{layer} {DTYPES[direction.dtype]} {direction.shape[0]}\n".encode())
+            shape = "x".join(map(str, direction.shape))
+            digest.update(f"\n{layer} {DTYPES[direction.dtype]} {shape}\n".encode())
             digest.update(raw_bytes(direction))
+        for kind, tensors in (("read", self.reads), ("bias", self.biases)):
+            for layer, tensor in tensors.items():
+                shape = "x".join(map(str, tensor.shape))
+                digest.update(f"\n{layer} {kind} {DTYPES[tensor.dtype]} {shape}\n".encode())
+                digest.update(raw_bytes(tensor))
         return digest.hexdigest()
 
     def with_defaults(self, **changes: Any) -> Self:
@@ -142,7 +169,7 @@ def canonical_json(value: Any) -> str:
 
 
 def raw_bytes(direction: Tensor) -> bytes:
-    """Little-endian bytes of a 1-D tensor, whatever its dtype."""
+    """Little-endian bytes of a tensor, whatever its dtype."""
     return direction.contiguous().view(torch.uint8).numpy().tobytes()
 
 
@@ -215,7 +242,7 @@ def _is_deeper(value: object, levels: int) -> bool:
     return levels == 0 or any(_is_deeper(entry, levels - 1) for entry in entries)
 
 
-def _checked_directions(directions: object, site: str) -> Mapping[int, Tensor]:
+def _checked_directions(directions: object, site: str, has_reads: bool) -> Mapping[int, Tensor]:
     if not isinstance(directions, Mapping) or not directions:
         raise InvalidVector("expected at least one direction, got none", "directions")
     checked: dict[int, Tensor] = {}
@@ -224,30 +251,83 @@ def _checked_directions(directions: object, site: str) -> Mapping[int, Tensor]:
             what = layer if isinstance(layer, int) and -(2**63) < layer < 2**63 else type(layer).__name__
             raise InvalidVector(f"expected layers from 0 to {MAX_LAYER}, got {what}", "directions")
     for layer in sorted(directions):
-        checked[layer] = _checked_direction(directions[layer], f"{site}.{layer}")
-    widths = {direction.shape[0] for direction in checked.values()}
+        name = f"{site}.{layer}"
+        checked[layer] = _checked_direction(directions[layer], name)
+        shape = list(checked[layer].shape)
+        if len(shape) > 1 and not has_reads:
+            raise InvalidVector(
+                f"direction {name}: expected shape [hidden] where there are no read directions, got {shape}",
+                name,
+            )
+    widths = {direction.shape[-1] for direction in checked.values()}
     if len(widths) > 1:
         raise InvalidVector(f"the directions have different hidden sizes: {sorted(widths)[:8]}", "directions")
     return MappingProxyType(checked)
 
 
-def _checked_direction(direction: object, name: str) -> Tensor:
-    if not isinstance(direction, Tensor) or direction.layout is not torch.strided or direction.is_meta:
-        raise InvalidVector(f"direction {name} is not a dense tensor", name)
-    if direction.dtype not in DTYPES:
-        kind = str(direction.dtype).removeprefix("torch.")
-        raise InvalidVector(f"direction {name}: expected one of {', '.join(DTYPES.values())}, got {kind}", name)
-    if direction.dim() != 1 or direction.shape[0] == 0:
-        raise InvalidVector(f"direction {name}: expected shape [hidden], got {list(direction.shape)}", name)
-    direction = direction.detach()
-    finite = torch.isfinite(direction)
+def _checked_reads(reads: object, directions: Mapping[int, Tensor], site: str) -> Mapping[int, Tensor]:
+    """Read directions for every layer or for none."""
+    if not isinstance(reads, Mapping) or not set(reads) <= set(directions):
+        raise InvalidVector("expected read directions at layers that have directions", "reads")
+    missing = [layer for layer in directions if layer not in reads]
+    if reads and missing:
+        raise InvalidVector(f"there is no read direction at layer {missing[0]}", f"{site}.{missing[0]}.read")
+    checked: dict[int, Tensor] = {}
+    for layer, direction in directions.items():
+        name = f"{site}.{layer}.read"
+        if reads:
+            checked[layer] = _checked_direction(reads[layer], name)
+            if checked[layer].shape != direction.shape:
+                raise InvalidVector(
+                    f"{name}: expected the shape of {site}.{layer}, {list(direction.shape)}, got "
+                    f"{list(checked[layer].shape)}",
+                    name,
+                )
+    return MappingProxyType(checked)
+
+
+def _checked_biases(biases: object, reads: Mapping[int, Tensor], site: str) -> Mapping[int, Tensor]:
+    if not isinstance(biases, Mapping) or not set(biases) <= set(reads):
+        raise InvalidVector("expected biases at layers that have read directions", "biases")
+    checked: dict[int, Tensor] = {}
+    for layer in sorted(biases):
+        name = f"{site}.{layer}.bias"
+        bias = _dense("bias", biases[layer], name).reshape(-1)
+        rank = 1 if reads[layer].dim() == 1 else reads[layer].shape[0]
+        if bias.shape != (rank,):
+            raise InvalidVector(f"{name}: expected {rank} numbers, got {bias.shape[0]}", name)
+        checked[layer] = bias.cpu().contiguous().clone()
+    return MappingProxyType(checked)
+
+
+def _dense(kind: str, tensor: object, name: str) -> Tensor:
+    """A finite tensor of one of `DTYPES`."""
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_meta:
+        raise InvalidVector(f"{kind} {name} is not a dense tensor", name)
+    if tensor.dtype not in DTYPES:
+        found = str(tensor.dtype).removeprefix("torch.")
+        raise InvalidVector(f"{kind} {name}: expected one of {', '.join(DTYPES.values())}, got {found}", name)
+    tensor = tensor.detach()
+    finite = torch.isfinite(tensor.reshape(-1))
     if not bool(finite.all()):
         index = int((~finite).nonzero()[0])
-        what = "NaN" if bool(torch.isnan(direction[index])) else "infinity"
-        raise InvalidVector(f"direction {name} contains {what} at index {index}", name)
-    if not bool((direction != 0).any()):
+        what = "NaN" if bool(torch.isnan(tensor.reshape(-1)[index])) else "infinity"
+        raise InvalidVector(f"{kind} {name} contains {what} at index {index}", name)
+    return tensor
+
+
+def _checked_direction(direction: object, name: str) -> Tensor:
+    if isinstance(direction, Tensor) and direction.layout is torch.strided and direction.dtype in DTYPES:
+        shape = list(direction.shape)
+        if len(shape) not in (1, 2) or 0 in shape or (len(shape) == 2 and shape[0] > MAX_RANK):
+            raise InvalidVector(
+                f"direction {name}: expected shape [hidden] or [rank, hidden] of rank at most {MAX_RANK}, got {shape}",
+                name,
+            )
+    dense = _dense("direction", direction, name)
+    if not bool((dense != 0).any(-1).all()):
         raise InvalidVector(f"direction {name} is all zeros", name)
-    norm = float(direction.double().norm())
-    if not 0.0 < norm < float(torch.finfo(torch.float32).max):
-        raise InvalidVector(f"direction {name} has norm {norm}, outside the range of float32", name)
-    return direction.cpu().contiguous().clone()
+    for norm in dense.double().norm(dim=-1).reshape(-1).tolist():
+        if not 0.0 < norm < float(torch.finfo(torch.float32).max):
+            raise InvalidVector(f"direction {name} has norm {norm}, outside the range of float32", name)
+    return dense.cpu().contiguous().clone()

@@ -18,8 +18,14 @@ Site: TypeAlias = Literal["residual", "attention", "mlp", "post_attention_norm"]
 Place: TypeAlias = tuple[Site, int]
 """A (site, layer)."""
 
-Operation: TypeAlias = Literal["add", "ablate", "clamp"]
-"""How a direction is applied: add it, remove its component, or set its component."""
+Operation: TypeAlias = Literal["add", "ablate", "clamp", "cap", "amplify"]
+"""How a direction is applied: add it; remove, set or limit what the vector reads; or add it as often as it is read."""
+
+Activation: TypeAlias = Literal["identity", "relu", "sigmoid", "step"]
+"""The function of what a vector reads: none, its positive part, a probability, or 1 where it is positive, else 0."""
+
+Latch: TypeAlias = Literal["token", "rest"]
+"""How long a gate stays open: for the token whose probe says so, or from it to the end of the response."""
 
 Positions: TypeAlias = Literal["prompt", "response", "all"]
 """Which tokens are steered; `response` begins at the last prompt token."""
@@ -38,14 +44,20 @@ DefaultLayers: TypeAlias = Literal["all", "none"]
 
 SITES: tuple[Site, ...] = get_args(Site)
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+LATCHES: tuple[Latch, ...] = get_args(Latch)
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 POSITIONS: tuple[Positions, ...] = get_args(Positions)
 PARTS: tuple[Part, ...] = get_args(Part)
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 DEFAULT_LAYERS_CHOICES: tuple[DefaultLayers, ...] = get_args(DefaultLayers)
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 
+SITES_IN_ORDER: tuple[Site, ...] = ("attention", "post_attention_norm", "mlp", "residual")
+"""The sites in the order in which a block computes them."""
+
 DEFAULT_SITE: Site = "residual"
 DEFAULT_OPERATION: Operation = "add"
+DEFAULT_ACTIVATION: Activation = "identity"
 DEFAULT_POSITIONS: Positions = "response"
 DEFAULT_SCALE = 1.0
 DEFAULT_LAYERS: DefaultLayers = "all"
@@ -54,6 +66,9 @@ DEFAULT_PARTS: tuple[Part, ...] = ("reasoning", "content", "structured")
 
 DEFAULT_FILE_FORMAT: FileFormat = "safetensors"
 DEFAULT_CONVENTION: Convention = "as_applied"
+
+MAX_RANK = 64
+"""The most directions that a vector may have at one layer."""
 
 MAX_LAYER = 4095
 """The largest number of a decoder block, counted from 0."""

@@ -101,7 +101,7 @@ def run_bench(
     timings: dict[Workload, list[Timing]] = {workload: [] for workload in workloads}
     for repeat in range(repeats + 1):
         for workload in workloads:
-            timing = measure(engine, workload, seed=repeat)
+            timing = measure(engine, workload, repeat)
             if repeat:
                 timings[workload].append(timing)
             advance()
@@ -114,9 +114,12 @@ def peak_memory_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def measure(engine: Engine, workload: Workload, seed: int) -> Timing:
-    """Run the workload once, on random prompts that no other seed shares. The engine has nothing else to do."""
-    plans = _plans(engine, workload.num_vectors)
+def measure(engine: Engine, workload: Workload, seed: int, plans: Sequence[SteeringPlan] | None = None) -> Timing:
+    """Run the workload once, on random prompts that no other seed shares. The engine has nothing else to do.
+
+    `plans`: those of the requests, in turn; None: with as many vectors as the workload says.
+    """
+    plans = _plans(engine, workload.num_vectors) if plans is None else plans
     generator = random.Random(f"{seed} {workload.num_vectors} {workload.batch}")
     work = Generate(workload.new_tokens, SamplingParams(temperature=0.0, ignore_eos=True))
     clock = _Clock(workload.batch)

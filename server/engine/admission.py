@@ -36,6 +36,10 @@ def check_request(request: EngineRequest, info: ModelInfo, max_tokens: int) -> N
     num_known = len(request.prompt) + len(response)
     if num_known + num_to_generate > max_tokens:
         raise ContextTooLong(max_tokens, num_known, num_to_generate)
+    if request.plan.probes and not isinstance(request.work, Generate):
+        raise InvalidWork("probes are read only where text is generated")
+    if isinstance(request.work, Branch) and any(plan.gated for plan in (request.plan, *request.work.plans)):
+        raise InvalidWork("branches cannot be steered by entries with gates")
     tokens = (*request.prompt, *response, *named)
     if min(tokens) < 0 or max(tokens) >= info.vocab_size:
         raise TokenOutsideVocabulary(info.vocab_size)

@@ -23,7 +23,7 @@ class StepInputs:
     slots: tuple[Tensor, ...]
     wanted: Tensor
     row_of_token: Tensor | None
-    low_rank_tokens: Tensor | None
+    slot_tokens: Tensor | None
     vocabulary: Tensor | None
 
 
@@ -37,7 +37,7 @@ class StepBuffers:
         self._slots = [IndexBuffer(max_tokens, device) for _ in range(num_groups)]
         self._wanted = IndexBuffer(max_tokens, device)
         self._row_of_token = IndexBuffer(max_tokens, device)
-        self._low_rank_tokens = IndexBuffer(max_tokens, device)
+        self._slot_tokens = IndexBuffer(max_tokens, device)
 
     def write(self, batch: StepBatch) -> StepInputs:
         """Copy `batch` to the device, overwriting the previous step."""
@@ -47,9 +47,7 @@ class StepBuffers:
             slots=tuple(buffer.write(own) for buffer, own in zip(self._slots, batch.slots, strict=True)),
             wanted=self._wanted.write(batch.wanted),
             row_of_token=None if batch.row_of_token is None else self._row_of_token.write(batch.row_of_token),
-            low_rank_tokens=(
-                None if batch.low_rank_tokens is None else self._low_rank_tokens.write(batch.low_rank_tokens)
-            ),
+            slot_tokens=(None if batch.slot_tokens is None else self._slot_tokens.write(batch.slot_tokens)),
             vocabulary=None if batch.vocabulary is None else torch.from_numpy(batch.vocabulary).to(self._device),
         )
 

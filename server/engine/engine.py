@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.engine.admission import check_request
 from server.engine.errors import (
@@ -22,7 +22,6 @@ from server.engine.errors import (
     EngineStopped,
     QueueFull,
     StepFailed,
-    WorkFailed,
 )
 from server.engine.kv_pages import KVPages
 from server.engine.model import LoadedModel
@@ -36,7 +35,6 @@ from server.engine.request import (
     OutputSink,
     Priority,
     RequestState,
-    TokenLogprobs,
     TokenOutput,
 )
 from server.engine.runner import Runner
@@ -332,24 +330,24 @@ class BatchingEngine:
         sequence, token = verdict.sequence, verdict.token
         self._totals["generated"] += token is not None
         if verdict.reason is None:
-            return sequence, TokenOutput(sequence.request.request_id, token, verdict.logprobs)
-        return self._finish(sequence, verdict.reason, token=token, logprobs=verdict.logprobs, error=verdict.error)
+            name, logprobs = sequence.request.request_id, verdict.logprobs
+            return sequence, TokenOutput(name, token, logprobs, readings=verdict.readings)
+        return self._finish(sequence, verdict.reason, verdict)
 
     def _finish(
         self,
         sequence: TokenSequence,
         reason: FinishReason,
-        *,
-        token: int | None = None,
-        logprobs: TokenLogprobs | None = None,
-        error: WorkFailed | None = None,
+        verdict: Verdict | None = None,
     ) -> tuple[TokenSequence, TokenOutput]:
         """End a request: return its pages and rows, and make its last event (`_emit` then forgets the request)."""
         self._scheduler.remove(sequence, _FINAL_STATE[reason])
         if sequence.rows is not None:
             self._bank.release(sequence.rows)
             sequence.rows = None
-        return sequence, last_output(sequence, reason, token=token, logprobs=logprobs, error=error)
+        verdict = Verdict(sequence) if verdict is None else verdict
+        last = last_output(sequence, reason, token=verdict.token, logprobs=verdict.logprobs, error=verdict.error)
+        return sequence, replace(last, readings=verdict.readings)
 
     def _emit(self, events: Sequence[tuple[TokenSequence, TokenOutput]]) -> None:
         for sequence, output in events:

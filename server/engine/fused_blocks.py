@@ -113,8 +113,8 @@ class FusedBlocks(nn.Module):
         if steering is not None:
             bank, step = steering.bank, steering.step
             stops = set(step.captures)
-            if step.low_rank_tokens is not None:
-                stops.update(bank.low_rank_places())
+            if step.slot_tokens is not None:
+                stops.update(bank.slot_places())
             numbers = sorted((number_of(place), place) for place in stops)
             if step.row_of_token is not None:
                 left_out = {number for number, _ in numbers} | ({last - 1} if goes_on else set())

@@ -181,6 +181,20 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenReadings:
+    """What the plan's probes read, in their order and their vectors' own units.
+
+    `scores`: of the position whose logits chose the token; None for a probe that does not read the response, empty in
+    an event without a token. `prompt`, in the first event if a probe reads the prompt: the scores of its tokens, or
+    None. `gates`: for each of the plan's gated entries, how many tokens its gate has let through so far, of how many.
+    """
+
+    scores: tuple[float | None, ...]
+    prompt: tuple[tuple[float, ...] | None, ...] | None = None
+    gates: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TokenOutput:
     """One event of a request. The last one, and only the last, has `finish_reason`.
 
@@ -190,7 +204,8 @@ class TokenOutput:
     log-probabilities of head + last; `branch_logits` of `Branch`, float32 `[plans, token_ids]` (CPU; NaN in a row with
     a logit that is not finite); `activations` of `Capture`, `{(site, layer): float32 [positions, hidden]}` (CPU).
     `num_cached_tokens`: prompt tokens that came from the prefix cache. `seconds_queued`: how long the request waited
-    for its first step; None if it had none. `error`: why the request failed, with `FinishReason.ERROR`.
+    for its first step; None if it had none. `readings`: None without probes. `error`: why the request failed, with
+    `FinishReason.ERROR`.
     """
 
     request_id: str
@@ -205,6 +220,7 @@ class TokenOutput:
     activations: Mapping[Place, Tensor] | None = None
     error: WorkFailed | None = None
     is_end: bool = False
+    readings: TokenReadings | None = None
 
 
 OutputSink = Callable[[TokenOutput], None]

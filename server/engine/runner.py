@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,6 +26,8 @@ from server.engine.scheduler import Chunk
 from server.engine.step import PackedChunk, StepBatch, pack_step
 from server.steering.bank import SteeringBank
 from server.steering.hooks import ActivationHooks, StepActivations
+from server.steering.readings import LATCHED, NUM_FIXED_COLUMNS, UNREAD
+from server.steering.slots import ALWAYS, NEVER
 from vectors.vocabulary import Place
 
 
@@ -36,6 +39,7 @@ class ChunkResult:
     `known_logits`: `[n, vocabulary]`, the logits that score known tokens, from the sequence's
     `next_logprob_position` on. `activations`: `{(site, layer): {position: float32 [hidden]}}` on the CPU.
     `is_finite`: False when a row of the logits has NaN or infinity, for example because the steering is too strong.
+    `readings`: `[tokens, readings]`, what the sequence's probes and gates read; None without any.
     `branch_logits`: `[branches, tokens]` of the tokens wanted from a chunk of branches, which need not be finite.
     """
 
@@ -45,6 +49,7 @@ class ChunkResult:
     activations: dict[Place, dict[int, Tensor]]
     is_finite: bool
     branch_logits: Tensor | None = None
+    readings: npt.NDArray[np.float32] | None = None
 
 
 class Runner:
@@ -85,7 +90,11 @@ class Runner:
         batch = pack_step(chunks, self._bank)
         inputs = self._buffers.write(batch)
         captures = {place: torch.from_numpy(tokens).to(self._model.device) for place, tokens in batch.captures.items()}
-        activations = StepActivations(inputs.row_of_token, inputs.low_rank_tokens, captures)
+        readings, latches = _unread(batch, self._bank.num_columns)
+        on_device = None if readings is None else readings.to(self._model.device)
+        activations = StepActivations(
+            inputs.row_of_token, inputs.slot_tokens, captures, readings=on_device, latches=latches
+        )
         with contextlib.ExitStack() as contexts:
             if batch.first_blocks is None:
                 step = self._attention.plan(batch.segments, inputs.slots)
@@ -98,7 +107,7 @@ class Runner:
             contexts.enter_context(self._recurrent_step(batch))
             contexts.enter_context(self._hooks.step(activations))
             logits = self._model.forward(inputs.tokens, inputs.positions, inputs.wanted, inputs.vocabulary)
-        return list(_results(batch, logits, activations.captured))
+        return list(_results(batch, logits, activations))
 
     def _recurrent_step(self, batch: StepBatch) -> contextlib.AbstractContextManager[object]:
         """The step of the recurrent layers, after the copies of states that were noted since the last one."""
@@ -127,10 +136,32 @@ def _span(packed: PackedChunk) -> Span:
     return Span(segment.start, segment.end, slot, segment.num_past == 0, segment.is_branching)
 
 
-def _results(batch: StepBatch, logits: Tensor, captured: Mapping[Place, Tensor]) -> Iterator[ChunkResult]:
-    """Each chunk's share of the step's `logits`, a row for each of `wanted`, and of what was captured."""
+def _unread(batch: StepBatch, num_columns: int) -> tuple[Tensor | None, list[tuple[slice, list[int]]]]:
+    """The step's readings before it, `[slot tokens, columns]`, and its latches; see `server/steering/hooks.py`."""
+    if batch.slot_tokens is None:
+        return None, []
+    readings = torch.full((len(batch.slot_tokens), num_columns), UNREAD)
+    readings[:, ALWAYS], readings[:, NEVER] = 1.0, 0.0
+    latches = []
+    for packed in batch.chunks:
+        own, segment = packed.chunk.sequence.readings, packed.segment
+        if own is None or not own.latched:
+            continue
+        first, last = np.searchsorted(batch.slot_tokens, (segment.start, segment.end)).tolist()
+        for number in own.latched:
+            if own.is_latched(number, segment.num_past):
+                readings[first:last, NUM_FIXED_COLUMNS + number] = LATCHED
+        if last - first > 1:
+            latches.append((slice(first, last), [NUM_FIXED_COLUMNS + number for number in own.latched]))
+    return readings, latches
+
+
+def _results(batch: StepBatch, logits: Tensor, activations: StepActivations) -> Iterator[ChunkResult]:
+    """Each chunk's share of the step's `logits`, a row for each of `wanted`, and of what was captured and read."""
     is_finite = torch.isfinite(logits.amax(dim=-1)).tolist()
-    rows_of_place = {place: iter(rows.cpu()) for place, rows in captured.items()}
+    rows_of_place = {place: iter(rows.cpu()) for place, rows in activations.captured.items()}
+    is_read = any(packed.chunk.sequence.readings is not None for packed in batch.chunks)
+    readings = activations.readings.cpu().numpy() if is_read and activations.readings is not None else None
     offset = 0
     for packed in batch.chunks:
         own = slice(offset, offset + len(packed.wanted))
@@ -147,7 +178,23 @@ def _results(batch: StepBatch, logits: Tensor, captured: Mapping[Place, Tensor])
             known_logits=known if len(known) else None,
             activations=_activations(packed, rows_of_place),
             is_finite=all(is_finite[own]),
+            readings=_readings(packed, batch.slot_tokens, readings),
         )
+
+
+def _readings(
+    packed: PackedChunk, slot_tokens: npt.NDArray[np.int64] | None, found: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.float32] | None:
+    """What was read of the chunk's tokens; `found` `[slot tokens, columns]` is that of the step."""
+    plan, segment = packed.chunk.sequence.request.plan, packed.segment
+    if packed.chunk.sequence.readings is None:
+        return None
+    own = np.full((segment.num_new, plan.num_readings), UNREAD, dtype=np.float32)
+    if found is not None and slot_tokens is not None:
+        first, last = np.searchsorted(slot_tokens, (segment.start, segment.end))
+        columns = slice(NUM_FIXED_COLUMNS, NUM_FIXED_COLUMNS + plan.num_readings)
+        own[slot_tokens[first:last] - segment.start, : found[:, columns].shape[1]] = found[first:last, columns]
+    return own
 
 
 def _activations(

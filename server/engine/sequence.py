@@ -18,6 +18,7 @@ from server.engine.cache import ROOT_KEY, PageKey, PromptKeys, page_key
 from server.engine.grammar import GrammarState, allowed_tokens
 from server.engine.kv_pages import KVPages
 from server.engine.page_table import SequencePages
+from server.engine.readings import SequenceReadings
 from server.engine.recurrent.slots import StateSlots
 from server.engine.request import (
     EngineRequest,
@@ -89,6 +90,7 @@ class TokenSequence:
         self._awaited: tuple[TokenSequence, int] | None = None
         self.known_logprobs: list[TokenLogprobs | None] = []
         self.activations: dict[Place, dict[int, Tensor]] = {}
+        self.readings = SequenceReadings(request.plan, self.num_prompt) if request.plan.num_readings else None
         self.next_scores: tuple[float, ...] = ()
         self.branches = Branches(self.wanted.branches, request.plan, num_skippable_blocks)
         self._kv = kv
@@ -198,7 +200,8 @@ class TokenSequence:
     @property
     def first_needed_position(self) -> int:
         """No position from here on may come from the prefix cache: its output is still wanted."""
-        return min(len(self.tokens) - 1, self.next_logprob_position, *self.missing_captures)
+        unread = () if self.readings is None else (self.readings.first_missing,)
+        return min(len(self.tokens) - 1, self.next_logprob_position, *self.missing_captures, *unread)
 
     @property
     def missing_captures(self) -> set[int]:

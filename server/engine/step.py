@@ -45,7 +45,7 @@ class StepBatch:
     `tokens`, `positions` and `slots` `[tokens]`: each token's id, its position in its sequence, and for each group of
     pages the KV slot that it goes to (`NO_SLOT` if it is not kept). `wanted` `[rows]`: indices of the tokens whose
     logits are wanted, chunk by chunk. `row_of_token` `[tokens]`: rows of the steering bank; None when no token is
-    steered. `low_rank_tokens`: indices of the tokens whose row takes the low-rank path; None when there are none.
+    steered. `slot_tokens`: indices of the tokens whose row has slots; None when there are none.
     `captures`: indices of the tokens to capture at each place.
 
     `first_blocks` `[tokens]`: the first block that each token computes; None when all compute every block.
@@ -58,7 +58,7 @@ class StepBatch:
     slots: Sequence[Int64Array]
     wanted: Int64Array
     row_of_token: Int64Array | None
-    low_rank_tokens: Int64Array | None
+    slot_tokens: Int64Array | None
     captures: Mapping[Place, Int64Array]
     first_blocks: Int64Array | None
     vocabulary: Int64Array | None
@@ -95,7 +95,7 @@ def pack_step(chunks: Sequence[Chunk], bank: SteeringBank) -> StepBatch:
         slots=_slots([entry.segment for entry in packed], num_tokens),
         wanted=np.array([token for entry in packed for token in entry.wanted], dtype=np.int64),
         row_of_token=row_of_token,
-        low_rank_tokens=None if row_of_token is None else _low_rank_tokens(row_of_token, bank),
+        slot_tokens=None if row_of_token is None else _slot_tokens(row_of_token, bank),
         captures=_captures(packed),
         first_blocks=_first_blocks(packed, num_tokens),
         vocabulary=_vocabulary(packed),
@@ -188,6 +188,6 @@ def _rows_of(packed: PackedChunk) -> Int64Array:
     return rows
 
 
-def _low_rank_tokens(row_of_token: Int64Array, bank: SteeringBank) -> Int64Array | None:
-    low_rank = [row for row in np.unique(row_of_token).tolist() if bank.has_low_rank(row)]
-    return np.flatnonzero(np.isin(row_of_token, low_rank)) if low_rank else None
+def _slot_tokens(row_of_token: Int64Array, bank: SteeringBank) -> Int64Array | None:
+    with_slots = [row for row in np.unique(row_of_token).tolist() if bank.has_slots(row)]
+    return np.flatnonzero(np.isin(row_of_token, with_slots)) if with_slots else None

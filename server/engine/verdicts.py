@@ -15,7 +15,7 @@ from torch import Tensor
 
 from server.engine.errors import NoTokenAllowed, OutputNotFinite, StepFailed, WorkFailed
 from server.engine.outputs import next_scores, sampled_logprobs
-from server.engine.request import FinishReason, RequestState, TokenLogprobs
+from server.engine.request import FinishReason, RequestState, TokenLogprobs, TokenReadings
 from server.engine.runner import ChunkResult
 from server.engine.sampler import NO_TOKEN, logprobs_of, sample
 from server.engine.sequence import TokenSequence
@@ -35,6 +35,7 @@ class Verdict:
     logprobs: TokenLogprobs | None = None
     reason: FinishReason | None = None
     error: WorkFailed | None = None
+    readings: TokenReadings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def verdicts_of(results: Sequence[ChunkResult], vocab_size: int) -> list[Verdict
                 assert result.next_logits is not None
                 rows.append(_Row(sequence, result.next_logits, sequence.allowed_next(vocab_size)))
             elif is_last:
-                verdicts.append(Verdict(sequence, reason=FinishReason.LENGTH))
+                verdicts.append(Verdict(sequence, reason=FinishReason.LENGTH, readings=_told(sequence, is_token=False)))
         except BaseException as error:
             verdicts.append(failed(sequence, error))
     drawn = _each(rows, _draw)
@@ -89,6 +90,8 @@ def _advance(result: ChunkResult) -> None:
     if result.branch_logits is not None:
         sequence.branches.add(result.branch_logits)
         return
+    if sequence.readings is not None and result.readings is not None:
+        sequence.readings.note(sequence.num_computed, result.readings)
     for place, found in result.activations.items():
         sequence.activations.setdefault(place, {}).update(found)
     if result.known_logits is not None:
@@ -132,6 +135,10 @@ def _append(row: _Row, drawn: tuple[int, TokenLogprobs | None] | Exception) -> V
         if sequence.state is RequestState.PREFILLING:
             sequence.become(RequestState.DECODING)
         sequence.append(token)
-        return Verdict(sequence, token, logprobs, sequence.finish_reason)
+        return Verdict(sequence, token, logprobs, sequence.finish_reason, readings=_told(sequence, is_token=True))
     except BaseException as error:
         return failed(sequence, error)
+
+
+def _told(sequence: TokenSequence, *, is_token: bool) -> TokenReadings | None:
+    return None if sequence.readings is None else sequence.readings.told(is_token=is_token)

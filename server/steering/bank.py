@@ -1,9 +1,10 @@
 """SteeringBank: the device tensors that steering adds, shared by all running requests.
 
 Every phase of a plan (see `plan.py`), in each part of the response, collapses into one **row**: at each (site, layer)
-the sum of its shifts, and the list of its changes of components (see `vectors/operations.py`). Rows live in
-`[layers, rows, hidden]` float32 tensors, one per site in use. Equal rows are shared by reference count; row 0 is zero.
-A step then needs only one row number per token, so its cost does not depend on how many different vectors run together.
+the sum of its shifts, and the slots that follow them (see `vectors/operations.py`). The shifts live in `[layers, rows,
+hidden]` float32 tensors, one per site in use; the slots in `slots.py`, and what is read in `readings.py`. Equal rows
+are shared by reference count; row 0 is zero. A step then needs only one row number per token, so its cost does not
+depend on how many different vectors run together.
 
 The engine acquires and releases rows; `hooks.py` applies them.
 """
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor
 
 from server.steering.plan import PlanEntry, SteeringPlan
+from server.steering.readings import NUM_FIXED_COLUMNS, PlaceReadings, RowReading
+from server.steering.slots import ALWAYS, PlaceSlots, RowSlots, resized
 from vectors.applied import change_at
-from vectors.operations import PlaceChange, restore_norm
+from vectors.operations import Shift, Slots, as_slots, reading_of
 from vectors.positions import Phase
 from vectors.vocabulary import PARTS, Part, Place, Site
 
@@ -47,7 +50,8 @@ class _Row:
     fingerprint: bytes
     num_holders: int
     add_places: frozenset[Place]
-    low_rank_places: frozenset[Place]
+    slot_places: frozenset[Place]
+    readings: Mapping[Place, Sequence[RowReading]]
 
 
 @dataclass(slots=True)
@@ -56,77 +60,6 @@ class _BranchRows:
 
     rows: tuple[int, ...]
     num_holders: int
-
-
-class LowRankOperations:
-    """What all rows do at one place beyond their shift: changes of components, in order of `slot`, and of the norm.
-
-    Each is `h += (offset - gain * (h·unit)) * unit`, and does nothing where a row has fewer changes. `units` is float32
-    `[slots, rows, hidden]`, `gains` and `offsets` `[slots, rows]`, `preserves_norm` bool `[rows]`. There are as many
-    slots as the row with the most changes needs, because every steered token pays for each.
-    """
-
-    def __init__(self, num_rows: int, hidden_size: int, device: torch.device) -> None:
-        self.units = torch.zeros(1, num_rows, hidden_size, device=device)
-        self.gains = torch.zeros(1, num_rows, device=device)
-        self.offsets = torch.zeros(1, num_rows, device=device)
-        self.preserves_norm = torch.zeros(num_rows, dtype=torch.bool, device=device)
-        self._num_changes: dict[int, int] = {}
-
-    def grow_rows(self, num_rows: int) -> None:
-        """Make room for `num_rows` rows, keeping the existing ones."""
-        self.units = _resized(self.units, 1, num_rows)
-        self.gains = _resized(self.gains, 1, num_rows)
-        self.offsets = _resized(self.offsets, 1, num_rows)
-        self.preserves_norm = _resized(self.preserves_norm, 0, num_rows)
-
-    def write(self, row: int, change: PlaceChange) -> None:
-        """Set `row` to what `change` does beyond its shift."""
-        self.clear(row)
-        self._num_changes[row] = len(change.components)
-        self._resize()
-        for slot, component in enumerate(change.components):
-            self.units[slot, row] = component.unit
-            self.gains[slot, row] = component.gain
-            self.offsets[slot, row] = component.offset
-        self.preserves_norm[row] = change.preserves_norm
-
-    def clear(self, row: int) -> None:
-        """Make `row` do nothing."""
-        self.gains[:, row] = 0
-        self.offsets[:, row] = 0
-        self.units[:, row] = 0
-        self.preserves_norm[row] = False
-        self._num_changes.pop(row, None)
-        self._resize()
-
-    def _resize(self) -> None:
-        """Have the slots that the rows need, and one at least."""
-        num_slots = max([1, *self._num_changes.values()])
-        if num_slots != self.units.shape[0]:
-            self.units, self.gains, self.offsets = (
-                _resized(tensor, 0, num_slots) for tensor in (self.units, self.gains, self.offsets)
-            )
-
-    def apply(self, steered: Tensor, before: Tensor, rows: Tensor) -> Tensor:
-        """`steered` (after the shifts), `before` (untouched), float32 `[tokens, hidden]` -> the final activations."""
-        for units, gains, offsets in zip(self.units, self.gains, self.offsets, strict=True):
-            unit = units.index_select(0, rows)
-            component = (steered * unit).sum(-1)
-            change = offsets.index_select(0, rows) - gains.index_select(0, rows) * component
-            steered = steered + change.unsqueeze(-1) * unit
-        keeps_norm = self.preserves_norm.index_select(0, rows).unsqueeze(-1)
-        return torch.where(keeps_norm, restore_norm(steered, before), steered)
-
-
-def _resized(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """A copy of `size` along `dim`: what there was, as far as it fits, and zeros."""
-    shape = list(tensor.shape)
-    shape[dim] = size
-    resized = tensor.new_zeros(shape)
-    kept = min(size, tensor.shape[dim])
-    resized.narrow(dim, 0, kept).copy_(tensor.narrow(dim, 0, kept))
-    return resized
 
 
 class SteeringBank:
@@ -138,13 +71,15 @@ class SteeringBank:
         self._device = device
         self._capacity = _INITIAL_ROWS
         self._adds: dict[Site, Tensor] = {}
-        self._low_rank: dict[Place, LowRankOperations] = {}
+        self._slots: dict[Place, PlaceSlots] = {}
+        self._readings: dict[Place, PlaceReadings] = {}
         self._rows: dict[int, _Row] = {}
         self._row_of: dict[bytes, int] = {}
         self._branches: dict[tuple[SteeringPlan, ...], _BranchRows] = {}
         self._free = list(range(_INITIAL_ROWS - 1, 0, -1))
         self._uses_of_adds: Counter[Place] = Counter()
-        self._uses_of_low_rank: Counter[Place] = Counter()
+        self._uses_of_slots: Counter[Place] = Counter()
+        self._uses_of_readings: Counter[Place] = Counter()
 
     @property
     def num_rows_in_use(self) -> int:
@@ -204,17 +139,27 @@ class SteeringBank:
             rows = self._adds[site]
             yield (site, layer), rows.data_ptr() + layer * rows.stride(0) * rows.element_size()
 
-    def low_rank_places(self) -> Iterable[Place]:
-        """The places where `low_rank` has operations."""
-        return self._low_rank.keys() & self._uses_of_low_rank.keys()
+    def slot_places(self) -> Iterable[Place]:
+        """The places where `slots` or `readings` has something."""
+        return (self._slots.keys() & self._uses_of_slots.keys()) | self._readings.keys()
 
-    def low_rank(self, place: Place) -> LowRankOperations | None:
-        """The low-rank operations at `place`, or None when no running plan has any there."""
-        return self._low_rank[place] if place in self._uses_of_low_rank else None
+    def slots(self, place: Place) -> PlaceSlots | None:
+        """The slots at `place`, or None when no running plan has any there."""
+        return self._slots[place] if place in self._uses_of_slots else None
 
-    def has_low_rank(self, row: int) -> bool:
-        """True when `row` takes the second path somewhere."""
-        return row != 0 and bool(self._rows[row].low_rank_places)
+    def readings(self, place: Place) -> PlaceReadings | None:
+        """What is read at `place`, or None when no running plan reads there."""
+        return self._readings.get(place)
+
+    def has_slots(self, row: int) -> bool:
+        """True when `row` does more than shift somewhere: it has slots, or reads."""
+        return row != 0 and bool(self._rows[row].slot_places or self._rows[row].readings)
+
+    @property
+    def num_columns(self) -> int:
+        """How many columns the readings of a step need; see `readings.py`."""
+        every = (one.column for row in self._rows.values() for own in row.readings.values() for one in own)
+        return 1 + max(every, default=NUM_FIXED_COLUMNS - 1)
 
     @property
     def is_idle(self) -> bool:
@@ -222,39 +167,42 @@ class SteeringBank:
         return not self._rows
 
     def _acquire_scope(self, plan: SteeringPlan, phase: Phase, part: Part) -> int:
-        fingerprint = plan.fingerprint(phase, part)
+        fingerprint = plan.row_fingerprint(phase, part)
         if not fingerprint:
             return 0
         row = self._row_of.get(fingerprint)
         if row is None:
-            row = self._write(fingerprint, plan.in_scope(phase, part))
+            row = self._write(fingerprint, plan, phase, part)
         self._rows[row].num_holders += 1
         return row
 
-    def _write(self, fingerprint: bytes, entries: Sequence[PlanEntry]) -> int:
+    def _write(self, fingerprint: bytes, plan: SteeringPlan, phase: Phase, part: Part) -> int:
         if not self._free:
             self._grow()
         row = self._free[-1]  # removed last, so that a failed write leaves it free
-        applied = [entry.applied for entry in entries]
+        entries, readings = plan.in_scope(phase, part), _readings_of(plan, phase, part)
         adds: set[Place] = set()
-        low_rank: set[Place] = set()
+        slots: set[Place] = set()
         try:
-            for place in {place for one in applied for place in one.places}:
-                change = change_at(applied, place)
-                if change.shift is not None:
+            for place in {place for entry in entries for place in entry.applied.places}:
+                shift, own_slots = _changes_at(place, plan, entries)
+                if shift is not None:
                     adds.add(place)
-                    self._tensor_of(place[0])[place[1], row] = change.shift.to(self._device)
-                if change.components or change.preserves_norm:
-                    low_rank.add(place)
-                    self._low_rank_at(place).write(row, change)
+                    self._tensor_of(place[0])[place[1], row] = shift.to(self._device)
+                if own_slots.slots or own_slots.norm_gates:
+                    slots.add(place)
+                    self._slots_at(place).write(row, own_slots)
+            for place, own in readings.items():
+                self._readings_at(place).write(row, own)
         except BaseException:
-            self._clear(row, adds, low_rank)  # the next plan in this row may act at other places
+            self._clear(row, adds, slots, readings)  # the next plan in this row may act at other places
             raise
         self._free.pop()
-        self._rows[row] = _Row(fingerprint, 0, frozenset(adds), frozenset(low_rank))
+        self._rows[row] = _Row(fingerprint, 0, frozenset(adds), frozenset(slots), readings)
         self._row_of[fingerprint] = row
         self._uses_of_adds.update(adds)
-        self._uses_of_low_rank.update(low_rank)
+        self._uses_of_slots.update(slots)
+        self._uses_of_readings.update(readings.keys())
         return row
 
     def _release_row(self, number: int) -> None:
@@ -262,18 +210,22 @@ class SteeringBank:
         row.num_holders -= 1
         if row.num_holders:
             return
-        self._clear(number, row.add_places, row.low_rank_places)
+        self._clear(number, row.add_places, row.slot_places, row.readings)
         _drop_uses(self._uses_of_adds, row.add_places)
-        for place in _drop_uses(self._uses_of_low_rank, row.low_rank_places):
-            del self._low_rank[place]
+        for place in _drop_uses(self._uses_of_slots, row.slot_places):
+            del self._slots[place]
+        for place in _drop_uses(self._uses_of_readings, row.readings):
+            del self._readings[place]
         del self._rows[number], self._row_of[row.fingerprint]
         self._free.append(number)
 
-    def _clear(self, number: int, add_places: Iterable[Place], low_rank_places: Iterable[Place]) -> None:
-        for site, layer in add_places:
+    def _clear(self, number: int, adds: Iterable[Place], slots: Iterable[Place], readings: Iterable[Place]) -> None:
+        for site, layer in adds:
             self._tensor_of(site)[layer, number] = 0
-        for place in low_rank_places:
-            self._low_rank_at(place).clear(number)
+        for place in slots:
+            self._slots_at(place).clear(number)
+        for place in readings:
+            self._readings_at(place).write(number, ())
 
     def _tensor_of(self, site: Site) -> Tensor:
         tensor = self._adds.get(site)
@@ -282,24 +234,61 @@ class SteeringBank:
             self._adds[site] = tensor
         return tensor
 
-    def _low_rank_at(self, place: Place) -> LowRankOperations:
-        operations = self._low_rank.get(place)
-        if operations is None:
-            operations = LowRankOperations(self._capacity, self._hidden_size, self._device)
-            self._low_rank[place] = operations
-        return operations
+    def _slots_at(self, place: Place) -> PlaceSlots:
+        slots = self._slots.get(place)
+        if slots is None:
+            slots = self._slots[place] = PlaceSlots(self._capacity, self._hidden_size, self._device)
+        return slots
+
+    def _readings_at(self, place: Place) -> PlaceReadings:
+        readings = self._readings.get(place)
+        if readings is None:
+            readings = self._readings[place] = PlaceReadings(self._capacity, self._hidden_size, self._device)
+        return readings
 
     def _grow(self) -> None:
         capacity = self._capacity * 2
         for site, tensor in self._adds.items():
-            self._adds[site] = _resized(tensor, 1, capacity)
-        for operations in self._low_rank.values():
-            operations.grow_rows(capacity)
+            self._adds[site] = resized(tensor, 1, capacity)
+        for slots in self._slots.values():
+            slots.grow_rows(capacity)
+        for readings in self._readings.values():
+            readings.grow_rows(capacity)
         self._free.extend(range(capacity - 1, self._capacity - 1, -1))
         self._capacity = capacity
 
 
-def _drop_uses(uses: Counter[Place], places: frozenset[Place]) -> list[Place]:
+def _changes_at(place: Place, plan: SteeringPlan, entries: Sequence[PlanEntry]) -> tuple[Tensor | None, RowSlots]:
+    """What `entries` of `plan` do at `place`: the shift without a gate, then shifts that have one, then the others."""
+    here = [entry for entry in entries if place in entry.applied.places]
+    shift = change_at([entry.applied for entry in here if entry.gate is None], place).shift
+    gated_shifts: list[tuple[Slots, int]] = []
+    slots: list[tuple[Slots, int]] = []
+    norm_gates: list[int] = []
+    for entry in here:
+        column = ALWAYS if entry.gate is None else NUM_FIXED_COLUMNS + plan.number_of_gate(entry)
+        change = change_at([entry.applied], place)
+        if entry.gate is not None and change.shift is not None:
+            gated_shifts.append((as_slots(Shift(change.shift)), column))
+        slots += [(own, column) for own in change.slots]
+        norm_gates += [column] if change.preserves_norm else []
+    return shift, RowSlots((*gated_shifts, *slots), tuple(dict.fromkeys(norm_gates)))
+
+
+def _readings_of(plan: SteeringPlan, phase: Phase, part: Part) -> dict[Place, list[RowReading]]:
+    """What the plan's probes and gates read of tokens of `phase` and `part`, by place."""
+    found: dict[Place, list[RowReading]] = {}
+    for number, probe in plan.probes_of(phase):
+        one = RowReading(NUM_FIXED_COLUMNS + number, reading_of(probe.feature), probe.is_before)
+        found.setdefault(probe.place, []).append(one)
+    for entry in plan.in_scope(phase, part):
+        if (gate := entry.gate) is not None:
+            column = NUM_FIXED_COLUMNS + plan.number_of_gate(entry)
+            found.setdefault(gate.place, []).append(RowReading(column, reading_of(gate.feature), gate.is_before, gate))
+    return found
+
+
+def _drop_uses(uses: Counter[Place], places: Iterable[Place]) -> list[Place]:
     """Count one use less at `places`; return the places that are no longer in use."""
     unused = []
     for place in places:

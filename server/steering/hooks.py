@@ -6,9 +6,10 @@ context that cannot nest and is cleared when the step ends. Outside such a conte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from server.steering.bank import LowRankOperations, SteeringBank
+from server.steering.bank import SteeringBank
 from server.steering.plan import entry_block
+from server.steering.readings import Readings, latch
+from server.steering.slots import PlaceSlots
 from vectors.sites import ModelSites, activation_of
 from vectors.vocabulary import Place
 
@@ -27,25 +30,46 @@ class StepActivations:
     """One step's steering and capture.
 
     `row_of_token`: int64 `[tokens]` on the model's device, or None when no token is steered.
-    `low_rank_tokens`: int64 indices of the tokens whose row takes the low-rank path, or None.
+    `slot_tokens`: int64 indices of the tokens whose row has slots somewhere, or None.
     `captures`: place -> int64 indices of the tokens to capture; `captured` receives float32 `[indices, hidden]`.
+    `readings`: float32 `[slot tokens, columns]`, which receives what is read of them (`readings.py`).
+    `latches`: the rows of `readings` of each sequence with several tokens, and the columns of its latched gates.
     `by_block`: the same for blocks that compute only some of the step's tokens. A block's output goes by the next one.
     """
 
     row_of_token: Tensor | None = None
-    low_rank_tokens: Tensor | None = None
+    slot_tokens: Tensor | None = None
     captures: Mapping[Place, Tensor] = field(default_factory=dict)
     captured: dict[Place, Tensor] = field(default_factory=dict)
     by_block: Mapping[int, StepActivations] = field(default_factory=dict)
+    readings: Tensor | None = None
+    latches: Sequence[tuple[slice, Sequence[int]]] = ()
+    reading_rows: Tensor | None = None
+    """The rows of `readings` that belong to the slot tokens; None: all of them, in order."""
+
+    @cached_property
+    def slot_rows(self) -> Tensor:
+        """The bank rows of the slot tokens."""
+        assert self.row_of_token is not None
+        assert self.slot_tokens is not None
+        return self.row_of_token.index_select(0, self.slot_tokens)
+
+    def own_readings(self) -> Tensor:
+        """The rows of `readings` that belong to the slot tokens; a copy unless they are all of them."""
+        assert self.readings is not None
+        return self.readings if self.reading_rows is None else self.readings.index_select(0, self.reading_rows)
 
     def of_tokens(self, tokens: npt.NDArray[np.int64]) -> StepActivations:
         """The step for a block that computes only `tokens`, ascending indices; it captures into the same dictionary."""
         rows = self.row_of_token
         return StepActivations(
             row_of_token=None if rows is None else rows.index_select(0, torch.from_numpy(tokens).to(rows.device)),
-            low_rank_tokens=None if self.low_rank_tokens is None else _found_in(tokens, self.low_rank_tokens),
+            slot_tokens=None if self.slot_tokens is None else _found_in(tokens, self.slot_tokens),
             captures={place: _found_in(tokens, captured) for place, captured in self.captures.items()},
             captured=self.captured,
+            readings=self.readings,
+            latches=self.latches,
+            reading_rows=None if self.slot_tokens is None else _kept_of(self.slot_tokens, tokens),
         )
 
 
@@ -54,6 +78,11 @@ def _found_in(tokens: npt.NDArray[np.int64], wanted: Tensor) -> Tensor:
     own = wanted.cpu().numpy()
     places = np.searchsorted(tokens, own[np.isin(own, tokens)])
     return torch.from_numpy(places).to(wanted.device)
+
+
+def _kept_of(wanted: Tensor, tokens: npt.NDArray[np.int64]) -> Tensor:
+    """Which of those that are `wanted` are in `tokens`, by their indices."""
+    return torch.from_numpy(np.flatnonzero(np.isin(wanted.cpu().numpy(), tokens))).to(wanted.device)
 
 
 class ActivationHooks:
@@ -105,28 +134,41 @@ def change_and_capture(place: Place, bank: SteeringBank, step: StepActivations, 
 
 def _steer(place: Place, bank: SteeringBank, step: StepActivations, row_of_token: Tensor, activation: Tensor) -> None:
     adds = bank.adds(place)
-    low_rank = bank.low_rank(place) if step.low_rank_tokens is not None else None
-    if adds is None and low_rank is None:
+    slots = readings = None
+    if step.slot_tokens is not None:
+        slots, readings = bank.slots(place), bank.readings(place)
+    if adds is None and slots is None and readings is None:
         return
     flat = activation.reshape(-1, activation.shape[-1])
-    exact = None
-    if low_rank is not None:
-        assert step.low_rank_tokens is not None
-        exact = _low_rank_activations(flat, adds, low_rank, step.low_rank_tokens, row_of_token)
+    if readings is not None and readings.before.is_used:
+        _read(readings.before, flat, step)
+    exact = None if slots is None else _after_slots(flat, adds, slots, step)
     if adds is not None:
         flat.add_(adds.index_select(0, row_of_token))
     if exact is not None:
-        assert step.low_rank_tokens is not None
-        flat.index_copy_(0, step.low_rank_tokens, exact)
+        assert step.slot_tokens is not None
+        flat.index_copy_(0, step.slot_tokens, exact)
+    if readings is not None and readings.after.is_used:
+        _read(readings.after, flat, step)
     if flat.untyped_storage().data_ptr() != activation.untyped_storage().data_ptr():
         activation.copy_(flat.view_as(activation))  # its layout allowed no view, so `flat` is a copy
 
 
-def _low_rank_activations(
-    flat: Tensor, adds: Tensor | None, low_rank: LowRankOperations, tokens: Tensor, row_of_token: Tensor
-) -> Tensor:
-    """Final activations of `tokens`, computed in float32 from the unsteered ones and cast back once."""
-    rows = row_of_token.index_select(0, tokens)
-    before = flat.index_select(0, tokens).to(torch.float32)
-    steered = before if adds is None else before + adds.index_select(0, rows)
-    return low_rank.apply(steered, before, rows).to(flat.dtype)
+def _after_slots(flat: Tensor, adds: Tensor | None, slots: PlaceSlots, step: StepActivations) -> Tensor:
+    """Final activations of the slot tokens, computed in float32 from the unsteered ones and cast back once."""
+    assert step.slot_tokens is not None
+    before = flat.index_select(0, step.slot_tokens).to(torch.float32)
+    steered = before if adds is None else before + adds.index_select(0, step.slot_rows)
+    return slots.apply(steered, before, step.slot_rows, step.own_readings()).to(flat.dtype)
+
+
+def _read(readings: Readings, flat: Tensor, step: StepActivations) -> None:
+    """Read the slot tokens of `flat` into the step's readings."""
+    assert step.slot_tokens is not None
+    assert step.readings is not None
+    found = step.own_readings()
+    readings.read(flat.index_select(0, step.slot_tokens).to(torch.float32), step.slot_rows, found)
+    if step.reading_rows is not None:
+        step.readings.index_copy_(0, step.reading_rows, found)
+    if readings.has_latch:
+        latch(step.readings, step.latches)

@@ -18,21 +18,51 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vectors.applied import AppliedVector
+from vectors.operations import Feature
 from vectors.positions import Phase, coverage_of
-from vectors.vocabulary import PARTS, Part, Place
+from vectors.vocabulary import PARTS, Latch, Part, Place, Positions
+
+
+@dataclass(frozen=True)
+class PlanGate:
+    """When an entry acts: on tokens of which a pinned revision, read at `place`, says more or less than `threshold`.
+
+    It opens wholly where the score is above the threshold (below it unless `is_above`), or with a `sharpness` k by
+    `sigmoid(k·(score - threshold))`. A `latch` of `rest` keeps it open from there on. `is_before`: it reads before the
+    steering at its place, which is the entry's own.
+    """
+
+    vector: str
+    revision: str
+    place: Place
+    feature: Feature
+    threshold: float
+    is_above: bool
+    sharpness: float | None
+    latch: Latch
+    is_before: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """Text that differs whenever it may let through other tokens."""
+        sharpness = None if self.sharpness is None else self.sharpness.hex()
+        return json.dumps(
+            [self.revision, self.place, self.threshold.hex(), self.is_above, sharpness, self.latch, self.is_before]
+        )
 
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """One entry of a plan: a pinned revision, what it does, and the parts of the response that it steers.
+    """One entry of a plan: a pinned revision, what it does, the parts of the response that it steers, and when.
 
-    `vector` is its name in the registry, or empty for a vector outside of any registry.
+    `vector` is its name in the registry, or empty for a vector outside of any registry. `gate` None: always.
     """
 
     vector: str
     revision: str
     applied: AppliedVector
     parts: tuple[Part, ...]
+    gate: PlanGate | None = None
 
     @cached_property
     def fingerprint(self) -> bytes:
@@ -45,7 +75,10 @@ class PlanEntry:
             applied.scale.hex(),
             applied.operation,
             applied.preserve_norm,
+            *(None if bound is None else bound.hex() for bound in (applied.min, applied.max)),
         ]
+        if self.gate is not None:
+            content.append(self.gate.fingerprint)
         return hashlib.sha256(json.dumps(content).encode()).digest()
 
     def steers(self, phase: Phase, part: Part) -> bool:
@@ -55,11 +88,35 @@ class PlanEntry:
         return is_covered and self.applied.is_active
 
 
-class SteeringPlan:
-    """The resolved, checked and pinned steering of one request. Immutable; `UNSTEERED` is the empty one."""
+@dataclass(frozen=True)
+class PlanProbe:
+    """A pinned revision that is read at one place, in its own unit (`vectors/operations.py`), and changes nothing.
 
-    def __init__(self, entries: Iterable[PlanEntry] = ()) -> None:
+    `name` is the key of its scores in answers. It reads the activation after the steering at `place`, or with
+    `is_before` before it. `threshold`: the score above which a token counts.
+    """
+
+    name: str
+    vector: str
+    revision: str
+    place: Place
+    feature: Feature
+    positions: Positions
+    is_before: bool
+    threshold: float
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """Hash of what is read, and where."""
+        return hashlib.sha256(json.dumps([self.revision, *self.place, self.is_before]).encode()).digest()
+
+
+class SteeringPlan:
+    """The resolved, checked and pinned steering and probes of one request. Immutable; `UNSTEERED` is the empty one."""
+
+    def __init__(self, entries: Iterable[PlanEntry] = (), probes: Iterable[PlanProbe] = ()) -> None:
         self.entries: tuple[PlanEntry, ...] = tuple(entries)
+        self.probes: tuple[PlanProbe, ...] = tuple(probes)
         self._in_scope = {
             (phase, part): tuple(entry for entry in self.entries if entry.steers(phase, part))
             for phase in Phase
@@ -69,6 +126,18 @@ class SteeringPlan:
             scope: hashlib.sha256(b"".join(entry.fingerprint for entry in entries)).digest() if entries else b""
             for scope, entries in self._in_scope.items()
         }
+        gated = [entry for entry in self.entries if entry.gate is not None]
+        self._gate_numbers = {id(entry): len(self.probes) + number for number, entry in enumerate(gated)}
+        self.gated: tuple[PlanEntry, ...] = tuple(gated)
+        self._probes = {
+            phase: tuple(
+                (number, probe)
+                for number, probe in enumerate(self.probes)
+                if coverage_of(probe.positions).covers(phase)
+            )
+            for phase in Phase
+        }
+        self._row_fingerprints = {scope: self._row_fingerprint(*scope) for scope in self._in_scope}
         self._first_blocks: dict[tuple[Phase, Part], int] = {}
 
     def in_scope(self, phase: Phase, part: Part = "content") -> tuple[PlanEntry, ...]:
@@ -78,6 +147,39 @@ class SteeringPlan:
     def fingerprint(self, phase: Phase, part: Part = "content") -> bytes:
         """32 bytes that differ whenever the steering of `phase` and `part` differs; empty when it is unsteered."""
         return self._fingerprints[phase, part]
+
+    def probes_of(self, phase: Phase) -> tuple[tuple[int, PlanProbe], ...]:
+        """The probes that read tokens of `phase`, with their numbers."""
+        return self._probes[phase]
+
+    @property
+    def num_readings(self) -> int:
+        """How many numbers are read of each token: those of the probes, then those of the gates."""
+        return len(self.probes) + len(self.gated)
+
+    def number_of_gate(self, entry: PlanEntry) -> int:
+        """The number of the gate of one of the plan's own gated entries among the readings."""
+        return self._gate_numbers[id(entry)]
+
+    def row_fingerprint(self, phase: Phase, part: Part = "content") -> bytes:
+        """As `fingerprint`, but it also differs whenever the readings do. What probes read changes no KV."""
+        return self._row_fingerprints[phase, part]
+
+    @property
+    def without_probes(self) -> SteeringPlan:
+        """The same steering, which reads nothing."""
+        return SteeringPlan(self.entries) if self.probes else self
+
+    def _row_fingerprint(self, phase: Phase, part: Part) -> bytes:
+        gates = [self.number_of_gate(entry) for entry in self._in_scope[phase, part] if entry.gate is not None]
+        if not self._probes[phase] and not gates:
+            return self._fingerprints[phase, part]
+        digest = hashlib.sha256(self._fingerprints[phase, part])
+        for number, probe in self._probes[phase]:
+            digest.update(number.to_bytes(4, "little") + probe.fingerprint)
+        for number in gates:
+            digest.update(number.to_bytes(4, "little"))
+        return digest.digest()
 
     def first_block(self, phase: Phase, part: Part = "content") -> int:
         """The first block that computes something else for tokens of `phase` and `part` than in the unsteered model.

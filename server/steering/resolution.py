@@ -9,11 +9,28 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.steering.plan import UNSTEERED, PlanEntry, SteeringPlan
-from vectors.applied import SteerableModel, resolve_vector
+from server.steering.plan import UNSTEERED, PlanEntry, PlanGate, PlanProbe, SteeringPlan
+from vectors.applied import AppliedVector, SteerableModel, features_of, resolve_vector
 from vectors.errors import CannotSteer, InvalidRevision, InvalidVector, RevisionNotFound, VectorsError
+from vectors.operations import Feature
 from vectors.vector import SteeringVector, checked_parts
-from vectors.vocabulary import Operation, Part, Positions
+from vectors.vocabulary import DEFAULT_POSITIONS, SITES_IN_ORDER, Latch, Operation, Part, Place, Positions
+
+
+@dataclass(frozen=True, slots=True)
+class GateSpec:
+    """When to steer, as the request asks for it: the vector to read, and what it must read; see `PlanGate`.
+
+    `layer` None: the vector's own, if it has one only.
+    """
+
+    vector: str
+    threshold: float
+    revision: str | None = None
+    layer: int | None = None
+    is_above: bool = True
+    sharpness: float | None = None
+    latch: Latch = "token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +48,48 @@ class SteeringSpec:
     operation: Operation | None = None
     preserve_norm: bool = False
     parts: tuple[Part, ...] | None = None
+    min: float | None = None
+    max: float | None = None
+    gate: GateSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSpec:
+    """A vector to read, as the request asks for it. None means the vector's own default.
+
+    `name` is the key of its scores; None: the vector's name, and the layer where it is read at several.
+    """
+
+    vector: str
+    revision: str | None = None
+    layers: tuple[int, ...] | None = None
+    positions: Positions = DEFAULT_POSITIONS
+    before: bool = False
+    threshold: float | None = None
+    name: str | None = None
+
+
+MAX_READINGS = 256
+"""The most layers at which the probes of one request read."""
 
 
 class SteeringRefused(Exception):
     """A spec cannot be resolved because of `reason`, whose message it has.
 
-    `index` counts the specs from 0, `field` names the spec's field at fault (None: the spec as a whole). `code`
-    says, for programs, what is wrong with the vector; it is None when the registry refused it.
+    `index` counts the specs of its list from 0, those of probes if `is_probe`. `field` names the spec's field at fault
+    (None: the spec as a whole). `code` says, for programs, what is wrong with the vector; it is None when the registry
+    refused it.
     """
 
-    def __init__(self, index: int, field: str | None, reason: VectorsError, code: str | None) -> None:
+    def __init__(
+        self, index: int, field: str | None, reason: VectorsError, code: str | None, *, is_probe: bool = False
+    ) -> None:
         super().__init__(str(reason))
         self.index = index
         self.field = field
         self.reason = reason
         self.code = code
+        self.is_probe = is_probe
 
 
 class PinnedVector(Protocol):
@@ -65,14 +109,17 @@ class VectorLookup(Protocol):
     def get(self, name: str, revision_prefix: str | None = None) -> PinnedVector: ...
 
 
-def resolve_plan(specs: Sequence[SteeringSpec], lookup: VectorLookup, model: SteerableModel) -> SteeringPlan:
-    """Pin `specs` to the registry's current revisions and check them against the model.
+def resolve_plan(
+    specs: Sequence[SteeringSpec], lookup: VectorLookup, model: SteerableModel, probes: Sequence[ProbeSpec] = ()
+) -> SteeringPlan:
+    """Pin `specs` and `probes` to the registry's current revisions and check them against the model.
 
     Raises `SteeringRefused` for the first one that is unknown, malformed or does not fit. None is dropped silently.
     """
-    if not specs:
+    if not specs and not probes:
         return UNSTEERED
-    return SteeringPlan(_resolve_entry(index, spec, lookup, model) for index, spec in enumerate(specs))
+    entries = [_resolve_entry(index, spec, lookup, model) for index, spec in enumerate(specs)]
+    return SteeringPlan(entries, _resolve_probes(probes, lookup, model))
 
 
 def plan_of_vectors(steering: Iterable[tuple[SteeringVector, float]], model: SteerableModel) -> SteeringPlan:
@@ -86,12 +133,49 @@ def plan_of_vectors(steering: Iterable[tuple[SteeringVector, float]], model: Ste
     )
 
 
-def _resolve_entry(index: int, spec: SteeringSpec, lookup: VectorLookup, model: SteerableModel) -> PlanEntry:
+def _resolve_probes(specs: Sequence[ProbeSpec], lookup: VectorLookup, model: SteerableModel) -> list[PlanProbe]:
+    found: list[PlanProbe] = []
+    names: set[str] = set()
+    for index, spec in enumerate(specs):
+        pinned = _pinned(index, spec, lookup, is_probe=True)
+        try:
+            features = features_of(pinned.vector, model, spec.layers, pinned.name)
+        except CannotSteer as error:
+            raise SteeringRefused(index, error.param, error, error.code, is_probe=True) from error
+        for layer, feature in features.items():
+            name = pinned.name if spec.name is None else spec.name
+            name = f"{name}.{layer}" if len(features) > 1 else name
+            if name in names:
+                problem = InvalidVector(f"two probes are called {name!r}: expected a name for one of them", "name")
+                raise SteeringRefused(index, "name", problem, "invalid_probes", is_probe=True)
+            names.add(name)
+            found.append(_probe(name, spec, pinned, (pinned.vector.site, layer), feature))
+        if len(found) > MAX_READINGS:
+            problem = InvalidVector(f"expected probes at no more than {MAX_READINGS} layers in all", "layers")
+            raise SteeringRefused(index, "layers", problem, "invalid_probes", is_probe=True)
+    return found
+
+
+def _probe(name: str, spec: ProbeSpec, pinned: PinnedVector, place: Place, feature: Feature) -> PlanProbe:
+    threshold = pinned.vector.threshold if spec.threshold is None else spec.threshold
+    if threshold is None:
+        threshold = 0.5 if feature.activation in ("sigmoid", "step") else 0.0
+    return PlanProbe(name, pinned.name, pinned.revision, place, feature, spec.positions, spec.before, threshold)
+
+
+def _pinned(
+    index: int, spec: SteeringSpec | ProbeSpec | GateSpec, lookup: VectorLookup, *, is_probe: bool = False
+) -> PinnedVector:
     try:
-        pinned = lookup.get(spec.vector, spec.revision)
+        return lookup.get(spec.vector, spec.revision)
     except VectorsError as error:
         field = "revision" if isinstance(error, InvalidRevision | RevisionNotFound) else "vector"
-        raise SteeringRefused(index, field, error, None) from error
+        field = "when" if isinstance(spec, GateSpec) else field
+        raise SteeringRefused(index, field, error, None, is_probe=is_probe) from error
+
+
+def _resolve_entry(index: int, spec: SteeringSpec, lookup: VectorLookup, model: SteerableModel) -> PlanEntry:
+    pinned = _pinned(index, spec, lookup)
     try:
         applied = resolve_vector(
             pinned.vector,
@@ -101,6 +185,8 @@ def _resolve_entry(index: int, spec: SteeringSpec, lookup: VectorLookup, model: 
             positions=spec.positions,
             operation=spec.operation,
             preserve_norm=spec.preserve_norm,
+            min=spec.min,
+            max=spec.max,
             name=pinned.name,
         )
     except CannotSteer as error:
@@ -109,4 +195,49 @@ def _resolve_entry(index: int, spec: SteeringSpec, lookup: VectorLookup, model: 
         parts = pinned.vector.parts if spec.parts is None else checked_parts(spec.parts)
     except InvalidVector as error:
         raise SteeringRefused(index, "parts", error, "invalid_parts") from error
-    return PlanEntry(pinned.name, pinned.revision, applied, parts)
+    gate = None if spec.gate is None else _resolve_gate(index, spec.gate, applied, lookup, model)
+    return PlanEntry(pinned.name, pinned.revision, applied, parts, gate)
+
+
+def _resolve_gate(
+    index: int, spec: GateSpec, applied: AppliedVector, lookup: VectorLookup, model: SteerableModel
+) -> PlanGate:
+    pinned = _pinned(index, spec, lookup)
+    try:
+        features = features_of(pinned.vector, model, None if spec.layer is None else (spec.layer,), pinned.name)
+    except CannotSteer as error:
+        raise SteeringRefused(index, "when", error, error.code) from error
+    if len(features) > 1:
+        problem = InvalidVector(
+            f"vector {pinned.name!r} has several layers, and a gate reads at one: expected layer, one of "
+            f"{', '.join(map(str, features))}",
+            "when",
+        )
+        raise SteeringRefused(index, "when", problem, "invalid_gate")
+    ((layer, feature),) = features.items()
+    place = (pinned.vector.site, layer)
+    first = min(applied.places, key=_order)
+    if _order(place) > _order(first):
+        problem = InvalidVector(
+            f"the probe {pinned.name!r} reads {place[0]} of layer {layer}, which comes after {first[0]} of layer "
+            f"{first[1]}, where the entry acts: expected a probe at that layer or before it",
+            "when",
+        )
+        raise SteeringRefused(index, "when", problem, "invalid_gate")
+    return PlanGate(
+        pinned.name,
+        pinned.revision,
+        place,
+        feature,
+        spec.threshold,
+        spec.is_above,
+        spec.sharpness,
+        spec.latch,
+        is_before=place in applied.places,
+    )
+
+
+def _order(place: Place) -> tuple[int, int]:
+    """When a model computes a place."""
+    site, layer = place
+    return layer, SITES_IN_ORDER.index(site)

@@ -39,10 +39,10 @@ CREATABLE = {row.name for row in DEFAULTS if row.is_creatable}
         (set(get_type_hints(UploadedDefaults)), NAMES),
         (set(get_type_hints(FileFacts)) - {"layer", "layers", "row", "convention"}, NAMES),
         (set(PatchVectorRequest.model_fields), CHANGEABLE),
-        (set(CreateVectorRequest.model_fields) - {"name", "directions"}, CREATABLE),
+        (set(CreateVectorRequest.model_fields) - {"name", "directions", "reads", "biases"}, CREATABLE),
         (set(get_type_hints(Vector)) & NAMES, NAMES),
         ({field.name for field in dataclasses.fields(RegisteredVector)} & NAMES, NAMES),
-        ({field.name for field in dataclasses.fields(SteeringVector)} - {"directions"}, NAMES),
+        ({field.name for field in dataclasses.fields(SteeringVector)} - {"directions", "reads", "biases"}, NAMES),
     ],
     ids=["changed", "created", "uploaded", "file facts", "PATCH", "POST", "answer", "client", "vector"],
 )
@@ -67,7 +67,7 @@ def test_a_vector_says_what_the_table_has_as_default(row: Default) -> None:
 def test_a_request_has_the_fields_that_the_table_names() -> None:
     named = {row.in_request for row in DEFAULTS if row.in_request}
     assert named <= set(SteeringEntry.model_fields)
-    assert set(SteeringEntry.model_fields) - named == {"vector", "layers", "preserve_norm"}
+    assert set(SteeringEntry.model_fields) - named == {"vector", "layers", "preserve_norm", "when"}
 
 
 def test_the_page_on_steering_names_every_field_and_choice() -> None:
@@ -84,6 +84,10 @@ def test_every_flag_is_read() -> None:
         "operation": ("clamp", "clamp"),
         "positions": ("all", "all"),
         "parts": ("content,structured", ["content", "structured"]),
+        "activation": ("relu", "relu"),
+        "min": ("-0.5", -0.5),
+        "max": ("2", 2.0),
+        "threshold": ("0.3", 0.3),
         "description": ("calm", "calm"),
     }
     rows = {row.name: row for row in DEFAULTS if row.flag}

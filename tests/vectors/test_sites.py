@@ -9,8 +9,9 @@ import torch
 import transformers
 from torch import nn
 
+from tests.families import CONFIGS, build
 from vectors.sites import find_sites
-from vectors.vocabulary import SITES, Site
+from vectors.vocabulary import SITES, SITES_IN_ORDER, Site
 
 SMALL: dict[str, Any] = {
     "vocab_size": 50,
@@ -99,3 +100,16 @@ def test_the_blocks_of_a_tower_are_not_the_decoders() -> None:
     text = model.model
     model.get_decoder = lambda: text  # type: ignore[assignment]
     assert find_sites(model).decoder is text
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_block_computes_its_sites_in_order(family: str) -> None:
+    """What gates rely on."""
+    model = build(family)
+    seen: list[tuple[int, Site]] = []
+    for site, modules in find_sites(model).modules.items():
+        for layer, module in enumerate(modules):
+            module.register_forward_hook(lambda *_, at=(layer, site): seen.append(at))
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[1, 2, 3]]), use_cache=False)
+    assert seen == sorted(seen, key=lambda at: (at[0], SITES_IN_ORDER.index(at[1])))

@@ -40,7 +40,8 @@ class RegisteredVector:
     """A revision of a vector in a server's registry, without its directions. Fields are named as on the wire.
 
     `id` is the name; `revision` the content's hash (64 hex digits); `created_at` in Unix seconds; `bytes` of the
-    canonical file; `norms` the Euclidean norm of each layer's direction; `history` every revision of the name, newest
+    canonical file; `norms` the Euclidean norm of each layer's direction, `rank` the most directions at one layer;
+    `history` every revision of the name, newest
     first, where a single vector was asked for (`get`), else None.
     """
 
@@ -63,6 +64,12 @@ class RegisteredVector:
     metadata: Mapping[str, Any]
     training: Mapping[str, Any] | None
     default_layers: str = "all"
+    activation: str = "identity"
+    min: FiniteFloat | None = None
+    max: FiniteFloat | None = None
+    threshold: FiniteFloat | None = None
+    rank: int = 1
+    has_read_directions: bool = False
     history: tuple[HistoryEntry, ...] | None = None
 
 

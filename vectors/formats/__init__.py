@@ -85,7 +85,9 @@ FORMATS = (
             Layout(
                 "safetensors (canonical)",
                 "one tensor per direction, named `{site}.{layer}`, shape `[hidden]`, float32, float16 or bfloat16; "
-                "optional metadata key `steering_vector` (JSON of the defaults)",
+                "optional [read directions and biases](steering.md#vectors-with-read-directions), named "
+                "`{site}.{layer}.read` and `{site}.{layer}.bias`; optional metadata key `steering_vector` (JSON of the "
+                "defaults)",
                 "layer L is block L",
             ),
             Layout(

@@ -229,8 +229,10 @@ def _read_directions(data: bytes, found: list[_Info], start: int) -> dict[int, T
 def encode_gguf(vector: SteeringVector, model_hint: str = "") -> bytes:
     """The file that llama.cpp's `--control-vector` reads: directions in float32, not their defaults.
 
-    Raises `InvalidVector` for another site or operation, and for layer 0, which llama.cpp rejects.
+    Raises `InvalidVector` for another site or operation, for read directions, and for layer 0, which llama.cpp rejects.
     """
+    if vector.reads:
+        raise InvalidVector("GGUF control vectors have no read directions, and this vector has them", "format")
     if vector.site != "residual" or not RULES[vector.operation].is_shift:
         raise InvalidVector(
             f"GGUF control vectors only add to the residual stream; this vector is {vector.operation} at {vector.site}",

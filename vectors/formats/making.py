@@ -7,6 +7,7 @@ format.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from vectors.errors import InvalidVector
 from vectors.formats.options import ImportOptions
 from vectors.vector import SteeringVector
 
+_NONE: Mapping[int, Tensor] = MappingProxyType({})
+
 
 def make_vector(
     directions: Mapping[int, Tensor],
@@ -23,14 +26,17 @@ def make_vector(
     notes: Mapping[str, Any],
     own: Mapping[str, Any] | None = None,
     *,
+    reads: Mapping[int, Tensor] = _NONE,
+    biases: Mapping[int, Tensor] = _NONE,
     behind_norm: int | None = None,
     uses_one_layer: bool = False,
 ) -> SteeringVector:
     """A vector of `directions`, with `notes` under `import` in its metadata.
 
-    `own` are the file's own defaults, which the upload's overrides replace. `behind_norm` is a layer whose direction
-    was read behind the final norm: it is left out unless the upload names it. `uses_one_layer`: the file's library
-    applies one layer at a time, so requests must name theirs. Raises `InvalidVector`.
+    `reads` and `biases` as in `SteeringVector`. `own` are the file's own defaults, which the upload's overrides
+    replace. `behind_norm` is a layer whose direction was read behind the final norm: it is left out unless the upload
+    names it. `uses_one_layer`: the file's library applies one layer at a time, so requests must name theirs. Raises
+    `InvalidVector`.
     """
     noted = dict(notes)
     defaults: dict[str, Any] = dict(own or {})
@@ -61,7 +67,8 @@ def make_vector(
     metadata = defaults.pop("metadata", {})
     if not isinstance(metadata, Mapping):
         raise InvalidVector("metadata must be a JSON object", "metadata")
-    return SteeringVector(kept, metadata={"import": noted} | dict(metadata), **defaults)
+    read, bias = ({layer: each[layer] for layer in kept if layer in each} for each in (reads, biases))
+    return SteeringVector(kept, read, bias, metadata={"import": noted} | dict(metadata), **defaults)
 
 
 def shown(layers: Sequence[int]) -> str:

@@ -1,7 +1,9 @@
 """The canonical format: safetensors with one tensor a direction, named `{site}.{layer}`, shape `[hidden]`.
 
-The metadata key `steering_vector` holds the vector's defaults as JSON; a bare file of tensors is enough. Files are
-byte-stable: the same vector always gives the same file. Layer L is the output of block L.
+A vector that reads along other directions than it writes also has `{site}.{layer}.read`, and `{site}.{layer}.bias` of
+shape `[rank]`; then both may have the shape `[rank, hidden]`. The metadata key `steering_vector` holds the vector's
+defaults as JSON; a bare file of tensors is enough. Files are byte-stable: the same vector always gives the same file.
+Layer L is the output of block L.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from vectors.formats.options import OVERRIDES, ImportOptions
 from vectors.vector import SteeringVector, canonical_json
 from vectors.vocabulary import SITES
 
-_TENSOR_NAME = re.compile(r"([a-z_]{1,40})\.(0|[1-9][0-9]{0,3})")
-_DERIVED = frozenset({"object", "id", "name", "revision", "created_at", "bytes", "norms"})
+_TENSOR_NAME = re.compile(r"([a-z_]{1,40})\.(0|[1-9][0-9]{0,3})(?:\.(read|bias))?")
+_DERIVED = frozenset(
+    {"object", "id", "name", "revision", "created_at", "bytes", "norms", "rank", "has_read_directions"}
+)
 """Fields of the API's vector object that follow from the content or the registry; a file may carry them along."""
 
 
@@ -40,7 +44,8 @@ def is_safetensors(data: bytes) -> bool:
 
 def encode_safetensors(vector: SteeringVector) -> bytes:
     """The canonical file; `decode` of it has the same revision."""
-    tensors = {f"{vector.site}.{layer}": direction for layer, direction in vector.directions.items()}
+    kinds = (("", vector.directions), (".read", vector.reads), (".bias", vector.biases))
+    tensors = {f"{vector.site}.{layer}{kind}": tensor for kind, own in kinds for layer, tensor in own.items()}
     encoded: bytes = safetensors.torch.save(tensors, metadata={DEFAULTS_KEY: canonical_json(vector.defaults)})
     return encoded
 
@@ -52,38 +57,35 @@ def decode_safetensors(data: bytes, options: ImportOptions) -> SteeringVector:
     header = _read_header(data)
     defaults = _read_defaults(header)
     tensors = read_tensors(data)
-    directions: dict[int, Tensor] = {}
+    found: dict[str | None, dict[int, Tensor]] = {None: {}, "read": {}, "bias": {}}
     sites = set()
     for name, tensor in tensors.items():
         match = _TENSOR_NAME.fullmatch(name)
         if match is None or match[1] not in SITES:
             raise InvalidVector(
-                f"expected tensors named {{site}}.{{layer}}, got {name[:80]!r}; sites are {', '.join(SITES)}",
+                f"expected tensors named {{site}}.{{layer}}, or that with .read or .bias, got {name[:80]!r}; sites are "
+                f"{', '.join(SITES)}",
                 name[:80],
             )
         sites.add(match[1])
-        directions[int(match[2])] = tensor
+        found[match[3]][int(match[2])] = tensor
+    directions, reads, biases = found.values()
     if len(sites) > 1:
         raise InvalidVector(f"expected directions at one site, got {', '.join(sorted(sites))}", "site")
     if not directions:
-        raise InvalidVector("the file has no tensors")
-    if any(tensor.dim() != 1 for tensor in tensors.values()):
-        wrong = next(name for name, tensor in tensors.items() if tensor.dim() != 1)
-        raise InvalidVector(f"direction {wrong}: expected shape [hidden], got {list(tensors[wrong].shape)}", wrong)
+        raise InvalidVector("the file has no directions" if tensors else "the file has no tensors")
     (site,) = sites
     if defaults.setdefault("site", site) != site:
         raise InvalidVector(f"steering_vector has site {defaults['site']!r:.60}, but the tensors have {site}", "site")
-    for name, actual in (
-        ("layers", sorted(directions)),
-        ("hidden_size", next(iter(tensors.values())).shape[-1]),
-    ):
+    shape = next(iter(directions.values())).shape
+    for name, actual in (("layers", sorted(directions)), ("hidden_size", shape[-1] if shape else None)):
         if defaults.pop(name, actual) != actual:
             raise InvalidVector(f"steering_vector has other {name} than the tensors", f"{DEFAULTS_KEY}.{name}")
     if options.overrides.get("site", site) != site:
         raise InvalidVector(f"the upload has another site than the tensors' names ({site})", "site")
     if options.asked is not None:
-        return make_vector(directions, options, {"format": "safetensors"}, defaults)
-    return SteeringVector(directions, **(defaults | dict(options.overrides)))
+        return make_vector(directions, options, {"format": "safetensors"}, defaults, reads=reads, biases=biases)
+    return SteeringVector(directions, reads, biases, **(defaults | dict(options.overrides)))
 
 
 def decode_any_safetensors(

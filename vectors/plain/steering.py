@@ -38,12 +38,15 @@ def steer(
     positions: Positions | None = None,
     operation: Operation | None = None,
     preserve_norm: bool = False,
+    min: float | None = None,
+    max: float | None = None,
 ) -> Iterator[None]:
     """Steer `model`, a causal language model of transformers, with one vector or several until the context ends.
 
-    `scale`, `layers` (numbers, or text such as `"12-16,20"`), `positions` and `operation` apply to every vector given;
-    None means the vector's own default. Contexts nest: all vectors then steer together, in the order entered, like the
-    entries of one request. Nest them to use several vectors with different settings.
+    `scale`, `layers` (numbers, or text such as `"12-16,20"`), `positions`, `operation`, and `min` and `max`, the
+    interval of `cap`, apply to every vector given; None means the vector's own default. Contexts nest: all vectors then
+    steer together, in the order entered, like the entries of one request. Nest them to use several vectors with
+    different settings.
 
     What is the prompt:
 
@@ -74,6 +77,8 @@ def steer(
             positions=positions,
             operation=operation,
             preserve_norm=preserve_norm,
+            min=min,
+            max=max,
         )
         for vector in ([vectors] if isinstance(vectors, SteeringVector) else vectors)
     )

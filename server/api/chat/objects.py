@@ -6,7 +6,16 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from server.api.generation.objects import AppliedSteering, ChatFinishReason, ChosenTokenLogprob, UnixSeconds, Usage
+from server.api.generation.objects import (
+    AppliedSteering,
+    ChatFinishReason,
+    ChosenTokenLogprob,
+    GateCount,
+    ProbeScores,
+    ProbeScoresDelta,
+    UnixSeconds,
+    Usage,
+)
 from server.api.http.objects import ErrorEnvelope
 
 
@@ -43,12 +52,14 @@ class ChatLogprobs(TypedDict):
 
 
 class ChatChoice(TypedDict):
-    """One of the `n` answers. `token_ids` is present with `return_token_ids`."""
+    """One of the `n` answers. `probes` is present if the request has probes, `token_ids` with `return_token_ids`."""
 
     index: int
     message: ChatAnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason
+    probes: NotRequired[dict[str, ProbeScores]]
+    gates: NotRequired[list[GateCount]]
     token_ids: NotRequired[list[int]]
 
 
@@ -91,12 +102,14 @@ class ChatDelta(TypedDict):
 
 
 class ChatChunkChoice(TypedDict):
-    """The delta of one answer. The last one of each answer is empty and has the finish reason."""
+    """The delta of one answer. The last one is empty, and has the finish reason and the summary of its probes."""
 
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason | None
+    probes: NotRequired[dict[str, ProbeScoresDelta]]
+    gates: NotRequired[list[GateCount]]
     token_ids: NotRequired[list[int]]
 
 

@@ -29,6 +29,7 @@ from server.api.generation.choices import check_num_choices, usage_of
 from server.api.generation.dialogue import Dialogue, Replies, ReplyPiece, replies_to
 from server.api.generation.logprobs import shown_logprobs
 from server.api.generation.objects import Usage
+from server.api.generation.probes import shown_delta, shown_gates, shown_scores
 from server.api.generation.running import Choice, TokenEntry
 from server.api.generation.steering import applied_steering, plan_of
 from server.api.http.auth import require
@@ -100,7 +101,8 @@ class _ChatAnswer:
         """The answer as one object."""
         whole = await self.replies.whole()
         num_tokens = sum(choice.text.num_tokens for choice in self._choices)
-        return await built_response(lambda: self._object(whole), num_tokens * (1 + (self.body.num_logprobs or 0)))
+        num_numbers = 1 + (self.body.num_logprobs or 0) + len(self.plan.probes)
+        return await built_response(lambda: self._object(whole), num_tokens * num_numbers)
 
     def _object(self, whole: Sequence[tuple[Choice, Reply, ReplyPiece]]) -> ChatCompletion:
         choices: list[ChatChoice] = []
@@ -112,6 +114,10 @@ class _ChatAnswer:
                 "logprobs": self._logprobs(piece.entries),
                 "finish_reason": piece.finish_reason,
             }
+            if self.plan.probes:
+                shown["probes"] = shown_scores(choice)
+            if self.plan.gated:
+                shown["gates"] = shown_gates(choice)
             if self.head.shows_token_ids:
                 shown["token_ids"] = list(piece.token_ids)
             choices.append(shown)
@@ -164,6 +170,10 @@ class _ChatAnswer:
         if piece.finish_reason is not None:
             chunk = self._chunk(choice, {})
             chunk["choices"][0]["finish_reason"] = piece.finish_reason
+            if self.plan.probes:
+                chunk["choices"][0]["probes"] = shown_delta(choice, (), has_summary=True)
+            if self.plan.gated:
+                chunk["choices"][0]["gates"] = shown_gates(choice)
             yield chunk
 
     def _begin_stream(self, chunk: ChatCompletionChunk) -> None:
@@ -177,6 +187,8 @@ class _ChatAnswer:
         shown: ChatChunkChoice = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}
         if piece is not None:
             shown["logprobs"] = self._logprobs(piece.entries)
+            if self.plan.probes:
+                shown["probes"] = shown_delta(choice, piece.readings)
             if self.head.shows_token_ids:
                 shown["token_ids"] = list(piece.token_ids)
         return self._chunk_around([shown])

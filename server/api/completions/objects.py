@@ -6,7 +6,15 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from server.api.generation.objects import AppliedSteering, CompletionFinishReason, UnixSeconds, Usage
+from server.api.generation.objects import (
+    AppliedSteering,
+    CompletionFinishReason,
+    GateCount,
+    ProbeScores,
+    ProbeScoresDelta,
+    UnixSeconds,
+    Usage,
+)
 from server.api.http.objects import ErrorEnvelope
 
 
@@ -26,6 +34,8 @@ class CompletionChoice(TypedDict):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: CompletionFinishReason
+    probes: NotRequired[dict[str, ProbeScores]]
+    gates: NotRequired[list[GateCount]]
     token_ids: NotRequired[list[int]]
     prompt_token_ids: NotRequired[list[int]]
 
@@ -49,6 +59,8 @@ class CompletionChunkChoice(TypedDict):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: CompletionFinishReason | None
+    probes: NotRequired[dict[str, ProbeScoresDelta]]
+    gates: NotRequired[list[GateCount]]
     token_ids: NotRequired[list[int]]
     prompt_token_ids: NotRequired[list[int]]
 

@@ -23,12 +23,14 @@ from server.api.generation.answer_head import AnswerHead
 from server.api.generation.choices import (
     check_num_choices,
     check_num_logprobs,
+    check_num_scores,
     choices_of,
     clip_logprob,
     tokens_to_generate,
     usage_of,
 )
 from server.api.generation.objects import Usage
+from server.api.generation.probes import shown_delta, shown_gates, shown_scores
 from server.api.generation.running import Choice, Generation, Piece, TokenEntry
 from server.api.generation.steering import applied_steering, plan_of
 from server.api.http.auth import require
@@ -139,6 +141,7 @@ async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAn
             first_index=len(choices),
         )
     check_num_logprobs(num_shown, body.logprobs, services, "logprobs")
+    check_num_scores(sum(len(choice.request.prompt) for choice in choices) + num_shown, plan, services)
     generation = Generation(services.engine, choices, services.metrics)
     head = AnswerHead.of(body, response_id, services)
     return _CompletionAnswer(body, generation, services.text.table, plan, prompts, head)
@@ -164,6 +167,7 @@ class _CompletionAnswer:
                 request=replace(
                     choice.request,
                     request_id=f"{choice.request.request_id}-echo",
+                    plan=choice.request.plan.without_probes,
                     work=Force(num_logprobs=self.body.logprobs or 0),
                 ),
                 text=ChoiceText(self.table, begins_text=True),
@@ -179,7 +183,8 @@ class _CompletionAnswer:
         """The answer as one object."""
         whole = self._select_answers(await self.generation.whole())
         num_tokens = sum(len(piece.token_ids) for _, piece in whole) + sum(map(len, self.prompt_logprobs))
-        return await built_response(lambda: self._object(whole), num_tokens * (1 + (self.body.logprobs or 0)))
+        num_numbers = 1 + (self.body.logprobs or 0) + len(self.plan.probes)
+        return await built_response(lambda: self._object(whole), num_tokens * num_numbers)
 
     def _object(self, whole: Sequence[tuple[Choice, Piece]]) -> Completion:
         choices: list[CompletionChoice] = []
@@ -191,6 +196,10 @@ class _CompletionAnswer:
                 "logprobs": _join(self._echoed_logprobs(choice), self._logprobs(choice, piece.entries)),
                 "finish_reason": piece.finish_reason,
             }
+            if self.plan.probes:
+                shown["probes"] = shown_scores(choice)
+            if self.plan.gated:
+                shown["gates"] = shown_gates(choice)
             if self.head.shows_token_ids:
                 shown["token_ids"] = list(piece.token_ids)
                 shown["prompt_token_ids"] = list(choice.request.prompt)
@@ -253,6 +262,10 @@ class _CompletionAnswer:
             "logprobs": self._logprobs(choice, piece.entries),
             "finish_reason": piece.finish_reason,
         }
+        if self.plan.probes:
+            shown["probes"] = shown_delta(choice, piece.readings, has_summary=piece.finish_reason is not None)
+        if self.plan.gated and piece.finish_reason is not None:
+            shown["gates"] = shown_gates(choice)
         if self.head.shows_token_ids:
             shown["token_ids"] = list(piece.token_ids)
         return self._chunk_around([shown])

@@ -109,6 +109,19 @@ def check_num_logprobs(num_tokens: int, num_top: int | None, services: Services,
         )
 
 
+def check_num_scores(num_tokens: int, plan: SteeringPlan, services: Services) -> None:
+    """Raise `InvalidRequest` for more scores of probes, one for each of `num_tokens`, than one answer may have."""
+    most = max(MAX_LOGPROBS, services.engine.info.max_model_len)
+    number = num_tokens * len(plan.probes)
+    if number > most:
+        raise InvalidRequest(
+            f"probes: expected at most {most} scores in one answer, got up to {number}: {len(plan.probes)} for each of "
+            f"{num_tokens} tokens; ask for fewer choices, tokens or layers",
+            code="invalid_value",
+            param="probes",
+        )
+
+
 def check_tokens(request: GenerationFields, max_tokens: int, vocab_size: int) -> None:
     """Raise `InvalidRequest` for token ids that the model does not have and for a `min_tokens` above `max_tokens`."""
     for name, token_ids in (("logit_bias", request.logit_bias), ("stop_token_ids", request.stop_token_ids or ())):

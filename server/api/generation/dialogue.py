@@ -20,7 +20,7 @@ from server.answers.reading import Reading
 from server.answers.regions import opened_field
 from server.answers.reply import Reply, ReplyDelta, ReplyParser
 from server.answers.tools import NO_TOOLS, ToolUse
-from server.api.generation.choices import check_num_logprobs, choices_of, tokens_to_generate
+from server.api.generation.choices import check_num_logprobs, check_num_scores, choices_of, tokens_to_generate
 from server.api.generation.objects import ChatFinishReason
 from server.api.generation.running import Choice, Generation, TokenEntry
 from server.api.generation.tools import ANY_OBJECT
@@ -28,6 +28,7 @@ from server.api.generation.wire import GenerationFields
 from server.api.http.limiting import Caller
 from server.api.http.services import Services
 from server.engine.grammar import Grammar
+from server.engine.request import TokenReadings
 from server.errors import InvalidRequest
 from server.steering.plan import SteeringPlan
 from server.text import TextProcessor
@@ -72,6 +73,7 @@ class ReplyPiece:
     token_ids: tuple[int, ...]
     entries: tuple[TokenEntry, ...]
     finish_reason: ChatFinishReason | None
+    readings: tuple[TokenReadings, ...] = ()
 
 
 class Replies:
@@ -90,10 +92,12 @@ class Replies:
         """The answers as they arrive; tokens without visible text come with the next piece that has some."""
         ids: dict[int, list[int]] = {index: [] for index in self._parsers}
         entries: dict[int, list[TokenEntry]] = {index: [] for index in self._parsers}
+        readings: dict[int, list[TokenReadings]] = {index: [] for index in self._parsers}
         async for choice, piece in self.generation.pieces():
             parser = self._parsers[choice.index]
             ids[choice.index].extend(piece.token_ids)
             entries[choice.index].extend(piece.entries)
+            readings[choice.index].extend(piece.readings)
             delta = parser.push(piece.text, num_tokens=len(piece.token_ids))
             reason: ChatFinishReason | None = piece.finish_reason
             if reason is not None:
@@ -101,9 +105,10 @@ class Replies:
                 is_called = parser.has_calls and not parser.is_call_cut
                 reason = "tool_calls" if is_called and reason == "stop" else reason
             if delta or reason is not None:
-                yield choice, ReplyPiece(delta, tuple(ids[choice.index]), tuple(entries[choice.index]), reason)
-                ids[choice.index].clear()
-                entries[choice.index].clear()
+                kept = (ids[choice.index], entries[choice.index], readings[choice.index])
+                yield choice, ReplyPiece(delta, tuple(kept[0]), tuple(kept[1]), reason, tuple(kept[2]))
+                for each in kept:
+                    each.clear()
 
     async def whole(self) -> list[tuple[Choice, Reply, ReplyPiece]]:
         """Every choice with its complete answer, and all of its additions as one piece."""
@@ -121,6 +126,7 @@ def _join(pieces: Sequence[ReplyPiece]) -> ReplyPiece:
         ReplyDelta(),
         token_ids=tuple(token_id for piece in pieces for token_id in piece.token_ids),
         entries=tuple(entry for piece in pieces for entry in piece.entries),
+        readings=tuple(told for piece in pieces for told in piece.readings),
         finish_reason=pieces[-1].finish_reason,
     )
 
@@ -154,6 +160,7 @@ async def replies_to(
         param=dialogue.names.messages,
     )
     check_num_logprobs(max_tokens * request.num_candidates, dialogue.num_logprobs, services, "top_logprobs")
+    check_num_scores(len(prepared.prompt) + max_tokens * request.num_candidates, plan, services)
     choices = choices_of(
         request,
         services,

@@ -7,15 +7,45 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from vectors.vocabulary import Operation, Part, Positions, Site
+from vectors.vocabulary import Latch, Operation, Part, Positions, Site
 
 UnixSeconds = Annotated[int, Field(ge=0, description="Unix time in seconds.")]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Revision = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="The SHA-256 of a vector's content.")]
 
 
+class AppliedGate(TypedDict):
+    """On which tokens an entry acts: the probe's pinned revision, where it reads, and what it must read."""
+
+    probe: str
+    revision: Revision
+    site: Site
+    layer: int
+    above: NotRequired[float]
+    below: NotRequired[float]
+    sharpness: float | None
+    latch: Latch
+
+
+class GateCount(TypedDict):
+    """How many tokens the gate of a steering entry has let through, `open`, `of` those in its positions and parts.
+
+    `entry` counts the entries of the answer's `steering` from 0. A gate with a sharpness lets through where it is more
+    than half open.
+    """
+
+    entry: int
+    vector: str
+    open: int
+    of: int
+
+
 class AppliedSteering(TypedDict):
-    """A vector as it was applied: the revision that the request was pinned to, where, and how strongly."""
+    """A vector as it was applied: the revision that the request was pinned to, where, and how strongly.
+
+    `min` and `max` are the interval of `cap`, null at an open end; only `cap` has them. `when` is present if it has a
+    gate.
+    """
 
     vector: str
     revision: Revision
@@ -26,6 +56,38 @@ class AppliedSteering(TypedDict):
     parts: list[Part]
     operation: Operation
     preserve_norm: bool
+    min: NotRequired[float | None]
+    max: NotRequired[float | None]
+    when: NotRequired[AppliedGate]
+
+
+class ProbeScores(TypedDict):
+    """What a probe read at `layer`, in its vector's own unit.
+
+    `scores` has one for each generated token, as log-probabilities do: of the position that chose it. It is empty if
+    the probe reads only the prompt. `prompt_scores` has one for each token of the prompt, if the probe reads it. `mean`
+    and `max` are over all of these, and `above` counts those above `threshold`.
+    """
+
+    layer: int
+    scores: list[float]
+    prompt_scores: NotRequired[list[float]]
+    threshold: float
+    mean: float | None
+    max: float | None
+    above: int
+
+
+class ProbeScoresDelta(TypedDict):
+    """The scores of the tokens of one event, the first with those of the prompt, the last with the summary."""
+
+    layer: int
+    scores: list[float]
+    prompt_scores: NotRequired[list[float]]
+    threshold: NotRequired[float]
+    mean: NotRequired[float | None]
+    max: NotRequired[float | None]
+    above: NotRequired[int]
 
 
 class PromptTokensDetails(TypedDict):

@@ -20,7 +20,7 @@ from server.api.http.metrics import Metrics
 from server.detokenizer import ChoiceText
 from server.engine.errors import StepFailed
 from server.engine.protocol import Engine
-from server.engine.request import EngineRequest, FinishReason, TokenLogprobs, TokenOutput
+from server.engine.request import EngineRequest, FinishReason, TokenLogprobs, TokenOutput, TokenReadings
 from server.errors import Unavailable
 
 
@@ -34,17 +34,18 @@ class TokenEntry:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What a choice adds: text, the tokens behind it, and at the end its finish reason."""
+    """What a choice adds: text, the tokens behind it, what probes read of them, and at the end its finish reason."""
 
     text: str
     token_ids: tuple[int, ...]
     entries: tuple[TokenEntry, ...]
     finish_reason: CompletionFinishReason | None
+    readings: tuple[TokenReadings, ...] = ()
 
 
 @dataclass
 class Choice:
-    """One answer while it is generated."""
+    """One answer while it is generated. `readings`: what probes read of its tokens so far."""
 
     index: int
     request: EngineRequest
@@ -53,6 +54,8 @@ class Choice:
     num_cached_tokens: int = 0
     is_over: bool = False
     known_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    readings: list[TokenReadings] = field(default_factory=list)
+    _num_shown_readings: int = 0
     _token_ids: list[int] = field(default_factory=list)
     _entries: list[TokenEntry] = field(default_factory=list)
 
@@ -61,6 +64,8 @@ class Choice:
         self._note_end(output)
         if self.finish_reason is not None:
             return None  # a stop string ended it earlier; this only confirms the abort
+        if output.readings is not None:
+            self.readings.append(output.readings)
         shown = ""
         if output.token_id is not None:
             offset = self.text.num_characters
@@ -76,7 +81,9 @@ class Choice:
             self.finish_reason = "length" if output.finish_reason is FinishReason.LENGTH else "stop"
         if not shown and self.finish_reason is None:
             return None
-        piece = Piece(shown, tuple(self._token_ids), tuple(self._entries), self.finish_reason)
+        readings = tuple(self.readings[self._num_shown_readings :])
+        piece = Piece(shown, tuple(self._token_ids), tuple(self._entries), self.finish_reason, readings)
+        self._num_shown_readings = len(self.readings)
         self._token_ids.clear()
         self._entries.clear()
         return piece
@@ -174,5 +181,6 @@ def _join(pieces: Sequence[Piece]) -> Piece:
         text="".join(piece.text for piece in pieces),
         token_ids=tuple(token_id for piece in pieces for token_id in piece.token_ids),
         entries=tuple(entry for piece in pieces for entry in piece.entries),
+        readings=tuple(told for piece in pieces for told in piece.readings),
         finish_reason=pieces[-1].finish_reason,
     )

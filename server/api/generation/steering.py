@@ -7,14 +7,22 @@ import re
 
 from anyio.to_thread import run_sync
 
-from server.api.generation.objects import AppliedSteering
-from server.api.generation.wire import MAX_STEERING_ENTRIES, SteeredFields, SteeringEntry
+from server.api.generation.objects import AppliedGate, AppliedSteering
+from server.api.generation.wire import (
+    MAX_STEERING_ENTRIES,
+    GateEntry,
+    GenerationFields,
+    ProbeEntry,
+    SteeredFields,
+    SteeringEntry,
+)
 from server.api.http.services import Services
 from server.errors import ApiError, InvalidRequest, NotFound, from_vectors_error
-from server.steering.plan import UNSTEERED, SteeringPlan
-from server.steering.resolution import SteeringRefused, SteeringSpec, resolve_plan
+from server.steering.plan import UNSTEERED, PlanEntry, PlanGate, SteeringPlan
+from server.steering.resolution import GateSpec, ProbeSpec, SteeringRefused, SteeringSpec, resolve_plan
 from vectors.errors import InvalidLayers
-from vectors.vocabulary import parse_layers
+from vectors.operations import RULES
+from vectors.vocabulary import DEFAULT_POSITIONS, parse_layers
 
 _MODEL_ENTRY = re.compile(r"(?P<vector>[^@:]+)(?:@(?P<revision>[^@:]+))?(?::(?P<scale>[^@:]+))?")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
@@ -61,10 +69,35 @@ def spec_of_entry(entry: SteeringEntry, index: int) -> SteeringSpec:
         parts=None if entry.parts is None else tuple(entry.parts),
         operation=entry.operation,
         preserve_norm=entry.preserve_norm,
+        min=entry.min,
+        max=entry.max,
+        gate=None if entry.when is None else _gate_of(entry.when),
     )
 
 
-def _layers_of(entry: SteeringEntry, param: str) -> tuple[int, ...] | None:
+def _gate_of(entry: GateEntry) -> GateSpec:
+    name, at, revision = entry.probe.partition("@")
+    is_above = entry.above is not None
+    threshold = entry.above if entry.above is not None else entry.below
+    assert threshold is not None, "checked by GateEntry"
+    return GateSpec(name, threshold, revision if at else None, entry.layer, is_above, entry.sharpness, entry.latch)
+
+
+def probe_of_entry(entry: ProbeEntry, index: int) -> ProbeSpec:
+    """The spec of one entry of the `probes` field."""
+    name, at, revision = entry.vector.partition("@")
+    return ProbeSpec(
+        vector=name,
+        revision=revision if at else None,
+        layers=_layers_of(entry, f"probes.{index}.layers"),
+        positions=DEFAULT_POSITIONS if entry.positions is None else entry.positions,
+        before=entry.before,
+        threshold=entry.threshold,
+        name=entry.name,
+    )
+
+
+def _layers_of(entry: SteeringEntry | ProbeEntry, param: str) -> tuple[int, ...] | None:
     if entry.layers is None:
         return None
     try:
@@ -75,21 +108,27 @@ def _layers_of(entry: SteeringEntry, param: str) -> tuple[int, ...] | None:
 
 def _wire_error(error: SteeringRefused, num_by_model: int) -> ApiError:
     """The API error for a refused spec; the first `num_by_model` specs came from the model's name."""
-    if error.index < num_by_model:
+    if error.index < num_by_model and not error.is_probe:
         param = "model"
     else:
         field = "vector" if error.field == "revision" else error.field  # both are in the field name@revision
-        param = ".".join(("steering", str(error.index - num_by_model), *([field] if field else ())))
+        place = ("probes", error.index) if error.is_probe else ("steering", error.index - num_by_model)
+        param = ".".join(map(str, (*place, *([field] if field else ()))))
     if error.code is None:
         return from_vectors_error(error.reason, param)
     return InvalidRequest(str(error), code=error.code, param=param)
 
 
 async def plan_of(request: SteeredFields, services: Services) -> SteeringPlan:
-    """The plan of a request, pinned to the registry's current state: entries of the model name, then of the field."""
+    """The plan of a request, pinned to the registry's current state: entries of the model name, then of the field.
+
+    Requests that generate may have probes too.
+    """
     by_model = specs_of_model(request.model, services.engine.info.model_id)
     specs = by_model + [spec_of_entry(entry, index) for index, entry in enumerate(request.steering or ())]
-    if not specs:
+    asked = request.probes or () if isinstance(request, GenerationFields) else ()
+    probes = [probe_of_entry(entry, index) for index, entry in enumerate(asked)]
+    if not specs and not probes:
         return UNSTEERED
     if len(specs) > MAX_STEERING_ENTRIES:
         raise InvalidRequest(
@@ -98,7 +137,7 @@ async def plan_of(request: SteeredFields, services: Services) -> SteeringPlan:
             param="steering" if request.steering else "model",
         )
     try:
-        plan = await run_sync(resolve_plan, specs, services.store, services.engine.info)  # may read a file
+        plan = await run_sync(resolve_plan, specs, services.store, services.engine.info, probes)  # may read a file
     except SteeringRefused as error:
         raise _wire_error(error, len(by_model)) from error
     for name in {entry.vector for entry in plan.entries}:
@@ -108,17 +147,41 @@ async def plan_of(request: SteeredFields, services: Services) -> SteeringPlan:
 
 def applied_steering(plan: SteeringPlan) -> list[AppliedSteering]:
     """The plan as answers show it; `[]` if the request has no steering."""
-    return [
-        {
-            "vector": entry.vector,
-            "revision": entry.revision,
-            "site": entry.applied.site,
-            "scale": entry.applied.scale,
-            "layers": list(entry.applied.layers),
-            "positions": entry.applied.positions,
-            "parts": list(entry.parts),
-            "operation": entry.applied.operation,
-            "preserve_norm": entry.applied.preserve_norm,
-        }
-        for entry in plan.entries
-    ]
+    return [_applied(entry) for entry in plan.entries]
+
+
+def _applied(entry: PlanEntry) -> AppliedSteering:
+    applied = entry.applied
+    shown: AppliedSteering = {
+        "vector": entry.vector,
+        "revision": entry.revision,
+        "site": applied.site,
+        "scale": applied.scale,
+        "layers": list(applied.layers),
+        "positions": applied.positions,
+        "parts": list(entry.parts),
+        "operation": applied.operation,
+        "preserve_norm": applied.preserve_norm,
+    }
+    if RULES[applied.operation].takes_interval:
+        shown["min"], shown["max"] = applied.min, applied.max
+    if entry.gate is not None:
+        shown["when"] = _applied_gate(entry.gate)
+    return shown
+
+
+def _applied_gate(gate: PlanGate) -> AppliedGate:
+    site, layer = gate.place
+    shown: AppliedGate = {
+        "probe": gate.vector,
+        "revision": gate.revision,
+        "site": site,
+        "layer": layer,
+        "sharpness": gate.sharpness,
+        "latch": gate.latch,
+    }
+    if gate.is_above:
+        shown["above"] = gate.threshold
+    else:
+        shown["below"] = gate.threshold
+    return shown

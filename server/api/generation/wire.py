@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from server.api.http.wire import UNIQUE, WireModel
 from server.errors import InvalidRequest
-from vectors.vocabulary import LAYERS_PATTERN, MAX_LAYER, NAME_PATTERN, PARTS, Operation, Part, Positions
+from vectors.vocabulary import LAYERS_PATTERN, MAX_LAYER, NAME_PATTERN, PARTS, Latch, Operation, Part, Positions
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
@@ -100,6 +100,29 @@ VECTOR_NAME_SCHEMA: dict[str, Any] = {"type": "string", "pattern": f"^{NAME_PATT
 """The name of a vector."""
 
 
+class GateEntry(WireModel):
+    """`when` of an entry: on which tokens it acts."""
+
+    probe: str
+    """The vector that is read: a name in the registry, or `name@revision`."""
+    layer: Annotated[int, Field(ge=0, le=MAX_LAYER)] | None = None
+    """The decoder block where it is read, not after the entry's. Default: the vector's own, if it has only one."""
+    above: float | None = None
+    """The entry acts where the score is above this, in the probe's own unit."""
+    below: float | None = None
+    """The entry acts where the score is below this. Either `above` or `below` is required."""
+    sharpness: Annotated[float, Field(gt=0)] | None = None
+    """With k: the entry acts at the strength sigmoid(k · distance from the threshold), not wholly or not at all."""
+    latch: Latch = "token"
+    """`token`: each token is judged alone. `rest`: the gate stays open to the end once it has opened."""
+
+    @model_validator(mode="after")
+    def _check_threshold(self) -> GateEntry:
+        if (self.above is None) == (self.below is None):
+            raise PydanticCustomError("invalid_value", "expected either above or below", {"at": "above"})
+        return self
+
+
 class SteeringEntry(WireModel):
     """An entry of `steering`: one vector and how to apply it."""
 
@@ -117,6 +140,29 @@ class SteeringEntry(WireModel):
     """The operation along the direction. Default: the vector's own."""
     preserve_norm: bool = False
     """Whether to rescale the steered activation to its original norm."""
+    min: float | None = None
+    """For `cap`: the least that is left of what the vector reads, in its own unit. Default: the vector's own."""
+    max: float | None = None
+    """For `cap`: the most that is left of it. If only one of both is given, the other end is open."""
+    when: GateEntry | None = None
+    """On which tokens it acts, by what a probe reads of them. Default: on all in its positions and parts."""
+
+
+class ProbeEntry(WireModel):
+    """An entry of `probes`: a vector that is read while the model writes, and changes nothing."""
+
+    vector: str
+    """A name in the registry, or `name@revision` with at least the first 6 characters of the revision."""
+    layers: Annotated[list[int] | str | None, BeforeValidator(_layers, json_schema_input_type=_Layers)] = None
+    """Decoder blocks from 0, as a list or as text such as `12-16,20`. Default: the vector's own."""
+    positions: Positions | None = None
+    """Which tokens are read. Default: `response`."""
+    before: bool = False
+    """Whether to read the activation before the steering at that place, not after it."""
+    threshold: float | None = None
+    """The score above which a token counts as `above`. Default: the vector's own."""
+    name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """The key of its scores. Default: the vector's name, with `.` and the layer if it is read at several."""
 
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -191,6 +237,8 @@ class GenerationFields(SteeredFields):
         "structured_outputs": "response_format",
     }
 
+    probes: Annotated[list[ProbeEntry], Field(max_length=MAX_STEERING_ENTRIES)] | None = None
+    """Vectors that are read at every token, whose scores are returned with the answer."""
     stream: bool | None = None
     """Whether to send the answer as server-sent events."""
     stream_options: StreamOptions | None = None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Annotated, Any, NotRequired
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any, NotRequired, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from vectors.durable import storing
 from vectors.formats import ImportOptions
 from vectors.vocabulary import MAX_LAYER, MAX_METADATA_BYTES
 
+_Value = TypeVar("_Value")
 _MAX_METADATA_PART = 2 * MAX_METADATA_BYTES
 
 
@@ -124,22 +125,30 @@ async def _parts_of(form: FormData) -> tuple[bytes, ImportOptions]:
     return await file.read(), options
 
 
-def directions_of(given: dict[str, Any], *, num_layers: int, hidden_size: int) -> dict[int, Tensor]:
+def directions_of(given: dict[str, Any], name: str, *, num_layers: int, hidden_size: int) -> dict[int, Tensor]:
     """`{"12": [floats] or base64 of little-endian float32}` -> float32 tensors `[hidden_size]` by layer.
 
-    Vectors of another size are refused before they are converted.
+    Vectors of another size are refused before they are converted; errors call the field `name`.
     """
+    return {
+        layer: _direction_of(numbers, hidden_size, f"{name}.{layer}")
+        for layer, numbers in layers_of(given, name, num_layers)
+    }
+
+
+def layers_of(given: Mapping[str, _Value], name: str, num_layers: int) -> list[tuple[int, _Value]]:
+    """The entries of the field `name`, an object of at most `num_layers` layers, by layer."""
     if len(given) > num_layers:
-        raise _invalid(f"directions: expected at most {num_layers} layers, got {len(given)}", "directions")
-    directions: dict[int, Tensor] = {}
-    for key, numbers in given.items():
-        param = f"directions.{key[:20]}"
+        raise _invalid(f"{name}: expected at most {num_layers} layers, got {len(given)}", name)
+    found: dict[int, _Value] = {}
+    for key, value in given.items():
+        param = f"{name}.{key[:20]}"
         if not (key.isascii() and key.isdigit() and len(key) <= 4 and int(key) <= MAX_LAYER):
             raise _invalid(f"{param}: expected a layer number", param)
-        if int(key) in directions:
+        if int(key) in found:
             raise _invalid(f"{param}: the layer is given more than once", param)
-        directions[int(key)] = _direction_of(numbers, hidden_size, param)
-    return directions
+        found[int(key)] = value
+    return list(found.items())
 
 
 def _direction_of(numbers: Any, hidden_size: int, param: str) -> Tensor:

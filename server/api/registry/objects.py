@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 from server.api.generation.objects import Revision, UnixSeconds
 from server.api.http.objects import PageFields
-from vectors.vocabulary import DefaultLayers, Operation, Part, Positions, Site
+from vectors.vocabulary import Activation, DefaultLayers, Operation, Part, Positions, Site
 
 
 class VectorRevision(TypedDict):
@@ -22,7 +22,8 @@ class VectorRevision(TypedDict):
 class Vector(TypedDict):
     """A steering vector: its current revision and defaults.
 
-    `norms` are the lengths of its directions by layer. `training` describes how it was trained, if this project
+    `norms` are the lengths of its directions by layer, `rank` the most directions at one layer. With
+    `has_read_directions` it reads along others than it writes. `training` describes how it was trained, if this project
     trained it. `history`, newest first, is only present when a single vector is requested.
     """
 
@@ -35,12 +36,18 @@ class Vector(TypedDict):
     hidden_size: int
     layers: list[int]
     norms: dict[str, float]
+    rank: int
+    has_read_directions: bool
     parts: list[Part]
     default_layers: DefaultLayers
     site: Site
     default_scale: float
     operation: Operation
     positions: Positions
+    activation: Activation
+    min: float | None
+    max: float | None
+    threshold: float | None
     description: str
     metadata: dict[str, Any]
     training: dict[str, Any] | None

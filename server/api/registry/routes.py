@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
@@ -21,7 +22,7 @@ from server.api.http.pages import limit_of, order_of
 from server.api.http.parameters import DISPOSITION, limit, order
 from server.api.http.preconditions import if_match_of, if_none_match_of, refuse_preconditions
 from server.api.http.services import Services, services_of
-from server.api.http.uploads import VectorForm, directions_of, read_upload
+from server.api.http.uploads import VectorForm, directions_of, layers_of, read_upload
 from server.api.registry.objects import DamagedVector, DeletedVector, Vector, VectorList, VectorRevision
 from server.api.registry.parameters import ETAG, IF_MATCH, IF_NONE_MATCH, NAME
 from server.api.registry.wire import CreateVectorRequest, PatchVectorRequest, RollbackRequest
@@ -83,11 +84,14 @@ async def create_vector(request: Request) -> Response:
 
     def store() -> Response:
         check_name(body.name)
-        given = body.model_dump(exclude={"name", "directions"}, exclude_none=True)
+        given = body.model_dump(exclude={"name", "directions", "reads", "biases"}, exclude_none=True)
         ImportOptions(overrides=given)
         info = services.engine.info
-        directions = directions_of(body.directions, num_layers=info.num_layers, hidden_size=info.hidden_size)
-        vector = SteeringVector(directions, **given)
+        sizes = {"num_layers": info.num_layers, "hidden_size": info.hidden_size}
+        directions = directions_of(body.directions, "directions", **sizes)
+        reads = directions_of(body.reads, "reads", **sizes)
+        biases = {layer: torch.tensor([bias]) for layer, bias in layers_of(body.biases, "biases", info.num_layers)}
+        vector = SteeringVector(directions, reads, biases, **given)
         _check_fit(vector, services)
         return _answer(services.store.create(body.name, vector), status=201)
 
@@ -292,12 +296,18 @@ def _object_of(stored: StoredVector) -> Vector:
         "hidden_size": vector.hidden_size,
         "layers": list(vector.layers),
         "norms": {str(layer): norm for layer, norm in vector.norms.items()},
+        "rank": vector.rank,
+        "has_read_directions": bool(vector.reads),
         "site": vector.site,
         "default_scale": vector.default_scale,
         "operation": vector.operation,
         "positions": vector.positions,
         "parts": list(vector.parts),
         "default_layers": vector.default_layers,
+        "activation": vector.activation,
+        "min": vector.min,
+        "max": vector.max,
+        "threshold": vector.threshold,
         "description": vector.description,
         "metadata": dict(vector.metadata),
         "training": None if vector.training is None else _shown(vector.training),

@@ -26,6 +26,11 @@ _DIRECTIONS_SCHEMA = {
         ]
     },
 }
+_BIASES_SCHEMA = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[0-9]{1,4}$"},
+    "additionalProperties": {"type": "number"},
+}
 _TYPES: dict[str, Any] = {"number": float, "string": str, "array": list[str], "object": dict[str, Any]}
 """The types that are checked as the body is read, by JSON type; the rest is checked where a vector is made."""
 
@@ -64,6 +69,12 @@ class CreateVectorRequest(CreatableDefaults):
     name: Annotated[str, WithJsonSchema(VECTOR_NAME_SCHEMA)]
     directions: Annotated[dict[str, Any], WithJsonSchema(_DIRECTIONS_SCHEMA)]
     """The direction of each decoder block: as many numbers as the model's hidden size, or base64 of float32."""
+    reads: Annotated[dict[str, Any], WithJsonSchema(_DIRECTIONS_SCHEMA | {"minProperties": 0})] = Field(
+        default_factory=dict
+    )
+    """The read directions, for all of these blocks or for none."""
+    biases: Annotated[dict[str, float], WithJsonSchema(_BIASES_SCHEMA)] = Field(default_factory=dict)
+    """The biases of read directions."""
 
 
 class PatchVectorRequest(VectorDefaults):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from server.api.generation.objects import ProbeScoresDelta
 from server.api.responses.objects import AnswerTextPart, OutputItem, ReasoningTextPart, ResponseObject
 
 ResponseEventType = Literal[
@@ -70,8 +71,12 @@ class EventChosenLogprob(EventTokenLogprob):
     top_logprobs: list[EventTokenLogprob]
 
 
-class TextDeltaEvent(_ContentEvent):
-    """The next piece of the answer's text."""
+class _Read(TypedDict):
+    probes: NotRequired[dict[str, ProbeScoresDelta]]
+
+
+class TextDeltaEvent(_ContentEvent, _Read):
+    """The next piece of the answer's text, with the probe scores of its tokens if there are probes."""
 
     type: Literal["response.output_text.delta"]
     delta: str
@@ -86,8 +91,8 @@ class TextDoneEvent(_ContentEvent):
     logprobs: list[EventChosenLogprob]
 
 
-class ReasoningDeltaEvent(_ContentEvent):
-    """The next piece of the reasoning."""
+class ReasoningDeltaEvent(_ContentEvent, _Read):
+    """The next piece of the reasoning, with the probe scores of its tokens if there are probes."""
 
     type: Literal["response.reasoning_text.delta"]
     delta: str
@@ -100,8 +105,8 @@ class ReasoningDoneEvent(_ContentEvent):
     text: str
 
 
-class ArgumentsDeltaEvent(_ItemPartEvent):
-    """The next piece of a call's arguments."""
+class ArgumentsDeltaEvent(_ItemPartEvent, _Read):
+    """The next piece of a call's arguments, with the probe scores of its tokens if there are probes."""
 
     type: Literal["response.function_call_arguments.delta"]
     delta: str

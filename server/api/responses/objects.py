@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from server.api.generation.objects import AppliedSteering, ChosenTokenLogprob, InputUsage, UnixSeconds
+from server.api.generation.objects import (
+    AppliedSteering,
+    ChosenTokenLogprob,
+    GateCount,
+    InputUsage,
+    ProbeScores,
+    UnixSeconds,
+)
 from server.api.http.objects import PageFields
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -186,7 +193,11 @@ class RequestEcho(TypedDict):
 
 
 class ResponseObject(RequestEcho):
-    """A response, with fields of its request and the steering that was applied."""
+    """A response, with fields of its request, the steering that was applied, and what its probes read.
+
+    `probes` has the scores of all generated tokens, reasoning and calls included. `gates`: what they let through so
+    far.
+    """
 
     id: str
     object: Literal["response"]
@@ -201,6 +212,8 @@ class ResponseObject(RequestEcho):
     top_p: float
     usage: InputUsage | None
     steering: list[AppliedSteering]
+    probes: NotRequired[dict[str, ProbeScores]]
+    gates: NotRequired[list[GateCount]]
 
 
 class DeletedResponse(TypedDict):

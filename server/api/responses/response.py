@@ -10,13 +10,15 @@ from typing import Literal
 from server.api.generation.choices import usage_of
 from server.api.generation.dialogue import Replies
 from server.api.generation.objects import ChatFinishReason, InputUsage
+from server.api.generation.probes import shown_delta, shown_gates, shown_scores
+from server.api.generation.running import Choice
 from server.api.generation.steering import applied_steering
 from server.api.responses.echo import echo_of
 from server.api.responses.events import OutputEvent, ResponseEvent, ResponseEventType, ResponseStreamEvent
 from server.api.responses.objects import ResponseFailure, ResponseObject, ResponseStatus
 from server.api.responses.output import ResponseOutput
 from server.api.responses.wire import ResponseRequest
-from server.engine.request import SamplingParams
+from server.engine.request import SamplingParams, TokenReadings
 from server.errors import ApiError
 from server.steering.plan import SteeringPlan
 
@@ -64,8 +66,17 @@ class ResponseInProgress:
         return self._event("response.failed", self._object())
 
     async def _output_events(self) -> AsyncIterator[OutputEvent]:
-        async for _, piece in self.replies.pieces():
+        unshown: list[TokenReadings] = []
+        async for choice, piece in self.replies.pieces():
+            unshown.extend(piece.readings)
             for event in self.output.add(piece):
+                if unshown and (
+                    event["type"] == "response.output_text.delta"
+                    or event["type"] == "response.reasoning_text.delta"
+                    or event["type"] == "response.function_call_arguments.delta"
+                ):
+                    event["probes"] = shown_delta(choice, unshown)
+                    unshown.clear()
                 yield event
             self._finish_reason = piece.finish_reason
 
@@ -88,7 +99,7 @@ class ResponseInProgress:
     def _object(self) -> ResponseObject:
         """The response as it is now."""
         status = self._status
-        return {
+        shown: ResponseObject = {
             "id": self.response_id,
             "object": "response",
             "created_at": self._created_at,
@@ -102,8 +113,20 @@ class ResponseInProgress:
             "top_p": self.sampling.top_p,
             "usage": None if self._finish_reason is None else self._usage(),
             "steering": applied_steering(self.plan),
+            "probes": shown_scores(self._choice),
+            "gates": shown_gates(self._choice),
             **echo_of(self.body),
         }
+        if not self.plan.probes:
+            del shown["probes"]
+        if not self.plan.gated:
+            del shown["gates"]
+        return shown
+
+    @property
+    def _choice(self) -> Choice:
+        (choice,) = self.replies.generation.choices
+        return choice
 
     def _usage(self) -> InputUsage:
         usage = usage_of(self.replies.generation.choices, self.body.num_choices)

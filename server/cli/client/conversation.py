@@ -58,8 +58,8 @@ def parse_entry(command: str) -> dict[str, Any]:
             field, value = "scale", part
         if field in entry:
             raise InvalidCommand(f"{field} is given twice")
-        if field == "scale":
-            entry[field] = _number(value)
+        if field in ("scale", "min", "max"):
+            entry[field] = _number(field, value)
         elif (field == "layers" and value) or value in _CHOICES.get(field, ()):
             entry[field] = value
         elif field == "parts":
@@ -68,7 +68,8 @@ def parse_entry(command: str) -> dict[str, Any]:
             raise InvalidCommand(f"{field}: expected one of {', '.join(_CHOICES[field])}, got {value!r}")
         else:
             raise InvalidCommand(
-                f"unexpected {part!r}; usage: /steer NAME [SCALE] [layers=…] [positions=…] [parts=…] [operation=…]"
+                f"unexpected {part!r}; usage: /steer NAME [SCALE] [layers=…] [positions=…] [parts=…] [operation=…] "
+                "[min=…] [max=…]"
             )
     return entry
 
@@ -85,11 +86,11 @@ def _parts(text: str) -> list[str]:
     return parts
 
 
-def _number(text: str) -> float:
+def _number(field: str, text: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise InvalidCommand(f"scale: expected a number, got {text!r}")
+        raise InvalidCommand(f"{field}: expected a number, got {text!r}")
     return number

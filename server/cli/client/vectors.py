@@ -71,6 +71,12 @@ def ranges(layers: Sequence[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
+def _interval(vector: RegisteredVector) -> str:
+    """The interval of `cap`, as in ` from 0 to 0.5`; empty without one."""
+    ends = (("from", vector.min), ("to", vector.max))
+    return "".join(f" {word} {bound:g}" for word, bound in ends if bound is not None)
+
+
 def _list(client: VectorClient, arguments: argparse.Namespace) -> None:
     if arguments.json:
         for vector in client.list():
@@ -93,7 +99,7 @@ def _show(client: VectorClient, arguments: argparse.Namespace) -> None:
         ("site", vector.site),
         ("layers", ranges(vector.layers)),
         ("scale", f"{vector.default_scale:g}"),
-        ("operation", vector.operation),
+        ("operation", vector.operation + _interval(vector)),
         ("positions", vector.positions),
         ("parts", ", ".join(vector.parts)),
         ("description", vector.description),

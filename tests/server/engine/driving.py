@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.model import LoadedModel, prepare_model
 from server.engine.request import EngineRequest, Generate, SamplingParams, TokenOutput
-from server.steering.plan import UNSTEERED, PlanEntry, SteeringPlan
+from server.steering.plan import UNSTEERED, PlanEntry, PlanGate, PlanProbe, SteeringPlan
 from tests.families import HIDDEN, LAYERS, build
-from tests.reference import Steer
+from tests.reference import Gate, Steer
 from vectors.applied import AppliedVector
+from vectors.operations import Feature
 from vectors.vector import SteeringVector
+from vectors.vocabulary import Latch, Positions
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -133,12 +136,41 @@ def mixed_alone(family: str = "llama") -> dict[str, list[int]]:
     return alone(model, mixed_requests(model))
 
 
-def plan_of(*steers: Steer) -> SteeringPlan:
+def vector_of(steer: Steer) -> SteeringVector:
+    """The directions of the reference's entry."""
+    has_read = steer.read is not None
+    return SteeringVector(
+        {steer.layer: steer.direction},
+        {steer.layer: steer.read} if has_read else {},  # type: ignore[dict-item]
+        {steer.layer: torch.full(steer.direction.shape[:-1], steer.bias)} if has_read else {},
+        site=steer.site,  # type: ignore[arg-type]
+        activation=steer.activation,  # type: ignore[arg-type]
+    )
+
+
+def probe_of(steer: Steer, *, is_before: bool = False, name: str = "probe") -> PlanProbe:
+    """The engine's probe that reads as the reference's entry does; `scale` is its threshold."""
+    vector, layer = vector_of(steer), steer.layer
+    feature = Feature(vector.directions[layer], vector.reads.get(layer), vector.biases.get(layer), vector.activation)
+    place, positions = (vector.site, layer), cast(Positions, steer.positions)
+    return PlanProbe(name, "test", vector.revision, place, feature, positions, is_before, steer.scale)
+
+
+def gate_of(gate: Gate, applied: AppliedVector) -> PlanGate:
+    """The engine's gate of an entry that is applied so."""
+    probe = probe_of(gate.probe)
+    return PlanGate(
+        "gate", probe.revision, probe.place, probe.feature, gate.threshold, gate.is_above, gate.sharpness,
+        cast(Latch, gate.latch), is_before=probe.place in applied.places,
+    )  # fmt: skip
+
+
+def plan_of(*steers: Steer, probes: Iterable[PlanProbe] = ()) -> SteeringPlan:
     """The engine's plan for the same steering that the reference applies."""
     entries = []
     for steer in steers:
         assert 0 <= steer.layer < LAYERS
-        vector = SteeringVector({steer.layer: steer.direction}, site=steer.site)  # type: ignore[arg-type]
+        vector = vector_of(steer)
         applied = AppliedVector(
             site=vector.site,
             layers=vector.layers,
@@ -147,6 +179,12 @@ def plan_of(*steers: Steer) -> SteeringPlan:
             operation=steer.operation,  # type: ignore[arg-type]
             preserve_norm=steer.preserve_norm,
             directions=vector.directions,
+            reads=vector.reads,
+            biases=vector.biases,
+            activation=vector.activation,
+            min=steer.low,
+            max=steer.high,
         )
-        entries.append(PlanEntry("test", vector.revision, applied, steer.parts))  # type: ignore[arg-type]
-    return SteeringPlan(entries)
+        gate = None if steer.gate is None else gate_of(steer.gate, applied)
+        entries.append(PlanEntry("test", vector.revision, applied, steer.parts, gate))  # type: ignore[arg-type]
+    return SteeringPlan(entries, probes)

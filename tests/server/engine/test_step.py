@@ -165,8 +165,8 @@ def check(batch: StepBatch, expected: Expected, bank: SteeringBank) -> None:
     assert {place: tokens.tolist() for place, tokens in batch.captures.items()} == expected.captures
     rows = None if batch.row_of_token is None else batch.row_of_token.tolist()
     assert rows == (expected.rows if any(expected.rows) else None)
-    low_rank = [token for token, row in enumerate(expected.rows) if bank.has_low_rank(row)]
-    assert (None if batch.low_rank_tokens is None else batch.low_rank_tokens.tolist()) == (low_rank or None)
+    with_slots = [token for token, row in enumerate(expected.rows) if bank.has_slots(row)]
+    assert (None if batch.slot_tokens is None else batch.slot_tokens.tolist()) == (with_slots or None)
     packed = [token for segment in batch.segments for token in range(segment.start, segment.end)]
     assert packed == list(range(len(expected.tokens)))
     assert [token for chunk in batch.chunks for token in chunk.wanted] == expected.wanted
@@ -219,7 +219,7 @@ def test_a_steps_tensors_stay_where_they_are() -> None:
         arrays = [
             *(
                 (name, getattr(inputs, name), getattr(batch, name))
-                for name in ("tokens", "positions", "wanted", "row_of_token", "low_rank_tokens")
+                for name in ("tokens", "positions", "wanted", "row_of_token", "slot_tokens")
             ),
             *((f"slots {group}", inputs.slots[group], batch.slots[group]) for group in range(2)),
         ]

@@ -46,8 +46,9 @@ def test_an_output_is_steered_and_captured_in_any_layout(layout: str, operation:
     hooks = ActivationHooks(ModelSites(1, HIDDEN, module, MappingProxyType({"residual": (module,)})), bank)
     place = ("residual", 0)
     rows = torch.tensor([row, 0, row, row, 0, row])
-    low_rank = rows.nonzero().squeeze(1) if bank.has_low_rank(row) else None
-    activations = StepActivations(rows, low_rank, {place: torch.arange(6)})  # type: ignore[dict-item]
+    with_slots = rows.nonzero().squeeze(1) if bank.has_slots(row) else None
+    readings = torch.tensor([[1.0, 0.0, -1.0]]).repeat(4, 1)  # always, never, unread
+    activations = StepActivations(rows, with_slots, {place: torch.arange(6)}, readings=readings)  # type: ignore[dict-item]
     with torch.inference_mode(), hooks.step(activations):
         output = module()
     expected = before.clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -175,14 +176,14 @@ def test_unusable_metadata_is_named(steering_vector: Any, says: str, param: str)
     [
         ({"residual.0": ramp(), "mlp.1": ramp()}, "expected directions at one site, got mlp, residual"),
         ({}, "has no tensors"),
-        ({"residual.0": ramp(), "a": ramp()}, r"named \{site\}.\{layer\}, got 'a'; sites are residual, attention"),
+        ({"residual.0": ramp(), "a": ramp()}, r"named \{site\}.\{layer\}, .*, got 'a'; sites are residual, attention"),
         ({"residual": ramp()}, "does not say its layer"),
         ({"residual.-1": ramp()}, "does not say its layer"),
         ({"residual.1.weight": ramp()}, "does not say its layer"),
         ({"residual.1\n": ramp()}, "does not say its layer"),
         ({"residual.1": ramp(), "residual.1\u0661": ramp()}, "expected tensors named"),
         ({"residual.4097": ramp()}, "expected layers from 0 to 4095, got 4097"),
-        ({"residual.1": ramp().reshape(1, HIDDEN)}, r"residual.1: expected shape \[hidden\], got \[1, 4\]"),
+        ({"residual.1": ramp().reshape(1, 1, HIDDEN)}, r"residual.1: expected shape \[hidden\] or .*, got \[1, 1, 4\]"),
         ({"residual.1": torch.tensor(1.0)}, r"residual.1: .* got \[\]"),
         ({"residual.1": torch.empty(0)}, r"residual.1: .* got \[0\]"),
         ({"residual.1": ramp(), "residual.2": torch.ones(3)}, "different hidden sizes"),
@@ -304,3 +305,87 @@ def test_unknown_bytes_are_refused_naming_what_is_read(data: bytes) -> None:
 def test_empty_file_is_refused() -> None:
     with pytest.raises(InvalidVector, match="the file is empty"):
         read(b"")
+
+
+@pytest.mark.parametrize("rank", [None, 1, 3])
+def test_read_directions_biases_and_an_activation_come_back(rank: int | None) -> None:
+    shape = (HIDDEN,) if rank is None else (rank, HIDDEN)
+    generator = torch.Generator().manual_seed(1)
+    drawn = {layer: torch.randn(shape, generator=generator) for layer in (2, 11)}
+    reads = {layer: torch.randn(shape, generator=generator).to(torch.float16) for layer in drawn}
+    vector = SteeringVector(
+        drawn, reads, {2: torch.full((rank or 1,), 0.25)}, operation="cap", activation="relu", min=-0.5, max=2.0
+    )
+    data = encode_safetensors(vector)
+    assert {name: tensor["shape"] for name, tensor in deserialize(data)} == {
+        "residual.2": list(shape), "residual.2.read": list(shape), "residual.2.bias": [rank or 1],
+        "residual.11": list(shape), "residual.11.read": list(shape),
+    }  # fmt: skip
+    found = read(data)
+    assert (found.revision, encode_safetensors(found)) == (vector.revision, data)
+    assert (found.activation, found.min, found.max, found.rank) == ("relu", -0.5, 2.0, rank or 1)
+    kept = read(data, layer=11)
+    assert (list(kept.reads), dict(kept.biases)) == ([11], {})
+    others = [
+        SteeringVector(drawn, reads, {2: torch.full((rank or 1,), 0.5)}),
+        SteeringVector(drawn, reads, {11: torch.full((rank or 1,), 0.25)}),
+        SteeringVector(drawn, drawn),
+        SteeringVector(drawn, reads, activation="step"),
+        SteeringVector(drawn, reads),
+    ]
+    assert len({other.revision for other in others}) == len(others)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "steering_vector", "message"),
+    [
+        ({"residual.1.read": ramp()}, None, "the file has no directions"),
+        ({"residual.1": ramp(), "residual.2.read": ramp()}, None, "read directions at layers that have directions"),
+        ({"residual.1": ramp(), "residual.2": ramp(), "residual.1.read": ramp()}, None, "no read direction at layer 2"),
+        ({"residual.1": ramp(), "residual.1.bias": torch.ones(1)}, None, "biases at layers that have read directions"),
+        (
+            {"residual.1": ramp(), "residual.1.read": ramp(), "residual.1.bias": torch.ones(2)},
+            None,
+            r"residual.1.bias: expected 1 numbers, got 2",
+        ),
+        (
+            {"residual.1": ramp(), "residual.1.read": ramp(), "residual.1.bias": torch.full((1,), math.nan)},
+            None,
+            r"bias residual.1.bias contains NaN",
+        ),
+        ({"residual.1": ramp(), "residual.1.read": ramp() * 0}, None, r"residual.1.read is all zeros"),
+        ({"residual.1": ramp(), "residual.1.read": ramp()[:3]}, None, r"expected the shape of residual.1"),
+        ({"residual.1": ramp().repeat(2, 1)}, None, r"expected shape \[hidden\] where there are no read directions"),
+        ({"residual.1": ramp().repeat(65, 1)}, None, "of rank at most 64"),
+        ({"residual.1": ramp()}, {"activation": "tanh"}, "activation: expected one of identity, .*, got 'tanh'"),
+        ({"residual.1": ramp()}, {"min": "low"}, "min: expected a finite number"),
+        ({"residual.1": ramp()}, {"min": 1.0, "max": 0.5}, "expected min at most max, got 1 and 0.5"),
+    ],
+)
+def test_read_directions_that_cannot_be_used(
+    tensors: dict[str, torch.Tensor], steering_vector: Any, message: str
+) -> None:
+    with pytest.raises(InvalidVector, match=message):
+        read(file(tensors, steering_vector))
+
+
+def test_a_file_of_the_first_layout_keeps_its_bytes_and_its_revision() -> None:
+    """Written byte by byte: what version 0.1.0 stored."""
+    defaults = (
+        '{"default_scale":1.5,"description":"old","metadata":{},"model":null,"operation":"clamp","positions":"all",'
+        '"site":"residual","training":null}'
+    )
+    header = json.dumps(
+        {
+            "__metadata__": {"steering_vector": defaults},
+            "residual.2": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]},
+        },
+        separators=(",", ":"),
+    )
+    header += " " * (-len(header) % 8)
+    data = struct.pack("<Q", len(header)) + header.encode() + struct.pack("<4f", 1, 2, 3, 4)
+    vector = read(data)
+    assert encode_safetensors(vector) == data
+    digest = hashlib.sha256(b"tiller steering vector 1\n" + defaults.encode())
+    digest.update(b"\n2 float32 4\n" + struct.pack("<4f", 1, 2, 3, 4))
+    assert vector.revision == digest.hexdigest()

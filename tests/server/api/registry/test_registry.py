@@ -19,6 +19,7 @@ import torch
 
 from tests.server.api.serving import HIDDEN, LAYERS, Server, direction, serving, vector
 from vectors.client import DamagedVector, RegisteredVector, VectorClient
+from vectors.formats import decode
 from vectors.formats.safetensors import encode_safetensors
 from vectors.store import VectorStore
 from vectors.store.generation import Generation
@@ -26,7 +27,8 @@ from vectors.store.generation import Generation
 PATH = "/v1/steering/vectors"
 FIELDS = {
     "object", "id", "name", "revision", "created_at", "bytes", "model", "hidden_size", "layers", "site", "operation",
-    "positions", "parts", "default_layers", "default_scale", "norms", "description", "metadata", "training",
+    "positions", "parts", "default_layers", "default_scale", "norms", "description", "metadata", "training", "rank",
+    "has_read_directions", "activation", "min", "max", "threshold",
 }  # fmt: skip
 
 
@@ -47,6 +49,40 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     error: dict[str, Any] = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error
+
+
+def test_a_vector_with_read_directions_is_made_from_numbers_and_capped(server: Server) -> None:
+    write, read = direction(1), direction(2)
+    body = {
+        "name": "gated", "directions": {"1": write.tolist()}, "reads": {"1": read.tolist()}, "biases": {"1": 0.25},
+        "activation": "relu", "operation": "cap", "max": 0.5,
+    }  # fmt: skip
+    made = server.http.post(PATH, json=body)
+    assert made.status_code == 201
+    told = {name: made.json()[name] for name in ("rank", "has_read_directions", "activation", "min", "max")}
+    assert told == {"rank": 1, "has_read_directions": True, "activation": "relu", "min": None, "max": 0.5}
+    stored = decode(server.http.get(f"{PATH}/gated/content").content)
+    assert torch.equal(stored.reads[1], read)
+    assert stored.biases[1].tolist() == [0.25]
+    asked: dict[str, Any]
+    for asked, expected in (({}, (None, 0.5)), ({"min": -1}, (-1.0, None)), ({"min": 0, "max": 2}, (0.0, 2.0))):
+        answer = server.http.post(
+            "/v1/completions", json={"prompt": [1, 2], "max_tokens": 1, "steering": [{"vector": "gated", **asked}]}
+        ).json()
+        (applied,) = answer["steering"]
+        assert (applied["operation"], applied["min"], applied["max"]) == ("cap", *expected)
+    for asked, param in (({"min": 3, "max": 2}, "min"), ({"operation": "add", "max": 2}, "max")):
+        refused = server.http.post("/v1/completions", json={"prompt": [1], "steering": [{"vector": "gated", **asked}]})
+        assert (refused.status_code, error_of(refused)["param"]) == (400, f"steering.0.{param}")
+        assert error_of(refused)["code"] == "invalid_interval"
+    for wrong, param in (
+        ({"reads": {"2": read.tolist()}}, "reads"),
+        ({"biases": {"x": 1}}, "biases.x"),
+        ({"reads": {}, "biases": {"1": 1}}, "biases"),
+    ):
+        refused = server.http.post(PATH, json={**body, "name": "wrong", **wrong})
+        assert (refused.status_code, error_of(refused)["param"]) == (400, param)
+    assert server.http.delete(f"{PATH}/gated").status_code == 200
 
 
 def test_an_upload_is_a_revision_and_comes_back_as_it_went(server: Server) -> None:

@@ -40,11 +40,13 @@ from server.engine.request import (
     Score,
     TokenLogprobs,
     TokenOutput,
+    TokenReadings,
 )
 from server.engine.sampler import NO_TOKEN, RowSampler, logprobs_of, sample
 from server.steering.plan import SteeringPlan
 from vectors.applied import AppliedVector
-from vectors.positions import Phase
+from vectors.operations import activated
+from vectors.positions import Phase, coverage_of
 from vectors.sites import find_sites
 from vectors.vocabulary import Part, Place
 
@@ -71,6 +73,7 @@ class NaiveEngine:
         self._jobs: dict[str, _Job] = {}
         self._running: tuple[_Job, ...] = ()
         self._seen: dict[Place, Tensor] = {}
+        self._scores: dict[int, Tensor] = {}
         self._totals: Counter[str] = Counter()
         self._changed = threading.Condition()
         self.is_accepting = True
@@ -145,6 +148,7 @@ class NaiveEngine:
 
     def _outputs(self, job: _Job) -> Iterator[TokenOutput]:
         try:
+            assert not job.request.plan.gated, "gates are compared with tests/reference.py"
             yield from self._worked(job)
         except InterruptedError:
             yield TokenOutput(job.request.request_id, finish_reason=FinishReason.ABORT)
@@ -158,7 +162,9 @@ class NaiveEngine:
         last = TokenOutput(request.request_id, finish_reason=FinishReason.LENGTH)
         match request.work:
             case Generate(max_tokens=0):
-                yield last
+                if request.plan.probes:
+                    self._logits(job, request.prompt)
+                yield replace(last, readings=self._told(job, is_first=True, is_token=False))
             case Generate() as work:
                 yield from self._generated(job, work)
             case Force() as work:
@@ -205,7 +211,21 @@ class NaiveEngine:
                 reason = FinishReason.LENGTH
             logprobs = None if work.num_logprobs is None else logprobs_of(logits, [token], [work.num_logprobs])[0]
             self._totals["generated"] += 1
-            yield TokenOutput(job.request.request_id, token, logprobs, reason, is_end=is_end)
+            told = self._told(job, is_first=len(parts) == 1, is_token=True)
+            yield TokenOutput(job.request.request_id, token, logprobs, reason, is_end=is_end, readings=told)
+
+    def _told(self, job: _Job, *, is_first: bool, is_token: bool) -> TokenReadings | None:
+        """What the probes read in the latest pass."""
+        covered = [coverage_of(probe.positions) for probe in job.request.plan.probes]
+        if not covered:
+            return None
+        found = [self._scores[number].tolist() for number in range(len(covered))]
+        scores = tuple(each[-1] if own.response else None for each, own in zip(found, covered, strict=True))
+        num_prompt = len(job.request.prompt)
+        prompt = tuple(
+            tuple(each[:num_prompt]) if own.prompt else None for each, own in zip(found, covered, strict=True)
+        )
+        return TokenReadings(scores if is_token else (), prompt if is_first and any(prompt) else None)
 
     def _known_logprobs(self, job: _Job, work: Force) -> tuple[TokenLogprobs | None, ...]:
         first, tokens = max(work.start, 1), (*job.request.prompt, *work.response)
@@ -228,9 +248,11 @@ class NaiveEngine:
         def hook(place: Place, output: Any) -> Any:
             activation = output[0] if isinstance(output, tuple) else output
             changed = activation.reshape(len(tokens), -1).clone()
+            self._read(job, place, changed, is_before=True)
             for scope, rows in scopes.items():
                 entries = [e.applied for e in job.request.plan.in_scope(*scope) if place in e.applied.places]
                 changed[rows] = _steered(changed[rows], entries, place[1])
+            self._read(job, place, changed, is_before=False)
             self._seen[place], changed = changed, changed.view_as(activation)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
@@ -241,6 +263,14 @@ class NaiveEngine:
                     hooks.callback(handle.remove)
             logits: Tensor = self._module(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0]
         return logits
+
+    def _read(self, job: _Job, place: Place, activations: Tensor, *, is_before: bool) -> None:
+        for number, probe in enumerate(job.request.plan.probes):
+            if (probe.place, probe.is_before) == (place, is_before):
+                write = probe.feature.write
+                read = write / write.norm() ** 2 if probe.feature.read is None else probe.feature.read
+                bias = torch.zeros(1) if probe.feature.bias is None else probe.feature.bias
+                self._scores[number] = activated(activations @ read + bias, probe.feature.activation)
 
 
 def _checked(logits: Tensor, plan: SteeringPlan) -> Tensor:
@@ -253,15 +283,20 @@ def _steered(before: Tensor, entries: Sequence[AppliedVector], layer: int) -> Te
     """`before` `[tokens, hidden]` after the operations of `entries` at `layer`: adds first, the others in order."""
     steered = before
     for entry in sorted(entries, key=lambda entry: entry.operation != "add"):
-        direction = entry.directions[layer]
-        unit = direction / direction.norm()
+        directions = entry.directions[layer].reshape(-1, before.shape[-1])
+        reads = entry.reads.get(layer, directions / directions.norm() ** 2).reshape(-1, before.shape[-1])
+        found = activated(steered @ reads.T + entry.biases.get(layer, torch.zeros(1)), entry.activation)
         match entry.operation:
             case "add":
-                steered = steered + entry.scale * direction
+                steered = steered + entry.scale * directions
             case "ablate":
-                steered = steered - entry.scale * torch.outer(steered @ unit, unit)
+                steered = steered - entry.scale * found @ directions
+            case "amplify":
+                steered = steered + entry.scale * found @ directions
             case "clamp":
-                steered = steered + torch.outer(entry.scale * direction.norm() - steered @ unit, unit)
+                steered = steered + (entry.scale - found) @ directions
+            case "cap":
+                steered = steered + entry.scale * (found.clamp(entry.min, entry.max) - found) @ directions
             case _ as unknown:
                 assert_never(unknown)
     if any(entry.preserve_norm for entry in entries):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.reference import Steer, greedy
 from tests.server.engine.contract.engines import answers_of
 from tests.server.engine.driving import GREEDY, plan_of, prompt_of, random_direction, tokens_of
 from tests.server.engine.parts import STEERINGS, Parts, part_after
-from vectors.vocabulary import OPERATIONS, POSITIONS, SITES
+from vectors.vocabulary import ACTIVATIONS, OPERATIONS, POSITIONS, SITES
 
 PROMPT = prompt_of(11)
 NUM_TOKENS = 6
@@ -30,10 +31,30 @@ def everywhere(site: str, operation: str) -> Cases:
     """One vector at `site`, in all positions, on two layers, with and without keeping the norm."""
     return {
         f"{positions}-{layer}-{preserve}": (
-            Steer(random_direction(layer), layer, site, 1.5, positions, operation, preserve),
+            Steer(random_direction(layer), layer, site, 1.5, positions, operation, preserve, low=0.5, high=0.8),
         )
         for positions, layer, preserve in itertools.product(POSITIONS, (0, 2), (False, True))
     }
+
+
+@functools.cache
+def reading(site: str, operation: str) -> Cases:
+    """Vectors that read along directions of their own, with every activation; one has three at its layer."""
+    one: dict[str, Any] = {"direction": random_direction(7), "read": random_direction(8, 0.3)}
+    three: dict[str, Any] = {
+        "direction": torch.stack([random_direction(seed) for seed in range(3)]),
+        "read": torch.stack([random_direction(seed, 0.3) for seed in range(5, 8)]),
+    }
+    return {
+        f"{activation}-{layer}": (
+            Steer(
+                layer=layer, site=site, scale=1.3, positions="all", operation=operation, low=-0.5, high=0.2,
+                activation=activation, bias=0.2, **(three if layer else one),
+            ),
+        )
+        for number, activation in enumerate(ACTIVATIONS)
+        for layer in [(number + len(site)) % 2]
+    }  # fmt: skip
 
 
 @functools.cache
@@ -97,6 +118,12 @@ def check(engine: Engine, cases: Cases) -> None:
 @pytest.mark.parametrize("site", SITES)
 def test_each_operation_site_and_position_equals_a_plain_hook(engine: Engine, site: str, operation: str) -> None:
     check(engine, everywhere(site, operation))
+
+
+@pytest.mark.parametrize("operation", [operation for operation in OPERATIONS if operation != "add"])
+@pytest.mark.parametrize("site", SITES)
+def test_read_directions_and_activations_equal_a_plain_hook(engine: Engine, site: str, operation: str) -> None:
+    check(engine, reading(site, operation))
 
 
 def test_several_vectors_equal_a_plain_hook(engine: Engine) -> None:
