@@ -19,7 +19,7 @@ FLOORS: dict[str, str] = {
         cancellation confined errors shares
         data durable finding vocabulary
         quarantine
-        defaults operations positions sites
+        calibration_record defaults operations positions sites
         vector
         applied
         formats training
@@ -99,7 +99,7 @@ FLOORS: dict[str, str] = {
         detokenizer watchdog
         answers
         text
-        jobs response_store shipped
+        jobs response_store shipped typical_norms
         api demo doctor page training
         app bench
         cli
@@ -212,7 +212,7 @@ FLOORS: dict[str, str] = {
         train
     """,
     "server.engine": """
-        current errors free_memory
+        current errors fingerprint free_memory
         __init__ attention generation_config grammar pacing packing precision refusal
         late_entry masks recurrent
         branches cache checkpoint_files context entry_probe evidence request self_test towers
@@ -255,7 +255,9 @@ FLOORS: dict[str, str] = {
         __init__ routes
     """,
     "server.steering": """
-        __init__ parts plan
+        __init__ norms parts
+        dose
+        plan
         bank resolution
         hooks
     """,

@@ -17,6 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from vectors.calibration_record import Calibration
 from vectors.defaults import DEFAULTS, VectorDefaults
 from vectors.errors import InvalidVector
 from vectors.vocabulary import (
@@ -41,6 +42,10 @@ DTYPES: Mapping[torch.dtype, str] = MappingProxyType(
 """The dtypes that a direction may have, with their names."""
 
 
+_NEWER = {"parts": DEFAULT_PARTS, "default_layers": DEFAULT_LAYERS, "max_scale": None, "calibration": None}
+"""The defaults of fields that the first version did not know."""
+
+
 @dataclass(frozen=True, eq=False)
 class SteeringVector(VectorDefaults):
     """Directions at one site, with their defaults.
@@ -48,7 +53,8 @@ class SteeringVector(VectorDefaults):
     `directions`: layer (0-based decoder block) -> CPU tensor `[hidden]`, float32, float16 or bfloat16, kept as given
     (iterates in the order of layers). `default_scale`, `operation`, `positions` and `parts` (of the response, in the
     order of `PARTS`) apply unless a request overrides them. `metadata` is the owner's JSON, `training` the record of
-    how the vector was made, `model` what it was made for. Raises `InvalidVector` naming what is wrong and where.
+    how the vector was made, `calibration` that of how strong it may be, `model` what it was made for. Raises
+    `InvalidVector` naming what is wrong and where.
     """
 
     directions: Mapping[int, Tensor]
@@ -69,8 +75,15 @@ class SteeringVector(VectorDefaults):
             if text is not None and (len(text) > longest or not _is_encodable(text)):
                 raise InvalidVector(f"{name} must be valid Unicode of at most {longest} characters", name)
         object.__setattr__(self, "metadata", _frozen_json("metadata", self.metadata))
+        if self.max_scale is not None:
+            object.__setattr__(self, "max_scale", _finite("max_scale", self.max_scale))
+            if self.max_scale <= 0:
+                raise InvalidVector(f"max_scale: expected a number above 0, got {self.max_scale:g}", "max_scale")
         if self.training is not None:
             object.__setattr__(self, "training", _frozen_json("training", self.training))
+        if self.calibration is not None:
+            object.__setattr__(self, "calibration", _frozen_json("calibration", self.calibration))
+            Calibration.from_json(self.calibration)
         object.__setattr__(self, "directions", _checked_directions(self.directions, self.site))
 
     def __eq__(self, other: object) -> bool:
@@ -94,18 +107,22 @@ class SteeringVector(VectorDefaults):
         """Euclidean norm of each direction."""
         return {layer: float(direction.double().norm()) for layer, direction in self.directions.items()}
 
+    @cached_property
+    def calibrated(self) -> Calibration | None:
+        """What requests need of `calibration`."""
+        return None if self.calibration is None else Calibration.from_json(self.calibration)
+
     @property
     def defaults(self) -> dict[str, Any]:
         """Everything except the directions, as JSON; the canonical file keeps it under `steering_vector`.
 
-        `parts` and `default_layers` are included only if they differ from the default, so older files keep their
-        revision.
+        Those that older versions did not know are included only if they differ from the default, so that older files
+        keep their revision.
         """
         said = {row.name: _plain(getattr(self, row.name)) for row in DEFAULTS}
-        if self.parts == DEFAULT_PARTS:
-            del said["parts"]
-        if self.default_layers == DEFAULT_LAYERS:
-            del said["default_layers"]
+        for name, default in _NEWER.items():
+            if getattr(self, name) == default:
+                del said[name]
         return said
 
     @cached_property

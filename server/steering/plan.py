@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from server.steering.dose import UNKNOWN, Dose
 from vectors.applied import AppliedVector
 from vectors.positions import Phase, coverage_of
 from vectors.vocabulary import PARTS, Part, Place
@@ -26,13 +27,14 @@ from vectors.vocabulary import PARTS, Part, Place
 class PlanEntry:
     """One entry of a plan: a pinned revision, what it does, and the parts of the response that it steers.
 
-    `vector` is its name in the registry, or empty for a vector outside of any registry.
+    `vector` is its name in the registry, or empty for a vector outside of any registry. `dose` is only said, not done.
     """
 
     vector: str
     revision: str
     applied: AppliedVector
     parts: tuple[Part, ...]
+    dose: Dose = UNKNOWN
 
     @cached_property
     def fingerprint(self) -> bytes:

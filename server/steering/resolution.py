@@ -6,9 +6,10 @@ Names become revisions, defaults are filled in, and everything is checked agains
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from server.steering.dose import NO_POLICY, DosePolicy, SafeShare
 from server.steering.plan import UNSTEERED, PlanEntry, SteeringPlan
 from vectors.applied import SteerableModel, resolve_vector
 from vectors.errors import CannotSteer, InvalidRevision, InvalidVector, RevisionNotFound, VectorsError
@@ -25,7 +26,7 @@ class SteeringSpec:
 
     vector: str
     revision: str | None = None
-    scale: float | None = None
+    scale: float | SafeShare | None = None
     layers: tuple[int, ...] | None = None
     positions: Positions | None = None
     operation: Operation | None = None
@@ -65,14 +66,16 @@ class VectorLookup(Protocol):
     def get(self, name: str, revision_prefix: str | None = None) -> PinnedVector: ...
 
 
-def resolve_plan(specs: Sequence[SteeringSpec], lookup: VectorLookup, model: SteerableModel) -> SteeringPlan:
-    """Pin `specs` to the registry's current revisions and check them against the model.
+def resolve_plan(
+    specs: Sequence[SteeringSpec], lookup: VectorLookup, model: SteerableModel, policy: DosePolicy = NO_POLICY
+) -> SteeringPlan:
+    """Pin `specs` to the registry's current revisions, check them against the model, and hold them to `policy`.
 
     Raises `SteeringRefused` for the first one that is unknown, malformed or does not fit. None is dropped silently.
     """
     if not specs:
         return UNSTEERED
-    return SteeringPlan(_resolve_entry(index, spec, lookup, model) for index, spec in enumerate(specs))
+    return SteeringPlan(_resolve_entry(index, spec, lookup, model, policy) for index, spec in enumerate(specs))
 
 
 def plan_of_vectors(steering: Iterable[tuple[SteeringVector, float]], model: SteerableModel) -> SteeringPlan:
@@ -86,7 +89,9 @@ def plan_of_vectors(steering: Iterable[tuple[SteeringVector, float]], model: Ste
     )
 
 
-def _resolve_entry(index: int, spec: SteeringSpec, lookup: VectorLookup, model: SteerableModel) -> PlanEntry:
+def _resolve_entry(
+    index: int, spec: SteeringSpec, lookup: VectorLookup, model: SteerableModel, policy: DosePolicy
+) -> PlanEntry:
     try:
         pinned = lookup.get(spec.vector, spec.revision)
     except VectorsError as error:
@@ -96,17 +101,21 @@ def _resolve_entry(index: int, spec: SteeringSpec, lookup: VectorLookup, model: 
         applied = resolve_vector(
             pinned.vector,
             model,
-            scale=spec.scale,
+            scale=None if isinstance(spec.scale, SafeShare) else spec.scale,
             layers=spec.layers,
             positions=spec.positions,
             operation=spec.operation,
             preserve_norm=spec.preserve_norm,
             name=pinned.name,
         )
+        called = f"vector {pinned.name!r}"
+        if isinstance(spec.scale, SafeShare):
+            applied = replace(applied, scale=policy.scale_of(spec.scale, pinned.vector, applied, called))
+        applied, dose = policy.hold(pinned.vector, applied, called)
     except CannotSteer as error:
         raise SteeringRefused(index, error.param, error, error.code) from error
     try:
         parts = pinned.vector.parts if spec.parts is None else checked_parts(spec.parts)
     except InvalidVector as error:
         raise SteeringRefused(index, "parts", error, "invalid_parts") from error
-    return PlanEntry(pinned.name, pinned.revision, applied, parts)
+    return PlanEntry(pinned.name, pinned.revision, applied, parts, dose)

@@ -63,6 +63,8 @@ class RegisteredVector:
     metadata: Mapping[str, Any]
     training: Mapping[str, Any] | None
     default_layers: str = "all"
+    max_scale: FiniteFloat | None = None
+    calibration: Mapping[str, Any] | None = None
     history: tuple[HistoryEntry, ...] | None = None
 
 

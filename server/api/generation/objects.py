@@ -14,8 +14,21 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Revision = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="The SHA-256 of a vector's content.")]
 
 
-class AppliedSteering(TypedDict):
-    """A vector as it was applied: the revision that the request was pinned to, where, and how strongly."""
+class DoseFields(TypedDict):
+    """How strong an applied vector is, as far as it is known."""
+
+    relative_dose: NotRequired[float]
+    warning: NotRequired[str]
+    capped_from: NotRequired[float]
+
+
+class AppliedSteering(DoseFields):
+    """A vector as it was applied: the revision that the request was pinned to, where, and how strongly.
+
+    `relative_dose` is the length of what is added relative to the model's typical activation, the largest over the
+    layers. `warning` says that the scale asked for is above the vector's limit, and `capped_from` has that scale if it
+    was lowered.
+    """
 
     vector: str
     revision: Revision

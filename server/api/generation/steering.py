@@ -7,10 +7,11 @@ import re
 
 from anyio.to_thread import run_sync
 
-from server.api.generation.objects import AppliedSteering
-from server.api.generation.wire import MAX_STEERING_ENTRIES, SteeredFields, SteeringEntry
+from server.api.generation.objects import AppliedSteering, DoseFields
+from server.api.generation.wire import MAX_STEERING_ENTRIES, SHARE_PATTERN, SteeredFields, SteeringEntry
 from server.api.http.services import Services
 from server.errors import ApiError, InvalidRequest, NotFound, from_vectors_error
+from server.steering.dose import Dose, SafeShare
 from server.steering.plan import UNSTEERED, SteeringPlan
 from server.steering.resolution import SteeringRefused, SteeringSpec, resolve_plan
 from vectors.errors import InvalidLayers
@@ -39,8 +40,8 @@ def specs_of_model(model: str | None, model_id: str) -> list[SteeringSpec]:
 def _spec_of_model_entry(entry: str) -> SteeringSpec:
     match = _MODEL_ENTRY.fullmatch(entry)
     scale_text = match["scale"] if match is not None else None
-    scale = float(scale_text) if scale_text is not None and _NUMBER.fullmatch(scale_text) else None
-    if match is None or (scale_text is not None and (scale is None or not math.isfinite(scale))):
+    scale = None if scale_text is None else _scale_of(scale_text)
+    if match is None or (scale_text is not None and scale is None):
         raise InvalidRequest(
             f"model: expected name[@revision][:scale] after the model's id, got {entry[:100]!r}",
             code="invalid_steering",
@@ -49,13 +50,21 @@ def _spec_of_model_entry(entry: str) -> SteeringSpec:
     return SteeringSpec(vector=match["vector"], revision=match["revision"], scale=scale)
 
 
+def _scale_of(text: str) -> float | SafeShare | None:
+    """A finite number, or a share such as `50%`; None for anything else."""
+    if re.fullmatch(SHARE_PATTERN, text):
+        return SafeShare(float(text.removesuffix("%")) / 100)
+    scale = float(text) if _NUMBER.fullmatch(text) else math.nan
+    return scale if math.isfinite(scale) else None
+
+
 def spec_of_entry(entry: SteeringEntry, index: int) -> SteeringSpec:
     """The spec of one entry of the `steering` field."""
     name, at, revision = entry.vector.partition("@")
     return SteeringSpec(
         vector=name,
         revision=revision if at else None,
-        scale=entry.scale,
+        scale=_scale_of(entry.scale) if isinstance(entry.scale, str) else entry.scale,
         layers=_layers_of(entry, f"steering.{index}.layers"),
         positions=entry.positions,
         parts=None if entry.parts is None else tuple(entry.parts),
@@ -98,7 +107,9 @@ async def plan_of(request: SteeredFields, services: Services) -> SteeringPlan:
             param="steering" if request.steering else "model",
         )
     try:
-        plan = await run_sync(resolve_plan, specs, services.store, services.engine.info)  # may read a file
+        plan = await run_sync(
+            resolve_plan, specs, services.store, services.engine.info, services.dose
+        )  # may read a file
     except SteeringRefused as error:
         raise _wire_error(error, len(by_model)) from error
     for name in {entry.vector for entry in plan.entries}:
@@ -119,6 +130,19 @@ def applied_steering(plan: SteeringPlan) -> list[AppliedSteering]:
             "parts": list(entry.parts),
             "operation": entry.applied.operation,
             "preserve_norm": entry.applied.preserve_norm,
+            **_told_of_dose(entry.dose),
         }
         for entry in plan.entries
     ]
+
+
+def _told_of_dose(dose: Dose) -> DoseFields:
+    """What is known of a dose, as answers show it."""
+    told: DoseFields = {}
+    if dose.relative is not None:
+        told["relative_dose"] = dose.relative
+    if dose.warning is not None:
+        told["warning"] = dose.warning
+    if dose.capped_from is not None:
+        told["capped_from"] = dose.capped_from
+    return told

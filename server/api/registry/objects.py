@@ -23,7 +23,8 @@ class Vector(TypedDict):
     """A steering vector: its current revision and defaults.
 
     `norms` are the lengths of its directions by layer. `training` describes how it was trained, if this project
-    trained it. `history`, newest first, is only present when a single vector is requested.
+    trained it, and `calibration` how strong it may be, if it was calibrated. `history`, newest first, is
+    only present when a single vector is requested.
     """
 
     object: Literal["steering.vector"]
@@ -39,11 +40,13 @@ class Vector(TypedDict):
     default_layers: DefaultLayers
     site: Site
     default_scale: float
+    max_scale: float | None
     operation: Operation
     positions: Positions
     description: str
     metadata: dict[str, Any]
     training: dict[str, Any] | None
+    calibration: dict[str, Any] | None
     model: str | None
     history: NotRequired[list[VectorRevision]]
 

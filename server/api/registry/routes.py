@@ -294,6 +294,7 @@ def _object_of(stored: StoredVector) -> Vector:
         "norms": {str(layer): norm for layer, norm in vector.norms.items()},
         "site": vector.site,
         "default_scale": vector.default_scale,
+        "max_scale": vector.max_scale,
         "operation": vector.operation,
         "positions": vector.positions,
         "parts": list(vector.parts),
@@ -301,6 +302,7 @@ def _object_of(stored: StoredVector) -> Vector:
         "description": vector.description,
         "metadata": dict(vector.metadata),
         "training": None if vector.training is None else _shown(vector.training),
+        "calibration": None if vector.calibration is None else dict(vector.calibration),
         "model": vector.model,
     }
 

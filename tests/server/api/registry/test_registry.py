@@ -27,6 +27,7 @@ PATH = "/v1/steering/vectors"
 FIELDS = {
     "object", "id", "name", "revision", "created_at", "bytes", "model", "hidden_size", "layers", "site", "operation",
     "positions", "parts", "default_layers", "default_scale", "norms", "description", "metadata", "training",
+    "max_scale", "calibration",
 }  # fmt: skip
 
 
