@@ -23,13 +23,19 @@ FLOORS: dict[str, str] = {
         vector
         applied
         formats training
-        behaviour client files plain store study
+        behaviour calibration client files plain store study
         __init__
     """,
     "vectors.behaviour": """
         __init__ prompts answers
         changes judge rule side_effects
         classifier report
+    """,
+    "vectors.calibration": """
+        __init__ prompts search view
+        measure plot
+        calibrate
+        task
     """,
     "vectors.client": """
         errors

@@ -88,6 +88,7 @@ class TokenSequence:
         self._moving_snapshot: PageKey | None = None
         self._awaited: tuple[TokenSequence, int] | None = None
         self.known_logprobs: list[TokenLogprobs | None] = []
+        self.known_rows: list[Tensor] = []
         self.activations: dict[Place, dict[int, Tensor]] = {}
         self.next_scores: tuple[float, ...] = ()
         self.branches = Branches(self.wanted.branches, request.plan, num_skippable_blocks)
