@@ -30,6 +30,8 @@ from server.jobs.worker import JobWorker
 from server.keys import ApiKeys
 from server.page.routes import page_router
 from server.response_store import ResponseStore
+from server.steering.dose import DosePolicy
+from server.steering.norms import TypicalNorms
 from server.text import TextProcessor
 from server.watchdog import Watchdog
 from vectors.confined import Limits
@@ -52,11 +54,12 @@ def build_app(
     tracer: Tracer | None = None,
     kept_responses: ResponseStore | None = None,
     watchdog: Watchdog | None = None,
+    norms: TypicalNorms | None = None,
 ) -> FastAPI:
     """The application. Without `keys` it is open, without `jobs` it does not train, without `tracer` it does not trace.
 
     Without `kept_responses` it stores no responses. It refuses new work as soon as the engine does. Without a started
-    `watchdog` its health is looked at only when it is asked for.
+    `watchdog` its health is looked at only when it is asked for. Without `norms` answers tell no relative dose.
     """
     metrics = Metrics(engine)
     app = FastAPI(
@@ -80,6 +83,7 @@ def build_app(
         rate_limits=RateLimits(settings.rate_limit) if settings.rate_limit is not None else None,
         token_limits=RateLimits(settings.token_limit, unit="tokens") if settings.token_limit is not None else None,
         responses=kept_responses,
+        dose=DosePolicy(settings.dose_limit, {} if norms is None else norms.means, engine.info.fingerprint),
     )
     for module in _LIMITED:
         app.include_router(module.router, dependencies=[Depends(limit_rate)])

@@ -15,7 +15,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeAlias, get_args
+
+DoseLimit: TypeAlias = Literal["refuse", "cap", "warn", "off"]
+"""What to do with a scale above a vector's limit: refuse the request, lower the scale, say so, or nothing."""
+
+DOSE_LIMITS: tuple[DoseLimit, ...] = get_args(DoseLimit)
 
 
 class SettingsRefused(ValueError):
@@ -214,6 +219,13 @@ class Settings:
         _above_zero(1),
         "SHARE",
         "share of the steps beside live requests that training gets at least",
+    )
+    dose_limit: DoseLimit = _option(
+        "warn",
+        _one_of(*DOSE_LIMITS),
+        "ACTION",
+        "what to do with a request whose scale is above its vector's limit: refuse it, cap the scale, warn in the "
+        "answer, or off",
     )
     max_upload_mib: float = _option(64.0, _above_zero(65536), "MIB", "maximum size of an uploaded file", "64")
     max_queue: int = _option(1024, _whole(0, 1_000_000), "COUNT", "maximum number of waiting requests; others get 429")

@@ -19,17 +19,23 @@ FLOORS: dict[str, str] = {
         cancellation confined errors shares
         data durable finding vocabulary
         quarantine
-        defaults operations positions sites
+        calibration_record defaults operations positions sites
         vector
         applied
         formats training
-        behaviour client files plain store study
+        behaviour calibration client files plain store study
         __init__
     """,
     "vectors.behaviour": """
         __init__ prompts answers
         changes judge rule side_effects
         classifier report
+    """,
+    "vectors.calibration": """
+        __init__ prompts search view
+        measure plot
+        calibrate
+        task
     """,
     "vectors.client": """
         errors
@@ -100,7 +106,7 @@ FLOORS: dict[str, str] = {
         detokenizer watchdog
         answers
         text
-        jobs response_store shipped
+        jobs response_store shipped typical_norms
         api demo doctor page training
         app bench
         cli
@@ -213,7 +219,7 @@ FLOORS: dict[str, str] = {
         train
     """,
     "server.engine": """
-        current errors free_memory
+        current errors fingerprint free_memory
         __init__ attention generation_config grammar pacing packing precision refusal
         late_entry masks recurrent
         branches cache checkpoint_files context entry_probe evidence fused_blocks request self_test towers
@@ -257,7 +263,9 @@ FLOORS: dict[str, str] = {
         __init__ routes
     """,
     "server.steering": """
-        __init__ parts plan slots
+        __init__ norms parts slots
+        dose
+        plan
         readings resolution
         bank
         hooks

@@ -109,6 +109,13 @@ class VectorDefaults:
         in_request="operation",
         flag="--operation",
     )
+    max_scale: float | None = _default(
+        None,
+        {"type": "number", "exclusiveMinimum": 0},
+        "the largest scale, of either sign, that requests may ask for without what `--dose-limit` does",
+        flag="--max-scale",
+        metavar="NUMBER",
+    )
     positions: Positions = _default(
         DEFAULT_POSITIONS, _one_of(POSITIONS), "which tokens are steered", in_request="positions", flag="--positions"
     )
@@ -162,6 +169,13 @@ class VectorDefaults:
     training: Mapping[str, Any] | None = _default(
         None, {"type": "object"}, "how the vector was made", is_changeable=False, is_creatable=False
     )
+    calibration: Mapping[str, Any] | None = _default(
+        None,
+        {"type": "object"},
+        "how strong the vector may be, as a calibration measured it",
+        is_changeable=False,
+        is_creatable=False,
+    )
     model: str | None = _default(
         None,
         {"type": "string", "maxLength": MAX_MODEL_ID},
@@ -182,6 +196,7 @@ class ChangedDefaults(TypedDict, total=False):
     """The fields of `VectorDefaults` that may be changed, as keywords."""
 
     default_scale: float
+    max_scale: float
     operation: Operation
     positions: Positions
     parts: Sequence[Part]
@@ -204,6 +219,7 @@ class UploadedDefaults(CreatedDefaults, total=False):
     """The fields that an upload may set, overriding its file, as keywords: all of them."""
 
     training: Mapping[str, Any]
+    calibration: Mapping[str, Any]
     model: str
 
 

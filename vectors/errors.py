@@ -90,6 +90,10 @@ class ModelFailed(VectorsError):
     """The model gave no answer during training: its engine stopped, or its output was not finite."""
 
 
+class ModelOverflowed(ModelFailed):
+    """The model's output was not finite: the steering is too strong."""
+
+
 class MissingDependency(VectorsError):
     """An optional package is not installed; the message says which and how to get it."""
 

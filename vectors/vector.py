@@ -17,6 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from vectors.calibration_record import Calibration
 from vectors.defaults import DEFAULTS, VectorDefaults
 from vectors.errors import InvalidVector
 from vectors.vocabulary import (
@@ -40,7 +41,7 @@ DTYPES: Mapping[torch.dtype, str] = MappingProxyType(
 )
 """The dtypes that a direction may have, with their names."""
 
-_LATER = ("parts", "default_layers", "activation", "min", "max", "threshold")
+_LATER = ("parts", "default_layers", "activation", "min", "max", "threshold", "max_scale", "calibration")
 """Defaults that files did not have at first: left out where they are not set, so older files keep their revision."""
 
 
@@ -55,8 +56,8 @@ class SteeringVector(VectorDefaults):
 
     `default_scale`, `operation`, `positions` and `parts` (of the response, in the order of `PARTS`) apply unless a
     request overrides them; `min` and `max` are the interval of `cap`. `metadata` is the owner's JSON, `training` the
-    record of how the vector was made, `model` what it was made for. Raises `InvalidVector` naming what is wrong and
-    where.
+    record of how the vector was made, `calibration` that of how strong it may be, `model` what it was made for. Raises
+    `InvalidVector` naming what is wrong and where.
     """
 
     directions: Mapping[int, Tensor]
@@ -85,8 +86,15 @@ class SteeringVector(VectorDefaults):
             if text is not None and (len(text) > longest or not _is_encodable(text)):
                 raise InvalidVector(f"{name} must be valid Unicode of at most {longest} characters", name)
         object.__setattr__(self, "metadata", _frozen_json("metadata", self.metadata))
+        if self.max_scale is not None:
+            object.__setattr__(self, "max_scale", _finite("max_scale", self.max_scale))
+            if self.max_scale <= 0:
+                raise InvalidVector(f"max_scale: expected a number above 0, got {self.max_scale:g}", "max_scale")
         if self.training is not None:
             object.__setattr__(self, "training", _frozen_json("training", self.training))
+        if self.calibration is not None:
+            object.__setattr__(self, "calibration", _frozen_json("calibration", self.calibration))
+            Calibration.from_json(self.calibration)
         object.__setattr__(self, "directions", _checked_directions(self.directions, self.site, bool(self.reads)))
         object.__setattr__(self, "reads", _checked_reads(self.reads, self.directions, self.site))
         object.__setattr__(self, "biases", _checked_biases(self.biases, self.reads, self.site))
@@ -116,6 +124,11 @@ class SteeringVector(VectorDefaults):
     def norms(self) -> dict[int, float]:
         """Euclidean norm of each direction."""
         return {layer: float(direction.double().norm()) for layer, direction in self.directions.items()}
+
+    @cached_property
+    def calibrated(self) -> Calibration | None:
+        """What requests need of `calibration`."""
+        return None if self.calibration is None else Calibration.from_json(self.calibration)
 
     @property
     def defaults(self) -> dict[str, Any]:

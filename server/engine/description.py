@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from server.engine.fingerprint import fingerprint_of
 from server.engine.generation_config import sampling_defaults, suppressed_tokens, unapplied_fields
 from server.engine.protocol import ModelInfo
 from vectors.sites import ModelSites
@@ -19,18 +20,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StoredWeights:
-    """How many weights a model has, their bytes, and the dtype of the first, as they were loaded."""
+    """How many weights a model has, their bytes, the dtype of the first, and their fingerprint, as they were loaded."""
 
     num_parameters: int
     num_bytes: int
     dtype: torch.dtype
+    fingerprint: str
 
     @classmethod
     def of(cls, module: nn.Module) -> Self:
         """The weights of `module`, before they are packed."""
         weights = list(module.parameters())
         num_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
-        return cls(sum(weight.numel() for weight in weights), num_bytes, weights[0].dtype)
+        num_weights = sum(weight.numel() for weight in weights)
+        return cls(num_weights, num_bytes, weights[0].dtype, fingerprint_of(module))
 
 
 def describe_model(
@@ -63,6 +66,7 @@ def describe_model(
         weights_dtype=str(stored.dtype).removeprefix("torch."),
         dtype=str(parameter.dtype).removeprefix("torch."),
         device=str(parameter.device),
+        fingerprint=stored.fingerprint,
     )
 
 

@@ -75,7 +75,8 @@ def last_output(
         case Generate():
             return output
         case Force():
-            return replace(output, known_logprobs=tuple(sequence.known_logprobs))
+            rows = torch.cat(sequence.known_rows) if sequence.known_rows else None
+            return replace(output, known_logprobs=tuple(sequence.known_logprobs), known_rows=rows)
         case Score():
             head = [known.logprob for known in sequence.known_logprobs if known is not None]
             return replace(output, scores=tuple((*head, score) for score in sequence.next_scores))

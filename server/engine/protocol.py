@@ -21,6 +21,7 @@ class ModelInfo:
     `num_bytes` and `weights_dtype` are those of the weights as they were loaded, `dtype` is what they are computed in.
     `sampling_defaults` are the values of temperature, top_p, top_k, min_p, repetition_penalty and min_tokens that the
     model's generation config sets, and `suppressed_token_ids` the tokens that it never lets the model say.
+    `fingerprint` differs between weights that differ; empty: the engine cannot tell.
     """
 
     model_id: str
@@ -38,6 +39,7 @@ class ModelInfo:
     dtype: str
     device: str
     suppressed_token_ids: frozenset[int] = frozenset()
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

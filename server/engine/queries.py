@@ -1,4 +1,7 @@
-"""Scoring, branches and capture as functions over an engine's `submit`. They return a `Query`, a future."""
+"""Scoring, branches, continuations and capture as functions over an engine's `submit`.
+
+They return a `Query`, a future.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,20 @@ from torch import Tensor
 
 from server.engine.errors import InvalidWork, WorkFailed
 from server.engine.protocol import Engine
-from server.engine.request import Branch, Capture, EngineRequest, OutputSink, Priority, Score, TokenOutput, Work
+from server.engine.request import (
+    Branch,
+    Capture,
+    EngineRequest,
+    FinishReason,
+    Force,
+    Generate,
+    OutputSink,
+    Priority,
+    SamplingParams,
+    Score,
+    TokenOutput,
+    Work,
+)
 from server.steering.plan import UNSTEERED, SteeringPlan
 from vectors.positions import Phase
 from vectors.vocabulary import Place
@@ -116,6 +132,59 @@ def branch(
     # branches skip the blocks below their first difference from the request's own plan, so that is unsteered if it can
     own = branches[0] if branches[0].fingerprint(Phase.PROMPT) else UNSTEERED
     result.submit(_request(prompt, Branch(tuple(branches), tuple(token_ids)), own, priority), receive)
+    return result
+
+
+def continuation(
+    engine: Engine,
+    prompt: Sequence[int],
+    max_tokens: int,
+    *,
+    plan: SteeringPlan = UNSTEERED,
+    priority: Priority = Priority.BACKGROUND,
+) -> Query[tuple[int, ...]]:
+    """At most `max_tokens` greedy tokens after `prompt`, steered by `plan`, with the end token if they end.
+
+    Raises what `Engine.submit` raises; the future raises `WorkFailed`.
+    """
+    result: Query[tuple[int, ...]] = Query(engine)
+    found: list[int] = []
+
+    def receive(output: TokenOutput) -> None:
+        if output.token_id is not None:
+            found.append(output.token_id)
+        if output.finish_reason in (FinishReason.ABORT, FinishReason.ERROR):
+            result.set_exception(output.error or WorkFailed("the generation was aborted"))
+        elif output.finish_reason is not None:
+            result.set_result(tuple(found))
+
+    result.submit(_request(prompt, Generate(max_tokens, SamplingParams(temperature=0.0)), plan, priority), receive)
+    return result
+
+
+def distributions(
+    engine: Engine,
+    prompt: Sequence[int],
+    response: Sequence[int],
+    *,
+    plan: SteeringPlan = UNSTEERED,
+    priority: Priority = Priority.BACKGROUND,
+) -> Query[Tensor]:
+    """Log-probabilities, float32 `[response, vocabulary]` (CPU), at the place of each token of `response`, which is
+    steered by `plan` as the continuation of `prompt`.
+
+    Raises what `Engine.submit` raises; the future raises `WorkFailed`.
+    """
+    result: Query[Tensor] = Query(engine)
+
+    def receive(output: TokenOutput) -> None:
+        if output.known_rows is None:
+            result.set_exception(output.error or WorkFailed("the scoring was aborted"))
+        else:
+            result.set_result(output.known_rows)
+
+    work = Force(tuple(response), len(prompt), keeps_rows=True)
+    result.submit(_request(prompt, work, plan, priority), receive)
     return result
 
 

@@ -106,12 +106,13 @@ class Force:
     """Read the prompt and then `response`; give the log-probabilities of these tokens from index `start` on.
 
     Each comes with the `num_logprobs` likeliest tokens at its place. Index 0 has none and is given as None.
-    `response` is steered as content.
+    `response` is steered as content. With `keeps_rows` all log-probabilities at these places are given too.
     """
 
     response: tuple[int, ...] = ()
     start: int = 0
     num_logprobs: int = 0
+    keeps_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,8 @@ class TokenOutput:
 
     `token_id` None: an event without a token (no generation, abort, failure). An end or stop token is given like any
     other; `is_end` distinguishes it from text. The results of other work than generation come with the last event,
-    unless it is an abort or an error: `known_logprobs` of `Force`; `scores` of `Score`, for each of `last` the
+    unless it is an abort or an error: `known_logprobs` of `Force`, and `known_rows`, float32
+    `[tokens, vocabulary]` (CPU), if it keeps them; `scores` of `Score`, for each of `last` the
     log-probabilities of head + last; `branch_logits` of `Branch`, float32 `[plans, token_ids]` (CPU; NaN in a row with
     a logit that is not finite); `activations` of `Capture`, `{(site, layer): float32 [positions, hidden]}` (CPU).
     `num_cached_tokens`: prompt tokens that came from the prefix cache. `seconds_queued`: how long the request waited
@@ -215,6 +217,7 @@ class TokenOutput:
     num_cached_tokens: int = 0
     seconds_queued: float | None = None
     known_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    known_rows: Tensor | None = None
     scores: tuple[tuple[float, ...], ...] | None = None
     branch_logits: Tensor | None = None
     activations: Mapping[Place, Tensor] | None = None

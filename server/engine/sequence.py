@@ -89,6 +89,7 @@ class TokenSequence:
         self._moving_snapshot: PageKey | None = None
         self._awaited: tuple[TokenSequence, int] | None = None
         self.known_logprobs: list[TokenLogprobs | None] = []
+        self.known_rows: list[Tensor] = []
         self.activations: dict[Place, dict[int, Tensor]] = {}
         self.readings = SequenceReadings(request.plan, self.num_prompt) if request.plan.num_readings else None
         self.next_scores: tuple[float, ...] = ()

@@ -99,6 +99,8 @@ def _advance(result: ChunkResult) -> None:
         tokens = sequence.tokens[first : first + len(result.known_logits)]
         num_top = sequence.wanted.num_logprobs
         sequence.known_logprobs.extend(logprobs_of(result.known_logits, tokens, [num_top] * len(tokens)))
+        if sequence.wanted.keeps_rows:
+            sequence.known_rows.append(torch.log_softmax(result.known_logits.to(torch.float32), dim=-1).cpu())
     if result.next_logits is not None and sequence.wanted.next_token_ids:
         sequence.next_scores = next_scores(result.next_logits, sequence.wanted.next_token_ids)
     sequence.advance(result.chunk.num_new)

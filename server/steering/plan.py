@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from server.steering.dose import UNKNOWN, Dose
 from vectors.applied import AppliedVector
 from vectors.operations import Feature
 from vectors.positions import Phase, coverage_of
@@ -55,7 +56,8 @@ class PlanGate:
 class PlanEntry:
     """One entry of a plan: a pinned revision, what it does, the parts of the response that it steers, and when.
 
-    `vector` is its name in the registry, or empty for a vector outside of any registry. `gate` None: always.
+    `vector` is its name in the registry, or empty for a vector outside of any registry. `gate` None: always. `dose` is
+    only said, not done.
     """
 
     vector: str
@@ -63,6 +65,7 @@ class PlanEntry:
     applied: AppliedVector
     parts: tuple[Part, ...]
     gate: PlanGate | None = None
+    dose: Dose = UNKNOWN
 
     @cached_property
     def fingerprint(self) -> bytes:

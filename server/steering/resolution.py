@@ -6,9 +6,10 @@ Names become revisions, defaults are filled in, and everything is checked agains
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from server.steering.dose import NO_POLICY, DosePolicy, SafeShare
 from server.steering.plan import UNSTEERED, PlanEntry, PlanGate, PlanProbe, SteeringPlan
 from vectors.applied import AppliedVector, SteerableModel, features_of, resolve_vector
 from vectors.errors import CannotSteer, InvalidRevision, InvalidVector, RevisionNotFound, VectorsError
@@ -42,7 +43,7 @@ class SteeringSpec:
 
     vector: str
     revision: str | None = None
-    scale: float | None = None
+    scale: float | SafeShare | None = None
     layers: tuple[int, ...] | None = None
     positions: Positions | None = None
     operation: Operation | None = None
@@ -110,15 +111,20 @@ class VectorLookup(Protocol):
 
 
 def resolve_plan(
-    specs: Sequence[SteeringSpec], lookup: VectorLookup, model: SteerableModel, probes: Sequence[ProbeSpec] = ()
+    specs: Sequence[SteeringSpec],
+    lookup: VectorLookup,
+    model: SteerableModel,
+    policy: DosePolicy = NO_POLICY,
+    probes: Sequence[ProbeSpec] = (),
 ) -> SteeringPlan:
-    """Pin `specs` and `probes` to the registry's current revisions and check them against the model.
+    """Pin `specs` and `probes` to the registry's current revisions, check them against the model, and hold the specs to
+    `policy`.
 
     Raises `SteeringRefused` for the first one that is unknown, malformed or does not fit. None is dropped silently.
     """
     if not specs and not probes:
         return UNSTEERED
-    entries = [_resolve_entry(index, spec, lookup, model) for index, spec in enumerate(specs)]
+    entries = [_resolve_entry(index, spec, lookup, model, policy) for index, spec in enumerate(specs)]
     return SteeringPlan(entries, _resolve_probes(probes, lookup, model))
 
 
@@ -174,13 +180,15 @@ def _pinned(
         raise SteeringRefused(index, field, error, None, is_probe=is_probe) from error
 
 
-def _resolve_entry(index: int, spec: SteeringSpec, lookup: VectorLookup, model: SteerableModel) -> PlanEntry:
+def _resolve_entry(
+    index: int, spec: SteeringSpec, lookup: VectorLookup, model: SteerableModel, policy: DosePolicy
+) -> PlanEntry:
     pinned = _pinned(index, spec, lookup)
     try:
         applied = resolve_vector(
             pinned.vector,
             model,
-            scale=spec.scale,
+            scale=None if isinstance(spec.scale, SafeShare) else spec.scale,
             layers=spec.layers,
             positions=spec.positions,
             operation=spec.operation,
@@ -189,6 +197,10 @@ def _resolve_entry(index: int, spec: SteeringSpec, lookup: VectorLookup, model: 
             max=spec.max,
             name=pinned.name,
         )
+        called = f"vector {pinned.name!r}"
+        if isinstance(spec.scale, SafeShare):
+            applied = replace(applied, scale=policy.scale_of(spec.scale, pinned.vector, applied, called))
+        applied, dose = policy.hold(pinned.vector, applied, called)
     except CannotSteer as error:
         raise SteeringRefused(index, error.param, error, error.code) from error
     try:
@@ -196,7 +208,7 @@ def _resolve_entry(index: int, spec: SteeringSpec, lookup: VectorLookup, model: 
     except InvalidVector as error:
         raise SteeringRefused(index, "parts", error, "invalid_parts") from error
     gate = None if spec.gate is None else _resolve_gate(index, spec.gate, applied, lookup, model)
-    return PlanEntry(pinned.name, pinned.revision, applied, parts, gate)
+    return PlanEntry(pinned.name, pinned.revision, applied, parts, gate, dose)
 
 
 def _resolve_gate(

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from server.engine.errors import EngineError
+from server.engine.errors import EngineError, OutputNotFinite
 from server.engine.protocol import Engine
-from server.engine.queries import Query, branch, capture, score
+from server.engine.queries import Query, branch, capture, continuation, distributions, score
 from server.engine.request import Capture
 from server.errors import InvalidRequest
 from server.steering.plan import SteeringPlan
@@ -25,7 +25,7 @@ from server.steering.resolution import plan_of_vectors
 from server.text import TextProcessor
 from vectors.cancellation import Cancelled
 from vectors.data.items import Message
-from vectors.errors import InvalidMethod, ModelFailed
+from vectors.errors import InvalidMethod, ModelFailed, ModelOverflowed
 from vectors.positions import Phase
 from vectors.training.model_view import Continuations, Steering
 from vectors.vocabulary import Site
@@ -62,6 +62,8 @@ class EngineView:
         self.sites = info.sites
         self.max_length = info.max_model_len
         self.has_chat_template = text.has_chat_template
+        self.fingerprint = info.fingerprint
+        self.dtype = info.dtype
 
     def encode(self, text: str) -> tuple[int, ...]:
         """See `vectors.training.model_view.ModelView.encode`."""
@@ -133,6 +135,39 @@ class EngineView:
         for index, found in self._stream(enumerate(queries), begin):
             yield index, tuple(found)
 
+    def greedy(
+        self, prompts: Sequence[tuple[int, ...]], max_tokens: int, steering: tuple[Steering, ...]
+    ) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """See `vectors.calibration.view.CalibratedModel.greedy`."""
+        plan = self._plan_of(steering)
+
+        def begin(prompt: tuple[int, ...]) -> Query[tuple[int, ...]]:
+            return continuation(self._engine, prompt, max_tokens, plan=plan)
+
+        yield from self._stream(enumerate(prompts), begin)
+
+    def distributions(
+        self, texts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], steering: tuple[Steering, ...]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """See `vectors.calibration.view.CalibratedModel.distributions`."""
+        plan = self._plan_of(steering)
+
+        def begin(text: tuple[tuple[int, ...], tuple[int, ...]]) -> Query[Tensor]:
+            return distributions(self._engine, *text, plan=plan)
+
+        yield from self._stream(enumerate(texts), begin)
+
+    def token_activations(
+        self, texts: Sequence[tuple[int, ...]], site: Site, layers: tuple[int, ...]
+    ) -> Iterator[tuple[int, Mapping[int, Tensor]]]:
+        """See `vectors.calibration.view.CalibratedModel.token_activations`."""
+
+        def begin(text: tuple[int, ...]) -> Query[Any]:
+            return capture(self._engine, text, Capture(layers, (site,), tuple(range(len(text)))))
+
+        for index, found in self._stream(enumerate(texts), begin):
+            yield index, {layer: found[site, layer] for layer in layers}
+
     def _plan_of(self, steering: Sequence[Steering]) -> SteeringPlan:
         return plan_of_vectors(((entry.vector, entry.scale) for entry in steering), self._engine.info)
 
@@ -187,7 +222,9 @@ class EngineView:
             raise self._failure(error) from error
 
     def _failure(self, error: EngineError) -> Exception:
-        return Cancelled() if self._is_cancelled() else ModelFailed(str(error))
+        if self._is_cancelled():
+            return Cancelled()
+        return ModelOverflowed(str(error)) if isinstance(error, OutputNotFinite) else ModelFailed(str(error))
 
 
 def _put(finished: SimpleQueue[tuple[_Key, Future[_Result]]], key: _Key, future: Future[_Result]) -> None:

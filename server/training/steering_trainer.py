@@ -15,6 +15,9 @@ from server.jobs.trainer import Outcome, Progress, ReadFile
 from server.steering.resolution import SteeringRefused, SteeringSpec, resolve_plan
 from server.text import TextProcessor
 from server.training.engine_view import EngineView
+from vectors.behaviour.prompts import read_prompts
+from vectors.calibration.calibrate import check_can_calibrate
+from vectors.calibration.task import carry_out_calibration, with_calibration
 from vectors.cancellation import cancellable, check_cancelled
 from vectors.data import ReadOptions, read_data, read_retention
 from vectors.errors import InvalidMethod
@@ -23,6 +26,7 @@ from vectors.training.model_view import Steering
 from vectors.training.options import NEGATIVE_FILE
 from vectors.training.task import Task, carry_out, check_installed
 from vectors.training.train import TrainingData, check_fit
+from vectors.vector import SteeringVector
 
 
 class SteeringTrainer:
@@ -45,7 +49,9 @@ class SteeringTrainer:
             if given is not None and task.kind not in kinds:
                 raise InvalidMethod(f"the task {task.kind} does not use the file {given}", "task")
         check_fit(task.method, EngineView(self._engine, self._text))
-        self._steering(task)
+        for entry in self._steering(task):
+            if task.kind == "calibrate":
+                check_can_calibrate(entry.vector, self._engine.info)
 
     def run(
         self,
@@ -62,10 +68,34 @@ class SteeringTrainer:
             report(progress)
 
         with cancellable(is_cancelled):
-            data = training_data(job, read_file, task.reading)
             view = EngineView(self._engine, self._text, is_cancelled)
             steering = self._steering(task)
+            if task.kind == "calibrate":
+                return self._calibrate(job, task, view, steering[0].vector, read_file, report_or_stop)
+            data = training_data(job, read_file, task.reading)
             done = carry_out(task, view, data, steering=steering, seed=job.seed, report=report_or_stop)
+            if task.calibrate:
+                done = with_calibration(done, task, view, report_or_stop)
+        return Outcome(done.vector, done.reason, done.files, done.num_tokens, done.is_recommended)
+
+    def _calibrate(
+        self,
+        job: JobRecord,
+        task: Task,
+        view: EngineView,
+        vector: SteeringVector,
+        read_file: ReadFile,
+        report: Callable[[Progress], None],
+    ) -> Outcome:
+        """Calibrate a vector of the registry. It is not published if the name has a newer revision by then."""
+        name, content = read_file(job.training_file)
+        prompts = [prompt.messages for prompt in read_prompts(content, name)]
+        done = carry_out_calibration(task, view, vector, prompts, content, name, report)
+        assert task.vector is not None
+        own, _, revision = task.vector.partition("@")
+        if not revision and self._store.get(own).revision != vector.revision:
+            reason = f"{own} has changed since the calibration began; calibrate it again"
+            return Outcome(None, reason, done.files, done.num_tokens, is_recommended=False)
         return Outcome(done.vector, done.reason, done.files, done.num_tokens, done.is_recommended)
 
     def _steering(self, task: Task) -> tuple[Steering, ...]:

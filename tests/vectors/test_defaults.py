@@ -81,6 +81,7 @@ def test_the_page_on_steering_names_every_field_and_choice() -> None:
 def test_every_flag_is_read() -> None:
     given: dict[str, tuple[str, Any]] = {
         "default_scale": ("-1.5", -1.5),
+        "max_scale": ("2", 2.0),
         "operation": ("clamp", "clamp"),
         "positions": ("all", "all"),
         "parts": ("content,structured", ["content", "structured"]),

@@ -295,3 +295,47 @@ def test_fit_compares_with_a_models_numbers() -> None:
     with pytest.raises(InvalidVector, match="no site 'mlp'; its sites are residual, attention") as caught:
         vector.fit(28, 4, ["residual", "attention"])
     assert caught.value.param == "site"
+
+
+CALIBRATION: dict[str, Any] = {
+    "safe_scale": [-1, 2], "operation": "add", "positions": "response", "layers": [3], "norms": {"3": 2.5},
+    "fingerprint": "", "kl": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"safe_scale": [1, 2]}, "contains 0"),
+        ({"safe_scale": [0, 0]}, "contains 0"),
+        ({"safe_scale": [-1]}, "two numbers"),
+        ({"safe_scale": [-1, True]}, "two numbers"),
+        ({"operation": "destroy"}, "operation"),
+        ({"positions": None}, "positions"),
+        ({"layers": []}, "layers"),
+        ({"layers": ["3"]}, "layers"),
+        ({"norms": {"3": 0}}, "norms"),
+        ({"norms": {"-3": 1}}, "norms"),
+        ({"fingerprint": None}, "fingerprint"),
+    ],
+)
+def test_a_malformed_calibration_is_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidVector, match=f"calibration: .*{says}"):
+        SteeringVector({3: ramp()}, calibration=CALIBRATION | change)
+
+
+@pytest.mark.parametrize("limit", [0, -1, math.nan, math.inf, True])
+def test_a_malformed_limit_is_refused(limit: Any) -> None:
+    with pytest.raises(InvalidVector, match="max_scale"):
+        SteeringVector({3: ramp()}, max_scale=limit)
+
+
+def test_a_vector_without_a_dose_keeps_its_revision() -> None:
+    plain = SteeringVector({3: ramp()})
+    assert not {"max_scale", "calibration"} & set(plain.defaults)
+    assert plain.calibrated is None
+    others = [plain.with_defaults(max_scale=2), plain.with_defaults(calibration=CALIBRATION)]
+    assert len({plain.revision, *(other.revision for other in others)}) == 3
+    assert others[1].calibrated is not None
+    assert others[1].calibrated.safe_scale == (-1.0, 2.0)
+    assert others[1].calibrated.norms == {3: 2.5}

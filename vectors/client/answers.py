@@ -70,6 +70,8 @@ class RegisteredVector:
     threshold: FiniteFloat | None = None
     rank: int = 1
     has_read_directions: bool = False
+    max_scale: FiniteFloat | None = None
+    calibration: Mapping[str, Any] | None = None
     history: tuple[HistoryEntry, ...] | None = None
 
 

@@ -35,12 +35,16 @@ from vectors.training.values import (
 )
 from vectors.vocabulary import DEFAULT_SITE, MAX_SEED, SITES, Site
 
-Kind = Literal["train", "evaluate", "sweep"]
-"""What one job does: train a vector, evaluate an existing one, or train on increasing numbers of items."""
+Kind = Literal["train", "evaluate", "sweep", "calibrate"]
+"""What one job does: train a vector, evaluate an existing one, train on increasing numbers of items, or measure how
+strong an existing one may be."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-Use = Literal["train", "evaluate", "sweep", "study"]
+LABELLED: tuple[Kind, ...] = ("train", "evaluate", "sweep")
+"""Those that read labelled data."""
+
+Use = Literal["train", "evaluate", "sweep", "calibrate", "study"]
 """What an option is an option of: a kind of task, or the method that a study's cells share."""
 
 Variant = Literal["ipas_wrong_only", "ipas_all", "pas_full", "mean_difference"]
@@ -58,6 +62,7 @@ SIZES = (12, 25, 50, 100, 200, 400, 800, 1600, 2400)
 _HOW_TO_ASK = "how to ask"
 _HOW_TO_TRAIN = "how to train"
 _HOW_TO_READ = "how to read the data"
+_DOSE = "dose"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +138,8 @@ class TaskOptions:
     vector: str | None = _option(
         None,
         Text("the name of a vector, or name@revision"),
-        "the vector to evaluate: a name, or name@revision",
-        uses=("evaluate",),
+        "the vector to evaluate or calibrate: a name, or name@revision",
+        uses=("evaluate", "calibrate"),
         default_text="required",
     )
     scale: float | None = _option(
@@ -152,6 +157,31 @@ class TaskOptions:
         uses=("sweep",),
         metavar="LIST",
         default_text="12,25,50,… up to 2400",
+    )
+    calibrate: bool = _option(
+        False,
+        Switch(),
+        "measure how strong the vector may be, and publish that with it",
+        uses=("train",),
+        group=_DOSE,
+        default_text="off",
+    )
+    kl: float = _option(
+        1.0,
+        Number(0.001, 100.0),
+        "how far the safe range may move the next token: the 95th percentile of the KL divergence from the unsteered "
+        "model, in nats",
+        uses=("train", "calibrate"),
+        metavar="NATS",
+        group=_DOSE,
+    )
+    max_prompts: int = _option(
+        24,
+        Whole(8, 512),
+        "maximum number of prompts that a calibration uses, the first of the file",
+        uses=("train", "calibrate"),
+        metavar="N",
+        group=_DOSE,
     )
 
 
@@ -282,8 +312,8 @@ class MethodOptions:
         1.5,
         Number(1.0, 1e6),
         "how many times the perplexity of the retention texts may grow; a vector under which it grows more is not "
-        "recommended",
-        uses=("train", "evaluate"),
+        "recommended; in a calibration, that of the steered answers under the unsteered model",
+        uses=("train", "evaluate", "calibrate"),
         metavar="TIMES",
         group=_HOW_TO_TRAIN,
     )
@@ -345,7 +375,7 @@ class DataOptions:
         Fields(ROLES),
         f"which fields of the file are which, where their names do not say it: {', '.join(ROLES)} (the list inside a "
         "JSON object); several fields of options are joined with +",
-        uses=KINDS,
+        uses=LABELLED,
         metavar="ROLE=FIELD,…",
         example="question=stem,choices=opt_a+opt_b,answer=key",
         group=_HOW_TO_READ,
@@ -356,7 +386,7 @@ class DataOptions:
         Share(),
         "share of rows that may be left out because no item can be made of them (options that are the same or name "
         "each other, empty or too long texts); the report counts them",
-        uses=KINDS,
+        uses=LABELLED,
         metavar="SHARE",
         group=_HOW_TO_READ,
     )
@@ -364,7 +394,7 @@ class DataOptions:
         None,
         Text("the label of the wanted class"),
         "label of the wanted class, in files of texts with a class; all other classes are the unwanted one",
-        uses=KINDS,
+        uses=LABELLED,
         metavar="LABEL",
         group=_HOW_TO_READ,
         default_text="by the labels' names",
@@ -373,7 +403,7 @@ class DataOptions:
         None,
         Whole(0, 1),
         "number of the first option where answers are numbers: 0 or 1",
-        uses=KINDS,
+        uses=LABELLED,
         metavar="N",
         group=_HOW_TO_READ,
         default_text="by the answers of the whole file",
@@ -382,7 +412,7 @@ class DataOptions:
         None,
         OneOf(("user", "assistant")),
         "whose words texts without a prompt are: user (instructions, for refusal directions) or assistant",
-        uses=KINDS,
+        uses=LABELLED,
         metavar="WHO",
         group=_HOW_TO_READ,
         default_text="by the fields' names",
@@ -405,7 +435,7 @@ class JobOptions:
         Text("the id of an uploaded file"),
         "the id of an uploaded file with the texts of the unwanted class; the training file then has those of the "
         "wanted one",
-        uses=KINDS,
+        uses=LABELLED,
         default_text="none",
     )
 
@@ -434,7 +464,7 @@ SEED = Option(
     field="seed",
     value=Whole(0, MAX_SEED),
     default=0,
-    uses=KINDS,
+    uses=LABELLED,
     help="seed of the split and the shuffles",
     metavar="N",
     example="",

@@ -1,4 +1,4 @@
-"""Task: what one job does - train, evaluate an existing vector, or sweep over training-set sizes - with its files.
+"""Task: what one job does - train, evaluate or calibrate an existing vector, or sweep over sizes - with its files.
 
 The same for a job on the server and for the command line. Its JSON has the options of the task and of its method
 together; `options.py` declares them.
@@ -47,6 +47,8 @@ from vectors.vector import SteeringVector
 class Task(TaskOptions):
     """What to do. `vector` and `scale` are for `evaluate` (None: its default scale), `sizes` for `sweep`.
 
+    `calibrate` carries itself out in `vectors.calibration`, as does the calibration after a training.
+
     `reading` says how its files are read.
     """
 
@@ -58,8 +60,8 @@ class Task(TaskOptions):
         """A task from `method.steering`. Raises `InvalidMethod` naming the option."""
         kind: Kind = read_options({"task": given.get("task")}, TASK_OPTIONS).get("kind", "train")
         values = read_options(given, (*TASK_OPTIONS, *METHOD_OPTIONS, *DATA_OPTIONS), kind)
-        if kind == "evaluate" and "vector" not in values:
-            raise InvalidMethod("vector: expected the name of the vector to evaluate, got none", "vector")
+        if kind in ("evaluate", "calibrate") and "vector" not in values:
+            raise InvalidMethod(f"vector: expected the name of the vector to {kind}, got none", "vector")
         own, reading = (
             {option.field: values.pop(option.field) for option in options if option.field in values}
             for options in (TASK_OPTIONS, DATA_OPTIONS)

@@ -44,7 +44,9 @@ class AppliedSteering(TypedDict):
     """A vector as it was applied: the revision that the request was pinned to, where, and how strongly.
 
     `min` and `max` are the interval of `cap`, null at an open end; only `cap` has them. `when` is present if it has a
-    gate.
+    gate. `relative_dose` is the length of what is added relative to the model's typical activation, the largest over
+    the layers. `warning` says that the scale asked for is above the vector's limit, and `capped_from` has that scale if
+    it was lowered.
     """
 
     vector: str
@@ -56,6 +58,9 @@ class AppliedSteering(TypedDict):
     parts: list[Part]
     operation: Operation
     preserve_norm: bool
+    relative_dose: NotRequired[float]
+    warning: NotRequired[str]
+    capped_from: NotRequired[float]
     min: NotRequired[float | None]
     max: NotRequired[float | None]
     when: NotRequired[AppliedGate]

@@ -10,6 +10,7 @@ from anyio.to_thread import run_sync
 from server.api.generation.objects import AppliedGate, AppliedSteering
 from server.api.generation.wire import (
     MAX_STEERING_ENTRIES,
+    SHARE_PATTERN,
     GateEntry,
     GenerationFields,
     ProbeEntry,
@@ -18,6 +19,7 @@ from server.api.generation.wire import (
 )
 from server.api.http.services import Services
 from server.errors import ApiError, InvalidRequest, NotFound, from_vectors_error
+from server.steering.dose import Dose, SafeShare
 from server.steering.plan import UNSTEERED, PlanEntry, PlanGate, SteeringPlan
 from server.steering.resolution import GateSpec, ProbeSpec, SteeringRefused, SteeringSpec, resolve_plan
 from vectors.errors import InvalidLayers
@@ -47,8 +49,8 @@ def specs_of_model(model: str | None, model_id: str) -> list[SteeringSpec]:
 def _spec_of_model_entry(entry: str) -> SteeringSpec:
     match = _MODEL_ENTRY.fullmatch(entry)
     scale_text = match["scale"] if match is not None else None
-    scale = float(scale_text) if scale_text is not None and _NUMBER.fullmatch(scale_text) else None
-    if match is None or (scale_text is not None and (scale is None or not math.isfinite(scale))):
+    scale = None if scale_text is None else _scale_of(scale_text)
+    if match is None or (scale_text is not None and scale is None):
         raise InvalidRequest(
             f"model: expected name[@revision][:scale] after the model's id, got {entry[:100]!r}",
             code="invalid_steering",
@@ -57,13 +59,21 @@ def _spec_of_model_entry(entry: str) -> SteeringSpec:
     return SteeringSpec(vector=match["vector"], revision=match["revision"], scale=scale)
 
 
+def _scale_of(text: str) -> float | SafeShare | None:
+    """A finite number, or a share such as `50%`; None for anything else."""
+    if re.fullmatch(SHARE_PATTERN, text):
+        return SafeShare(float(text.removesuffix("%")) / 100)
+    scale = float(text) if _NUMBER.fullmatch(text) else math.nan
+    return scale if math.isfinite(scale) else None
+
+
 def spec_of_entry(entry: SteeringEntry, index: int) -> SteeringSpec:
     """The spec of one entry of the `steering` field."""
     name, at, revision = entry.vector.partition("@")
     return SteeringSpec(
         vector=name,
         revision=revision if at else None,
-        scale=entry.scale,
+        scale=_scale_of(entry.scale) if isinstance(entry.scale, str) else entry.scale,
         layers=_layers_of(entry, f"steering.{index}.layers"),
         positions=entry.positions,
         parts=None if entry.parts is None else tuple(entry.parts),
@@ -137,7 +147,9 @@ async def plan_of(request: SteeredFields, services: Services) -> SteeringPlan:
             param="steering" if request.steering else "model",
         )
     try:
-        plan = await run_sync(resolve_plan, specs, services.store, services.engine.info, probes)  # may read a file
+        plan = await run_sync(
+            resolve_plan, specs, services.store, services.engine.info, services.dose, probes
+        )  # may read a file
     except SteeringRefused as error:
         raise _wire_error(error, len(by_model)) from error
     for name in {entry.vector for entry in plan.entries}:
@@ -163,6 +175,7 @@ def _applied(entry: PlanEntry) -> AppliedSteering:
         "operation": applied.operation,
         "preserve_norm": applied.preserve_norm,
     }
+    _tell_dose(shown, entry.dose)
     if RULES[applied.operation].takes_interval:
         shown["min"], shown["max"] = applied.min, applied.max
     if entry.gate is not None:
@@ -185,3 +198,13 @@ def _applied_gate(gate: PlanGate) -> AppliedGate:
     else:
         shown["below"] = gate.threshold
     return shown
+
+
+def _tell_dose(shown: AppliedSteering, dose: Dose) -> None:
+    """Add what is known of a dose."""
+    if dose.relative is not None:
+        shown["relative_dose"] = dose.relative
+    if dose.warning is not None:
+        shown["warning"] = dose.warning
+    if dose.capped_from is not None:
+        shown["capped_from"] = dose.capped_from

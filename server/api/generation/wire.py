@@ -5,6 +5,8 @@ Fields that cannot change the answer (`user`, `metadata`, …) are accepted.
 
 from __future__ import annotations
 
+import re
+import sys
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -27,6 +29,11 @@ MAX_MODEL_NAME_LENGTH = 4096
 MAX_TOKEN_IDS = 4096
 MAX_TOP_LOGPROBS = 20
 
+SHARE_PATTERN = r"[+-]?\d{1,4}(\.\d{1,6})?%"
+"""A scale as a share of the safe range."""
+
+_LARGEST = sys.float_info.max
+
 
 _Layers = (
     Annotated[list[Annotated[int, Field(ge=0, le=MAX_LAYER)]], Field(min_length=1, json_schema_extra=UNIQUE)]
@@ -41,6 +48,18 @@ def _layers(value: Any) -> Any:
     if isinstance(value, list) and all(type(layer) is int for layer in value):
         return value
     raise PydanticCustomError("invalid_layers", "expected a list of block numbers, or text such as '12-16,20'")
+
+
+_Scale = float | Annotated[str, Field(pattern=f"^{SHARE_PATTERN}$")] | None
+
+
+def _scale(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and re.fullmatch(SHARE_PATTERN, value)):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST:
+        return float(value)
+    code = "invalid_value" if isinstance(value, str | float) else "invalid_type"
+    raise PydanticCustomError(code, "expected a finite number, or a share of the safe range such as '50%'")
 
 
 _Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
@@ -128,8 +147,9 @@ class SteeringEntry(WireModel):
 
     vector: str
     """A name in the registry, or `name@revision` with at least the first 6 characters of the revision."""
-    scale: float | None = None
-    """Multiplier of the stored direction; 0 is exactly unsteered. Default: the vector's own."""
+    scale: Annotated[float | str | None, BeforeValidator(_scale, json_schema_input_type=_Scale)] = None
+    """Multiplier of the stored direction; 0 is exactly unsteered. As text such as `50%`, a share of the vector's safe
+    range. Default: the vector's own."""
     layers: Annotated[list[int] | str | None, BeforeValidator(_layers, json_schema_input_type=_Layers)] = None
     """Decoder blocks from 0, as a list or as text such as `12-16,20`. Default: the vector's own."""
     positions: Positions | None = None

@@ -21,6 +21,7 @@ from server.errors import Unavailable
 from server.jobs.worker import JobWorker
 from server.keys import ApiKeys
 from server.response_store import ResponseStore
+from server.steering.dose import NO_POLICY, DosePolicy
 from server.text import TextProcessor
 from server.watchdog import Watchdog
 from vectors.store import VectorStore
@@ -52,6 +53,7 @@ class Services:
     compiling: Places = field(default_factory=lambda: Places(NUM_AT_ONCE, MAX_WAITING_TO_COMPILE))
     wrong_keys: RateLimits = field(default_factory=lambda: RateLimits(WRONG_KEYS_PER_MINUTE))
     responses: ResponseStore | None = None
+    dose: DosePolicy = NO_POLICY
     started_at: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -24,7 +24,8 @@ class Vector(TypedDict):
 
     `norms` are the lengths of its directions by layer, `rank` the most directions at one layer. With
     `has_read_directions` it reads along others than it writes. `training` describes how it was trained, if this project
-    trained it. `history`, newest first, is only present when a single vector is requested.
+    trained it, and `calibration` how strong it may be, if it was calibrated. `history`, newest first, is only present
+    when a single vector is requested.
     """
 
     object: Literal["steering.vector"]
@@ -42,6 +43,7 @@ class Vector(TypedDict):
     default_layers: DefaultLayers
     site: Site
     default_scale: float
+    max_scale: float | None
     operation: Operation
     positions: Positions
     activation: Activation
@@ -51,6 +53,7 @@ class Vector(TypedDict):
     description: str
     metadata: dict[str, Any]
     training: dict[str, Any] | None
+    calibration: dict[str, Any] | None
     model: str | None
     history: NotRequired[list[VectorRevision]]
 

@@ -300,6 +300,7 @@ def _object_of(stored: StoredVector) -> Vector:
         "has_read_directions": bool(vector.reads),
         "site": vector.site,
         "default_scale": vector.default_scale,
+        "max_scale": vector.max_scale,
         "operation": vector.operation,
         "positions": vector.positions,
         "parts": list(vector.parts),
@@ -311,6 +312,7 @@ def _object_of(stored: StoredVector) -> Vector:
         "description": vector.description,
         "metadata": dict(vector.metadata),
         "training": None if vector.training is None else _shown(vector.training),
+        "calibration": None if vector.calibration is None else dict(vector.calibration),
         "model": vector.model,
     }
 

@@ -5,8 +5,12 @@ Everything that waits for a disk or a job does so off the event loop.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
@@ -23,8 +27,10 @@ from server.api.http.services import Services, services_of
 from server.api.training.objects import Job, JobCheckpointList, JobEventList, JobList
 from server.api.training.wire import CreateJobRequest, event_object, job_object
 from server.errors import InsufficientStorage, InvalidRequest, NotFound, Unavailable, from_vectors_error
-from server.jobs.records import JobRequest
+from server.jobs.files import FileStore
+from server.jobs.records import TRAINING_PURPOSE, JobRequest
 from server.keys import Role
+from vectors.calibration.prompts import PROMPTS_FILE, prompts_jsonl
 from vectors.errors import InvalidMethod, InvalidVectorName, VectorsError
 from vectors.training.options import JOB_OPTIONS, RETENTION_FILE
 from vectors.vocabulary import check_name
@@ -67,7 +73,8 @@ async def create_job(request: Request) -> Response:
 
     def create() -> Response:
         try:
-            return json_response(job_object(jobs.create(asked)))
+            with _with_prompts(asked, jobs.files) as complete:
+                return json_response(job_object(jobs.create(complete)))
         except InvalidMethod as error:
             param = f"{_STEERING}.{error.param}" if error.param else _STEERING
             raise InvalidRequest(str(error), code="invalid_method", param=param) from None
@@ -194,16 +201,45 @@ def _request_of(body: CreateJobRequest, services: Services) -> JobRequest:
         raise InvalidRequest(str(error), code="invalid_type", param=f"{_STEERING}.{error.param}") from None
     retention_file = files.pop(RETENTION_FILE.name, None)
     steering |= files
+    is_calibration = steering.get("task") == "calibrate"
+    if body.training_file is None and not is_calibration:
+        raise InvalidRequest(
+            "training_file: missing required parameter", code="missing_required_parameter", param="training_file"
+        )
     return JobRequest(
         model=body.model,
-        training_file=body.training_file,
-        name=body.suffix,
+        training_file=body.training_file or "",
+        name=_calibrated_name(body, steering) if is_calibration else body.suffix,
         validation_file=body.validation_file,
         retention_file=retention_file,
         seed=body.seed,
         steering=steering,
         metadata=body.metadata,
     )
+
+
+@contextlib.contextmanager
+def _with_prompts(asked: JobRequest, files: FileStore) -> Iterator[JobRequest]:
+    """`asked` with a file: the server's own prompts if it has none, which are deleted if the context fails."""
+    if asked.training_file:
+        yield asked
+        return
+    own = files.put_stream(PROMPTS_FILE, TRAINING_PURPOSE, io.BytesIO(prompts_jsonl()))
+    try:
+        yield dataclasses.replace(asked, training_file=own.id)
+    except BaseException:
+        files.delete(own.id)
+        raise
+
+
+def _calibrated_name(body: CreateJobRequest, steering: Mapping[str, Any]) -> str | None:
+    """The name under which a calibrated vector is published: its own."""
+    if body.suffix is not None:
+        raise InvalidRequest(
+            "suffix: a calibrated vector keeps its name; leave it out", code="invalid_value", param="suffix"
+        )
+    vector = steering.get("vector")
+    return vector.partition("@")[0] if isinstance(vector, str) else None
 
 
 def _metadata_of(request: Request) -> tuple[dict[str, str], bool]:

@@ -59,8 +59,8 @@ class CreateJobRequest(WireModel):
 
     model: Annotated[str, Field(max_length=MAX_MODEL_NAME_LENGTH)]
     """The id of the served model."""
-    training_file: FileId
-    """The id of an uploaded file."""
+    training_file: FileId | None = None
+    """The id of an uploaded file. Only a calibration may leave it out, and then uses prompts of the server's own."""
     validation_file: FileId | None = None
     """The id of a file to select the best vector with. Default: a part of the training file."""
     suffix: Annotated[str | None, WithJsonSchema({"anyOf": [VECTOR_NAME_SCHEMA, {"type": "null"}]})] = None

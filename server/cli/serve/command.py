@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from server.engine.protocol import Engine
     from server.jobs.worker import JobWorker
     from server.response_store import ResponseStore
+    from server.steering.norms import TypicalNorms
     from server.text import TextProcessor
     from vectors.store import VectorStore
 
@@ -61,6 +62,7 @@ class _Parts:
     text: TextProcessor
     jobs: JobWorker
     responses: ResponseStore | None
+    norms: TypicalNorms
 
 
 def serve(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
@@ -107,6 +109,7 @@ def _warn_of_variables(environ: Mapping[str, str], keys: ApiKeys) -> None:
 def _build(settings: Settings, source: ModelSource, cleanup: contextlib.ExitStack) -> _Parts:
     """Load and start every part; `cleanup` closes them."""
     from server.shipped import put_shipped_vectors
+    from server.typical_norms import typical_norms
     from vectors.store import VectorStore
 
     with readable_failures(settings):
@@ -117,7 +120,8 @@ def _build(settings: Settings, source: ModelSource, cleanup: contextlib.ExitStac
                 put_shipped_vectors(store, VECTORS_DIR, settings.data_dir, engine.info)
             jobs = _start_jobs(settings, engine, text, store, cleanup)
             responses = _open_responses(settings, cleanup)
-    return _Parts(store, engine, text, jobs, responses)
+            norms = typical_norms(engine, text, settings.data_dir)
+    return _Parts(store, engine, text, jobs, responses, norms)
 
 
 def _open_responses(settings: Settings, cleanup: contextlib.ExitStack) -> ResponseStore | None:
@@ -197,7 +201,16 @@ def _run(
     threads = {"training jobs": lambda: parts.jobs.is_broken}
     watchdog = Watchdog(parts.engine, step_timeout=settings.step_timeout, others=threads)
     app = build_app(
-        settings, parts.engine, parts.text, parts.store, keys, parts.jobs, tracer, parts.responses, watchdog
+        settings,
+        parts.engine,
+        parts.text,
+        parts.store,
+        keys,
+        parts.jobs,
+        tracer,
+        parts.responses,
+        watchdog,
+        parts.norms,
     )
     gc.collect()
     gc.freeze()  # what start-up made stays: each full collection would stop every thread to look at all of it

@@ -1,4 +1,4 @@
-"""`tiller train`, `tiller evaluate`, `tiller sweep`: run here or on a server, then show tables, files and what to do
+"""`tiller train`, `evaluate`, `sweep` and `calibrate`: run here or on a server, then show tables, files and what to do
 next. `generated.py` evaluates generated answers.
 """
 
@@ -18,7 +18,7 @@ from server.cli.client.connection import not_understood
 from server.cli.errors import CommandFailed
 from server.cli.training.files import OutputFolder
 from server.cli.training.options import TASK_PREFIX, check_consistent, task_options
-from server.cli.training.tables import show_report, show_sweep
+from server.cli.training.tables import show_calibration, show_report, show_sweep
 from vectors.formats import FORMATS
 
 _EXTENSIONS = (*(format.name for format in FORMATS), "jsonl", "json", "csv", "parquet")
@@ -27,7 +27,7 @@ _CONFIDENCE = "accuracies are letter-balanced, with 95 % intervals in brackets; 
 
 
 def train(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Run one of the three commands; returns the exit code. Raises `CommandFailed`."""
+    """Run one of the four commands; returns the exit code. Raises `CommandFailed`."""
     check_consistent(arguments)
     if getattr(arguments, "prompts", None) is not None:
         from server.cli.training.generated import evaluate_generated
@@ -35,7 +35,7 @@ def train(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         return evaluate_generated(arguments, environ, _folder(arguments))
     options = task_options(arguments)
     is_here = arguments.url is None
-    vector_file = f"{arguments.name}.safetensors" if is_here and arguments.command == "train" else None
+    vector_file = f"{_vector_name(arguments)}.safetensors" if is_here and _makes_vector(arguments) else None
     output = OutputFolder(_folder(arguments), vector=vector_file, force=arguments.force)
     steered_model: str | None = None
     vector_path: Path | None = None
@@ -63,14 +63,17 @@ def train(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     try:
         if arguments.command == "sweep":
             show_sweep(report, console)
+        elif arguments.command == "calibrate":
+            show_calibration(report, console)
         else:
             show_report(report, console)
     except (KeyError, TypeError, ValueError):  # from a server of another version
         raise CommandFailed(f"this version cannot show the report in {written[0]}") from None
-    console.print(Text(_CONFIDENCE, style="dim"))
+    if arguments.command != "calibrate":
+        console.print(Text(_CONFIDENCE, style="dim"))
     console.print()
     print(f"files: {', '.join(map(str, written))}")
-    if arguments.command == "train":
+    if _makes_vector(arguments):
         print(_next_step(arguments, report, vector_path, steered_model))
     return 0
 
@@ -82,7 +85,17 @@ def _folder(arguments: argparse.Namespace) -> Path:
         return Path(arguments.name)
     if arguments.command == "evaluate":
         return Path(f"{_stem(arguments.vector)}-evaluation")
+    if arguments.command == "calibrate":
+        return Path(f"{_stem(arguments.vector)}-dose")
     return Path(f"{_stem(arguments.data)}-sweep")
+
+
+def _makes_vector(arguments: argparse.Namespace) -> bool:
+    return arguments.command in ("train", "calibrate")
+
+
+def _vector_name(arguments: argparse.Namespace) -> str:
+    return str(arguments.name) if arguments.command == "train" else _stem(arguments.vector)
 
 
 def _stem(place: str) -> str:
@@ -106,11 +119,14 @@ def _next_step(
     arguments: argparse.Namespace, report: Mapping[str, Any], vector_path: Path | None, steered_model: str | None
 ) -> str:
     """How to use the vector, or why there is none and how to keep it anyway."""
+    name = _vector_name(arguments)
     if steered_model is not None:
-        return f'use it: "steering": [{{"vector": "{arguments.name}"}}] in a request, or the model {steered_model}'
+        return f'use it: "steering": [{{"vector": "{name}"}}] in a request, or the model {steered_model}'
     if vector_path is not None:
-        use = f'"steering": [{{"vector": "{arguments.name}"}}]'
-        return f"use it: tiller vectors put {arguments.name} {vector_path}, then {use} in a request"
+        use = f'"steering": [{{"vector": "{name}"}}]'
+        return f"use it: tiller vectors put {name} {vector_path}, then {use} in a request"
+    if arguments.command == "calibrate":
+        return "no vector was published: it was changed meanwhile; calibrate it again"
     kept = "published" if arguments.url is not None else "written"
     return (
         f"no vector was {kept}: the report does not recommend it; to keep it anyway, "

@@ -18,7 +18,7 @@ REPORT = "report.json"
 
 ANSWERS = "answers.jsonl"
 
-_OTHERS = ("outcomes.jsonl", ANSWERS, "accuracy.png", "sizes.png", "grid-*.png")
+_OTHERS = ("outcomes.jsonl", ANSWERS, "accuracy.png", "dose.png", "sizes.png", "grid-*.png")
 
 
 def read_file(path: Path) -> bytes:

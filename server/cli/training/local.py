@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from server.demo import VECTORS_DIR
 if TYPE_CHECKING:
     from server.engine.protocol import ModelInfo
     from vectors.data import DataSet, ReadOptions
+    from vectors.data.items import Message
     from vectors.errors import InvalidMethod
     from vectors.training.task import Done
     from vectors.training.train import TrainingData
@@ -38,6 +39,8 @@ def train_here(arguments: argparse.Namespace, environ: Mapping[str, str], option
     source = source_of(settings)
     seed = seed_of(arguments)
     from server.training.engine_view import EngineView
+    from vectors.calibration.calibrate import check_can_calibrate
+    from vectors.calibration.task import carry_out_calibration, with_calibration
     from vectors.errors import InvalidMethod, VectorsError
     from vectors.training.model_view import Steering
     from vectors.training.task import Task, carry_out
@@ -45,19 +48,27 @@ def train_here(arguments: argparse.Namespace, environ: Mapping[str, str], option
 
     try:
         task = Task.from_json(options)
-        data = _data(arguments, task.reading)
+        is_calibration = task.kind == "calibrate"
+        prompts = _prompts(arguments) if is_calibration else None
+        data = None if is_calibration else _data(arguments, task.reading)
         found = _Vector(task.vector, settings) if task.vector is not None else None
         with contextlib.ExitStack() as cleanup:
             with readable_failures(settings), loading(settings, source) as begin:
                 engine, text = start_engine(settings, source, cleanup, begin)
             view = EngineView(engine, text)
-            check_fit(task.method, view)
             steering = []
             if found is not None:
                 vector = found.decoded(engine.info)
                 steering.append(Steering(vector, vector.default_scale if task.scale is None else task.scale))
+            if prompts is not None:
+                check_can_calibrate(steering[0].vector, engine.info)
+                display = cleanup.enter_context(display_progress(can_draw=not settings.log_json))
+                return carry_out_calibration(task, view, steering[0].vector, *prompts, display.report)
+            assert data is not None
+            check_fit(task.method, view)
             display = cleanup.enter_context(display_progress(can_draw=not settings.log_json))
-            return carry_out(task, view, data, steering=steering, seed=seed, report=display.report)
+            done = carry_out(task, view, data, steering=steering, seed=seed, report=display.report)
+            return with_calibration(done, task, view, display.report) if task.calibrate else done
     except InvalidMethod as error:
         raise CommandFailed(_naming_the_flag(error), USAGE) from None
     except VectorsError as error:
@@ -92,6 +103,18 @@ def _data(arguments: argparse.Namespace, reading: ReadOptions) -> TrainingData:
         return TrainingData(items, chosen_by, task)
     path = Path(retention).expanduser()
     return TrainingData(items, chosen_by, *read_retention(read_file(path), path.name, reading.without_map()))
+
+
+def _prompts(arguments: argparse.Namespace) -> tuple[list[Sequence[Message]], bytes, str]:
+    """The prompts of a calibration, the bytes of their file and its name. Raises `VectorsError` and `CommandFailed`."""
+    from vectors.behaviour.prompts import read_prompts
+    from vectors.calibration.prompts import PROMPTS_FILE, prompts_jsonl
+
+    content, name = prompts_jsonl(), PROMPTS_FILE
+    if arguments.data is not None:
+        path = Path(arguments.data).expanduser()
+        content, name = read_file(path), path.name
+    return [prompt.messages for prompt in read_prompts(content, name)], content, name
 
 
 def _items(place: str, reading: ReadOptions, negative: str | None = None) -> DataSet:

@@ -1,4 +1,4 @@
-"""The arguments of `tiller train`, `evaluate` and `sweep`; the task's options get their flags from
+"""The arguments of `tiller train`, `evaluate`, `sweep` and `calibrate`; the task's options get their flags from
 `vectors.training.options`. Values are read in `options.py`.
 """
 
@@ -14,7 +14,7 @@ from vectors.formats import format_titles
 from vectors.training.options import OPTIONS, SEED, Kind, Option
 from vectors.training.values import Switch
 
-COMMANDS = ("train", "evaluate", "sweep")
+COMMANDS = ("train", "evaluate", "sweep", "calibrate")
 REPORT_COMMAND = "report"
 
 ENGINE_SETTINGS = (
@@ -32,6 +32,10 @@ ENGINE_SETTINGS = (
 """Settings of `tiller serve` that also apply to training in this process."""
 
 _DATA_HELP = "labelled data (JSON, CSV or Parquet), or task:NAME from the paper, such as task:truthfulqa"
+_VECTOR_HELP = (
+    f"vector file ({format_titles()}), or NAME[@REVISION] in the registry: the server's with --url, otherwise the one "
+    "in --data-dir"
+)
 _ROWS = """\
 Rows of DATA are one of
   {"question", "choices", "answer": index or letter, "context"?}
@@ -52,10 +56,11 @@ _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_training_commands(commands: _Commands) -> None:
-    """Add the three commands."""
+    """Add the four commands."""
     _add_train(commands)
     _add_evaluate(commands)
     _add_sweep(commands)
+    _add_calibrate(commands)
 
 
 def add_report(commands: _Commands) -> None:
@@ -103,8 +108,7 @@ def _add_evaluate(commands: _Commands) -> None:
     evaluate.add_argument(
         "vector",
         metavar="VECTOR",
-        help=f"vector file ({format_titles()}), or NAME[@REVISION] in the registry: the server's with --url, otherwise "
-        "the one in --data-dir",
+        help=_VECTOR_HELP,
     )
     evaluate.add_argument("data", metavar="DATA", nargs="?", help=_DATA_HELP)
     _add_options(evaluate, "evaluate")
@@ -135,6 +139,27 @@ def _add_sweep(commands: _Commands) -> None:
     _add_options(sweep, "sweep")
     _add_data(sweep, has_validation=True, has_retention=False)
     _add_place(sweep, "./DATA-sweep")
+
+
+def _add_calibrate(commands: _Commands) -> None:
+    calibrate = _command(
+        commands,
+        "calibrate",
+        "measure how strong a steering vector may be",
+        "Measure, for both signs, the scales at which a vector moves the next token by so much, and\n"
+        "those up to which what is written stays fluent, and keep the safe range with the vector.",
+        f"example: tiller calibrate cheerful --url URL\n\n{_ENVIRONMENT}",
+    )
+    calibrate.add_argument("vector", metavar="VECTOR", help=_VECTOR_HELP)
+    calibrate.add_argument(
+        "--prompts",
+        dest="data",
+        metavar="FILE",
+        help="prompts to answer, with prompt or messages in each row (default: 24 that tiller brings)",
+    )
+    _add_options(calibrate, "calibrate")
+    _add_place(calibrate, "./VECTOR-dose")
+    calibrate.set_defaults(**dict.fromkeys(("negative", "data_folder", "letters", "seed")))
 
 
 def _command(commands: _Commands, name: str, help_text: str, description: str, epilog: str) -> argparse.ArgumentParser:

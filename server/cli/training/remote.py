@@ -63,14 +63,15 @@ def train_on_server(arguments: argparse.Namespace, environ: Mapping[str, str], o
     body: dict[str, Any] = {"seed": seed_of(arguments)}
     if arguments.command == "train":
         body["suffix"] = arguments.name
-    if arguments.command == "evaluate":
+    if arguments.command in ("evaluate", "calibrate"):
         check_registered(arguments.vector)
     with connect(ServerClient, arguments, environ) as client, display_progress() as display:
         body["model"] = base_model(client)
         with _uploads(client, arguments, display) as files:
             steering = dict(options)
             steering |= {f"{role}_file": files[role] for role in ("retention", "negative") if role in files}
-            body["training_file"] = files["data"]
+            if "data" in files:
+                body["training_file"] = files["data"]
             if "validation" in files:
                 body["validation_file"] = files["validation"]
             body["method"] = {"type": "steering", "steering": steering}

@@ -43,6 +43,36 @@ def show_report(report: _Report, console: Console) -> None:
     console.print(_facts(rows))
 
 
+def show_calibration(report: _Report, console: Console) -> None:
+    """Show the scales that were tried, and the safe range."""
+    found = report["calibration"]
+    moved = {row["scale"]: row["kl"] for row in report["divergence"]}
+    written = {row["scale"]: row for row in report["fluency"]}
+    table = _table("scale", "KL, 95th percentile", "perplexity", "distinct pairs", "fluent")
+    for scale in sorted({*moved, *written}):
+        row = written.get(scale, {})
+        cells = (
+            f"{scale:.3g}",
+            f"{moved[scale]:.2f} nats" if moved.get(scale) is not None else "",
+            f"{row['perplexity'] / report['unsteered']['perplexity']:.2f}×" if "perplexity" in row else "",
+            _percent(row["distinct"]) if "distinct" in row else "",
+            "" if not row else "yes" if row["is_fluent"] else "no",
+        )
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    console.print()
+    low, high = found["safe_scale"]
+    moves = ", ".join("none" if scale is None else f"{scale:.3g}" for scale in found["kl_scale"])
+    fluent = ", ".join(f"{scale:g}" for scale in found["fluent_scale"])
+    rows = [
+        ("safe range", f"{low:g} to {high:g}; the default scale is {report['vector']['default_scale']:g}"),
+        (f"{found['kl']:g} nats at", moves),
+        ("fluent up to", fluent),
+        ("prompts", f"{found['prompts']['count']} of {found['prompts']['name']}"),
+    ]
+    console.print(_facts(rows))
+
+
 def show_sweep(report: _Report, console: Console) -> None:
     """Show the accuracy by the number of training items."""
     table = _table("items", "unsteered", "steered", "s.e.", "gain", "p", "layer × scale")

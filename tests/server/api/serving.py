@@ -32,6 +32,7 @@ from server.jobs.trainer import Trainer
 from server.jobs.worker import JobWorker
 from server.keys import ApiKeys
 from server.response_store import ResponseStore
+from server.steering.norms import TypicalNorms
 from server.text import TextProcessor
 from server.training.steering_trainer import SteeringTrainer
 from vectors.store import VectorStore
@@ -193,6 +194,7 @@ def serving(
     store_class: type[VectorStore] = VectorStore,
     tracer: Tracer | None = None,
     keeps_responses: bool = True,
+    norms: TypicalNorms | None = None,
     **settings: object,
 ) -> Iterator[Server]:
     """Serve the tiny model from another thread on a free port, with the registry in `folder`.
@@ -218,7 +220,7 @@ def serving(
         if keeps_responses:
             path, most = folder / "responses.sqlite", options.max_stored_responses
             responses = parts.enter_context(ResponseStore(path, max_count=most))
-        app = build_app(options, engine, text, store, keys, worker, tracer, responses)
+        app = build_app(options, engine, text, store, keys, worker, tracer, responses, norms=norms)
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", http=http)
         listener = socket.create_server(("127.0.0.1", 0))
         runner = uvicorn.Server(config)

@@ -162,11 +162,11 @@ def test_a_gate_and_its_numbers_are_part_of_the_steering_and_probes_are_not(stor
     plans = [resolve_plan([SteeringSpec("two", layers=(2,), gate=gate)], store, Model()) for gate in gates]
     assert len({plan.fingerprint(Phase.RESPONSE) for plan in plans}) == len(gates)
     probes = [ProbeSpec("one"), ProbeSpec("two", layers=(0,), name="x")]
-    read = resolve_plan([SteeringSpec("two", layers=(2,), gate=gates[1])], store, Model(), probes)
+    read = resolve_plan([SteeringSpec("two", layers=(2,), gate=gates[1])], store, Model(), probes=probes)
     assert read.fingerprint(Phase.RESPONSE) == plans[1].fingerprint(Phase.RESPONSE)
     assert read.row_fingerprint(Phase.RESPONSE) != plans[1].row_fingerprint(Phase.RESPONSE)
     assert read.fingerprint(Phase.PROMPT) == read.row_fingerprint(Phase.PROMPT) == b""
-    only = resolve_plan([], store, Model(), probes)
+    only = resolve_plan([], store, Model(), probes=probes)
     assert (only.fingerprint(Phase.RESPONSE), only.is_steered) == (b"", False)
     assert [probe.threshold for probe in only.probes] == [0.0, 0.0]
 

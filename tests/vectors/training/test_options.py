@@ -30,11 +30,19 @@ from vectors.training.options import (
 )
 from vectors.training.task import Task
 
-POSITIONAL = {"train": ["data.jsonl", "--name", "x"], "evaluate": ["calm", "data.jsonl"], "sweep": ["data.jsonl"]}
+POSITIONAL = {
+    "train": ["data.jsonl", "--name", "x"],
+    "evaluate": ["calm", "data.jsonl"],
+    "sweep": ["data.jsonl"],
+    "calibrate": ["calm"],
+}
 
 TYPED: dict[str, tuple[list[str], Any]] = {
     "scale": (["--scale", "-2"], -2.0),
     "sizes": (["--sizes", "40,12"], [40, 12]),
+    "calibrate": (["--calibrate"], True),
+    "kl": (["--kl", "0.5"], 0.5),
+    "max_prompts": (["--max-prompts", "12"], 12),
     "variant": (["--variant", "pas_full,ipas_all"], ["pas_full", "ipas_all"]),
     "site": (["--site", "all"], "all"),
     "layers": (["--layers", "3,8-10"], [3, 8, 9, 10]),
@@ -104,7 +112,7 @@ def test_a_flag_is_there_for_the_tasks_that_have_the_option(
     with pytest.raises(SystemExit):
         typed(kind, *words)
     assert "unrecognized arguments" in capsys.readouterr().err
-    own = {"vector": "calm"} if kind == "evaluate" else {}
+    own = {"vector": "calm"} if kind in ("evaluate", "calibrate") else {}
     with pytest.raises(InvalidMethod, match=f"{name}: not an option of {kind}") as refused:
         Task.from_json({"task": kind, **own, name: value})
     assert refused.value.param == name
@@ -114,6 +122,7 @@ def test_nothing_typed_asks_for_nothing() -> None:
     assert typed("train") == {}
     assert typed("sweep") == {"task": "sweep"}
     assert typed("evaluate") == {"task": "evaluate", "vector": "calm"}
+    assert typed("calibrate") == {"task": "calibrate", "vector": "calm"}
     assert seed_of(build_parser().parse_args(["sweep", "data.jsonl"])) == 0
 
 

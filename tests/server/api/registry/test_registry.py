@@ -28,7 +28,7 @@ PATH = "/v1/steering/vectors"
 FIELDS = {
     "object", "id", "name", "revision", "created_at", "bytes", "model", "hidden_size", "layers", "site", "operation",
     "positions", "parts", "default_layers", "default_scale", "norms", "description", "metadata", "training", "rank",
-    "has_read_directions", "activation", "min", "max", "threshold",
+    "has_read_directions", "activation", "min", "max", "threshold", "max_scale", "calibration",
 }  # fmt: skip
 
 

@@ -38,7 +38,6 @@ from server.engine.request import (
     OutputSink,
     Priority,
     Score,
-    TokenLogprobs,
     TokenOutput,
     TokenReadings,
 )
@@ -168,9 +167,9 @@ class NaiveEngine:
             case Generate() as work:
                 yield from self._generated(job, work)
             case Force() as work:
-                yield replace(last, known_logprobs=self._known_logprobs(job, work))
+                yield replace(last, **self._known(job, work))
             case Score() as work:
-                head = self._known_logprobs(job, Force(work.head, len(request.prompt)))
+                head = self._known(job, Force(work.head, len(request.prompt)))["known_logprobs"]
                 logits = _checked(self._logits(job, (*request.prompt, *work.head))[-1], request.plan)
                 ends = torch.log_softmax(logits, -1)[list(work.last)].tolist()
                 yield replace(last, scores=tuple((*(each.logprob for each in head if each), end) for end in ends))
@@ -227,11 +226,12 @@ class NaiveEngine:
         )
         return TokenReadings(scores if is_token else (), prompt if is_first and any(prompt) else None)
 
-    def _known_logprobs(self, job: _Job, work: Force) -> tuple[TokenLogprobs | None, ...]:
+    def _known(self, job: _Job, work: Force) -> dict[str, Any]:
         first, tokens = max(work.start, 1), (*job.request.prompt, *work.response)
         rows = _checked(self._logits(job, tokens)[first - 1 : len(tokens) - 1], job.request.plan)
         found = logprobs_of(rows, tokens[first:], [work.num_logprobs] * len(rows))
-        return (*(None,) * (work.start == 0), *found)
+        kept = torch.log_softmax(rows, -1) if work.keeps_rows else None
+        return {"known_logprobs": (*(None,) * (work.start == 0), *found), "known_rows": kept}
 
     @torch.no_grad()
     def _logits(self, job: _Job, tokens: Sequence[int], parts: Sequence[Part] = ()) -> Tensor:

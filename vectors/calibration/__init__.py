@@ -1,0 +1,1 @@
+"""Calibration: how strong a vector may be. See docs/dose.md."""
