@@ -1,6 +1,7 @@
 // A map of small answers to one prompt: a row for each layer, a column for each scale, all asked at once.
 
 import { Answer } from "./answer.js";
+import { emptyChat, write } from "./conversation.js";
 import { button, el, failure, field, percent, short } from "./dom.js";
 import { requestOf, steeringOf } from "./request.js";
 import { layersIn, numbersIn } from "./state.js";
@@ -63,7 +64,8 @@ export function mapView(view) {
     view.reset(() => {
       Object.assign(entry, { layers: String(layer), scale });
       state.mode = "compare";
-      state.turns = [{ user: prompt.value, answers: [] }];
+      state.chat = emptyChat();
+      write(state.chat, 0, prompt.value);
     });
     view.run();
   }

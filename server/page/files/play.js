@@ -2,6 +2,7 @@
 
 import { AnswerCard, Answer, tokenDetails } from "./answer.js";
 import { copyButton, showCode } from "./carry.js";
+import { emptyChat, everyTurn, versionsOf, write } from "./conversation.js";
 import { button, choice, el, failure, field } from "./dom.js";
 import { mapView } from "./map.js";
 import { rackPanel } from "./rack.js";
@@ -59,7 +60,7 @@ export class PlayView extends HTMLElement {
           input("max_tokens", T.maxTokens, null, { inputmode: "numeric" }),
           field(T.kind, choice(Object.entries(T.kinds), state.kind, (kind) => this.reset(() => {
             state.kind = kind;
-            state.turns = [];
+            state.chat = emptyChat();
           })))),
         check("probabilities", T.probabilities), check("tint", T.tint),
         isChat ? el("details", {}, el("summary", {}, T.tools), area(T.tools, state.sampling.tools, (value) => (state.sampling.tools = value), T.toolsHint)) : ""));
@@ -74,7 +75,7 @@ export class PlayView extends HTMLElement {
   reset(change) {
     this.stop();
     change();
-    for (const turn of this.state.turns) turn.answers = [];
+    for (const turn of everyTurn(this.state.chat)) turn.answers = [];
     this.buildSide();
     this.buildMain();
     this.changed();
@@ -106,7 +107,7 @@ export class PlayView extends HTMLElement {
       return location.href;
     }, { class: "copy-link" });
     const bar = el("div", { class: "bar" }, modes, el("span", { class: "grow" }),
-      button(T.clear, () => this.reset(() => (state.turns = [])), { class: "quiet" }), link);
+      button(T.clear, () => this.reset(() => (state.chat = emptyChat())), { class: "quiet" }), link);
     if (state.mode === "map") {
       this.main.replaceChildren(bar, mapView(this));
       this.stale = null;
@@ -160,17 +161,34 @@ export class PlayView extends HTMLElement {
     this.cards[number] = cards;
     this.compare(number);
     const said = el("div", { class: "said" }, el("span", { class: "who" }, T.you), el("p", { dir: "auto" }, turn.user),
-      button(T.edit, () => this.edit(number, said), { class: "quiet small", "aria-label": T.editTurn(number + 1) }));
+      el("div", { class: "said-tools" }, this.versions(number),
+        button(T.edit, () => this.edit(number, said), { class: "quiet small", "aria-label": T.editTurn(number + 1) })));
     this.turns.append(el("section", { class: "turn", "aria-label": `${T.you}: ${turn.user.slice(0, 80)}` }, said,
       el("div", { class: "columns", vars: { columns: this.columns.length } }, cards)));
+  }
+
+  /** Leads from one version of message `number` to the others, each with what followed it. */
+  versions(number) {
+    const versions = versionsOf(this.state.chat, number);
+    const { at, next: { length } } = versions;
+    if (length < 2) return null;
+    const step = (by, sign, label) => button(sign, () => {
+      this.stop();
+      versions.at = (at + by + length) % length;
+      this.drawTurns();
+      this.turns.children[number].querySelectorAll(".versions button")[by < 0 ? 0 : 1].focus();
+      if (this.state.turns.some((turn) => this.columns.some((_, place) => !turn.answers[place]))) this.run();
+      else this.changed();
+    }, { class: "quiet small", "aria-label": label(number + 1) });
+    return el("div", { class: "versions dim", role: "group", "aria-label": T.versionsOf(number + 1) },
+      step(-1, "‹", T.earlierVersion), el("span", {}, T.versionAt(at + 1, length)), step(1, "›", T.laterVersion));
   }
 
   edit(number, said) {
     const box = el("textarea", { rows: 3, value: this.state.turns[number].user, "aria-label": T.editTurn(number + 1) });
     const done = () => {
       this.stop();
-      this.state.turns.length = number + 1;
-      this.state.turns[number] = { user: box.value, answers: [] };
+      write(this.state.chat, number, box.value);
       this.drawTurns();
       this.run();
     };
@@ -182,8 +200,9 @@ export class PlayView extends HTMLElement {
     const user = this.box.value;
     if (!user.trim()) return;
     this.stop();
-    if (this.state.kind === "text") this.state.turns = [];
-    this.state.turns.push({ user, answers: [] });
+    const { state } = this;
+    if (state.kind === "text") state.chat = emptyChat();
+    write(state.chat, state.turns.length, user);
     this.box.value = "";
     this.drawTurns();
     this.run();
@@ -202,7 +221,7 @@ export class PlayView extends HTMLElement {
   }
 
   stop() {
-    for (const turn of this.state.turns) for (const answer of turn.answers) answer?.stop?.();
+    for (const turn of everyTurn(this.state.chat)) for (const answer of turn.answers) answer?.stop?.();
   }
 
   /** Have every column write the answers that it lacks, each after the one before it, all columns at once. */
@@ -221,7 +240,7 @@ export class PlayView extends HTMLElement {
     this.main.classList.add("busy");
     const { turns } = this.state;
     const done = await Promise.all(places.map((place) => this.runColumn(place, seed, turns)));
-    if (turns !== this.state.turns || this.isRunning()) return;
+    if (this.isRunning()) return;
     this.main.classList.remove("busy");
     this.stopButton.hidden = true;
     this.status.textContent = T.allDone(done.filter(Boolean).length);
@@ -229,7 +248,7 @@ export class PlayView extends HTMLElement {
   }
 
   isRunning() {
-    return this.state.turns.some((turn) => turn.answers.some((answer) => answer?.isRunning));
+    return everyTurn(this.state.chat).some((turn) => turn.answers.some((answer) => answer?.isRunning));
   }
 
   async runColumn(place, seed, turns) {

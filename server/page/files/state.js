@@ -1,6 +1,8 @@
 // What the user set up and what came of it, and the same as a link. A link holds no key, and what comes out of one is
 // checked like anything else that a stranger wrote.
 
+import { checkedChat, emptyChat, mapAnswers, turnsOf } from "./conversation.js";
+
 const MODES = ["compare", "fan", "ab", "map"];
 export const POSITIONS = ["response", "prompt", "all"];
 export const OPERATIONS = ["add", "ablate", "clamp"];
@@ -17,7 +19,10 @@ export const emptyState = () => ({
   sampling: { temperature: "0", top_p: "", top_k: "", max_tokens: "200", seed: "", tools: "" },
   probabilities: true,
   tint: false,
-  turns: [],
+  chat: emptyChat(),
+  get turns() {
+    return turnsOf(this.chat);
+  },
 });
 
 export const entryOf = (vector) => ({
@@ -61,9 +66,8 @@ export function checked(given) {
   for (const name of Object.keys(state.sampling)) state.sampling[name] = text(object(raw.sampling)[name]);
   state.probabilities = raw.probabilities !== false;
   state.tint = raw.tint === true;
-  state.turns = list(raw.turns, MOST_TURNS).map((turn) => ({
-    user: text(object(turn).user), answers: list(object(turn).answers, 32).map(checkedAnswer),
-  }));
+  const turn = (each) => ({ user: text(object(each).user), answers: list(object(each).answers, 32).map(checkedAnswer) });
+  state.chat = checkedChat(raw.chat, turn, MOST_TURNS);
   return state;
 }
 
@@ -73,7 +77,8 @@ export function portable(state) {
     ? { reasoning: answer.reasoning, content: answer.content, calls: answer.calls.map(String), plan: answer.plan,
         finish: answer.finish }
     : null);
-  return { ...state, turns: state.turns.map((turn) => ({ user: turn.user, answers: answers(turn.answers) })) };
+  const { turns: _, ...rest } = state;
+  return { ...rest, chat: mapAnswers(state.chat, answers) };
 }
 
 async function through(bytes, stream, most) {

@@ -61,7 +61,9 @@ def test_a_link_from_a_stranger_is_only_text(opened: Tab) -> None:
     page = opened.page
     answer = {"content": LONG, "reasoning": MARKUP, "calls": [MARKUP], "finish": "stop", "plan": [{"vector": MARKUP}]}
     entry = {"vector": MARKUP, "scale": 1e300, "layers": MARKUP, "operation": MARKUP}
-    state = {"turns": [{"user": LONG, "answers": [answer, answer]}], "racks": [[entry]], "mode": MARKUP, "fan": 7}
+    turn = {"user": LONG, "answers": [answer, answer], "next": {}, "at": 0}
+    chat = {"next": [{"user": MARKUP, "next": MARKUP, "at": MARKUP}, turn, *[7] * 1000], "at": 1}
+    state = {"chat": chat, "racks": [[entry]], "mode": MARKUP, "fan": 7}
     page.goto("about:blank")
     page.goto(link_to(opened.url, state))
     expect(opened.answers).to_have_count(2)
@@ -69,6 +71,7 @@ def test_a_link_from_a_stranger_is_only_text(opened: Tab) -> None:
     assert page.evaluate(ARE_ELEMENTS) == 0
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert opened.sent("/chat/completions") == []
+    expect(page.get_by_role("group", name="Versions of message 1")).to_contain_text("2 of 200")
     for broken in ("#play:%%%", "#play:AAAA", f"#play:{'A' * 5000}", "#nothing", "#keep:%2e%2e%2f"[:6]):
         opened.open(broken)
         expect(page.locator("main > *").first).to_be_visible()

@@ -174,6 +174,43 @@ def test_messages_are_edited_and_answered_again_and_the_chat_goes_on(opened: Tab
     assert len(opened.sent("/v1/chat/completions")) == 7
 
 
+def test_an_edited_message_keeps_its_earlier_version_and_what_followed(browser: Browser, opened: Tab) -> None:
+    page = opened.page
+    opened.ask(MUSIC)
+    first = [opened.text_of(0), opened.text_of(1)]
+    opened.ask("And winter?")
+    second = [opened.text_of(0), opened.text_of(1)]
+    versions = page.get_by_role("group", name="Versions of message 1")
+    expect(versions).to_have_count(0)
+    page.get_by_role("button", name="Edit message 1").click()
+    page.get_by_role("textbox", name="Edit message 1").fill("Hello!")
+    page.get_by_role("button", name="Run", exact=True).click()
+    opened.wait_for_answers()
+    expect(page.locator(".turn")).to_have_count(1)
+    expect(versions).to_contain_text("2 of 2")
+    opened.check_access()
+    num_sent = len(opened.sent("/chat/completions"))
+    page.get_by_role("button", name="Copy link").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    with tab(browser, opened.url) as other:  # the link has the whole tree
+        other.page.goto(page.url)
+        expect(other.page.locator(".said p")).to_have_text("Hello!")
+        before = other.page.get_by_role("button", name="Message 1: the version before")
+        before.press("Enter")
+        expect(before).to_be_focused()
+        expect(other.page.locator(".said p")).to_have_text([MUSIC, "And winter?"])
+        assert [other.text_of(0), other.text_of(1)] == second
+        assert other.sent("/chat/completions") == []
+    page.get_by_role("button", name="Message 1: the next version").click()  # after the last comes the first
+    expect(versions).to_contain_text("1 of 2")
+    page.get_by_role("button", name="Edit message 2").click()
+    page.get_by_role("textbox", name="Edit message 2").fill("And summer?")
+    page.get_by_role("button", name="Run", exact=True).click()
+    opened.wait_for_answers()
+    for place, body in enumerate(opened.sent("/chat/completions")[num_sent:]):
+        assert [message["content"] for message in body["messages"]] == [MUSIC, first[place], "And summer?"]
+
+
 def test_a_map_of_layers_and_scales_leads_back_to_a_chat(opened: Tab, pictures: Path) -> None:
     page = opened.page
     page.get_by_role("button", name="Layer × scale").click()
