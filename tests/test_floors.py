@@ -85,14 +85,14 @@ FLOORS: dict[str, str] = {
     """,
     "vectors.training": """
         __init__ canvas model_view progress prompts statistics values
-        baseline_directions options plots significance
-        contrast method
-        examiner
+        baseline_directions options plots probe_texts significance
+        contrast method probe_fitting probe_plots
+        examiner probe_measures
         race
         apart outcomes search
-        constant_answers
+        constant_answers probe_outcomes
         held_out
-        baselines
+        baselines probe_training
         report retention size_curve
         verdict
         recomputed train
@@ -202,7 +202,7 @@ FLOORS: dict[str, str] = {
     "server.cli.training": """
         __init__ answer_tables generated_options progress study_tables tables
         parser
-        options study
+        options probe_tables study
         files
         generation judging local remote report
         generated

@@ -45,7 +45,8 @@ class SteeringTrainer:
                 f"model: the job is for {job.model!r}, but this server runs {self._engine.info.model_id!r}", "model"
             )
         task = _task_of(job)
-        for given, kinds in ((job.validation_file, ("train", "sweep")), (job.retention_file, ("train", "evaluate"))):
+        users = ((job.validation_file, ("train", "probe", "sweep")), (job.retention_file, ("train", "evaluate")))
+        for given, kinds in users:
             if given is not None and task.kind not in kinds:
                 raise InvalidMethod(f"the task {task.kind} does not use the file {given}", "task")
         check_fit(task.method, EngineView(self._engine, self._text))

@@ -35,16 +35,16 @@ from vectors.training.values import (
 )
 from vectors.vocabulary import DEFAULT_SITE, MAX_SEED, SITES, Site
 
-Kind = Literal["train", "evaluate", "sweep", "calibrate"]
-"""What one job does: train a vector, evaluate an existing one, train on increasing numbers of items, or measure how
-strong an existing one may be."""
+Kind = Literal["train", "probe", "evaluate", "sweep", "calibrate"]
+"""What one job does: train a vector or a probe, evaluate a vector, train on increasing numbers of items, or measure how
+strong a vector may be."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-LABELLED: tuple[Kind, ...] = ("train", "evaluate", "sweep")
+LABELLED: tuple[Kind, ...] = ("train", "probe", "evaluate", "sweep")
 """Those that read labelled data."""
 
-Use = Literal["train", "evaluate", "sweep", "calibrate", "study"]
+Use = Literal["train", "probe", "evaluate", "sweep", "calibrate", "study"]
 """What an option is an option of: a kind of task, or the method that a study's cells share."""
 
 Variant = Literal["ipas_wrong_only", "ipas_all", "pas_full", "mean_difference"]
@@ -56,6 +56,11 @@ Baseline = Literal["random", "logistic", "lda", "pca", "caa", "prompt", "icl"]
 """What a trained vector is compared with; see `baselines.py`."""
 
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+
+Fit = Literal["logistic", "mean_difference"]
+"""How a probe's direction is found; see `vectors/training/probe_fitting.py`."""
+
+FITS: tuple[Fit, ...] = get_args(Fit)
 
 SIZES = (12, 25, 50, 100, 200, 400, 800, 1600, 2400)
 
@@ -158,6 +163,17 @@ class TaskOptions:
         metavar="LIST",
         default_text="12,25,50,… up to 2400",
     )
+    fits: tuple[Fit, ...] = _option(
+        FITS,
+        SomeOf(FITS),
+        "how a probe's direction is found: logistic (logistic regression), mean_difference (of the two classes), a "
+        "list of these, or all; the best on validation is used",
+        name="fit",
+        uses=("probe",),
+        metavar="NAME,…",
+        group=_HOW_TO_TRAIN,
+        default_text="all",
+    )
     calibrate: bool = _option(
         False,
         Switch(),
@@ -205,7 +221,7 @@ class MethodOptions:
         SomeOf(SITES),
         f"where to steer: {', '.join(SITES)}, a list of these, or all",
         name="site",
-        uses=("train", "sweep"),
+        uses=("train", "probe", "sweep"),
         metavar="NAME,…",
         group=_HOW_TO_TRAIN,
         default_text=DEFAULT_SITE,
@@ -214,7 +230,7 @@ class MethodOptions:
         None,
         Layers(),
         "blocks to try, counted from 0",
-        uses=("train", "sweep", "study"),
+        uses=("train", "probe", "sweep", "study"),
         metavar="LIST",
         example="8,11-14",
         group=_HOW_TO_TRAIN,
@@ -234,7 +250,7 @@ class MethodOptions:
         Split(),
         Shares(),
         "shares of training, validation and test; your own validation data replaces the validation part",
-        uses=("train", "sweep", "study"),
+        uses=("train", "probe", "sweep", "study"),
         metavar="SHARES",
         group=_HOW_TO_TRAIN,
         default_text="0.6,0.2,0.2",
@@ -243,7 +259,7 @@ class MethodOptions:
         "raw",
         OneOf(("raw", "chat")),
         "format of the prompts: raw (plain text) or chat (the model's chat template)",
-        uses=("train", "evaluate", "sweep", "study"),
+        uses=("train", "probe", "evaluate", "sweep", "study"),
         metavar="KIND",
         group=_HOW_TO_ASK,
     )
@@ -279,7 +295,7 @@ class MethodOptions:
         4000,
         Whole(8, 100_000),
         "maximum number of items to use, drawn by the seed",
-        uses=("train", "evaluate", "sweep", "study"),
+        uses=("train", "probe", "evaluate", "sweep", "study"),
         metavar="N",
         group=_HOW_TO_ASK,
     )
@@ -360,7 +376,7 @@ class MethodOptions:
         False,
         Switch(),
         "keep the vector even if it does not help",
-        uses=("train",),
+        uses=("train", "probe"),
         group=_HOW_TO_TRAIN,
         default_text="off",
     )

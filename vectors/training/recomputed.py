@@ -12,6 +12,8 @@ from vectors.training.baselines import figures_of
 from vectors.training.held_out import HeldOutResult, held_out_report, held_out_result, interval_report
 from vectors.training.method import Method
 from vectors.training.outcomes import Outcomes, Tested, right_of
+from vectors.training.probe_outcomes import figures_of as figures_of_probe
+from vectors.training.probe_outcomes import from_jsonl
 from vectors.training.report import SearchedGrid, grid_over_seeds, over_seeds, race_report, seeds_report
 from vectors.training.retention import OWN_TEXTS, retention_report
 from vectors.training.search import bounds_of
@@ -41,6 +43,16 @@ def recompute(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
             return _sweep(report, outcomes)
         return _training(report, outcomes)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InvalidData(f"is no report of this version ({error!r:.100})", "report.json") from None
+
+
+def recompute_folder(report: Mapping[str, Any], lines: bytes) -> dict[str, Any]:
+    """`recompute` with the outcomes of a file, of whatever kind the report is. Raises as that does."""
+    if not isinstance(report, Mapping) or report.get("task") != "probe":
+        return recompute(report, Outcomes.from_jsonl(lines))
+    try:
+        return figures_of_probe(from_jsonl(lines), report["controls"])
+    except (KeyError, TypeError) as error:
         raise InvalidData(f"is no report of this version ({error!r:.100})", "report.json") from None
 
 

@@ -1,4 +1,5 @@
-"""Task: what one job does - train, evaluate or calibrate an existing vector, or sweep over sizes - with its files.
+"""Task: what one job does - train a vector or a probe, evaluate or calibrate a vector, or sweep over sizes - with its
+files.
 
 The same for a job on the server and for the command line. Its JSON has the options of the task and of its method
 together; `options.py` declares them.
@@ -24,7 +25,7 @@ from vectors.training.examiner import Examiner
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView, Steering
 from vectors.training.options import DATA_OPTIONS, METHOD_OPTIONS, TASK_OPTIONS, Kind, TaskOptions, read_options
-from vectors.training.outcomes import OUTCOMES, Outcomes
+from vectors.training.outcomes import OUTCOMES
 from vectors.training.plots import (
     RELATIVE_SCALE_LABEL,
     SCALE_LABEL,
@@ -36,7 +37,10 @@ from vectors.training.plots import (
     heat_map,
     size_curve,
 )
-from vectors.training.progress import Progress, Report
+from vectors.training.probe_outcomes import to_jsonl
+from vectors.training.probe_plots import auc_by_layer, calibration
+from vectors.training.probe_training import train_probe
+from vectors.training.progress import Progress, Report, WorkPlan
 from vectors.training.search import Cell
 from vectors.training.sweep import sweep
 from vectors.training.train import TrainingData, check_fit, parts_of, train
@@ -45,7 +49,8 @@ from vectors.vector import SteeringVector
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task(TaskOptions):
-    """What to do. `vector` and `scale` are for `evaluate` (None: its default scale), `sizes` for `sweep`.
+    """What to do. `vector` and `scale` are for `evaluate` (None: its default scale), `sizes` for `sweep`, `fits` for
+    `probe`.
 
     `calibrate` carries itself out in `vectors.calibration`, as does the calibration after a training.
 
@@ -111,13 +116,16 @@ def _carry_out(
         is_held_out = _is_held_out(data, steering)
         found, outcomes = evaluate(view, data, steering, task.method, is_held_out=is_held_out, seed=seed, report=report)
         _say_what_was_read(found, data, notes)
-        files = _files(found, [("accuracy.png", _accuracy_plot(found))], outcomes)
+        files = _files(found, [("accuracy.png", _accuracy_plot(found))], outcomes.to_jsonl())
         return Done(None, found, files, 0, bool(found["recommended"]), str(found["reason"]))
     if task.kind == "sweep":
         found, outcomes = sweep(view, data, task.method, task.sizes, seed=seed, report=report)
         _say_what_was_read(found, data, notes)
         reason = f"a curve over {len(found['points'])} sizes; nothing is published"
-        return Done(None, found, _files(found, [("sizes.png", _curve_plot(found))], outcomes), 0, False, reason)
+        files = _files(found, [("sizes.png", _curve_plot(found))], outcomes.to_jsonl())
+        return Done(None, found, files, 0, False, reason)
+    if task.kind == "probe":
+        return _probe(task, view, data, notes, seed, report)
     trained = train(view, data, task.method, seed=seed, report=report)
     _say_what_was_read(trained.report, data, notes)
     plots = _heat_maps(trained.report, trained.cells, task.method)
@@ -129,11 +137,24 @@ def _carry_out(
     return Done(
         _with_record(trained.vector, data, task.method, seed),
         trained.report,
-        _files(trained.report, plots, trained.outcomes),
+        _files(trained.report, plots, trained.outcomes.to_jsonl()),
         trained.num_tokens,
         trained.is_recommended,
         trained.reason,
     )
+
+
+def _probe(task: Task, view: ModelView, data: TrainingData, notes: Sequence[str], seed: int, report: Report) -> Done:
+    parts = parts_of(data, task.method, seed)
+    num_texts = 2.0 * len((*parts.train, *parts.validation, *parts.test))
+    plan = WorkPlan(report, {"reading activations": num_texts, "fitting": 0.1 * num_texts, "testing": 1.0})
+    trained = train_probe(view, data.items, parts, task.method, task.fits, seed=seed, plan=plan)
+    _say_what_was_read(trained.report, data, notes)
+    plots = [("auc.png", auc_by_layer(trained.report)), ("calibration.png", calibration(trained.report))]
+    files = _files(trained.report, plots, to_jsonl(trained.outcomes))
+    vector = _with_record(trained.vector, data, task.method, seed)
+    found = trained.report
+    return Done(vector, found, files, trained.num_tokens, bool(found["recommended"]), str(found["reason"]))
 
 
 def _askable(task: Task, view: ModelView, data: TrainingData) -> TrainingData:
@@ -210,10 +231,10 @@ def check_installed() -> None:
 
 
 def _files(
-    report: dict[str, Any], plots: Sequence[tuple[str, bytes]], outcomes: Outcomes
+    report: dict[str, Any], plots: Sequence[tuple[str, bytes]], outcomes: bytes
 ) -> tuple[tuple[str, bytes], ...]:
     content = (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
-    return (("report.json", content), *plots, (OUTCOMES, outcomes.to_jsonl()))
+    return (("report.json", content), *plots, (OUTCOMES, outcomes))
 
 
 def _heat_maps(report: dict[str, Any], cells: Sequence[Cell], method: Method) -> list[tuple[str, bytes]]:

@@ -18,6 +18,7 @@ from server.cli.client.connection import not_understood
 from server.cli.errors import CommandFailed
 from server.cli.training.files import OutputFolder
 from server.cli.training.options import TASK_PREFIX, check_consistent, task_options
+from server.cli.training.probe_tables import show_probe
 from server.cli.training.tables import show_calibration, show_report, show_sweep
 from vectors.formats import FORMATS
 
@@ -65,11 +66,13 @@ def train(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
             show_sweep(report, console)
         elif arguments.command == "calibrate":
             show_calibration(report, console)
+        elif report.get("task") == "probe":
+            show_probe(report, console)
         else:
             show_report(report, console)
     except (KeyError, TypeError, ValueError):  # from a server of another version
         raise CommandFailed(f"this version cannot show the report in {written[0]}") from None
-    if arguments.command != "calibrate":
+    if arguments.command != "calibrate" and report.get("task") != "probe":
         console.print(Text(_CONFIDENCE, style="dim"))
     console.print()
     print(f"files: {', '.join(map(str, written))}")
@@ -120,6 +123,9 @@ def _next_step(
 ) -> str:
     """How to use the vector, or why there is none and how to keep it anyway."""
     name = _vector_name(arguments)
+    if report.get("task") == "probe" and (steered_model is not None or vector_path is not None):
+        put = "" if vector_path is None else f"tiller vectors put {name} {vector_path}, then "
+        return f'use it: {put}"probes": [{{"vector": "{name}"}}] in a request'
     if steered_model is not None:
         return f'use it: "steering": [{{"vector": "{name}"}}] in a request, or the model {steered_model}'
     if vector_path is not None:

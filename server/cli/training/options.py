@@ -24,7 +24,8 @@ _FOR_BOTH = ("scale", "prompt", "max_items")
 
 def task_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The task as JSON for `Task.from_json` and a job's `method.steering`. Raises `CommandFailed`."""
-    given: dict[str, Any] = {"task": arguments.command} if arguments.command != "train" else {}
+    kind = "probe" if getattr(arguments, "kind", None) == "probe" else arguments.command
+    given: dict[str, Any] = {"task": kind} if kind != "train" else {}
     for option in OPTIONS:
         typed = getattr(arguments, option.name, None)
         if typed is not None:
@@ -65,6 +66,8 @@ def check_consistent(arguments: argparse.Namespace) -> None:
                 )
     if arguments.command == "evaluate":
         _check_kind_of_evaluation(arguments)
+    if getattr(arguments, "kind", None) == "probe" and arguments.retention is not None:
+        raise CommandFailed("--retention applies to steering vectors; a probe changes nothing", USAGE)
     if arguments.negative is not None and any(
         place.startswith(TASK_PREFIX) for place in (arguments.data, arguments.negative)
     ):

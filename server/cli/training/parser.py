@@ -81,14 +81,21 @@ def _add_train(commands: _Commands) -> None:
     train = _command(
         commands,
         "train",
-        "train a steering vector from labelled data",
+        "train a steering vector or a probe from labelled data",
         "Train a steering vector from labelled data by Painless Activation Steering\n"
-        "(arXiv 2509.22739), test it on items that were held back, and say whether it helps.",
-        f"{_ROWS}\nexample: tiller train quiz.jsonl --name honest --layers 3-5\n\n{_ENVIRONMENT}",
+        "(arXiv 2509.22739), test it on items that were held back, and say whether it helps. Or,\n"
+        "with --kind probe, train a linear probe between two classes of texts.",
+        f"{_ROWS}\nexample: tiller train quiz.jsonl --name honest --layers 3-5\n"
+        f"example: tiller train beliefs.jsonl --name user-is-wrong --kind probe --prompt chat\n\n{_ENVIRONMENT}",
     )
     train.add_argument("data", metavar="DATA", help=_DATA_HELP)
     train.add_argument("--name", required=True, metavar="NAME", help="name of the vector")
-    _add_options(train, "train")
+    train.add_argument(
+        "--kind", choices=("vector", "probe"), default="vector",
+        help="what to train: a steering vector, or a probe, which reads a probability off the activations "
+        "(default: vector)",
+    )  # fmt: skip
+    _add_options(train, "train", "probe")
     _add_data(train, has_validation=True, has_retention=True)
     _add_place(train, "./NAME")
 
@@ -173,11 +180,11 @@ def _command(commands: _Commands, name: str, help_text: str, description: str, e
     )
 
 
-def _add_options(parser: argparse.ArgumentParser, kind: Kind) -> None:
-    """Add the flags of a task's options, under the headings of the table."""
+def _add_options(parser: argparse.ArgumentParser, *kinds: Kind) -> None:
+    """Add the flags of the options of `kinds` of tasks, under the headings of the table."""
     groups: dict[str, argparse._ActionsContainer] = {"": parser}
     for option in (*OPTIONS, SEED):
-        if kind in option.uses:
+        if not {*kinds}.isdisjoint(option.uses):
             if option.group not in groups:
                 groups[option.group] = parser.add_argument_group(option.group)
             _add_option(groups[option.group], option)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def report(arguments: argparse.Namespace) -> int:
     """Show the figures; returns the exit code, which says whether the report has the same. Raises `CommandFailed`."""
     from vectors.errors import VectorsError
-    from vectors.training.outcomes import OUTCOMES, Outcomes
-    from vectors.training.recomputed import differences, recompute
+    from vectors.training.outcomes import OUTCOMES
+    from vectors.training.recomputed import differences, recompute_folder
 
     folder = Path(arguments.folder).expanduser()
     content, lines = read_file(folder / REPORT), read_file(folder / OUTCOMES)
@@ -33,7 +33,7 @@ def report(arguments: argparse.Namespace) -> int:
     except (ValueError, RecursionError):
         raise CommandFailed(f"{folder / REPORT} is not a report: expected JSON") from None
     try:
-        figures = recompute(reported, Outcomes.from_jsonl(lines))
+        figures = recompute_folder(reported, lines)
     except VectorsError as error:
         raise CommandFailed(f"{folder}: {error}") from None
     differing = list(differences(reported, figures))

@@ -34,13 +34,13 @@ def show_report(report: _Report, console: Console) -> None:
         rows.append(("letter bias", _letters(test)))
     if seeds := _seeds(report.get("seeds")):
         rows.append(("seeds", seeds))
-    rows += _read(report["data"])
+    rows += read_rows(report["data"])
     if (kept := report["retention"]["perplexity"]) is not None:
         rows.append(("perplexity", f"of {kept['num_texts']} texts, {kept['texts'].replace('_', ' ')}"))
     rows.append(("time", _time(report)))
     rows += [("note", note) for note in report.get("notes", ())]
     rows.append(("verdict", f"{'it helps' if report['recommended'] else 'not recommended'}: {report['reason']}"))
-    console.print(_facts(rows))
+    console.print(facts_table(rows))
 
 
 def show_calibration(report: _Report, console: Console) -> None:
@@ -48,7 +48,7 @@ def show_calibration(report: _Report, console: Console) -> None:
     found = report["calibration"]
     moved = {row["scale"]: row["kl"] for row in report["divergence"]}
     written = {row["scale"]: row for row in report["fluency"]}
-    table = _table("scale", "KL, 95th percentile", "perplexity", "distinct pairs", "fluent")
+    table = plain_table("scale", "KL, 95th percentile", "perplexity", "distinct pairs", "fluent")
     for scale in sorted({*moved, *written}):
         row = written.get(scale, {})
         cells = (
@@ -70,12 +70,12 @@ def show_calibration(report: _Report, console: Console) -> None:
         ("fluent up to", fluent),
         ("prompts", f"{found['prompts']['count']} of {found['prompts']['name']}"),
     ]
-    console.print(_facts(rows))
+    console.print(facts_table(rows))
 
 
 def show_sweep(report: _Report, console: Console) -> None:
     """Show the accuracy by the number of training items."""
-    table = _table("items", "unsteered", "steered", "s.e.", "gain", "p", "layer × scale")
+    table = plain_table("items", "unsteered", "steered", "s.e.", "gain", "p", "layer × scale")
     has_variants = len({point["chosen"]["variant"] for point in report["points"] if "test" in point}) > 1
     failed = []
     for point in report["points"]:
@@ -98,7 +98,7 @@ def show_sweep(report: _Report, console: Console) -> None:
     console.print(table)
     console.print()
     rows = [("slope", _slope(report["slope"]))] if report["slope"] is not None else []
-    console.print(_facts([*rows, *failed, *_read(report["data"])]))
+    console.print(facts_table([*rows, *failed, *read_rows(report["data"])]))
 
 
 def _curve_accuracy(found: _Report) -> tuple[str, str]:
@@ -131,7 +131,7 @@ def _slope(slope: _Report) -> str:
 
 def _comparison(report: _Report) -> Table:
     test, retention = report["test"], report["retention"]
-    table = _table("", "unsteered", "steered", "change")
+    table = plain_table("", "unsteered", "steered", "change")
     table.add_row("test accuracy", _accuracy(report["baseline"]["test"]), _accuracy(test["accuracy"]), _gain(test))
     if test["letters"] is not None:
         shown = test["presented"]
@@ -148,7 +148,7 @@ def _comparison(report: _Report) -> Table:
 
 
 def _baselines(baselines: Sequence[_Report]) -> Table:
-    table = _table("baseline", "test accuracy", "gain", "the vector over it", "p", "chosen")
+    table = plain_table("baseline", "test accuracy", "gain", "the vector over it", "p", "chosen")
     for found in baselines:
         if "reason" in found:
             table.add_row(*map(Text, (found["name"], "not made", "", "", "", found["reason"])))
@@ -229,7 +229,7 @@ def _seeds(seeds: _Report | None) -> str | None:
     )
 
 
-def _read(data: _Report) -> list[tuple[str, str]]:
+def read_rows(data: _Report) -> list[tuple[str, str]]:
     """The data, and what its file was taken for."""
     rows = [("data", _data(data))]
     if (read := data.get("read")) is None:
@@ -264,7 +264,8 @@ def _time(report: _Report) -> str:
     return f"{sum(seconds.values()):.1f} s ({phases})" + (f", {speed:.0f} answers per second" if speed else "")
 
 
-def _table(*headings: str) -> Table:
+def plain_table(*headings: str) -> Table:
+    """A table of cells in one line each, but for the last column."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings[:-1]:
         table.add_column(heading, no_wrap=True)
@@ -272,7 +273,8 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _facts(rows: Sequence[tuple[str, str]]) -> Table:
+def facts_table(rows: Sequence[tuple[str, str]]) -> Table:
+    """Names and what is to be said of each."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

@@ -30,12 +30,14 @@ from vectors.training.options import (
 )
 from vectors.training.task import Task
 
-POSITIONAL = {
-    "train": ["data.jsonl", "--name", "x"],
-    "evaluate": ["calm", "data.jsonl"],
-    "sweep": ["data.jsonl"],
-    "calibrate": ["calm"],
+COMMANDS = {
+    "train": ["train", "data.jsonl", "--name", "x"],
+    "probe": ["train", "data.jsonl", "--name", "x", "--kind", "probe"],
+    "evaluate": ["evaluate", "calm", "data.jsonl"],
+    "sweep": ["sweep", "data.jsonl"],
+    "calibrate": ["calibrate", "calm"],
 }
+SAME_COMMAND = {"train": "probe", "probe": "train"}
 
 TYPED: dict[str, tuple[list[str], Any]] = {
     "scale": (["--scale", "-2"], -2.0),
@@ -43,6 +45,7 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "calibrate": (["--calibrate"], True),
     "kl": (["--kl", "0.5"], 0.5),
     "max_prompts": (["--max-prompts", "12"], 12),
+    "fit": (["--fit", "logistic,mean_difference"], ["logistic", "mean_difference"]),
     "variant": (["--variant", "pas_full,ipas_all"], ["pas_full", "ipas_all"]),
     "site": (["--site", "all"], "all"),
     "layers": (["--layers", "3,8-10"], [3, 8, 9, 10]),
@@ -82,7 +85,7 @@ ONLY_THE_READER_SEES = (
 
 def typed(kind: str, *words: str) -> dict[str, Any]:
     """The JSON of a task that a command line asks for."""
-    return task_options(build_parser().parse_args([kind, *POSITIONAL[kind], *words]))
+    return task_options(build_parser().parse_args([*COMMANDS[kind], *words]))
 
 
 def by_name(name: str) -> Option:
@@ -109,9 +112,13 @@ def test_a_flag_is_there_for_the_tasks_that_have_the_option(
         jsonschema.validate(given, options_schema())
         Task.from_json(given)
         return
-    with pytest.raises(SystemExit):
-        typed(kind, *words)
-    assert "unrecognized arguments" in capsys.readouterr().err
+    if SAME_COMMAND.get(kind) in by_name(name).uses:
+        with pytest.raises(InvalidMethod, match=f"{name}: not an option of {kind}"):
+            Task.from_json(typed(kind, *words))
+    else:
+        with pytest.raises(SystemExit):
+            typed(kind, *words)
+        assert "unrecognized arguments" in capsys.readouterr().err
     own = {"vector": "calm"} if kind in ("evaluate", "calibrate") else {}
     with pytest.raises(InvalidMethod, match=f"{name}: not an option of {kind}") as refused:
         Task.from_json({"task": kind, **own, name: value})
@@ -120,6 +127,7 @@ def test_a_flag_is_there_for_the_tasks_that_have_the_option(
 
 def test_nothing_typed_asks_for_nothing() -> None:
     assert typed("train") == {}
+    assert typed("probe") == {"task": "probe"}
     assert typed("sweep") == {"task": "sweep"}
     assert typed("evaluate") == {"task": "evaluate", "vector": "calm"}
     assert typed("calibrate") == {"task": "calibrate", "vector": "calm"}
