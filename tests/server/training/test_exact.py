@@ -7,7 +7,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,13 @@ from vectors.data import (
     shuffle_options,
     split_items,
 )
+from vectors.data.items import LETTERS
 from vectors.errors import InvalidData
+from vectors.training.baseline_directions import lda_direction, logistic_direction, mean_difference, pca_direction
 from vectors.training.examiner import Examiner
 from vectors.training.method import Method
 from vectors.training.model_view import Continuations, Steering
+from vectors.training.options import BASELINES
 from vectors.training.train import Trained, TrainingData, train
 from vectors.vector import SteeringVector
 from vectors.vocabulary import POSITIONS, SITES
@@ -243,6 +246,47 @@ def test_the_search_and_the_test_are_the_slow_loops(demo: Both, letters: str) ->
     assert test["accuracy"]["value"] == pytest.approx(plain.balanced_accuracy(parts.test, added))
     assert test["presented"]["baseline"] == pytest.approx(plain.accuracy(parts.test))
     assert test["presented"]["steered"] == pytest.approx(plain.accuracy(parts.test, added))
+
+
+def test_baselines_are_the_plain_models(demo: Both) -> None:
+    """What each scores on the test items, from activations and prompts of plain transformers."""
+    data = sycophancy(60)
+    method = method_of(variant="pas_full", layers=[2, 3], scales=[1.0, 4.0], baselines="all")
+    parts, plain = shown_parts(data, method), demo.plain
+    report = run(demo.view, data, method).report
+    table = {one["name"]: one for one in report["baselines"]}
+    assert set(table) == set(BASELINES)
+    chosen = [plain.choice(shown) for shown in parts.train]
+    groups = plain.groups("pas_full", parts.train, chosen)
+    spoken: tuple[list[list[int]], list[list[int]]] = ([], [])
+    for number, shown in enumerate(parts.train):
+        count = len(shown.order)
+        for texts, place in zip(spoken, (shown.answer, shown.answer + 1 + number % (count - 1)), strict=True):
+            texts.append(plain.question(shown, f" {LETTERS[place % count]}"))
+    made = {"lda": lda_direction, "logistic": logistic_direction, "pca": pca_direction, "caa": mean_difference}
+    for name, direction_of in made.items():
+        found = table[name]["chosen"]
+        site, layer = found["site"], found["layer"]
+        positive, negative = (
+            torch.stack([plain.last_activations(tokens)[site][layer] for tokens in texts]).numpy()
+            for texts in (spoken if name == "caa" else groups)
+        )
+        direction = torch.from_numpy(direction_of(positive, negative))
+        assert table[name]["norm"] == pytest.approx(float(direction.norm()), rel=1e-3), name
+        added = [Added(direction, site, layer, found["scale"])]
+        assert table[name]["accuracy"]["value"] == pytest.approx(plain.balanced_accuracy(parts.test, added)), name
+    found = table["random"]["chosen"]
+    above, below = (plain.mean(texts)[found["site"]][found["layer"]] for texts in groups)
+    assert table["random"]["norm"] == pytest.approx(float((above - below).norm()), rel=1e-3)
+    assert table["random"]["vector_over"]["gain"] > 0.2
+    system = table["prompt"]["chosen"]["system_prompt"]
+    told = [
+        ShownItem(replace(shown.item, question=f"{system}\n\n{shown.item.question}"), shown.order)
+        for shown in parts.test
+    ]
+    assert table["prompt"]["accuracy"]["value"] == pytest.approx(plain.balanced_accuracy(told))
+    solved = plain.but(exemplars=parts.train[:10])
+    assert table["icl"]["accuracy"]["value"] == pytest.approx(solved.balanced_accuracy(parts.test))
 
 
 def test_the_rotations_count_apart_from_the_order_shown(stories: Both) -> None:
