@@ -76,6 +76,7 @@ class SteeringBank:
         self._rows: dict[int, _Row] = {}
         self._row_of: dict[bytes, int] = {}
         self._branches: dict[tuple[SteeringPlan, ...], _BranchRows] = {}
+        self._num_columns = NUM_FIXED_COLUMNS
         self._free = list(range(_INITIAL_ROWS - 1, 0, -1))
         self._uses_of_adds: Counter[Place] = Counter()
         self._uses_of_slots: Counter[Place] = Counter()
@@ -157,9 +158,8 @@ class SteeringBank:
 
     @property
     def num_columns(self) -> int:
-        """How many columns the readings of a step need; see `readings.py`."""
-        every = (one.column for row in self._rows.values() for own in row.readings.values() for one in own)
-        return 1 + max(every, default=NUM_FIXED_COLUMNS - 1)
+        """How many columns a step has for readings (`readings.py`). It does not shrink before the bank is idle."""
+        return self._num_columns
 
     @property
     def is_idle(self) -> bool:
@@ -203,6 +203,7 @@ class SteeringBank:
         self._uses_of_adds.update(adds)
         self._uses_of_slots.update(slots)
         self._uses_of_readings.update(readings.keys())
+        self._num_columns = max([self._num_columns, *(1 + one.column for own in readings.values() for one in own)])
         return row
 
     def _release_row(self, number: int) -> None:
@@ -217,6 +218,8 @@ class SteeringBank:
         for place in _drop_uses(self._uses_of_readings, row.readings):
             del self._readings[place]
         del self._rows[number], self._row_of[row.fingerprint]
+        if not self._rows:
+            self._num_columns = NUM_FIXED_COLUMNS
         self._free.append(number)
 
     def _clear(self, number: int, adds: Iterable[Place], slots: Iterable[Place], readings: Iterable[Place]) -> None:
