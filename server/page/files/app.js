@@ -71,7 +71,7 @@ async function tryIt(name) {
 async function viewOf(name, rest) {
   const inside = main.firstElementChild;
   if (name === "keep") {
-    if (inside?.localName !== "tiller-keep") return KeepView.of(rest, (vector) => play(vector.name));
+    if (inside?.localName !== "tiller-keep") return KeepView.of(rest, known.model, (vector) => play(vector.name));
     if (inside.chosen !== rest) inside.choose(rest);
     return inside;
   }

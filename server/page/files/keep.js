@@ -12,11 +12,11 @@ const pathOf = (name) => `${PLACE}/${encodeURIComponent(name)}`;
 const PARTS = ["reasoning", "content", "structured", "tool_calls"];
 const brief = (revision) => revision.slice(0, 8);
 
-/** `<tiller-keep>`: made with `KeepView.of(name, tryIt)`; `tryIt` gets a vector to play with. */
+/** `<tiller-keep>`: made with `KeepView.of(name, model, tryIt)`; `tryIt` gets a vector to play with. */
 export class KeepView extends HTMLElement {
-  static of(name, tryIt) {
+  static of(name, model, tryIt) {
     const view = document.createElement("tiller-keep");
-    Object.assign(view, { chosen: name, tryIt });
+    Object.assign(view, { chosen: name, model, tryIt });
     return view;
   }
 
@@ -65,11 +65,12 @@ export class KeepView extends HTMLElement {
     this.detail.replaceChildren(
       el("div", { class: "title" }, el("h1", {}, el("bdi", {}, vector.name)), el("code", { class: "dim", title: vector.revision }, brief(vector.revision)),
         el("span", { class: "grow" }), button(T.tryIt, () => this.tryIt(vector), { class: "primary" }),
+        button(T.calibrate, () => this.calibrate(vector)),
         button(T.download, () => this.download(vector.name)), button(T.delete, () => this.remove(vector), { class: "danger" })),
       note ? el("p", { class: "note", role: "status" }, note) : "",
       el("p", { class: "description", dir: "auto" }, vector.description),
       el("dl", { class: "facts" }, fact("site", vector.site), fact("layers", vector.layers.join(", ")), fact("model", vector.model ?? "–"),
-        fact("bytes", vector.bytes.toLocaleString()), fact("created_at", day(vector.created_at))),
+        vector.calibration ? fact("safe", vector.calibration.safe_scale.map(short).join(" … ")) : "", fact("bytes", vector.bytes.toLocaleString()), fact("created_at", day(vector.created_at))),
       el("section", { class: "panel" }, el("h2", {}, T.norms), normPlot(vector.norms)),
       this.defaults(vector), this.history(vector),
       vector.training ? el("details", { class: "panel" }, el("summary", {}, T.trainedWith),
@@ -146,6 +147,17 @@ export class KeepView extends HTMLElement {
         }))));
     } catch (error) {
       place.replaceChildren(failure(error));
+    }
+  }
+
+  /** Start a job that measures how strong the vector may be; the training view follows it. */
+  async calibrate(vector) {
+    try {
+      const job = await post("v1/fine_tuning/jobs", { model: this.model, metadata: { vector: vector.name },
+        method: { type: "steering", steering: { task: "calibrate", vector: vector.name } } }, { role: "manage" });
+      location.hash = `#train:${job.id}`;
+    } catch (error) {
+      this.detail.prepend(failure(error));
     }
   }
 

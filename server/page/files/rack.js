@@ -29,6 +29,15 @@ export function rackPanel(title, rack, vectors, changed) {
     vectors.length ? el("div", { class: "row" }, names, add) : el("p", { class: "dim" }, T.noVectors));
 }
 
+/** The safe range of a calibrated vector below its slider, as far as the slider goes. */
+function safeBand(vector, most) {
+  if (!vector?.calibration) return null;
+  const [low, high] = vector.calibration.safe_scale;
+  const share = (scale) => `${50 + 50 * Math.max(-1, Math.min(1, scale / most))}%`;
+  const says = T.safe(short(low), short(high));
+  return el("div", { class: "safe", role: "img", title: says, "aria-label": says, vars: { low: share(low), high: share(high) } });
+}
+
 function row(entry, vector, changed, remove) {
   const most = Math.max(2, Math.ceil(2 * Math.abs(vector?.default_scale ?? 1)), Math.ceil(Math.abs(entry.scale)));
   const own = (value) => (value ? T.own(value) : T.ownPlain);
@@ -63,7 +72,8 @@ function row(entry, vector, changed, remove) {
     el("div", { class: "entry-head" }, on, el("bdi", { class: "entry-name", title: vector?.description }, entry.vector), number,
       button("✕", remove, { class: "quiet", "aria-label": T.remove(entry.vector) })),
     el("div", { class: "slider" }, slider,
-      el("div", { class: "ticks dim", "aria-hidden": "true" }, el("span", {}, short(-most)), el("span", {}, "0"), el("span", {}, short(most)))),
+      el("div", { class: "ticks dim", "aria-hidden": "true" }, el("span", {}, short(-most)), el("span", {}, "0"), el("span", {}, short(most))),
+      safeBand(vector, most)),
     el("details", { open: Boolean(entry.layers || entry.positions || entry.operation || entry.norm) },
       el("summary", {}, T.more),
       el("div", { class: "grid2" },

@@ -6,8 +6,17 @@ import { T } from "./strings.js";
 const points = (share) => `${share < 0 ? "−" : "+"}${Math.abs(100 * share).toFixed(1)}`;
 const range = (accuracy) => `${percent(accuracy.value)} (${percent(accuracy.low)} – ${percent(accuracy.high)})`;
 
+/** What a calibration found. */
+function doseView(report) {
+  const { calibration } = report;
+  const scales = calibration.kl_scale.filter((scale) => scale !== null).map(short);
+  return el("section", { class: "panel" }, el("h2", {}, T.safeRange), el("p", { class: "big" }, calibration.safe_scale.map(short).join(" … ")),
+    scales.length ? el("p", {}, T.moves(short(calibration.kl), scales.join(", "))) : "", el("p", {}, T.fluent(...calibration.fluent_scale.map(short))));
+}
+
 /** The report of a training or an evaluation as sections. */
 export function reportView(report) {
+  if (report.calibration) return doseView(report);
   const { test, retention } = report;
   const verdict = report.verdict ?? report;
   const rows = [];
@@ -27,6 +36,7 @@ export function reportView(report) {
     report.grid?.length ? el("section", { class: "panel" }, el("h2", {}, T.grid), ...heatMaps(report)) : "",
     verdict.rules?.length ? el("section", { class: "panel" }, el("h2", {}, T.rules), el("ul", { class: "rules" }, verdict.rules.map((rule) =>
       el("li", { class: rule.passed ? "pass" : "fail" }, el("b", {}, rule.passed ? T.passes : T.fails), " ", el("span", { dir: "auto" }, rule.says))))) : "",
+    report.dose ? doseView(report.dose) : "",
     report.notes?.length ? el("section", { class: "panel" }, el("h2", {}, T.notes), el("ul", {}, report.notes.map((note) => el("li", { dir: "auto" }, String(note))))) : "");
 }
 

@@ -10,12 +10,13 @@ import pytest
 from playwright.sync_api import Browser, expect
 from transformers import AutoTokenizer
 
-from server.demo import MODEL_DIR, MODEL_NAME
+from server.demo import MODEL_DIR, MODEL_NAME, VECTORS_DIR
 from server.demo.heldout import quiz_items
 from server.engine.model import load_model
 from server.training.steering_trainer import SteeringTrainer
 from tests.server.api.serving import Server, serving
 from tests.server.page.browsing import tab
+from vectors.formats import decode
 
 pytestmark = pytest.mark.slow
 
@@ -90,3 +91,21 @@ def test_a_job_is_cancelled(browser: Browser, server: Server, beliefs: Path) -> 
         page.get_by_role("button", name="Cancel the job").click()
         expect(page.locator(".badge")).to_have_text("cancelled")
         assert server.http.get("/v1/steering/vectors/never").status_code == 404
+
+
+def test_a_vector_is_calibrated_and_its_safe_range_is_shown(browser: Browser, server: Server, pictures: Path) -> None:
+    vector = decode((VECTORS_DIR / "cheerful.safetensors").read_bytes())
+    server.store.put("cheerful", vector.with_defaults(calibration=None))
+    with tab(browser, server.url) as opened:
+        page = opened.page
+        opened.open("#keep:cheerful")
+        page.get_by_role("button", name="Calibrate").click()
+        expect(page.get_by_role("heading", name="Safe range")).to_be_visible(timeout=300_000)
+        found = server.store.get("cheerful").vector.calibrated
+        assert found is not None
+        low, high = (f"{scale:.4g}".replace("-", "−") for scale in found.safe_scale)
+        expect(page.locator(".report .big")).to_have_text(f"{low} … {high}")
+        page.get_by_role("button", name="Try it").click()
+        expect(page.get_by_role("img", name=f"Safe from {low} to {high}")).to_be_visible()
+        opened.check_access()
+        opened.picture(pictures / "calibrated.png")
