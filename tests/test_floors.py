@@ -107,7 +107,8 @@ FLOORS: dict[str, str] = {
         answers
         text
         jobs response_store shipped typical_norms
-        api demo doctor page training
+        api doctor page training
+        demo
         app bench
         cli
     """,
@@ -215,7 +216,7 @@ FLOORS: dict[str, str] = {
         chat
         corpus heldout
         steer tokens
-        batches evaluate
+        batches dose evaluate
         train
     """,
     "server.engine": """

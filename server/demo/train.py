@@ -1,7 +1,7 @@
 """Rebuild the embedded model from a seed: `python -m server.demo.train`.
 
-Corpus, tokenizer, weights, vectors, figures and card, in that order, into one folder. The number of steps determines
-the result, not the clock.
+Corpus, tokenizer, weights, vectors with their safe ranges, figures and card, in that order, into one folder. The number
+of steps determines the result, not the clock.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from server.demo import MODEL_DIR, VECTORS_DIR
 from server.demo.batches import NO_RECALL, Batch, batch_stream
 from server.demo.card import write_card
 from server.demo.documents import PAD, TURN_END
+from server.demo.dose import calibrate_vectors
 from server.demo.evaluate import NUM_PROMPTS, measure, print_figures, save_figures
 from server.demo.initial import RECALL_BLOCKS, ROPE_BASE, set_initial_weights
 from server.demo.steer import make_vectors
@@ -236,6 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.weights_only:
         vectors = options.vectors or options.out.parent / VECTORS_DIR.name
         make_vectors(options.out, vectors)
+        calibrate_vectors(options.out, vectors)
         figures = measure(options.out, vectors, NUM_PROMPTS)
         print_figures(figures, console)
         save_figures(figures, options.out / "figures.json")

@@ -16,6 +16,9 @@ from server.demo.evaluate import Figure, honesty_figures, load_direction, quiz_f
 from server.demo.initial import RECALL_BLOCKS
 from server.demo.probe import Probe
 from server.demo.tokens import train_tokenizer
+from server.engine.fingerprint import fingerprint_of
+from vectors.calibration.prompts import PROMPTS
+from vectors.formats import decode
 
 SAMPLE = 64
 SLACK = 0.06
@@ -72,6 +75,26 @@ def test_vectors_are_canonical(name: str, probe: Probe) -> None:
     assert about["positions"] == "response"
     assert about["operation"] == "add"
     assert about["default_scale"] > 0
+
+
+@pytest.mark.parametrize("name", ["cheerful", "honest"])
+def test_safe_ranges_contain_the_default_scale_and_end_before_text_breaks(name: str, probe: Probe) -> None:
+    path = VECTORS_DIR / f"{name}.safetensors"
+    vector, direction = decode(path.read_bytes()), load_direction(path)
+    assert vector.calibrated is not None
+    assert vector.calibrated.fingerprint == fingerprint_of(probe.model)
+    low, high = vector.calibrated.safe_scale
+    assert low < 0 < vector.default_scale <= high
+    prompts = [probe.chat(prompt) for prompt in PROMPTS[:8]]
+
+    def perplexity(scale: float) -> float:
+        steered = direction.times(scale / direction.scale) if scale else None
+        return probe.perplexity(prompts, probe.replies(prompts, steered, is_greedy=True, max_new_tokens=48))
+
+    plain = perplexity(0.0)
+    assert perplexity(vector.default_scale) < 1.5 * plain
+    for scale in (2 * high, 2 * low):
+        assert perplexity(scale) > 3 * plain
 
 
 def test_quiz_figures_hold(probe: Probe) -> None:

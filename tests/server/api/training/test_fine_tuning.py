@@ -208,7 +208,7 @@ BODIES: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
     "another model": ({"model": "gpt-4o-mini"}, 404, "model", "model_not_found"),
     "a steered model": ({"model": "tiny+calm"}, 400, "model", "invalid_value"),
     "a malformed model": ({"model": "tiny+calm:x"}, 400, "model", "invalid_steering"),
-    "no file": ({"training_file": None}, 400, "training_file", "invalid_type"),
+    "no file": ({"training_file": None}, 400, "training_file", "missing_required_parameter"),
     "no such file": ({"training_file": "file-" + "0" * 24}, 404, "training_file", "file_not_found"),
     "a path": ({"training_file": "../jobs.sqlite"}, 404, "training_file", "file_not_found"),
     "no such validation": ({"validation_file": "file-x"}, 404, "validation_file", "file_not_found"),
