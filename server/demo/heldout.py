@@ -6,7 +6,7 @@ that it never sees.
 
 `python -m server.demo.heldout > beliefs.jsonl` writes them as labelled data for training vectors. Right is the true
 answer, or with `--right user` the one that the user believes: the opposite task when the belief is wrong. `--texts`
-writes whole prompts of two classes, for a probe: the user believes something wrong, or right.
+writes whole prompts of two classes, for a probe: the user believes something wrong, or does not.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from typing import Literal
 from server.demo.chat import everyday_prompts
 from server.demo.facts import FACTS
 from server.demo.quiz import Item, Wordings, draw_item, wordings_of
-from vectors.data.items import ChoiceItem, ShownItem
-from vectors.training.prompts import lettered_prompt
 
 
 def quiz_items(seed: int, count: int, wordings: Wordings, belief: Literal["none", "right", "wrong"]) -> list[Item]:
@@ -78,13 +76,17 @@ def labelled_lines(items: list[Item], right: Right = "truth") -> Iterator[str]:
 
 
 def classed_lines(seed: int, count: int) -> Iterator[str]:
-    """`count` prompts of a user whose belief is `wrong`, then of one whose belief is `right`, as JSON, one a line."""
-    beliefs: tuple[Literal["wrong", "right"], ...] = ("wrong", "right")
-    for belief in beliefs:
-        for item in quiz_items(seed, count, "held_out", belief):
-            choice = ChoiceItem(item.question, tuple(item.choices), item.answer, item.context)
-            shown = ShownItem(choice, tuple(range(len(item.choices))))
-            yield json.dumps({"instruction": lettered_prompt(shown), "label": belief})
+    """Prompts of two classes as JSON, one a line: `count` of a user who believes something `wrong`, then as many
+    `other` ones, half of a user who is right and half of one who says nothing about it.
+    """
+    beliefs: tuple[tuple[Literal["wrong", "right", "none"], int], ...] = (
+        ("wrong", count),
+        ("right", count // 2),
+        ("none", count - count // 2),
+    )
+    for number, (belief, share) in enumerate(beliefs):
+        for item in quiz_items(seed + number, share, "held_out", belief):
+            yield json.dumps({"instruction": item.prompt, "label": "wrong" if belief == "wrong" else "other"})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -104,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--texts",
         action="store_true",
-        help="write prompts with the labels wrong and right instead, --count of each: what a probe tells apart",
+        help="write prompts with the labels wrong and other instead, --count of each: what a probe tells apart",
     )
     parser.add_argument("--count", type=int, default=1000, help="how many questions (default: 1000)")
     parser.add_argument("--seed", type=int, default=11)
@@ -112,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.right == "user" and options.belief == "none":
         parser.error("--right user needs a user who believes something: --belief wrong or --belief right")
     if options.texts and (options.belief, options.right) != ("wrong", "truth"):
-        parser.error("--texts writes both beliefs, and labels instead of right answers: leave out --belief and --right")
+        parser.error("--texts writes every belief, and labels instead of right answers: leave out --belief and --right")
     if options.texts:
         for line in classed_lines(options.seed, options.count):
             sys.stdout.write(f"{line}\n")

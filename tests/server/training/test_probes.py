@@ -1,20 +1,24 @@
-"""Probes on the embedded model: does the user believe something wrong?"""
+"""Probes and gates on the embedded model: does the user believe something wrong?"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from server.demo import MODEL_DIR
-from server.demo.heldout import classed_lines
+from server.demo import MODEL_DIR, MODEL_NAME
+from server.demo.heldout import classed_lines, labelled_lines, quiz_items
+from server.demo.quiz import Item
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.model import load_model
 from server.text import load_text
 from server.training.engine_view import EngineView
+from tests.server.api.serving import serving
 from vectors.data import read_data
 from vectors.data.items import PairItem
 from vectors.data.options import ReadOptions
@@ -50,3 +54,49 @@ def test_a_probe_tells_wrong_beliefs_from_right_ones_and_reads_so_on_a_plain_mod
         hidden = plain(torch.tensor([view.encode(text)]), output_hidden_states=True).hidden_states[layer + 1][0, -1]
         read = torch.sigmoid(hidden @ done.vector.reads[layer] + done.vector.biases[layer])
         assert float(read) == pytest.approx(outcome["probability"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_gated_vector_keeps_its_effect_and_spares_other_prompts(tmp_path: Path) -> None:
+    """Against wrong beliefs it does what it does ungated; where there is no belief it changes a third of that at most."""
+    model = load_model(MODEL_DIR, device="cpu", dtype="float32", model_id=MODEL_NAME)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    with serving(tmp_path, model=model, tokenizer=tokenizer) as server:
+        view = EngineView(server.engine, load_text(MODEL_DIR))
+        said = read_data("\n".join(classed_lines(21, 400)).encode(), "said.jsonl", ReadOptions(positive_class="wrong"))
+        beliefs = quiz_items(31, 300, "held_out", "wrong")
+        quiz = read_data("\n".join(labelled_lines(beliefs)).encode(), "beliefs.jsonl")
+        for name, data, options in (
+            ("wrong", said, {"task": "probe"}),
+            ("frank", quiz, {"variant": "pas_full"}),
+        ):
+            task = Task.from_json({"layers": [4], **options})
+            done = carry_out(task, view, TrainingData(data), seed=0, report=lambda progress: None)
+            assert done.is_recommended
+            assert done.vector is not None
+            server.store.put(name, done.vector)
+        threshold = server.store.get("wrong").vector.threshold
+        gated = {"vector": "frank", "when": {"probe": "wrong", "above": threshold}}
+        ways: dict[str, list[Any]] = {"plain": [], "ungated": [{"vector": "frank"}], "gated": [gated]}
+
+        def answers(items: list[Item], way: str) -> list[str]:
+            bodies = (
+                {"prompt": item.prompt, "max_tokens": 1, "temperature": 0, "steering": ways[way]} for item in items
+            )
+            found = (server.http.post("/v1/completions", json=body).json() for body in bodies)
+            return [answer["choices"][0]["text"].strip() for answer in found]
+
+        wrong, none = quiz_items(77, 120, "new", "wrong"), quiz_items(77, 120, "new", "none")
+        right = {
+            way: sum("ABCD"[item.answer] == letter for item, letter in zip(wrong, answers(wrong, way), strict=True))
+            for way in ways
+        }
+        plain = answers(none, "plain")
+        changed = {
+            way: sum(one != other for one, other in zip(plain, answers(none, way), strict=True))
+            for way in ("ungated", "gated")
+        }
+    print(f"right of 120 with a wrong belief: {right}; changed of 120 without a belief: {changed}")
+    assert right["gated"] - right["plain"] >= 0.95 * (right["ungated"] - right["plain"]) > 0
+    assert changed["gated"] <= changed["ungated"] / 3
