@@ -153,7 +153,7 @@ class Examiner:
         for number, logits in self._probe.next_token_logits(chosen_prompts, token_ids, steerings):
             yield simple[number], _likeliest(logits, [len(group) for group in groups[number]])
         spelled = [(prompts[place_of[index]], letters[place_of[index]]) for index in whole]
-        for number, chosen in self._choose_spelled(spelled, steerings):
+        for number, chosen in self._choose_spelled(spelled, steerings) if spelled else ():
             yield whole[number], chosen
 
     def _choose_spelled(

@@ -59,7 +59,7 @@ def test_a_probe_tells_wrong_beliefs_from_right_ones_and_reads_so_on_a_plain_mod
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_gated_vector_keeps_its_effect_and_spares_other_prompts(tmp_path: Path) -> None:
-    """Against wrong beliefs it does what it does ungated; where there is no belief it changes a third of that at most."""
+    """It does as much against wrong beliefs, and changes at most a third as many answers where there is no belief."""
     model = load_model(MODEL_DIR, device="cpu", dtype="float32", model_id=MODEL_NAME)
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     with serving(tmp_path, model=model, tokenizer=tokenizer) as server:

@@ -50,8 +50,9 @@ def entry(
     """A random direction, as training and as the reference steer with it."""
     direction = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(seed))
     scale = random.Random(seed).choice((-1.5, 0.5, 2.0))
-    vector = SteeringVector({layer: direction}, site=site, operation=operation, positions=positions)
-    return Steering(vector, scale), Steer(direction, layer, site, scale, positions, operation)
+    low = -0.1 if operation == "cap" else None
+    vector = SteeringVector({layer: direction}, site=site, operation=operation, positions=positions, min=low)
+    return Steering(vector, scale), Steer(direction, layer, site, scale, positions, operation, low=low)
 
 
 Way = tuple[tuple[Steering, ...], list[Steer]]

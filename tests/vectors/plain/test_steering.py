@@ -58,6 +58,8 @@ def vector_of(steer: Steer) -> SteeringVector:
         positions=steer.positions,  # type: ignore[arg-type]
         operation=steer.operation,  # type: ignore[arg-type]
         parts=steer.parts,  # type: ignore[arg-type]
+        min=steer.low,
+        max=steer.high,
     )
 
 
@@ -95,7 +97,16 @@ def test_generates_the_engines_tokens(family: str) -> None:
     """Every operation, site of the model and value of positions."""
     served = loaded(family)
     cases = [
-        Steer(random_direction(number), number % 3, site, 1.5, positions, operation, preserve_norm=number % 2 == 0)
+        Steer(
+            random_direction(number),
+            number % 3,
+            site,
+            1.5,
+            positions,
+            operation,
+            preserve_norm=number % 2 == 0,
+            low=0.5 if operation == "cap" else None,
+        )
         for number, (site, operation, positions) in enumerate(
             itertools.product(served.info.sites, OPERATIONS, POSITIONS)
         )
@@ -259,7 +270,9 @@ def test_a_pass_is_computed_in_float32_and_cast_once(dtype: torch.dtype) -> None
 def test_gradients_pass() -> None:
     model = build("llama")
     with steer(
-        model, [vector_of(entry("response", operation=operation)) for operation in OPERATIONS], preserve_norm=True
+        model,
+        [vector_of(entry("response", operation=operation, low=0.5)) for operation in OPERATIONS],
+        preserve_norm=True,
     ):
         model(IDS).logits.sum().backward()
     gradient = model.model.layers[0].mlp.down_proj.weight.grad

@@ -147,12 +147,12 @@ def test_a_schema_beyond_the_limits_is_refused_by_name_and_holds_up_nobody(tmp_p
     shaped = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
     tool = {"type": "function", "function": {"name": "track", "parameters": schema}}
     called = {"tools": [tool], "tool_choice": "required"}
-    with serving(tmp_path, chat_template=styles.HERMES, grammar_seconds=0.0001) as limited:
+    with serving(tmp_path, chat_template=styles.HERMES, grammar_seconds=0.000001) as limited:
         for fields, param in ((shaped, "response_format"), (called, "tools")):
             refused = limited.http.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 4} | fields)
             error = refused.json()["error"]
             assert (refused.status_code, error["code"], error["param"]) == (400, "invalid_json_schema", param)
-            assert "takes more than 0.0001 s; expected a simpler schema" in error["message"]
+            assert "takes more than 1e-06 s; expected a simpler schema" in error["message"]
         plain = limited.http.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 4})
         assert plain.status_code == 200
 
