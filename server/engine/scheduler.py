@@ -50,7 +50,7 @@ class Scheduler:
         self._kv = kv
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
-        self._waiting: dict[Priority, FairQueue] = {priority: FairQueue() for priority in Priority}
+        self._waiting: dict[Priority, FairQueue[TokenSequence]] = {priority: FairQueue() for priority in Priority}
         self._running: list[TokenSequence] = []
         self._allowance: Allowance | None = None
         self._kept: TokenSequence | None = None
@@ -80,15 +80,8 @@ class Scheduler:
         return len(self._waiting[Priority.LIVE])
 
     def has_room_for(self, owner: str, submitted: Sequence[str], max_queue: int) -> bool:
-        """True when `owner` may queue another live request, beside those that the owners `submitted` did not queue yet.
-
-        A full queue takes requests of an owner who has less than a fair share of it.
-        """
-        queue = self._waiting[Priority.LIVE]
-        if len(queue) + len(submitted) < max_queue:
-            return True
-        num_owners = queue.num_owners + len({*submitted, owner})
-        return queue.num_of(owner) + submitted.count(owner) < max_queue // num_owners
+        """True when `owner` may queue another live request; see `FairQueue.has_room_for`."""
+        return self._waiting[Priority.LIVE].has_room_for(owner, submitted, max_queue)
 
     @property
     def has_live(self) -> bool:
@@ -266,7 +259,9 @@ class Scheduler:
         self._running.append(sequence)
         self._running.sort(key=lambda running: running.request.priority)
 
-    def _share_places(self, queue: FairQueue, priority: Priority, num_new: dict[TokenSequence, int]) -> None:
+    def _share_places(
+        self, queue: FairQueue[TokenSequence], priority: Priority, num_new: dict[TokenSequence, int]
+    ) -> None:
         """When all places are taken, give owners who have none one of those of the owner who has most.
 
         The youngest of the latter yields.
