@@ -185,7 +185,7 @@ FLOORS: dict[str, str] = {
         chat
     """,
     "server.cli.loading": """
-        __init__ progress
+        __init__ progress vllm_engine
         engine
     """,
     "server.cli.serve": """
@@ -216,19 +216,28 @@ FLOORS: dict[str, str] = {
         __init__ attention generation_config grammar pacing packing precision refusal
         late_entry masks recurrent
         branches cache checkpoint_files context entry_probe evidence request self_test towers
-        checkpoint protocol sampler wanted
+        checkpoint fair_queue protocol sampler wanted
         adapter weights
         admission description kv_pages queries
         page_table
         sequence
-        fair_queue model
+        model
         scheduler
         memory step
         buffers
         runner
         outputs
         verdicts
+        engine vllm
+    """,
+    "server.engine.vllm": """
+        __init__ installed messages self_test sites
+        drawing rows scheduler steering
+        live
+        pages
+        driver worker
         engine
+        start
     """,
     "server.engine.attention": """
         __init__ interface latent partial
