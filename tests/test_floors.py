@@ -193,7 +193,7 @@ FLOORS: dict[str, str] = {
         chat
     """,
     "server.cli.loading": """
-        __init__ progress
+        __init__ progress vllm_engine
         engine
     """,
     "server.cli.serve": """
@@ -236,7 +236,16 @@ FLOORS: dict[str, str] = {
         runner
         outputs
         verdicts
+        engine vllm
+    """,
+    "server.engine.vllm": """
+        __init__ installed messages self_test sites
+        drawing rows scheduler steering
+        live
+        pages
+        driver worker
         engine
+        start
     """,
     "server.engine.attention": """
         __init__ interface latent partial

@@ -89,9 +89,9 @@ def find_sites(model: nn.Module) -> ModelSites:
             "only decoder language models can be steered"
         )
     decoder = _decoder_of(model)
-    name = _name_of_blocks(decoder, num_layers)
+    name = name_of_blocks(decoder, num_layers)
     if name is None:
-        decoder, name = model, _name_of_blocks(model, num_layers)
+        decoder, name = model, name_of_blocks(model, num_layers)
     if name is None:
         raise SitesNotFound(
             f"{type(model).__name__}: its config counts {num_layers} blocks, and no ModuleList has as many; blocks "
@@ -112,7 +112,8 @@ def _decoder_of(model: nn.Module) -> nn.Module:
     return decoder if isinstance(decoder, nn.Module) else model
 
 
-def _name_of_blocks(module: nn.Module, num_layers: int) -> str | None:
+def name_of_blocks(module: nn.Module, num_layers: int) -> str | None:
+    """The path in `module` of the list of its `num_layers` blocks: the shallowest, preferably one with attention."""
     candidates = [
         (not _has_attention(child), name.count("."), name)
         for name, child in module.named_modules()
@@ -123,17 +124,17 @@ def _name_of_blocks(module: nn.Module, num_layers: int) -> str | None:
 
 def _modules_at(site: Site, blocks: nn.ModuleList) -> tuple[nn.Module, ...]:
     """The module of `site` in every block; empty unless each block has one of its own."""
-    found = [module for block in blocks if (module := _module_in(block, site)) is not None]
+    found = [module for block in blocks if (module := module_in(block, site)) is not None]
     return tuple(found) if len(set(found)) == len(blocks) else ()
 
 
-def _module_in(block: nn.Module, site: Site) -> nn.Module | None:
+def module_in(block: nn.Module, site: Site) -> nn.Module | None:
     """The module of `site` in `block`, under the first of its names that the block has; hybrid blocks differ."""
     return next((module for name in _module_names(site) if (module := _submodule(block, name)) is not None), None)
 
 
 def _has_attention(blocks: nn.ModuleList) -> bool:
-    return all(_module_in(block, "attention") is not None for block in blocks)
+    return all(module_in(block, "attention") is not None for block in blocks)
 
 
 def _submodule(block: nn.Module, path: str) -> nn.Module | None:

@@ -82,10 +82,7 @@ class Scheduler:
         return len(self._waiting[Priority.LIVE])
 
     def has_room_for(self, owner: str, submitted: Sequence[str], max_queue: int) -> bool:
-        """True when `owner` may queue another live request, beside those that the owners `submitted` did not queue yet.
-
-        A full queue takes requests of an owner who has less than a fair share of it.
-        """
+        """True when `owner` may queue another live request; see `FairQueue.has_room_for`."""
         return self._waiting[Priority.LIVE].has_room_for(owner, max_queue, submitted)
 
     @property

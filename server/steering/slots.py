@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vectors.operations import Slots, restore_norm
 
-_NUM_NUMBERS = 8
+NUM_NUMBERS = 8
 """Per slot: slope, bias, the least that the activation leaves, low, high, strength, and flags of sigmoid and step."""
 
 
@@ -44,7 +44,7 @@ class PlaceSlots:
     def __init__(self, num_rows: int, hidden_size: int, device: torch.device) -> None:
         self.reads = torch.zeros(0, num_rows, 1, hidden_size, device=device)
         self.writes = torch.zeros_like(self.reads)
-        self.numbers = torch.zeros(0, num_rows, 1, _NUM_NUMBERS, device=device)
+        self.numbers = torch.zeros(0, num_rows, 1, NUM_NUMBERS, device=device)
         self.gates = torch.zeros(0, num_rows, dtype=torch.int64, device=device)
         self.norm_gates = torch.zeros(num_rows, 0, dtype=torch.int64, device=device)
         self._changes: dict[int, RowSlots] = {}
@@ -67,7 +67,7 @@ class PlaceSlots:
             self.gates[stage, row] = gate
             self.reads[stage, row, : slots.rank] = slots.reading.unit
             self.writes[stage, row, : slots.rank] = slots.write
-            self.numbers[stage, row, : slots.rank] = _numbers_of(slots).to(self.numbers.device)
+            self.numbers[stage, row, : slots.rank] = numbers_of(slots).to(self.numbers.device)
         self.norm_gates[row, : len(change.norm_gates)] = torch.tensor(change.norm_gates, dtype=torch.int64)
 
     def clear(self, row: int) -> None:
@@ -131,8 +131,8 @@ class PlaceSlots:
         return steered + (changes.unsqueeze(-1) * writes).sum(1)
 
 
-def _numbers_of(slots: Slots) -> Tensor:
-    """`[rank, 8]`"""
+def numbers_of(slots: Slots) -> Tensor:
+    """What the slots are beside their directions: float32 `[rank, NUM_NUMBERS]`."""
     reading = slots.reading
     floor, is_sigmoid, is_step = (
         torch.full_like(reading.slope, number)

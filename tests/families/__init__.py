@@ -90,11 +90,31 @@ CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     **HYBRIDS,
 }
 
+_WIDE = {"head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+WITH_WIDE_HEADS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "wide_llama": lambda: _config("LlamaConfig", **_WIDE),
+    "wide_mistral": lambda: _config("MistralConfig", sliding_window=7, **_WIDE),
+    "wide_qwen2": lambda: _config("Qwen2Config", num_attention_heads=1, num_key_value_heads=1, head_dim=32),
+    "wide_qwen3": lambda: _config("Qwen3Config", **_WIDE),
+    "wide_gemma2": lambda: _config(
+        "Gemma2Config", sliding_window=7, query_pre_attn_scalar=32, tie_word_embeddings=True, **_WIDE
+    ),
+    "wide_gemma3": lambda: _config(
+        "Gemma3TextConfig",
+        sliding_window=7,
+        query_pre_attn_scalar=32,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        **_WIDE,
+    ),
+}
+"""Models that vLLM runs on a CPU, where its kernels have no heads of 8. It ties some families' embeddings always."""
+
 
 def build(family: str, seed: int = 0) -> transformers.PreTrainedModel:
     """A float32 model of `family` with weights drawn from `seed`; the same seed gives the same weights."""
     torch.manual_seed(seed)
-    config = CONFIGS[family]()
+    config = (CONFIGS | WITH_WIDE_HEADS)[family]()
     model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
         config, dtype=torch.float32, attn_implementation="eager"
     )

@@ -131,7 +131,17 @@ def _warn_of_tokens(text: TextProcessor, vocab_size: int) -> None:
         )
 
 
-def _load_engine(settings: Settings, source: ModelSource, begin: Callable[[str], None]) -> BatchingEngine:
+def _load_engine(settings: Settings, source: ModelSource, begin: Callable[[str], None]) -> Engine:
+    if settings.engine == "vllm":
+        from server.cli.loading.vllm_engine import load_vllm
+
+        return load_vllm(settings, source.location, source.model_id, begin)
+    if settings.engine_arg:
+        raise CommandFailed("--engine-arg is an option of --engine vllm", USAGE)
+    return _load_batching(settings, source, begin)
+
+
+def _load_batching(settings: Settings, source: ModelSource, begin: Callable[[str], None]) -> BatchingEngine:
     from server.engine.engine import BatchingEngine, EngineSettings
     from server.engine.free_memory import free_bytes
     from server.engine.memory import plan_memory

@@ -13,8 +13,11 @@ from server.engine.protocol import Engine
 from tests.server.engine.contract.engines import ENGINES, MakeEngine
 from tests.server.engine.driving import assert_nothing_held
 
+_OUTSIDE = (pytest.mark.vllm, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1200))
+"""For vLLM, which has an environment of its own, warns a lot, and takes its time to start."""
 
-@pytest.fixture(params=ENGINES)
+
+@pytest.fixture(params=[pytest.param(name, marks=_OUTSIDE if name == "vllm" else ()) for name in ENGINES])
 def make(request: pytest.FixtureRequest) -> Iterator[MakeEngine]:
     """Makes engines, which are closed in the end and hold nothing then."""
     with contextlib.ExitStack() as made:

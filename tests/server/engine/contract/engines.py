@@ -22,12 +22,13 @@ from tests.server.engine.contract.naive import NaiveEngine
 from tests.server.engine.driving import engine_of, loaded, prompt_of
 
 DEADLINE = 60.0
+MODEL = "wide_llama"
 ENDLESS = SamplingParams(temperature=1.0)
 """The tiny models have no end tokens of their own."""
 
 
 class MakeEngine(Protocol):
-    """Makes a running engine of the tiny llama.
+    """Makes a running engine of the tiny llama `MODEL`.
 
     With `max_requests` it takes so many live requests and runs one at a time. `end_token_ids` are the model's.
     """
@@ -45,15 +46,21 @@ def _batching(
     kernels = load_kernels() if is_compiled else None
     if is_compiled and kernels is None:
         pytest.skip("there is no C compiler")
-    model = loaded() if kernels is None else prepare_model(build("llama"), kernels=kernels)
+    model = loaded(MODEL) if kernels is None else prepare_model(build(MODEL), kernels=kernels)
     model = replace(model, info=replace(model.info, eos_token_ids=end_token_ids))
     limits = {} if max_requests is None else {"max_running": 1, "max_queue": max_requests - 1}
     return engine_of(model, **(changes | limits)).start()
 
 
 def _naive(*, max_requests: int | None = None, end_token_ids: frozenset[int] = frozenset()) -> Engine:
-    info = replace(loaded().info, eos_token_ids=end_token_ids)
-    return NaiveEngine(build("llama"), info, **({} if max_requests is None else {"max_requests": max_requests}))
+    info = replace(loaded(MODEL).info, eos_token_ids=end_token_ids)
+    return NaiveEngine(build(MODEL), info, **({} if max_requests is None else {"max_requests": max_requests}))
+
+
+def _vllm(*, max_requests: int | None = None, end_token_ids: frozenset[int] = frozenset()) -> Engine:
+    from tests.vllm.engines import engine_of_shared_core
+
+    return engine_of_shared_core(MODEL, max_requests=max_requests, end_token_ids=end_token_ids)
 
 
 ENGINES: dict[str, MakeEngine] = {
@@ -61,6 +68,7 @@ ENGINES: dict[str, MakeEngine] = {
     "batching, small chunks and few pages": partial(_batching, max_batch_tokens=5, num_pages=64),
     "batching, compiled kernels": partial(_batching, is_compiled=True),
     "naive": _naive,
+    "vllm": _vllm,
 }
 
 

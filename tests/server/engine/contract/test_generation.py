@@ -15,7 +15,7 @@ from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, FinishReason, Generate, SamplingParams
 from tests.families import build
 from tests.reference import Steer, greedy, steered_logits
-from tests.server.engine.contract.engines import MakeEngine, answer_of, answers_of
+from tests.server.engine.contract.engines import MODEL, MakeEngine, answer_of, answers_of
 from tests.server.engine.driving import GREEDY, plan_of, prompt_of, random_direction, tokens_of
 
 BROKEN = plan_of(Steer(random_direction(1), 1, scale=1e38))
@@ -24,7 +24,7 @@ BROKEN = plan_of(Steer(random_direction(1), 1, scale=1e38))
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_greedy_equals_generate(engine: Engine) -> None:
-    model = build("llama")
+    model = build(MODEL)
     requests = [EngineRequest(str(length), prompt_of(length), Generate(12, GREEDY)) for length in (1, 3, 9, 17, 30)]
     answers = answers_of(engine, requests)
     for request in requests:
@@ -47,7 +47,7 @@ def test_penalties_and_biases_equal_a_plain_loop_and_leave_log_probabilities_alo
     )
     requests = [EngineRequest(repr(each), prompt, Generate(14, each, num_logprobs=3)) for each in samplings]
     answers = answers_of(engine, requests)
-    model = build("llama")
+    model = build(MODEL)
     for sampling in samplings:
         events = answers[repr(sampling)]
         response = tokens_of(events)
@@ -136,5 +136,5 @@ def test_an_output_that_is_not_finite_fails_its_own_request_only(engine: Engine)
         assert isinstance(event.error, OutputNotFinite)
         assert event.error.is_steered
         assert "a smaller scale may help" in str(event.error)
-    expected, _ = greedy(build("llama"), prompt_of(9), 12)
+    expected, _ = greedy(build(MODEL), prompt_of(9), 12)
     assert tokens_of(answers["good"]) == tokens_of(answers["later"]) == expected

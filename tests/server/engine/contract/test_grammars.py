@@ -12,7 +12,7 @@ from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, FinishReason, Generate, SamplingParams, TokenOutput
 from tests.families import build
 from tests.reference import Steer, greedy, steered_logits
-from tests.server.engine.contract.engines import answer_of, answers_of
+from tests.server.engine.contract.engines import MODEL, answer_of, answers_of
 from tests.server.engine.driving import GREEDY, plan_of, prompt_of, random_direction, tokens_of
 from tests.server.engine.grammars import END, EVEN, ODD_AND_END, Breaks, Rule, exactly
 
@@ -47,7 +47,7 @@ def test_a_grammar_of_one_answer_gives_that_answer(engine: Engine) -> None:
 
 @pytest.mark.parametrize("steers", [(), (Steer(random_direction(3), 1, scale=2.0),)])
 def test_the_likeliest_allowed_token_by_a_plain_forward_pass(engine: Engine, steers: tuple[Steer, ...]) -> None:
-    model = build("llama")
+    model = build(MODEL)
     work = Generate(20, GREEDY, num_logprobs=5, grammar=EVEN)
     events = answer_of(engine, EngineRequest("x", PROMPT, work, plan_of(*steers)))
     tokens = list(PROMPT)
@@ -104,5 +104,5 @@ def test_a_grammar_that_fails_ends_its_request_and_no_other(engine: Engine) -> N
         assert (events[-1].finish_reason, str(events[-1].error)) == (FinishReason.ERROR, "it has grown too large")
         assert isinstance(events[-1].error, GrammarFailed)
         assert len(tokens_of(events)) == num
-    expected, _ = greedy(build("llama"), PROMPT, 8)
+    expected, _ = greedy(build(MODEL), PROMPT, 8)
     assert all(tokens_of(answers[name]) == expected for name in names)

@@ -16,7 +16,7 @@ from server.engine.request import Branch, Capture, EngineRequest, FinishReason, 
 from server.steering.plan import UNSTEERED
 from tests.families import build
 from tests.reference import Steer, activations, steered_logits
-from tests.server.engine.contract.engines import DEADLINE, answer_of, answers_of
+from tests.server.engine.contract.engines import DEADLINE, MODEL, answer_of, answers_of
 from tests.server.engine.driving import GREEDY, plan_of, prompt_of, random_direction
 from vectors.vocabulary import SITES
 
@@ -38,7 +38,7 @@ BROKEN = plan_of(Steer(random_direction(1), 1, scale=1e38))
 @functools.cache
 def logprobs_after(response: tuple[int, ...], steers: tuple[Steer, ...] = ()) -> Tensor:
     """Log-probabilities `[tokens, vocabulary]` of a plain pass over the prompt and `response`."""
-    return torch.log_softmax(steered_logits(build("llama"), (*PROMPT, *response), steers, len(PROMPT)), -1)
+    return torch.log_softmax(steered_logits(build(MODEL), (*PROMPT, *response), steers, len(PROMPT)), -1)
 
 
 def warm_up(engine: Engine) -> None:
@@ -92,7 +92,7 @@ def test_branches_equal_each_plan_alone(engine: Engine) -> None:
     plans = [plan_of(*steers) for steers in STEERS]
     for length in (13, 1, 2):
         found = branch(engine, PROMPT[:length], tokens, plans).result(DEADLINE)
-        model = build("llama")
+        model = build(MODEL)
         rows = [steered_logits(model, PROMPT[:length], steers)[-1] for steers in STEERS]
         wanted = torch.stack(rows)[:, list(tokens)]
         assert found.dtype is torch.float32
@@ -105,7 +105,7 @@ def test_branches_share_what_their_request_steers_before_the_last_prompt_token(e
     plans = tuple(plan_of(*each) for each in steers)
     (event,) = answer_of(engine, EngineRequest("x", PROMPT, Branch(plans, (3, 50)), plans[0]))
     assert event.branch_logits is not None
-    wanted = torch.stack([steered_logits(build("llama"), PROMPT, each)[-1, [3, 50]] for each in steers])
+    wanted = torch.stack([steered_logits(build(MODEL), PROMPT, each)[-1, [3, 50]] for each in steers])
     torch.testing.assert_close(event.branch_logits, wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -114,7 +114,7 @@ def test_captures_equal_a_plain_pass(engine: Engine) -> None:
     positions = (-1, 0, 6)
     found = capture(engine, PROMPT, Capture((0, 2), SITES, positions)).result(DEADLINE)
     assert set(found) == {(site, layer) for site in SITES for layer in (0, 2)}
-    model = build("llama")
+    model = build(MODEL)
     for (site, layer), rows in found.items():
         assert rows.dtype is torch.float32
         torch.testing.assert_close(rows, activations(model, PROMPT, site, layer)[list(positions)], atol=1e-4, rtol=1e-4)

@@ -15,7 +15,7 @@ from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, Generate
 from tests.families import VOCABULARY, build
 from tests.reference import Steer, greedy
-from tests.server.engine.contract.engines import answers_of
+from tests.server.engine.contract.engines import MODEL, answers_of
 from tests.server.engine.driving import GREEDY, plan_of, prompt_of, random_direction, tokens_of
 from tests.server.engine.parts import STEERINGS, Parts, part_after
 from vectors.vocabulary import ACTIVATIONS, OPERATIONS, POSITIONS, SITES
@@ -96,7 +96,7 @@ def several() -> Cases:
 
 @functools.cache
 def _expected(steers: tuple[Steer, ...]) -> tuple[list[int], Tensor]:
-    return greedy(build("llama"), PROMPT, NUM_TOKENS, steers)
+    return greedy(build(MODEL), PROMPT, NUM_TOKENS, steers)
 
 
 def check(engine: Engine, cases: Cases) -> None:
@@ -132,7 +132,7 @@ def test_several_vectors_equal_a_plain_hook(engine: Engine) -> None:
 
 @functools.cache
 def _expected_by_parts(name: str) -> tuple[list[int], Tensor]:
-    return greedy(build("llama"), PROMPT, 24, STEERINGS[name], part_after)
+    return greedy(build(MODEL), PROMPT, 24, STEERINGS[name], part_after)
 
 
 def test_parts_equal_a_plain_hook_that_knows_them(engine: Engine) -> None:
