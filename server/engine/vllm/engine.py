@@ -140,8 +140,8 @@ class VllmEngine:
             raise InvalidWork("with --engine vllm vectors are not calibrated; --engine torch does it")
         if (most := max(map(most_slots, plans))) > limits.num_slots:
             raise InvalidWork(
-                f"with --engine vllm at most {limits.num_slots} vectors may do more than add at one layer and site, got "
-                f"{most}; --engine torch has no such limit"
+                f"with --engine vllm at most {limits.num_slots} vectors may do more than add at one layer and site, "
+                f"got {most}; --engine torch has no such limit"
             )
         if isinstance(request.work, Capture) and (most := len(set(request.work.positions))) > limits.num_captures:
             raise InvalidWork(f"with --engine vllm a capture has at most {limits.num_captures} positions, got {most}")

@@ -24,7 +24,7 @@ def test_vllms_own_options_are_read_as_json_where_they_are_json() -> None:
         "hf_overrides": '{"a": 1}',
     }
     assert read_extra(given) == {
-        "disable_log_stats": True,
+        "enable_prefix_caching": True,
         "block_size": 32,
         "load_format": "safetensors",
         "hf_overrides": {"a": 1},
