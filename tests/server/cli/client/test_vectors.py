@@ -33,13 +33,13 @@ def test_put_list_get_rm(server_url: str, stored: str, tmp_path: Path) -> None:
     assert row.split()[2:] == ["0", "1", "add", "response"]
 
     file = tmp_path / "copy"
-    assert tiller("vectors", "get", stored, "-o", file, "--url", server_url).returncode == 0
-    again = tiller("vectors", "put", f"{stored}2", file, "--url", server_url)
+    assert call_tiller("vectors", "get", stored, "-o", file, "--url", server_url).returncode == 0
+    again = call_tiller("vectors", "put", f"{stored}2", file, "--url", server_url)
     assert again.stdout.split("@")[1][:12] == row.split()[1]  # a download uploaded is the same revision
 
     for name in (stored, f"{stored}2"):
-        assert tiller("vectors", "rm", name, "--url", server_url).stdout == f"{name}: removed\n"
-    assert stored not in tiller("vectors", "list", "--url", server_url).stdout
+        assert call_tiller("vectors", "rm", name, "--url", server_url).stdout == f"{name}: removed\n"
+    assert stored not in call_tiller("vectors", "list", "--url", server_url).stdout
 
 
 def test_defaults_are_set_by_options(server_url: str, stored: str, vector_file: Path) -> None:

@@ -145,15 +145,15 @@ def test_a_vector_of_the_registry_is_evaluated_by_name(quiz: Path, tmp_path: Pat
 
 
 def test_the_papers_tasks_are_known_by_name(tmp_path: Path) -> None:
-    arguments = ("--data-folder", shared("data"), "--max-items", "60", *QUICK, "--output", tmp_path)
+    arguments = ("--data-folder", shared("data"), "--max-items", "32", *QUICK, "--output", tmp_path)
     shown = succeeded("train", "task:bbq/nationality", "--name", "fair", *arguments, "--json")
     report = json.loads(shown)
     assert report["data"]["name"] == "bbq/nationality"
-    assert sum(report["data"]["split"].values()) == 60
+    assert sum(report["data"]["split"].values()) == 32
 
 
 def test_with_paper_letters_tasks_are_worded_as_in_the_paper(tmp_path: Path) -> None:
-    arguments = ("--data-folder", shared("data"), "--max-items", "60", "--letters", "paper", "--output", tmp_path)
+    arguments = ("--data-folder", shared("data"), "--max-items", "32", "--letters", "paper", "--output", tmp_path)
     succeeded("train", "task:ethics/justice", "--name", "fair", "--layers", "2", "--scales", "1", *arguments)
     lines = [json.loads(line) for line in (tmp_path / "outcomes.jsonl").read_text(encoding="utf-8").splitlines()]
     tested = [line for line in lines if line["part"] == "test"]
