@@ -29,6 +29,9 @@ FOLDER = "norms"
 MAX_TOKENS = 96
 """Tokens of a text that are read at most, which bounds the activations that are held at a time."""
 
+POSITIONS_AT_ONCE = 64
+"""Tokens captured at a time: as many as every engine can."""
+
 MAX_SECONDS = 10.0
 """After this long, no further text is begun: a large model on a slow machine is measured on fewer."""
 
@@ -101,9 +104,11 @@ def measure_norms(engine: Engine, text: TextProcessor) -> TypicalNorms:
         if len(prompt) < 2:
             continue
         for site in sites:  # one at a time, so that little is held
-            work = Capture(tuple(range(info.num_layers)), (site,), tuple(range(1, len(prompt))))
-            for place, found in capture(engine, prompt, work).result().items():
-                sums[place] += float(torch.linalg.vector_norm(found, dim=-1, dtype=torch.float64).sum())
+            for first in range(1, len(prompt), POSITIONS_AT_ONCE):
+                positions = tuple(range(first, min(first + POSITIONS_AT_ONCE, len(prompt))))
+                work = Capture(tuple(range(info.num_layers)), (site,), positions)
+                for place, found in capture(engine, prompt, work).result().items():
+                    sums[place] += float(torch.linalg.vector_norm(found, dim=-1, dtype=torch.float64).sum())
         num_tokens += len(prompt) - 1
         if time.monotonic() > deadline:
             _log.info("the typical norms are those of %d tokens, because this model takes long to read", num_tokens)

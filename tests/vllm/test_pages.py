@@ -6,15 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+import torch
 
-from server.engine.errors import OutputNotFinite
+from server.engine.errors import InvalidWork, OutputNotFinite
 from server.engine.protocol import Engine
-from server.engine.request import EngineRequest, FinishReason, Generate, TokenOutput
+from server.engine.request import EngineRequest, FinishReason, Force, Generate, TokenOutput
 from server.engine.vllm.start import start_vllm
 from tests.families import build
 from tests.reference import Steer, greedy
 from tests.server.engine.contract.engines import MODEL, answer_of, answers_of
-from tests.server.engine.driving import GREEDY, plan_of, prompt_of, random_direction, tokens_of
+from tests.server.engine.driving import GREEDY, plan_of, probe_of, prompt_of, random_direction, tokens_of
 from tests.vllm.engines import engine_of_shared_core, options_of
 
 BLOCK = 32
@@ -27,6 +28,26 @@ OPERATIONS: tuple[dict[str, Any], ...] = (
     {"preserve_norm": True},
 )
 SITES = ("residual", "attention", "mlp", "post_attention_norm")
+
+
+SEVERAL = Steer(
+    torch.stack([random_direction(1), random_direction(2)]), 1, operation="ablate", read=torch.ones(2, HIDDEN)
+)
+REFUSED = {
+    "not calibrated": EngineRequest("x", COMMON, Force((1, 2), keeps_rows=True)),
+    "one direction a layer": EngineRequest(
+        "x", COMMON, Generate(1, GREEDY), plan_of(Steer(TWO, 1, operation="ablate", read=TWO))
+    ),
+    "no probes and gates": EngineRequest(
+        "x", COMMON, Generate(1, GREEDY), plan_of(probes=[probe_of(Steer(random_direction(1), 1))])
+    ),
+}
+
+
+@pytest.mark.parametrize("told", REFUSED)
+def test_what_is_not_there_yet_is_refused_by_name(engine: Engine, told: str) -> None:
+    with pytest.raises(InvalidWork, match=told):
+        engine.submit(REFUSED[told], lambda output: None)
 
 
 @pytest.fixture

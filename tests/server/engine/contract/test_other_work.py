@@ -52,16 +52,13 @@ def test_forced_tokens_have_the_log_probabilities_of_a_plain_pass(engine: Engine
     response, plan = (5, 6, 90, 7), plan_of(*steers)
     tokens, logprobs = (*PROMPT, *response), logprobs_after(response, steers)
     starts = (0, 1, 7, 12, 13, 15, 17)
-    requests = [EngineRequest(str(start), PROMPT, Force(response, start, 3, keeps_rows=True), plan) for start in starts]
+    requests = [EngineRequest(str(start), PROMPT, Force(response, start, 3), plan) for start in starts]
     answers = answers_of(engine, requests)
     for start in starts:
         (event,) = answers[str(start)]
         assert (event.token_id, event.finish_reason) == (None, FinishReason.LENGTH)
         assert event.known_logprobs is not None
         assert len(event.known_logprobs) == len(tokens) - start
-        if start < len(tokens):
-            assert event.known_rows is not None
-            torch.testing.assert_close(event.known_rows, logprobs[max(start, 1) - 1 : -1], atol=1e-4, rtol=1e-4)
         for position, known in zip(range(start, len(tokens)), event.known_logprobs, strict=True):
             if position == 0:
                 assert known is None
@@ -72,6 +69,22 @@ def test_forced_tokens_have_the_log_probabilities_of_a_plain_pass(engine: Engine
             assert known.logprob == pytest.approx(float(row[tokens[position]]), abs=1e-4)
             assert [token for token, _ in known.top] == row.topk(3).indices.tolist()
             assert [value for _, value in known.top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("steers", [(), STEERS[2]])
+def test_forced_tokens_have_all_log_probabilities_where_they_are_asked_for(
+    engine: Engine, steers: tuple[Steer, ...]
+) -> None:
+    warm_up(engine)
+    response, plan = (5, 6, 90, 7), plan_of(*steers)
+    tokens, logprobs = (*PROMPT, *response), logprobs_after(response, steers)
+    starts = (0, 1, 12, 15, len(tokens) - 1)
+    requests = [EngineRequest(str(start), PROMPT, Force(response, start, keeps_rows=True), plan) for start in starts]
+    answers = answers_of(engine, requests)
+    for start in starts:
+        (event,) = answers[str(start)]
+        assert event.known_rows is not None
+        torch.testing.assert_close(event.known_rows, logprobs[max(start, 1) - 1 : -1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("steers", [(), (Steer(random_direction(2), 1, scale=1.5),)])

@@ -38,8 +38,8 @@ def everywhere(site: str, operation: str) -> Cases:
 
 
 @functools.cache
-def reading(site: str, operation: str) -> Cases:
-    """Vectors that read along directions of their own, with every activation; one has three at its layer."""
+def reading(site: str, operation: str, *, has_several: bool) -> Cases:
+    """Vectors that read along a direction of their own, or three at a layer, with half of the activations each."""
     one: dict[str, Any] = {"direction": random_direction(7), "read": random_direction(8, 0.3)}
     three: dict[str, Any] = {
         "direction": torch.stack([random_direction(seed) for seed in range(3)]),
@@ -54,6 +54,7 @@ def reading(site: str, operation: str) -> Cases:
         )
         for number, activation in enumerate(ACTIVATIONS)
         for layer in [(number + len(site)) % 2]
+        if bool(layer) is has_several
     }  # fmt: skip
 
 
@@ -123,7 +124,13 @@ def test_each_operation_site_and_position_equals_a_plain_hook(engine: Engine, si
 @pytest.mark.parametrize("operation", [operation for operation in OPERATIONS if operation != "add"])
 @pytest.mark.parametrize("site", SITES)
 def test_read_directions_and_activations_equal_a_plain_hook(engine: Engine, site: str, operation: str) -> None:
-    check(engine, reading(site, operation))
+    check(engine, reading(site, operation, has_several=False))
+
+
+@pytest.mark.parametrize("operation", [operation for operation in OPERATIONS if operation != "add"])
+@pytest.mark.parametrize("site", SITES)
+def test_several_directions_at_a_layer_equal_a_plain_hook(engine: Engine, site: str, operation: str) -> None:
+    check(engine, reading(site, operation, has_several=True))
 
 
 def test_several_vectors_equal_a_plain_hook(engine: Engine) -> None:
