@@ -30,9 +30,7 @@ OPERATIONS: tuple[dict[str, Any], ...] = (
 SITES = ("residual", "attention", "mlp", "post_attention_norm")
 
 
-SEVERAL = Steer(
-    torch.stack([random_direction(1), random_direction(2)]), 1, operation="ablate", read=torch.ones(2, HIDDEN)
-)
+TWO = torch.stack([random_direction(1), random_direction(2)])
 REFUSED = {
     "not calibrated": EngineRequest("x", COMMON, Force((1, 2), keeps_rows=True)),
     "one direction a layer": EngineRequest(
