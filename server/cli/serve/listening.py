@@ -163,7 +163,6 @@ class DrainingServer(uvicorn.Server):
         return True
 
     def _finish(self, seconds: float) -> None:
-        _log.warning("finishing running requests; a second signal stops at once")
         try:
             self._drain(seconds)
         finally:

@@ -12,7 +12,7 @@ from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, Force, Generate
 from tests.families import VOCABULARY, build
 from tests.reference import Steer, scores
-from tests.server.engine.contract.engines import answers_of
+from tests.server.engine.contract.engines import MODEL, answers_of
 from tests.server.engine.driving import GREEDY, plan_of, probe_of, prompt_of, random_direction, tokens_of
 from vectors.vocabulary import ACTIVATIONS, POSITIONS, SITES
 
@@ -41,7 +41,7 @@ def probes_of(steer: Steer) -> list[Steer]:
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_each_score_equals_a_plain_hook(engine: Engine, positions: str, is_before: bool) -> None:
     """Of steered requests and of one that is not, side by side; a token's score is of the position that chose it."""
-    model = build("llama")
+    model = build(MODEL)
     plain = Generate(NUM_TOKENS, GREEDY, num_logprobs=VOCABULARY)
     wanted = [
         (number, steers, [Steer(**{**vars(one), "positions": positions}) for one in probes_of(STEERS[1])])
@@ -100,7 +100,7 @@ def test_reading_changes_nothing(engine: Engine) -> None:
 def test_a_prompt_is_read_where_nothing_is_generated(engine: Engine) -> None:
     plan = plan_of(probes=[probe_of(Steer(random_direction(1), 1, positions="all"))])
     (events,) = answers_of(engine, [EngineRequest("x", PROMPT, Generate(0), plan)]).values()
-    expected = scores(build("llama"), PROMPT, Steer(random_direction(1), 1))
+    expected = scores(build(MODEL), PROMPT, Steer(random_direction(1), 1))
     assert events[-1].readings is not None
     assert events[-1].readings.scores == ()
     assert events[-1].readings.prompt is not None
