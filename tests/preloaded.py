@@ -12,6 +12,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -23,7 +24,7 @@ import sys
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TypedDict
 
 MODULES = (
     "llguidance",
@@ -186,16 +187,25 @@ def _tell_ends(running: dict[int, int]) -> None:
             os.close(tells)
 
 
-def _begin(asked: dict[str, object], streams: list[int]) -> list[str]:
+class _Asked(TypedDict):
+    """What a process is asked for."""
+
+    arguments: list[str]
+    cwd: str
+    env: dict[str, str]
+
+
+def _begin(asked: _Asked, streams: list[int]) -> list[str]:
     """In a fork: what a process is given at its start."""
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    os.chdir(str(asked["cwd"]))
+    os.chdir(asked["cwd"])
     os.environ.clear()
-    os.environ.update(asked["env"])  # type: ignore[call-overload]
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
-    return asked["arguments"]  # type: ignore[return-value]
+    os.environ.update(asked["env"])
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(line_buffering=os.isatty(1))
+    return asked["arguments"]
 
 
 def _run(arguments: list[str]) -> None:

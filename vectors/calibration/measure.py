@@ -51,7 +51,6 @@ class Reference:
         ]
         self._rows = dict(view.distributions(self._moved, ()))
         self.fluency = self._fluency_of(self.texts)
-        self.num_compared = sum(len(text) for _, text in self._moved)
 
     def divergence(self, steering: tuple[Steering, ...]) -> float:
         """The 95th percentile, in nats, of KL(steered ‖ unsteered) over all tokens compared; inf if it overflows."""
