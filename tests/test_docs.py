@@ -232,5 +232,5 @@ def test_the_page_on_structure_has_a_line_for_every_package() -> None:
         f"{path.parent.relative_to(ROOT)}/" for top in ("server", "vectors") for path in (ROOT / top).rglob("*.py")
     }
     assert packages - listed <= {"server/", "server/api/"} | {
-        f"server/cli/{part}/" for part in ("serve", "client", "training", "loading")
+        f"server/cli/{part}/" for part in ("serve", "client", "training", "bench", "loading")
     }

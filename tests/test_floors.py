@@ -176,7 +176,8 @@ FLOORS: dict[str, str] = {
         files jobs
     """,
     "server.bench": """
-        __init__ offline paper_loop structured traffic
+        __init__ paper_loop spread structured traffic
+        offline online plots
         adaptive training
     """,
     "server.cli": """
@@ -186,6 +187,11 @@ FLOORS: dict[str, str] = {
         parser
         __init__
         __main__
+    """,
+    "server.cli.bench": """
+        __init__ result
+        offline online
+        command
     """,
     "server.cli.client": """
         __init__ connection conversation parallel

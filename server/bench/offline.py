@@ -9,16 +9,16 @@ from __future__ import annotations
 import itertools
 import random
 import resource
-import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from server.bench.spread import Spread
 from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, Generate, SamplingParams, TokenOutput
 from server.steering.plan import UNSTEERED, SteeringPlan
@@ -33,12 +33,16 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`batch` requests at once, each with a prompt of its own, and `num_vectors` different vectors among them."""
+    """`batch` requests at once, and `num_vectors` different vectors among them.
+
+    Each has a prompt of its own, but for its first `shared_tokens` tokens.
+    """
 
     batch: int
     num_vectors: int
     prompt_tokens: int
     new_tokens: int
+    shared_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +52,6 @@ class Timing:
 
     prefill: float
     decode: float
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Repeated measurements of one figure."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """The spread of one or more values."""
-        return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +70,11 @@ class Figure:
 
 
 def workloads_of(
-    batches: Sequence[int], num_vectors: Sequence[int], prompt_tokens: int, new_tokens: int
+    batches: Sequence[int], num_vectors: Sequence[int], prompt_tokens: int, new_tokens: int, shared_tokens: int = 0
 ) -> list[Workload]:
     """Every batch unsteered, then with each number of vectors that is not above it."""
     return [
-        Workload(batch, count, prompt_tokens, new_tokens)
+        Workload(batch, count, prompt_tokens, new_tokens, shared_tokens)
         for batch in batches
         for count in (0, *num_vectors)
         if count <= batch
@@ -121,11 +111,13 @@ def measure(engine: Engine, workload: Workload, seed: int, plans: Sequence[Steer
     """
     plans = _plans(engine, workload.num_vectors) if plans is None else plans
     generator = random.Random(f"{seed} {workload.num_vectors} {workload.batch}")
+    vocabulary = range(engine.info.vocab_size)
+    shared = random.Random(0).choices(vocabulary, k=workload.shared_tokens)
     work = Generate(workload.new_tokens, SamplingParams(temperature=0.0, ignore_eos=True))
     clock = _Clock(workload.batch)
     started = time.perf_counter()
     for number in range(workload.batch):
-        prompt = tuple(generator.randrange(engine.info.vocab_size) for _ in range(workload.prompt_tokens))
+        prompt = (*shared, *generator.choices(vocabulary, k=workload.prompt_tokens - workload.shared_tokens))
         plan = plans[number % len(plans)]
         engine.submit(EngineRequest(f"bench-{next(_numbers)}", prompt, work, plan), clock.receive)
     clock.has_ended.wait()
@@ -184,7 +176,7 @@ def _figure(workload: Workload, timings: dict[Workload, list[Timing]]) -> Figure
     own = timings[workload]
     prefill_ratio = decode_ratio = None
     if workload.num_vectors:
-        plain = timings[Workload(workload.batch, 0, workload.prompt_tokens, workload.new_tokens)]
+        plain = timings[replace(workload, num_vectors=0)]
         prefill_ratio = Spread.of([one.prefill / other.prefill for one, other in zip(own, plain, strict=True)])
         decode_ratio = Spread.of([one.decode / other.decode for one, other in zip(own, plain, strict=True)])
     return Figure(

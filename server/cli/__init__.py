@@ -78,7 +78,7 @@ def _run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
         return doctor(arguments)
     if arguments.command == "bench":
-        from server.cli.bench import bench
+        from server.cli.bench.command import bench
 
         return bench(arguments, environ)
     if arguments.command == "study":

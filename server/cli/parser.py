@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from server import __version__
-from server.cli.bench import add_bench
+from server.cli.bench.command import add_bench
 from server.cli.training.parser import add_report, add_training_commands
 from server.cli.training.study import add_study
 from server.config import options

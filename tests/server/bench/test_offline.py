@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from server.bench.offline import Spread, Workload, measure, run_bench, workloads_of
+from server.bench.offline import Workload, measure, run_bench, workloads_of
+from server.bench.spread import Spread
 from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, Generate, OutputSink
 from tests.server.cli.running import call_tiller
