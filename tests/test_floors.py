@@ -145,8 +145,8 @@ FLOORS: dict[str, str] = {
         routes
     """,
     "server.api.generation": """
-        __init__ content measurement objects scoring tools wire
-        answer_head running steering
+        __init__ content mailbox measurement objects tools wire
+        answer_head running scoring steering
         choices
         dialogue logprobs probes
     """,

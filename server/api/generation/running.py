@@ -7,11 +7,11 @@ loop, and the sinks only hand events over. Closing a `Generation` aborts what is
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from server.api.generation.mailbox import mailbox
 from server.api.generation.measurement import Measurement
 from server.api.generation.objects import CompletionFinishReason
 from server.api.http.engine_errors import from_engine_error
@@ -112,7 +112,7 @@ class Generation:
         self.choices = tuple(choices)
         self._engine = engine
         self._measurement = Measurement([choice.request for choice in choices], metrics)
-        self._loop = asyncio.get_running_loop()
+        self._mailbox = mailbox()
         self._events: asyncio.Queue[tuple[Choice, TokenOutput, float]] = asyncio.Queue()
         self._submitted: list[Choice] = []
         self._caller = Caller(b"")
@@ -168,9 +168,7 @@ class Generation:
 
     def _submit(self, choice: Choice, owner: str) -> None:
         def receive(output: TokenOutput) -> None:
-            arrived_at = time.perf_counter()
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (choice, output, arrived_at))
+            self._mailbox.put(self._events.put_nowait, (choice, output, time.perf_counter()))
 
         self._engine.submit(replace(choice.request, owner=owner), receive)
         self._submitted.append(choice)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
 from anyio.to_thread import run_sync
 
+from server.api.generation.mailbox import mailbox
 from server.api.http.engine_errors import from_engine_error
 from server.api.http.limiting import Caller
 from server.engine.errors import QueueFull, StepFailed
@@ -27,7 +27,7 @@ class Scoring:
         self._engine = engine
         self._caller = caller
         self._most = min(MAX_UNDER_WAY, engine.max_requests)
-        self._loop = asyncio.get_running_loop()
+        self._mailbox = mailbox()
         self._ended: asyncio.Queue[tuple[int, TokenOutput]] = asyncio.Queue()
         self._under_way: dict[int, str] = {}
 
@@ -64,8 +64,7 @@ class Scoring:
 
         def receive(output: TokenOutput) -> None:
             if output.finish_reason is not None:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting any more
-                    self._loop.call_soon_threadsafe(self._ended.put_nowait, (index, output))
+                self._mailbox.put(self._ended.put_nowait, (index, output))
 
         try:
             self._engine.submit(replace(request, owner=self._caller.owner), receive)
