@@ -14,6 +14,11 @@ os.environ["SSL_CERT_DIR"] = os.path.dirname(__file__)
 
 import pytest
 
+# what the tests store is flushed to the disk each time, which a disk takes milliseconds for and memory nothing
+MEMORY = "/dev/shm"
+if os.path.isdir(MEMORY) and os.statvfs(MEMORY).f_bavail * os.statvfs(MEMORY).f_frsize > 1 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
+
 gc.disable()  # until all is imported: nothing of it can be collected
 
 
