@@ -226,7 +226,7 @@ FLOORS: dict[str, str] = {
     """,
     "server.engine": """
         current errors fingerprint free_memory
-        __init__ attention generation_config grammar pacing packing precision refusal
+        __init__ attention entry_points generation_config grammar pacing packing precision refusal
         late_entry masks recurrent
         branches cache checkpoint_files context entry_probe evidence fused_blocks request self_test towers
         checkpoint fusion_probe protocol readings sampler wanted

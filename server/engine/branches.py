@@ -1,6 +1,6 @@
 """The branches of one sequence: its last prompt token under many plans, and which rows the next chunk computes.
 
-A plan that differs from the sequence's own only from some block on has nothing to compute below: its row enters there
+A plan that differs from the sequence's own only from some point on has nothing to compute below: its row enters there
 and goes on from the stream of a **base** row, the last token under the sequence's own plan, which its chunk computes
 from the embedding on (`late_entry.py`).
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from server.engine.entry_points import EntryPoints
 from server.steering.plan import SteeringPlan
 from vectors.positions import Phase
 
@@ -22,24 +23,23 @@ from vectors.positions import Phase
 class BranchRows:
     """The rows of a chunk: a base row if `has_base`, then one for each of `branches`, which are indices of plans.
 
-    `first_blocks`: the first block that each row computes, ascending; the base's is 0.
+    `entries`: the point of `EntryPoints` at which each row enters, ascending; the base's is 0.
     """
 
     has_base: bool
     branches: Sequence[int]
-    first_blocks: Sequence[int]
+    entries: Sequence[int]
 
 
 class Branches:
     """The logits under `plans`, wanted of a sequence whose own plan is `own`.
 
-    Rows may skip the first blocks of `num_blocks`, all if need be; with 0 each computes every block. They do if that
-    saves more than a base row costs.
+    Rows may enter at `points`, if that saves more than a base row costs; without any, each computes every block.
     """
 
-    def __init__(self, plans: Sequence[SteeringPlan], own: SteeringPlan, num_blocks: int) -> None:
-        self._order, self._first_blocks = _arranged(tuple(plans), own, num_blocks)
-        self._enters_late = any(self._first_blocks)
+    def __init__(self, plans: Sequence[SteeringPlan], own: SteeringPlan, points: EntryPoints | None) -> None:
+        self._order, self._entries = _arranged(tuple(plans), own, points)
+        self._enters_late = any(self._entries)
         self._logits: list[Tensor] = []
         self._num_done = 0
 
@@ -58,7 +58,7 @@ class Branches:
         """The next chunk of 1 to the present `num_rows` rows."""
         has_base = self._has_base(num_rows)
         own = slice(self._num_done, self._num_done + num_rows - has_base)
-        return BranchRows(has_base, self._order[own], [0] * has_base + self._first_blocks[own])
+        return BranchRows(has_base, self._order[own], [0] * has_base + self._entries[own])
 
     def add(self, logits: Tensor) -> None:
         """Note the logits `[branches, tokens]` of the next branches, in any dtype."""
@@ -79,17 +79,21 @@ class Branches:
 
 
 @functools.lru_cache(maxsize=4)  # a search branches every prompt into the same plans
-def _arranged(plans: tuple[SteeringPlan, ...], own: SteeringPlan, num_blocks: int) -> tuple[list[int], list[int]]:
-    """The indices of `plans` by the first block that each computes, and these blocks."""
-    first_blocks = [_first_block(plan, own, num_blocks) for plan in plans]
-    if sum(first_blocks) <= num_blocks:
-        first_blocks = [0] * len(plans)
-    order = sorted(range(len(plans)), key=first_blocks.__getitem__)
-    return order, [first_blocks[branch] for branch in order]
+def _arranged(
+    plans: tuple[SteeringPlan, ...], own: SteeringPlan, points: EntryPoints | None
+) -> tuple[list[int], list[int]]:
+    """The indices of `plans` by the point at which each enters, and these points."""
+    entries = [0] * len(plans)
+    if points is not None:
+        latest = [_latest_entry(plan, own, points) for plan in plans]
+        entries = latest if sum(latest) > points.num_points else entries
+    order = sorted(range(len(plans)), key=entries.__getitem__)
+    return order, [entries[branch] for branch in order]
 
 
-def _first_block(plan: SteeringPlan, own: SteeringPlan, num_blocks: int) -> int:
-    """The first block that may compute something else under `plan` than under `own`, at the last prompt token."""
+def _latest_entry(plan: SteeringPlan, own: SteeringPlan, points: EntryPoints) -> int:
+    """The last point before which all is computed alike under `plan` and `own`, at the last prompt token."""
     if plan.fingerprint(Phase.BOUNDARY) == own.fingerprint(Phase.BOUNDARY):
-        return num_blocks
-    return min(num_blocks, plan.first_block(Phase.BOUNDARY), own.first_block(Phase.BOUNDARY))
+        return points.num_points
+    places = plan.places(Phase.BOUNDARY) | own.places(Phase.BOUNDARY)
+    return min(map(points.after, places))

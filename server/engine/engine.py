@@ -203,7 +203,7 @@ class BatchingEngine:
             sink,
             self._model.info.eos_token_ids,
             self._kv,
-            num_skippable_blocks=self._model.info.num_layers if self._model.allows_late_entry else 0,
+            entry_points=self._model.entry_points if self._model.allows_late_entry else None,
         )
         with self._changed:
             if not self._accepts:

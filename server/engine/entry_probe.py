@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from server.engine.attention.function import attention_step
 from server.engine.attention.interface import NO_SLOT, LayerAttention, PagedAttention, Segment, Stretches, page_groups
+from server.engine.entry_points import EntryPoints
 from server.engine.late_entry import (
     BlockLayout,
     Stages,
@@ -135,7 +136,8 @@ class EntryProbe:
         num_rows, num_past, device = len(first_blocks), len(self.prompt) - 1, self.prompt.device
         segment = Segment(0, num_rows, num_past, self._stretches(num_past), is_branching=True)
         slots = [torch.full((num_rows,), NO_SLOT, device=device)] * self._num_groups
-        stages = Stages(first_blocks if enters_late else np.zeros_like(first_blocks), [segment], len(self.blocks))
+        entries = first_blocks if enters_late else np.zeros_like(first_blocks)
+        stages = Stages(entries, [segment], EntryPoints(len(self.blocks)))
         handles = [
             module.register_forward_hook(_change(stages, block + 1, np.flatnonzero(first_blocks == block + 1)))
             for block, module in enumerate(self.blocks)
@@ -178,7 +180,7 @@ class EntryProbe:
 
 def _change(stages: Stages, block: int, rows: npt.NDArray[np.int64]) -> Callable[[nn.Module, Any, Any], None]:
     """A hook that changes `rows` of what `block` is given, each in a direction of its own."""
-    places = np.searchsorted(stages.of_block(block).tokens, rows)
+    places = np.searchsorted(stages.of_point(block).tokens, rows)
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         activation = activation_of(output)

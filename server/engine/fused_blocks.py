@@ -78,27 +78,28 @@ class FusedBlocks(nn.Module):
         cosines and sines `[1, tokens, rotary]`. Runs inside an `attention_step`."""
         stream, (cosines, sines) = hidden_states[0], (part[0] for part in position_embeddings)
         attention, stages, steering = current_attention(), current_stages(), _steering.get()
+        num_places = number_of((ORDER[0], len(self.blocks)))
         if stages is None:
             given = self.start(stream.clone(), cosines, sines, attention)
-            self._run(given, 0, len(self.blocks), steering)
+            self._run(given, 0, num_places, steering)
             return given.stream.unsqueeze(0)
-        entries = [block for block in range(len(self.blocks) + 1) if stages.begins_at(block)]
-        for first, end in itertools.pairwise((*entries, len(self.blocks))):
-            stage = stages.of_block(first)
+        for first, end in itertools.pairwise((*stages.begins, num_places)):
+            stage = stages.of_point(first)
             tokens, sources = torch.from_numpy(stage.tokens), torch.from_numpy(stage.sources)
-            stream = stream.index_select(0, sources)
-            own = None if steering is None else replace(steering, step=steering.step.by_block[first])
+            angles = cosines.index_select(0, tokens), sines.index_select(0, tokens)
+            if first == 0:
+                given = self.start(stream.index_select(0, sources), *angles, attention.of_point(0))
+            else:
+                given = given.of_tokens(sources, *angles, attention.of_point(first))
+            own = None if steering is None else replace(steering, step=steering.step.by_point[first])
             if own is not None and first:
-                change_and_capture(("residual", first - 1), own.bank, own.step, stream)
-            if first < end:
-                angles = cosines.index_select(0, tokens), sines.index_select(0, tokens)
-                given = self.start(stream, *angles, attention.of_layer(first))
-                self._run(given, first, end, own, goes_on=end in entries)
-        return stream.unsqueeze(0)
+                site, layer = place_of(first - 1)
+                change_and_capture((site, layer), own.bank, own.step, given.at(site))
+            self._run(given, first, end, own, goes_on=end in stages.begins)
+        return given.stream.unsqueeze(0)
 
     def start(self, stream: Tensor, cosines: Tensor, sines: Tensor, attention: AttentionStep) -> StartedPass:
         """A pass of `stream` `[tokens, hidden]`, which it changes; `cosines` and `sines` `[tokens, rotary]`."""
-        assert isinstance(attention, CompiledStep)
         return StartedPass(self._weights, stream, cosines.contiguous(), sines.contiguous(), attention)
 
     def compute(self, given: StartedPass, first: int, last: int) -> None:
@@ -106,10 +107,9 @@ class FusedBlocks(nn.Module):
         self._kernels.blocks(self._weights, given.structure, first, last)
 
     def _run(
-        self, given: StartedPass, first: int, end: int, steering: _Steering | None, *, goes_on: bool = False
+        self, given: StartedPass, at: int, last: int, steering: _Steering | None, *, goes_on: bool = False
     ) -> None:
-        """Compute the blocks `[first, end)`; with `goes_on`, the last one's output is steered by who calls."""
-        at, last = number_of((ORDER[0], first)), number_of((ORDER[0], end))
+        """Compute the places `[at, last)`; with `goes_on`, what is at the last one is changed by who calls."""
         if steering is not None:
             bank, step = steering.bank, steering.step
             stops = set(step.captures)
@@ -158,16 +158,20 @@ class StartedPass:
         stream: Tensor,
         cosines: Tensor,
         sines: Tensor,
-        attention: CompiledStep,
+        attention: AttentionStep,
+        normed: Tensor | None = None,
+        output: Tensor | None = None,
     ) -> None:
+        assert isinstance(attention, CompiledStep)
         of, tokens, rotary = weights[0], len(stream), cosines.shape[-1]
         assert stream.is_contiguous()
         if rotary % 2 or rotary > of.head_dim or cosines.shape != sines.shape or len(cosines) != tokens:
             raise NotFusable(f"expected at most {of.head_dim} angles for each token, got {tuple(cosines.shape)}")
         queries, keys = of.heads * of.head_dim, of.kv_heads * of.head_dim
-        widths = (of.hidden, queries + 2 * keys, queries, 2 * of.inner, of.hidden)
-        normed, mixed, attended, inner, output = (torch.empty(tokens, width) for width in widths)
-        self.stream, self._normed, self._output = stream, normed, output
+        normed = torch.empty_like(stream) if normed is None else normed
+        output = torch.empty_like(stream) if output is None else output
+        mixed, attended, inner = (torch.empty(tokens, width) for width in (queries + 2 * keys, queries, 2 * of.inner))
+        self.stream, self._normed, self._output, self._weights = stream, normed, output, weights
         caches = (ctypes.c_void_p * len(weights))()
         sights = (ctypes.c_void_p * len(weights))()
         for layer in range(len(weights)):
@@ -179,6 +183,11 @@ class StartedPass:
             ctypes.addressof(caches), ctypes.addressof(sights), None, None, tokens, rotary,
         )  # fmt: skip
         self._num_places = len(weights) * len(ORDER)
+
+    def of_tokens(self, tokens: Tensor, cosines: Tensor, sines: Tensor, attention: AttentionStep) -> StartedPass:
+        """The pass of some of its `tokens`, int64, each as often as it is named, as far as it has come."""
+        stream, normed, output = (part.index_select(0, tokens) for part in (self.stream, self._normed, self._output))
+        return StartedPass(self._weights, stream, cosines, sines, attention, normed, output)
 
     def add(self, row_of_token: Tensor, bank: SteeringBank, left_out: Set[int]) -> None:
         """From now on add the `bank`'s row of each token at every place but the numbers `left_out`."""
@@ -204,6 +213,12 @@ def number_of(place: Place) -> int:
     """The number of `place`, counted through all blocks in the order in which they are computed."""
     site, layer = place
     return layer * len(ORDER) + ORDER.index(site)
+
+
+def place_of(number: int) -> Place:
+    """The inverse of `number_of`."""
+    layer, site = divmod(number, len(ORDER))
+    return ORDER[site], layer
 
 
 def _weights_of(block: nn.Module, number: int) -> BlockWeights:

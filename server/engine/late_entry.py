@@ -1,8 +1,10 @@
-"""Late entry: rows of a pack that compute only the blocks from some block on, and go on from another row's stream.
+"""Late entry: rows of a pack that compute only what comes after some point, and go on from another row's numbers.
 
-A pass begins with the rows that compute every block. Before each block the rows that enter there join them, with the
-residual stream of their base row; see `branches.py`. The model's code stays its own: hooks on its blocks give each the
-tokens of its **stage**, by narrowing all that varies with the number of tokens, and widen its output for the next.
+A pass begins with the rows that compute every block. At each point (`entry_points.py`) the rows that enter there join
+them, with the numbers of their base row; see `branches.py`. The rows between two points are a **stage**. Fused blocks
+compute stage by stage (`fused_blocks.py`). A model's own code stays as it is, and is entered between blocks: hooks give
+each block the tokens of its stage, by narrowing all that varies with the number of tokens, and widen its output for the
+next.
 
 Which of a block's arguments these are is found by running packs of two lengths (`entry_probe.py`).
 """
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from server.engine.attention.interface import AttentionArguments, AttentionStep, PagedAttention, Segment
 from server.engine.current import Current
+from server.engine.entry_points import EntryPoints
 from vectors.sites import activation_of
 
 _Int64Array = npt.NDArray[np.int64]
@@ -39,7 +42,7 @@ class BlockLayout:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The part of a pack that some adjacent blocks compute.
+    """The part of a pack that is computed from one point to another.
 
     `tokens` int64 `[stage]`: indices in the pack, ascending. `sources` int64 `[stage]`: where in the stage before each
     finds its stream, which is its own row or, if it enters here, its base's.
@@ -50,36 +53,33 @@ class Stage:
 
 
 class Stages:
-    """The stages of one pass. `first_blocks` `[tokens]`: the first block that each token computes, ascending in each
-    of `segments`, whose first token is the base of those that enter late and computes every block.
+    """The stages of one pass. `entries` `[tokens]`: at which of `points` each token enters, ascending in each of
+    `segments`, whose first token is the base of those that enter late and computes every block.
     """
 
-    def __init__(self, first_blocks: _Int64Array, segments: Sequence[Segment], num_blocks: int) -> None:
-        self.num_tokens = len(first_blocks)
+    def __init__(self, entries: _Int64Array, segments: Sequence[Segment], points: EntryPoints) -> None:
+        self.num_tokens, self.points = len(entries), points
         base = np.repeat([segment.start for segment in segments], [segment.num_new for segment in segments])
-        firsts = np.unique(first_blocks)
+        firsts = np.unique(entries)
         assert firsts[0] == 0
-        numbers = np.searchsorted(firsts, np.arange(num_blocks + 1), side="right") - 1
-        self.number_of_block: list[int] = numbers.tolist()
+        self.begins: list[int] = firsts.tolist()
+        numbers = np.searchsorted(firsts, np.arange(points.num_points + 1), side="right") - 1
+        self.number_of_point: list[int] = numbers.tolist()
         self.stages: list[Stage] = []
         place = np.arange(self.num_tokens)  # of each token in the stage before
         before = 0
         for first in firsts:
-            tokens = np.flatnonzero(first_blocks <= first)
-            is_old = first_blocks[tokens] <= before
+            tokens = np.flatnonzero(entries <= first)
+            is_old = entries[tokens] <= before
             self.stages.append(Stage(tokens, place[np.where(is_old, tokens, base[tokens])]))
             place = np.full(self.num_tokens, -1)
             place[tokens] = np.arange(len(tokens))
             before = first
         self._segments = segments
 
-    def of_block(self, block: int) -> Stage:
-        """What `block` computes; after the last block all tokens are there."""
-        return self.stages[self.number_of_block[block]]
-
-    def begins_at(self, block: int) -> bool:
-        """True when tokens enter at `block`, or if it is the first."""
-        return block == 0 or self.number_of_block[block] > self.number_of_block[block - 1]
+    def of_point(self, point: int) -> Stage:
+        """What is computed from `point` on; at the last one all tokens are there."""
+        return self.stages[self.number_of_point[point]]
 
     def segments_of(self, stage: Stage) -> list[Segment]:
         """The segments of the pack, with those of their tokens that are in `stage`."""
@@ -103,21 +103,25 @@ class _StagedAttention(AttentionStep):
     """The attention of a pass in stages: `steps[number]` is that of a stage."""
 
     def __init__(self, stages: Stages, steps: Sequence[AttentionStep]) -> None:
-        self._step_of_block = [steps[number] for number in stages.number_of_block]
+        self._step_of_point = [steps[number] for number in stages.number_of_point]
+        self._points = stages.points
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """See `AttentionStep.write`."""
-        self._step_of_block[layer].write(layer, keys, values)
+        self._of_layer(layer).write(layer, keys, values)
 
     def attend(
         self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, arguments: AttentionArguments
     ) -> Tensor:
         """See `AttentionStep.attend`."""
-        return self._step_of_block[layer].attend(layer, queries, keys, values, arguments)
+        return self._of_layer(layer).attend(layer, queries, keys, values, arguments)
 
-    def of_layer(self, layer: int) -> AttentionStep:
-        """See `AttentionStep.of_layer`."""
-        return self._step_of_block[layer]
+    def of_point(self, point: int) -> AttentionStep:
+        """See `AttentionStep.of_point`."""
+        return self._step_of_point[point]
+
+    def _of_layer(self, layer: int) -> AttentionStep:
+        return self._step_of_point[self._points.of_block(layer)]
 
 
 _current: Current[Stages] = Current("tiller_stages")
@@ -160,7 +164,7 @@ class _BlockHooks:
         stages = _current.get()
         if stages is None:
             return None
-        tokens = stages.of_block(self._block).tokens
+        tokens = stages.of_point(self._block).tokens
         if len(tokens) == stages.num_tokens:
             return None
         dims = iter(self._layout.arguments)
@@ -177,10 +181,10 @@ class _BlockHooks:
     def widen(self, module: nn.Module, args: Any, output: Any) -> Any:
         """The block's output for the tokens of the next block's stage."""
         stages = _current.get()
-        if stages is None or not stages.begins_at(self._block + 1):
+        if stages is None or self._block + 1 not in stages.begins:
             return None
         activation = activation_of(output)
-        sources = torch.from_numpy(stages.of_block(self._block + 1).sources).to(activation.device)
+        sources = torch.from_numpy(stages.of_point(self._block + 1).sources).to(activation.device)
         wide = activation.index_select(self._layout.output, sources)
         return (wide, *output[1:]) if isinstance(output, tuple) else wide
 

@@ -24,6 +24,7 @@ from server.engine.attention.compiled import CompiledAttention
 from server.engine.attention.interface import LayerAttention, PagedAttention, Reach, page_groups
 from server.engine.context import known_context, settle_context
 from server.engine.description import StoredWeights, describe_model
+from server.engine.entry_points import EntryPoints
 from server.engine.entry_probe import EntryProbe
 from server.engine.evidence import (
     hand_over_attention,
@@ -31,7 +32,7 @@ from server.engine.evidence import (
     run_with_cache,
     working_sites,
 )
-from server.engine.fused_blocks import ShortForward
+from server.engine.fused_blocks import ORDER, ShortForward
 from server.engine.fusion_probe import FusionProbe
 from server.engine.packing import PackedLinear, pack_model
 from server.engine.protocol import ModelInfo
@@ -61,7 +62,7 @@ class LoadedModel:
 
     `attention` is the implementation that computes its `attention_layers`; a layer without attention has None there.
     `states`: what its recurrent layers keep of a sequence. `head_name`: the linear module that gives the logits, if
-    those of a few tokens can be computed alone. `allows_late_entry`: branches may skip blocks; see `late_entry.py`.
+    those of a few tokens can be computed alone. `allows_late_entry`: branches may enter late; see `late_entry.py`.
     `is_fused`: the kernels compute its blocks in one call; see `fused_blocks.py`. `short_forward`: what computes a pass
     without the model's own code, if that adds nothing.
     """
@@ -84,6 +85,11 @@ class LoadedModel:
     def page_groups(self) -> tuple[Reach, ...]:
         """The groups of layers that have KV pages of their own: how far each sees, the farthest first."""
         return page_groups(self.attention_layers)
+
+    @property
+    def entry_points(self) -> EntryPoints:
+        """Where branches may enter a pass, if they may."""
+        return EntryPoints(self.info.num_layers, ORDER) if self.is_fused else EntryPoints(self.info.num_layers)
 
     @property
     def kv_bytes_per_token(self) -> tuple[int, ...]:

@@ -96,10 +96,10 @@ class Runner:
             inputs.row_of_token, inputs.slot_tokens, captures, readings=on_device, latches=latches
         )
         with contextlib.ExitStack() as contexts:
-            if batch.first_blocks is None:
+            if batch.entries is None:
                 step = self._attention.plan(batch.segments, inputs.slots)
             else:
-                stages = Stages(batch.first_blocks, batch.segments, self._model.info.num_layers)
+                stages = Stages(batch.entries, batch.segments, self._model.entry_points)
                 step = plan_stages(self._attention, stages, inputs.slots)
                 activations = _staged(activations, stages)
                 contexts.enter_context(late_entry_step(stages))
@@ -120,13 +120,8 @@ class Runner:
 
 def _staged(activations: StepActivations, stages: Stages) -> StepActivations:
     """`activations` with what each stage sees of them."""
-    by_block: dict[int, StepActivations] = {}
-    for block, number in enumerate(stages.number_of_block):
-        if block and number == stages.number_of_block[block - 1]:
-            by_block[block] = by_block[block - 1]
-        else:
-            by_block[block] = activations.of_tokens(stages.stages[number].tokens)
-    return replace(activations, by_block=by_block)
+    by_stage = [activations.of_tokens(stage.tokens) for stage in stages.stages]
+    return replace(activations, by_point=[by_stage[number] for number in stages.number_of_point])
 
 
 def _span(packed: PackedChunk) -> Span:

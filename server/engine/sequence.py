@@ -15,6 +15,7 @@ from torch import Tensor
 from server.engine.attention.interface import Segment
 from server.engine.branches import Branches
 from server.engine.cache import ROOT_KEY, PageKey, PromptKeys, page_key
+from server.engine.entry_points import EntryPoints
 from server.engine.grammar import GrammarState, allowed_tokens
 from server.engine.kv_pages import KVPages
 from server.engine.page_table import SequencePages
@@ -53,7 +54,7 @@ _NEXT_STATES: dict[RequestState, frozenset[RequestState]] = {
 class TokenSequence:
     """The engine's mutable record of one request, whose KV is in pages of `kv`.
 
-    `num_skippable_blocks`: how many blocks a branch may skip that computes nothing of its own in them.
+    `entry_points`: where a branch may enter that computes nothing of its own before; None: it computes every block.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class TokenSequence:
         eos_token_ids: frozenset[int],
         kv: KVPages,
         *,
-        num_skippable_blocks: int = 0,
+        entry_points: EntryPoints | None = None,
     ) -> None:
         self.request = request
         self.wanted = wanted_by(request)
@@ -93,7 +94,7 @@ class TokenSequence:
         self.activations: dict[Place, dict[int, Tensor]] = {}
         self.readings = SequenceReadings(request.plan, self.num_prompt) if request.plan.num_readings else None
         self.next_scores: tuple[float, ...] = ()
-        self.branches = Branches(self.wanted.branches, request.plan, num_skippable_blocks)
+        self.branches = Branches(self.wanted.branches, request.plan, entry_points)
         self._kv = kv
         self._prompt_keys: PromptKeys | None = None
         self._keys: list[PageKey] = []

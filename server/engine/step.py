@@ -48,7 +48,7 @@ class StepBatch:
     steered. `slot_tokens`: indices of the tokens whose row has slots; None when there are none.
     `captures`: indices of the tokens to capture at each place.
 
-    `first_blocks` `[tokens]`: the first block that each token computes; None when all compute every block.
+    `entries` `[tokens]`: the point of `EntryPoints` at which each token enters; None when all compute every block.
     `vocabulary`: the tokens whose logits are wanted, ascending; None when others may be.
     """
 
@@ -60,7 +60,7 @@ class StepBatch:
     row_of_token: Int64Array | None
     slot_tokens: Int64Array | None
     captures: Mapping[Place, Int64Array]
-    first_blocks: Int64Array | None
+    entries: Int64Array | None
     vocabulary: Int64Array | None
 
     @property
@@ -97,7 +97,7 @@ def pack_step(chunks: Sequence[Chunk], bank: SteeringBank) -> StepBatch:
         row_of_token=row_of_token,
         slot_tokens=None if row_of_token is None else _slot_tokens(row_of_token, bank),
         captures=_captures(packed),
-        first_blocks=_first_blocks(packed, num_tokens),
+        entries=_entries(packed, num_tokens),
         vocabulary=_vocabulary(packed),
     )
 
@@ -140,14 +140,14 @@ def _captures(packed: Sequence[PackedChunk]) -> dict[Place, Int64Array]:
     return {place: np.array(tokens, dtype=np.int64) for place, tokens in indices.items()}
 
 
-def _first_blocks(packed: Sequence[PackedChunk], num_tokens: int) -> Int64Array | None:
+def _entries(packed: Sequence[PackedChunk], num_tokens: int) -> Int64Array | None:
     if not any(entry.branch_rows is not None and entry.branch_rows.has_base for entry in packed):
         return None
-    blocks = np.zeros(num_tokens, dtype=np.int64)
+    entries = np.zeros(num_tokens, dtype=np.int64)
     for entry in packed:
         if entry.branch_rows is not None:
-            blocks[entry.segment.start : entry.segment.end] = entry.branch_rows.first_blocks
-    return blocks
+            entries[entry.segment.start : entry.segment.end] = entry.branch_rows.entries
+    return entries
 
 
 def _vocabulary(packed: Sequence[PackedChunk]) -> Int64Array | None:

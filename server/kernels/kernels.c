@@ -312,11 +312,13 @@ static void note_failure(int *failed) {
   *failed = 1;
 }
 
-/* Attention of `rows` query rows that share a KV head and a view but for `seen_from` and `seen_to` (one per row).
- * `logits`: [rows][longest] scratch. Writes each row's output and, where `sinks` is given, weighs it with its sink. */
+/* Attention of `rows` query rows that share a KV head and a view but for `seen_from`, `seen_to` and `own` (one per row).
+ * `own_keys` and `own_values`: those that each row sees besides, or null if none does. `logits`: [rows][longest] scratch.
+ * Writes each row's output and, where `sinks` is given, weighs it with its sink. */
 static void attend_rows(int rows, const float *const *queries, const view *const *views, const int64_t *ranges,
-                        const cache *layout, long head, const float *own_key, const float *own_value, float scale,
-                        float softcap, const float *const *sinks, float *logits, long longest, float *const *outputs) {
+                        const cache *layout, long head, const float *const *own_keys, const float *const *own_values,
+                        float scale, float softcap, const float *const *sinks, float *logits, long longest,
+                        float *const *outputs) {
   const float *keys = layout->keys + head * layout->blocks * layout->key_dim * WIDTH;
   const float *values = layout->values + head * layout->blocks * WIDTH * layout->value_width;
   const view *shared = views[0];
@@ -344,10 +346,10 @@ static void attend_rows(int rows, const float *const *queries, const view *const
       slot = end;
     }
   }
-  if (own_key) {
+  if (own_keys) {
     for (int i = 0; i < rows; i++) {
       float sum = 0;
-      for (long d = 0; d < layout->key_dim; d++) sum += queries[i][d] * own_key[d];
+      for (long d = 0; d < layout->key_dim; d++) sum += queries[i][d] * own_keys[i][d];
       logits[i * longest + count] = sum;
     }
     count++;
@@ -383,7 +385,7 @@ static void attend_rows(int rows, const float *const *queries, const view *const
     const float share = 1.0f / sum;
     for (j = begin; j < end; j++) row[j] *= share;
   }
-  const long kept = count - (own_key ? 1 : 0);
+  const long kept = count - (own_keys ? 1 : 0);
   for (long tile = 0; tile < layout->value_width; tile += WIDTH) {
     float found[ROWS * WIDTH] = {0};
     position = shared->start;
@@ -404,7 +406,7 @@ static void attend_rows(int rows, const float *const *queries, const view *const
     for (int i = 0; i < rows; i++)
       for (long j = 0; j < width; j++)
         outputs[i][tile + j] =
-            found[i * WIDTH + j] + (own_key ? logits[i * longest + kept] * own_value[tile + j] : 0.0f);
+            found[i * WIDTH + j] + (own_keys ? logits[i * longest + kept] * own_values[i][tile + j] : 0.0f);
   }
 }
 
@@ -421,7 +423,7 @@ void attend_tokens(const cache *layout, const sight *seen, const float *queries,
       const long first = seen->tiles[tile], total = (seen->tiles[tile + 1] - first) * group;
       for (long done = 0; done < total; done += ROWS) {
         const int rows = total - done < ROWS ? (int)(total - done) : ROWS;
-        const float *q[ROWS], *sink[ROWS];
+        const float *q[ROWS], *sink[ROWS], *own_keys[ROWS], *own_values[ROWS];
         const view *views[ROWS];
         float *out[ROWS];
         for (int i = 0; i < rows; i++) {
@@ -430,11 +432,13 @@ void attend_tokens(const cache *layout, const sight *seen, const float *queries,
           views[i] = seen->views + token;
           sink[i] = sinks ? sinks + own_head : 0;
           out[i] = outputs + (token * heads + own_head) * layout->value_dim;
+          if (views[i]->own < 0) continue;
+          own_keys[i] = keys + head * key_head + views[i]->own * key_token;
+          own_values[i] = values + head * value_head + views[i]->own * value_token;
         }
-        const int64_t own = views[0]->own;
-        attend_rows(rows, q, views, seen->ranges, layout, head, own < 0 ? 0 : keys + head * key_head + own * key_token,
-                    own < 0 ? 0 : values + head * value_head + own * value_token, scale, softcap, sinks ? sink : 0,
-                    logits, longest, out);
+        const int has_own = views[0]->own >= 0;
+        attend_rows(rows, q, views, seen->ranges, layout, head, has_own ? own_keys : 0, has_own ? own_values : 0, scale,
+                    softcap, sinks ? sink : 0, logits, longest, out);
       }
     }
 }

@@ -34,7 +34,7 @@ typedef struct {
 
 /* What one query token sees: ranges of slots `[first, last)` in `ranges`, from range `first_range` to `last_range`,
  * whose tokens have the positions `start`, `start` + 1, … in turn; of these those in `[seen_from, seen_to)`.
- * `own`: the token of the pack whose key and value it sees too, at the end; -1 if there is none. */
+ * `own`: the token of the pack whose key and value it sees too, at the end; -1 if there is none, as for all of its tile. */
 typedef struct {
   int64_t first_range, last_range, start, seen_from, seen_to, own;
 } view;

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from server.steering.bank import SteeringBank
-from server.steering.plan import entry_block
 from server.steering.readings import Readings, latch
 from server.steering.slots import PlaceSlots
 from vectors.sites import ModelSites, activation_of
@@ -34,14 +33,14 @@ class StepActivations:
     `captures`: place -> int64 indices of the tokens to capture; `captured` receives float32 `[indices, hidden]`.
     `readings`: float32 `[slot tokens, columns]`, which receives what is read of them (`readings.py`).
     `latches`: the rows of `readings` of each sequence with several tokens, and the columns of its latched gates.
-    `by_block`: the same for blocks that compute only some of the step's tokens. A block's output goes by the next one.
+    `by_point`: the same for each point (`server/engine/entry_points.py`) of a pass that tokens enter late; else empty.
     """
 
     row_of_token: Tensor | None = None
     slot_tokens: Tensor | None = None
     captures: Mapping[Place, Tensor] = field(default_factory=dict)
     captured: dict[Place, Tensor] = field(default_factory=dict)
-    by_block: Mapping[int, StepActivations] = field(default_factory=dict)
+    by_point: Sequence[StepActivations] = ()
     readings: Tensor | None = None
     latches: Sequence[tuple[slice, Sequence[int]]] = ()
     reading_rows: Tensor | None = None
@@ -60,7 +59,7 @@ class StepActivations:
         return self.readings if self.reading_rows is None else self.readings.index_select(0, self.reading_rows)
 
     def of_tokens(self, tokens: npt.NDArray[np.int64]) -> StepActivations:
-        """The step for a block that computes only `tokens`, ascending indices; it captures into the same dictionary."""
+        """The step where only `tokens` are computed, ascending indices; it captures into the same dictionary."""
         rows = self.row_of_token
         return StepActivations(
             row_of_token=None if rows is None else rows.index_select(0, torch.from_numpy(tokens).to(rows.device)),
@@ -113,12 +112,14 @@ class ActivationHooks:
             handle.remove()
 
     def _hook(self, place: Place) -> Callable[[nn.Module, Any, Any], None]:
-        block = entry_block(place)
+        site, layer = place
+        point = layer + (site == "residual")  # what a block passes on is that of the next one's tokens
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if self._step is None:
                 return
-            change_and_capture(place, self._bank, self._step.by_block.get(block, self._step), activation_of(output))
+            step = self._step.by_point[point] if self._step.by_point else self._step
+            change_and_capture(place, self._bank, step, activation_of(output))
 
         return hook
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -141,7 +140,6 @@ class SteeringPlan:
             for phase in Phase
         }
         self._row_fingerprints = {scope: self._row_fingerprint(*scope) for scope in self._in_scope}
-        self._first_blocks: dict[tuple[Phase, Part], int] = {}
 
     def in_scope(self, phase: Phase, part: Part = "content") -> tuple[PlanEntry, ...]:
         """The active entries that steer tokens of `phase` and `part`, in the order given."""
@@ -184,17 +182,9 @@ class SteeringPlan:
             digest.update(number.to_bytes(4, "little"))
         return digest.digest()
 
-    def first_block(self, phase: Phase, part: Part = "content") -> int:
-        """The first block that computes something else for tokens of `phase` and `part` than in the unsteered model.
-
-        That is one past the layer of an entry that changes a block's output. An unsteered phase gives `sys.maxsize`.
-        """
-        first = self._first_blocks.get((phase, part))
-        if first is None:
-            places = (place for entry in self._in_scope[phase, part] for place in entry.applied.places)
-            first = min((entry_block(place) for place in places), default=sys.maxsize)
-            self._first_blocks[phase, part] = first
-        return first
+    def places(self, phase: Phase, part: Part = "content") -> frozenset[Place]:
+        """Where tokens of `phase` and `part` are changed."""
+        return frozenset(place for entry in self._in_scope[phase, part] for place in entry.applied.places)
 
     @property
     def is_steered(self) -> bool:
@@ -235,12 +225,6 @@ class SteeringPlan:
         if all(not fingerprint for fingerprint, _ in merged):
             return b""
         return b"".join(fingerprint + length.to_bytes(4, "little") for fingerprint, length in merged)
-
-
-def entry_block(place: Place) -> int:
-    """The first block whose computation depends on a change at `place`: its own, or the next for a block's output."""
-    site, layer = place
-    return layer + (site == "residual")
 
 
 UNSTEERED = SteeringPlan()

@@ -28,6 +28,9 @@ from server.kernels.structures import WIDTH, CacheLayout, Views
 _TILE = 8
 """Query tokens of a chunk that are computed together; each costs the keys that only the others see."""
 
+_BRANCHES = 24
+"""Branches that are computed together: they see the same past, so more cost nothing, and fewer leave threads work."""
+
 
 class CompiledAttention(PagedAttention):
     """The KV of each layer as `CacheLayout` describes it."""
@@ -160,7 +163,8 @@ def _views_of(segments: Sequence[Segment], group: int, reach: Reach, slots: Tens
         if segment.is_branching:
             own[:, 3], own[:, 4] = reach.first_seen(segment.num_past), segment.num_past
             own[:, 5] = np.arange(segment.start, segment.end)
-            tiles += range(segment.start + 1, segment.end + 1)
+            tiles += range(segment.start + _BRANCHES, segment.end, _BRANCHES)
+            tiles.append(segment.end)
         else:
             positions = np.arange(segment.num_past, segment.num_past + segment.num_new)
             own[:, 3], own[:, 4], own[:, 5] = _first_seen(reach, positions), positions + 1, -1

@@ -162,8 +162,8 @@ class AttentionStep(ABC):
         Query heads share a KV head in groups, in order. `keys` and `values` are what `write` was given.
         """
 
-    def of_layer(self, layer: int) -> AttentionStep:
-        """What computes `layer`, where the layers of a pass compute different tokens."""
+    def of_point(self, point: int) -> AttentionStep:
+        """What computes the tokens of a pass from `point` of `EntryPoints` on, where they are not all of its tokens."""
         return self
 
 

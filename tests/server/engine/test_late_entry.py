@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from server.engine.branches import Branches
+from server.engine.entry_points import EntryPoints
 from server.engine.entry_probe import EntryProbe
+from server.engine.fused_blocks import ORDER
 from server.engine.request import Branch, Capture, EngineRequest, Generate
 from server.engine.self_test import make_prompts
 from server.steering.plan import UNSTEERED, SteeringPlan
@@ -27,7 +29,7 @@ from tests.server.engine.driving import (
     run,
     tokens_of,
 )
-from vectors.vocabulary import SITES
+from vectors.vocabulary import SITES, Site
 
 TOKENS = (3, 50, 7)
 STEERS: list[tuple[Steer, ...]] = [
@@ -35,6 +37,7 @@ STEERS: list[tuple[Steer, ...]] = [
     for number, (site, layer) in enumerate((site, layer) for site in SITES for layer in range(LAYERS))
     for scale in (0.5, -2.0)
 ]
+POINTS = EntryPoints(LAYERS)
 FIRST_BLOCKS = [steer.layer + (steer.site == "residual") for (steer,) in STEERS]
 
 
@@ -159,13 +162,13 @@ def layers_of(*layers: int) -> list[SteeringPlan]:
 @pytest.mark.parametrize("budget", [1, 2, 3, 5, 100])
 def test_every_branch_is_scored_once_in_chunks_of_any_size(budget: int) -> None:
     plans = [UNSTEERED, *layers_of(2, 0, 1, 2, 1), UNSTEERED]
-    branches = Branches(plans, UNSTEERED, LAYERS)
+    branches = Branches(plans, UNSTEERED, POINTS)
     scored: list[int] = []
     while branches.num_rows:
         num_rows = min(budget, branches.num_rows)
         rows = branches.next(num_rows)
-        assert len(rows.first_blocks) == num_rows == len(rows.branches) + rows.has_base
-        assert list(rows.first_blocks) == sorted(rows.first_blocks)
+        assert len(rows.entries) == num_rows == len(rows.branches) + rows.has_base
+        assert list(rows.entries) == sorted(rows.entries)
         scored += rows.branches
         branches.add(torch.tensor([[float(branch)] for branch in rows.branches]))
     assert sorted(scored) == list(range(len(plans)))
@@ -173,15 +176,24 @@ def test_every_branch_is_scored_once_in_chunks_of_any_size(budget: int) -> None:
 
 
 def test_branches_skip_blocks_only_if_that_saves_more_than_a_base_row_costs() -> None:
-    assert not Branches(layers_of(0, 1), UNSTEERED, LAYERS).next(2).has_base
-    assert Branches(layers_of(1, 1), UNSTEERED, LAYERS).next(3).has_base
-    assert not Branches(layers_of(2, 2, 2), UNSTEERED, 0).next(3).has_base
+    assert not Branches(layers_of(0, 1), UNSTEERED, POINTS).next(2).has_base
+    assert Branches(layers_of(1, 1), UNSTEERED, POINTS).next(3).has_base
+    assert not Branches(layers_of(2, 2, 2), UNSTEERED, None).next(3).has_base
     own = layers_of(0)[0]
-    assert set(Branches([own, *layers_of(2, 2, 2, 2)], own, LAYERS).next(6).first_blocks) == {0, 1, LAYERS}
+    assert set(Branches([own, *layers_of(2, 2, 2, 2)], own, POINTS).next(6).entries) == {0, 1, LAYERS}
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_branch_of_fused_blocks_enters_after_the_place_that_it_changes(site: Site) -> None:
+    points = EntryPoints(LAYERS, ORDER)
+    plans = [plan_of(Steer(random_direction(layer), layer, site)) for layer in (1, 2, 2, 1)]
+    rows = Branches(plans, UNSTEERED, points).next(5)
+    place = 1 + ("attention", "post_attention_norm", "mlp", "residual").index(site)
+    assert list(rows.entries) == [0, 4 + place, 4 + place, 8 + place, 8 + place]
 
 
 def test_logits_are_not_numbers_in_a_row_that_is_not_finite() -> None:
-    branches = Branches([UNSTEERED] * 3, UNSTEERED, 0)
+    branches = Branches([UNSTEERED] * 3, UNSTEERED, None)
     branches.add(torch.tensor([[1.0, 2.0], [1.0, torch.inf], [-torch.inf, 0.0]], dtype=torch.float16))
     assert branches.logits.dtype is torch.float32
     assert branches.logits.isnan().tolist() == [[False] * 2, [True] * 2, [True] * 2]
