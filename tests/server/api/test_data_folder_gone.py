@@ -125,23 +125,14 @@ def test_a_part_that_is_taken_is_refused_by_name_until_it_is_back(
     assert server.http.post("/v1/responses", json=RESPONSE).status_code == 200
 
 
-def test_a_folder_made_anew_is_another_even_with_the_same_number(folder: Path, server: Server) -> None:
+def test_a_folder_that_never_comes_back(tmp_path: Path) -> None:
     """The system gives a number that is free to the next folder, so the one that is gone must not be let go."""
-    path = folder / "vectors" / "objects"
-    aside = folder.parent / "aside"
-    shutil.copytree(path, aside)
-    kept = server.http.get(VECTORS).json()
-    shutil.rmtree(path)
-    path.mkdir()
-    assert server.http.get("/ready").status_code == 503
-    shutil.copytree(aside, path, dirs_exist_ok=True)
-    assert server.http.get(VECTORS).status_code == 503
-    assert kept["data"]
-
-
-def test_a_server_whose_folder_is_gone_ends_well(tmp_path: Path) -> None:
-    with serving(tmp_path / "data", trainer=PairTrainer()) as server:
-        server.http.post(VECTORS, json=vector("kept")).raise_for_status()
-        shutil.rmtree(tmp_path / "data")
+    folder = tmp_path / "data"
+    with serving(folder, trainer=PairTrainer()) as server:
+        names = folder / "vectors" / "names"
+        names.rmdir()
+        names.mkdir()
+        assert server.http.get(VECTORS).status_code == 503, "an empty list is no answer either"
+        shutil.rmtree(folder)
         assert server.http.get("/ready").status_code == 503
-    assert not (tmp_path / "data").exists()
+    assert not folder.exists()
