@@ -130,8 +130,13 @@ def test_a_folder_that_never_comes_back(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     with serving(folder, trainer=PairTrainer()) as server:
         names = folder / "vectors" / "names"
+        number = names.stat().st_ino
         names.rmdir()
-        names.mkdir()
+        others = [folder / "vectors" / str(made) for made in range(100)]
+        for other in others:
+            other.mkdir()
+        assert number not in {other.stat().st_ino for other in others}
+        others[0].rename(names)
         assert server.http.get(VECTORS).status_code == 503, "an empty list is no answer either"
         shutil.rmtree(folder)
         assert server.http.get("/ready").status_code == 503
