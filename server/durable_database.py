@@ -16,6 +16,7 @@ from typing import ClassVar, Self
 
 from vectors.durable import PRIVATE_FILE, PRIVATE_FOLDER, flush_folder, keep_file_private, make_folder
 from vectors.errors import StorageFailed, StorageFull, VectorsError
+from vectors.opened import OpenedPaths
 from vectors.quarantine import FOLDER, Quarantine
 
 _log = logging.getLogger(__name__)
@@ -37,8 +38,8 @@ class DurableDatabase:
 
     A subclass declares the tables. Opening raises `DatabaseRefused` when another process has the file open, and for one
     of a newer version of this program. A damaged file raises `DatabaseDamaged` without `moves_damaged`. Every
-    transaction may raise `DatabaseDamaged`, `StorageFull` and `StorageFailed`; then it changed nothing, and the next
-    one is tried anew.
+    transaction may raise `DatabaseDamaged`, `StorageFull` and `StorageFailed`, of which `StorageGone` while the file is
+    not where it was opened; then it changed nothing, and the next one is tried anew.
     """
 
     kind: ClassVar[str]
@@ -53,6 +54,7 @@ class DurableDatabase:
     def __init__(self, path: Path, *, moves_damaged: bool = True) -> None:
         self._path = path
         self._lock = threading.RLock()
+        self._opened = self._watched([])
         make_folder(path.parent, mode=PRIVATE_FOLDER)
         try:
             self._connect()
@@ -83,18 +85,30 @@ class DurableDatabase:
         except BaseException:
             self._connection.close()
             raise
+        self._opened = self._watched(self._files())
+
+    def _watched(self, paths: list[Path]) -> OpenedPaths:
+        return OpenedPaths(f"the {self.kind}", self._path.parent, paths)
+
+    def _files(self) -> list[Path]:
+        paths = [self._path.with_name(self._path.name + part) for part in PARTS]
+        return [path for path in paths if path.exists()]
 
     def _move_aside(self) -> Path:
         """Move the damaged file, and those beside it, to the quarantine; returns where it is now."""
         quarantine = Quarantine(self._path.parent / FOLDER)
-        found = [path for part in PARTS if (path := self._path.with_name(self._path.name + part)).exists()]
-        aside, *_ = [quarantine.take(path) for path in found]
+        aside, *_ = [quarantine.take(path) for path in self._files()]
         return aside
 
     def close(self) -> None:
         """Let other processes open the file."""
         with self._lock:
             self._connection.close()
+            self._opened = self._watched([])
+
+    def check_still_there(self) -> None:
+        """Raise `StorageGone` while the file is not where it was opened."""
+        self._opened.check()
 
     def __enter__(self) -> Self:
         return self
@@ -106,6 +120,7 @@ class DurableDatabase:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Commit everything done within, or nothing."""
         with self._lock:
+            self._opened.check()
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:

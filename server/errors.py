@@ -37,6 +37,7 @@ from vectors.errors import (
     RevisionNotFound,
     StorageFailed,
     StorageFull,
+    StorageGone,
     StoreCorrupt,
     VectorExists,
     VectorNotFound,
@@ -201,6 +202,7 @@ _VECTORS_ERRORS: tuple[tuple[type[VectorsError], type[ApiError], str], ...] = (
     (RevisionMismatch, PreconditionFailed, "precondition_failed"),
     (VectorTooLarge, PayloadTooLarge, "payload_too_large"),
     (StorageFull, InsufficientStorage, "disk_full"),
+    (StorageGone, Unavailable, "storage_gone"),
     (StorageFailed, Unavailable, "storage_failed"),
     (StoreCorrupt, Unavailable, "stored_data_damaged"),
 )

@@ -16,7 +16,7 @@ FLOORS: dict[str, str] = {
     """,
     "vectors": """
         cancellation confined errors shares
-        data durable finding vocabulary
+        data durable finding opened vocabulary
         quarantine
         calibration_record defaults operations positions sites
         vector

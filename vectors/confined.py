@@ -31,6 +31,12 @@ _START_SECONDS = 120.0
 _WALL_SECONDS = 20.0
 """How much longer than its processor time a task may take by the clock, per second of it, on a machine that is busy."""
 
+_NICENESS = 10
+"""How far a task gives way to the process that waits for it, and to its other threads.
+
+A session of its own would not: Linux shares the processors among sessions first, and then by niceness within each.
+"""
+
 _OUT_OF_MEMORY, _FAILED = 100, 101
 
 
@@ -109,7 +115,7 @@ class Child:
             f"from vectors.confined import serve; serve({self._module!r}, {asdict(self._limits)!r})"
         )
         process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0
         )
         self._process = process
         self._send(process, self._setup)
@@ -170,6 +176,7 @@ def serve(module: str, limits: dict[str, float]) -> NoReturn:
     except Exception:
         _write_frame(out, _FAILURE, traceback.format_exc().encode())
         sys.exit(1)
+    os.nice(_NICENESS)
     _write_frame(out, _END, b"{}")
     while (frame := _read_frame(source.read)) is not None:
         process_id = os.fork()

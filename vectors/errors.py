@@ -19,7 +19,8 @@ VectorsError
 ├── StoreLocked                 another process has the store open, or this one closed it
 ├── StoreCorrupt                a file of the store is missing or damaged; names it
 └── StorageFailed               the disk did not take a change, which was undone, or did not give a file
-    └── StorageFull             the disk is full
+    ├── StorageFull             the disk is full
+    └── StorageGone             the folder is no longer where it was opened
 """
 
 from __future__ import annotations
@@ -168,3 +169,7 @@ class StorageFailed(VectorsError):
 
 class StorageFull(StorageFailed):
     """The disk is full, or its owner's quota is used up."""
+
+
+class StorageGone(StorageFailed):
+    """What was opened was moved, deleted, replaced or unmounted; it can be used again once it is back."""

@@ -294,6 +294,7 @@ class BatchingEngine:
             self._is_broken = True
             self._accepts = False
             left = list(self._sequences.values())
+        self._stats = replace(self._stats, num_running=0, num_waiting=0, num_steered_running=0)
         self._emit(
             [
                 (each, TokenOutput(each.request.request_id, finish_reason=FinishReason.ERROR, error=StepFailed()))

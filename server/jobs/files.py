@@ -39,6 +39,7 @@ from vectors.durable import (
 )
 from vectors.errors import StorageFailed, StorageFull, StoreCorrupt
 from vectors.finding import Finding
+from vectors.opened import OpenedPaths
 from vectors.quarantine import FOLDER, Quarantine
 
 MAX_FILENAME_LENGTH = 255
@@ -58,16 +59,19 @@ class FileStore:
     """Files under `folder`; thread-safe. The process that has `database` open is the only user of `folder`.
 
     When it opens it tidies the folder, unless `tidies` is False, and logs what is missing or was left aside. Every
-    change may raise `StorageFull` and `StorageFailed`.
+    change may raise `StorageFull` and `StorageFailed`. Everything that clients ask for raises `StorageGone` while the
+    folder is not where it was opened.
     """
 
     def __init__(self, folder: Path, database: JobDatabase, *, tidies: bool = True) -> None:
         self._folder = folder
         self._database = database
         self._quarantine = Quarantine(folder.parent / FOLDER)
+        self._opened = OpenedPaths(_HOLDS, folder.parent, ())
         if not tidies:
             return
         make_folder(folder, mode=PRIVATE_FOLDER)
+        self._opened = OpenedPaths(_HOLDS, folder.parent, [folder])
         keep_private(folder)
         try:
             with storing(_HOLDS):
@@ -76,6 +80,10 @@ class FileStore:
             _log.warning("the files are served as they are")
         for finding in self.findings():
             _log.warning("%s", finding)
+
+    def check_still_there(self) -> None:
+        """Raise `StorageGone` while the folder is not where it was opened."""
+        self._opened.check()
 
     def put(self, filename: str, purpose: str, content: bytes) -> FileRecord:
         """Store `content`. Raises `InvalidRequest` for an invalid name."""
@@ -96,6 +104,7 @@ class FileStore:
     def write(self, filename: str, purpose: str, source: BinaryIO) -> FileRecord:
         """Like `put_stream`, without recording it: the caller records it together with something else."""
         name = checked_filename(filename)
+        self._opened.check()
         identifier = self._database.new_id("file")
         path = self._folder / identifier
         partial = self._folder / f"{identifier}.part"
@@ -126,6 +135,7 @@ class FileStore:
 
     def get(self, identifier: str, param: str | None = None) -> FileRecord:
         """A file's record. Raises `NotFound`, which names `param`."""
+        self._opened.check()
         record = self._database.find_file(identifier)
         if record is None:
             raise missing_file(identifier, param)
@@ -140,6 +150,7 @@ class FileStore:
         purpose: str | None = None,
     ) -> list[FileRecord]:
         """Files by age, after the id `after` (which need not exist)."""
+        self._opened.check()
         return self._database.files(after=after, limit=limit, order=order, purpose=purpose)
 
     def path(self, identifier: str) -> Path:
@@ -167,6 +178,7 @@ class FileStore:
 
     def delete(self, identifier: str) -> None:
         """Delete a file. Raises `NotFound`, and `Conflict` while an unfinished job needs it."""
+        self._opened.check()
         self._database.remove_file(identifier)
         _remove(self._folder / identifier)
 

@@ -120,6 +120,15 @@ def test_damage_is_found_repaired_and_kept(
     assert examine(folder) == []
 
 
+@pytest.mark.parametrize("damage", ["a damaged job", "a missing file"])
+def test_a_record_that_is_taken_out_is_kept_as_text(origin: Path, tmp_path: Path, damage: str) -> None:
+    folder = copied(origin, tmp_path / "data")
+    taken = {"a damaged job": "ftjob-0123456789abcdef01234567", "a missing file": first_file(folder).name}[damage]
+    DAMAGE[damage][0](folder)
+    assert main(["doctor", str(folder), "--repair"]) == 0
+    assert [taken in path.read_text() for path in (folder / "quarantine").glob("*.json")] == [True]
+
+
 def test_a_folder_in_use_and_one_that_is_not_there(
     origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

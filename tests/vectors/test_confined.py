@@ -32,6 +32,11 @@ def test_pieces_come_back_as_they_were(child: Child) -> None:
     assert 10 << 20 <= child.peak_bytes <= 64 << 20
 
 
+def test_a_task_gives_way_to_the_process_that_waits_for_it(child: Child) -> None:
+    """In the same session, since a scheduler may share the processors among sessions first."""
+    assert list(child.run(b"standing")) == [f"{min(19, os.nice(0) + 10)} {os.getsid(0)}".encode()]
+
+
 @pytest.mark.parametrize(
     ("task", "said"),
     [

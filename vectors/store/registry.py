@@ -37,6 +37,7 @@ from vectors.errors import (
     VectorNotFound,
 )
 from vectors.formats.safetensors import encode_safetensors
+from vectors.opened import OpenedPaths
 from vectors.store.generation import Generation, file_checksum
 from vectors.store.inspection import Inspection, findings_of, inspect
 from vectors.store.layout import HOLDS, StoreLayout
@@ -75,7 +76,8 @@ class VectorStore:
     it.
 
     Raises `StoreLocked` when another process has it open. What is damaged or was left aside is logged when it opens.
-    Every change may raise `StoreLocked` once it is closed, and `StorageFull` or `StorageFailed`.
+    Every change may raise `StoreLocked` once it is closed, and `StorageFull` or `StorageFailed`. Everything raises
+    `StorageGone` while the folder is not where it was opened.
     """
 
     def __init__(self, root: Path) -> None:
@@ -89,6 +91,7 @@ class VectorStore:
             self._lock_file.close()
             raise StoreLocked(f"another process has the vector store {root} open") from None
         self._lock = threading.RLock()
+        self._opened = OpenedPaths(HOLDS, root.parent, (root, layout.lock, layout.objects, layout.names))
         self._load = lru_cache(_NUM_CACHED_VECTORS)(lambda revision: layout.read_object(revision)[1])
         self._unsettled: set[str] = set()
         """Names whose files may not be what this store says, since the disk refused to make a change durable."""
@@ -108,6 +111,10 @@ class VectorStore:
         """Let other processes open the store; this one cannot change anything afterwards."""
         with self._lock:
             self._lock_file.close()
+
+    def check_still_there(self) -> None:
+        """Raise `StorageGone` while the folder is not where it was opened."""
+        self._opened.check()
 
     def __enter__(self) -> VectorStore:
         return self
@@ -184,10 +191,12 @@ class VectorStore:
 
     def history(self, name: str) -> tuple[RevisionRecord, ...]:
         """Every revision of `name`, newest first."""
+        self._opened.check()
         return self._record(name).history
 
     def current_records(self) -> dict[str, RevisionRecord]:
         """The current revision of every name whose record is whole, in order of names; no vector is read."""
+        self._opened.check()
         names = self._names
         return {name: names[name].find(name, None) for name in sorted(names)}
 
@@ -195,6 +204,7 @@ class VectorStore:
         self, *, after: str | None = None, limit: int | None = None, order: Literal["asc", "desc"] = "asc"
     ) -> list[str]:
         """Names in order, damaged ones included, after `after` (which need not exist)."""
+        self._opened.check()
         names = sorted({*self._names, *self._damaged}, reverse=order == "desc")
         if after is not None:
             names = [name for name in names if (name > after if order == "asc" else name < after)]
@@ -263,6 +273,7 @@ class VectorStore:
         with self._lock:
             if self._lock_file.closed:
                 raise StoreLocked("the vector store was closed")
+            self._opened.check()
             with storing(HOLDS):
                 for name in sorted(self._unsettled):
                     self._settle(name)
@@ -342,6 +353,7 @@ class VectorStore:
 
         A name and its files may have been deleted after it was looked up.
         """
+        self._opened.check()
         try:
             return read()
         except StoreCorrupt:

@@ -5,6 +5,7 @@ The first three are open. `/metrics` reveals names of vectors, so it needs a key
 
 from __future__ import annotations
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
@@ -36,9 +37,11 @@ async def health(request: Request) -> Response:
 async def ready(request: Request) -> Response:
     """Check whether the server accepts new work.
 
-    Answers 503 with the reason while it is shutting down or in trouble.
+    Answers 503 with the reason while it is shutting down, in trouble, or its data folder is not where it opened it.
     """
-    services_of(request).check_ready()
+    services = services_of(request)
+    services.check_ready()
+    await run_sync(services.check_storage, limiter=services.looking_at_storage)
     return json_response(Readiness(status="ready"))
 
 

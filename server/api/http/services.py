@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from anyio import CapacityLimiter
 from starlette.requests import Request
 
 from server.answers.compiler import NUM_AT_ONCE, GrammarCompiler
@@ -54,6 +55,8 @@ class Services:
     wrong_keys: RateLimits = field(default_factory=lambda: RateLimits(WRONG_KEYS_PER_MINUTE))
     responses: ResponseStore | None = None
     dose: DosePolicy = NO_POLICY
+    looking_at_storage: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    """A disk that hangs takes one thread from others, however often `/ready` is asked."""
     started_at: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -78,6 +81,15 @@ class Services:
         self.check_accepting()
         if (trouble := self.watchdog.trouble()) is not None:
             raise Unavailable(trouble.reason, code="not_ready", headers=_RETRY_SOON)
+
+    def check_storage(self) -> None:
+        """Raise `StorageGone` while a part of the data folder is not where it was opened. May wait for the disk."""
+        self.store.check_still_there()
+        if self.jobs is not None:
+            self.jobs.database.check_still_there()
+            self.jobs.files.check_still_there()
+        if self.responses is not None:
+            self.responses.check_still_there()
 
     def training(self) -> JobWorker:
         """The worker that stores files and runs training jobs. Raises `Unavailable` if this server has none."""

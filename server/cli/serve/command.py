@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,13 @@ _ready_log.setLevel(logging.INFO)  # readers of a JSON log wait for this line, w
 
 BROKEN = 70
 """The exit status of a server that has stopped working (`EX_SOFTWARE` of BSD's sysexits)."""
+
+_SWITCH_SECONDS = 0.0002
+"""After how long a thread that computes in Python lets another one run.
+
+A step of the engine lets the interpreter go several times, and waits so long each time while another thread computes.
+With Python's 5 ms, steps took three times as long while a schema was read; with this they take as long as alone.
+"""
 
 _LEAST_SECONDS_FOR_JOBS = 2.0
 """Seconds in which a training job stops when it is told to, unless something is wrong."""
@@ -214,6 +222,7 @@ def _run(
         watchdog,
         parts.norms,
     )
+    sys.setswitchinterval(_SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # what start-up made stays: each full collection would stop every thread to look at all of it
     protocol = timed_protocol(settings.body_timeout, settings.send_timeout)

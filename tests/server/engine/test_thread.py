@@ -42,6 +42,7 @@ def test_a_bug_between_steps_leaves_nobody_waiting() -> None:
         assert engine.drain(DEADLINE)
         assert not engine.is_accepting
         assert not engine.health().is_alive
+        assert engine.stats().num_running == engine.stats().num_waiting == 0
 
 
 class Panicking(BatchingEngine):

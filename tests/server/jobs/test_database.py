@@ -201,10 +201,17 @@ def test_many_threads_write_at_once(database: JobDatabase) -> None:
             assert own == [f"{name} {number}" for number in range(20)]
 
 
-def write_pages(path: Path, seed: int) -> None:
+def write_noise(path: Path) -> None:
     """Overwrite everything behind the first page with noise."""
     content = bytearray(path.read_bytes())
     content[4096:] = os.urandom(len(content) - 4096)
+    path.write_bytes(content)
+
+
+def spoil_last_page(path: Path) -> None:
+    """A page that nothing reads when the database is opened."""
+    content = bytearray(path.read_bytes())
+    content[-4096:-4000] = os.urandom(96)
     path.write_bytes(content)
 
 
@@ -225,7 +232,8 @@ def test_a_damaged_database_is_moved_aside_and_a_new_one_begun(
     for name, spoil in (
         ("text", lambda path: path.write_bytes(b"this is no database " * 300)),
         ("cut", lambda path: os.truncate(path, 5000)),
-        ("noise", lambda path: write_pages(path, 1)),
+        ("noise", write_noise),
+        ("one page", spoil_last_page),
     ):
         path = tmp_path / name / "jobs.sqlite"
         with JobDatabase(path) as database:

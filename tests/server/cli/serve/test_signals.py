@@ -1,10 +1,13 @@
-"""What signals do to a server: real processes, while they load, under full load, and when a step hangs."""
+"""What signals do to a server: real processes, while they load, under full load, when a step hangs, and at its end."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +16,7 @@ import httpx
 import pytest
 
 from server.demo.heldout import quiz_items
-from tests.server.cli.running import DEADLINE, ServerProcess
+from tests.server.cli.running import DEADLINE, ROOT, ServerProcess
 
 MODEL = "TinyStories-656K"
 STREAM = {"prompt": "Once upon a time", "max_tokens": 480, "ignore_eos": True, "stream": True}
@@ -50,6 +53,37 @@ def test_a_signal_while_loading_is_one_line_and_the_status(
         assert server.wait() == status
         assert server.lines[-1] == f"{said}\n"
         assert "Traceback" not in server.output
+
+
+HANGING_UP = """
+import os, signal, sys
+from server.cli.serve.listening import hangups
+if sys.argv[1] == "nohup":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with hangups(lambda: print("stops")):
+    os.kill(os.getpid(), signal.SIGHUP)
+    print("goes on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("has_terminal", "how", "said"),
+    [(True, "", "stops\ngoes on\n"), (True, "nohup", "goes on\n"), (False, "", "goes on\n")],
+)
+def test_a_hangup_stops_a_server_only_in_a_terminal(has_terminal: bool, how: str, said: str) -> None:
+    keyboard, terminal = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING_UP, how],
+        cwd=ROOT,
+        stdin=terminal if has_terminal else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        timeout=DEADLINE,
+        check=True,
+    )
+    os.close(terminal)
+    os.close(keyboard)
+    assert done.stdout == said
 
 
 def labelled(count: int) -> bytes:
