@@ -22,7 +22,7 @@ from vectors.positions import Phase
 class BranchRows:
     """The rows of a chunk: a base row if `has_base`, then one for each of `branches`, which are indices of plans.
 
-    `first_blocks`: the first block that each row computes, ascending; the base's is 0.
+    `first_blocks`: the first block that each row computes, ascending; the base's is 0, and without a base all are.
     """
 
     has_base: bool
@@ -58,7 +58,8 @@ class Branches:
         """The next chunk of 1 to the present `num_rows` rows."""
         has_base = self._has_base(num_rows)
         own = slice(self._num_done, self._num_done + num_rows - has_base)
-        return BranchRows(has_base, self._order[own], [0] * has_base + self._first_blocks[own])
+        first_blocks = [0, *self._first_blocks[own]] if has_base else [0] * num_rows
+        return BranchRows(has_base, self._order[own], first_blocks)
 
     def add(self, logits: Tensor) -> None:
         """Note the logits `[branches, tokens]` of the next branches, in any dtype."""

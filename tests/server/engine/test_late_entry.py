@@ -166,6 +166,8 @@ def test_every_branch_is_scored_once_in_chunks_of_any_size(budget: int) -> None:
         rows = branches.next(num_rows)
         assert len(rows.first_blocks) == num_rows == len(rows.branches) + rows.has_base
         assert list(rows.first_blocks) == sorted(rows.first_blocks)
+        assert rows.first_blocks[0] == 0  # a row that enters late goes on from the stream of one that does not
+        assert rows.has_base or not any(rows.first_blocks)
         scored += rows.branches
         branches.add(torch.tensor([[float(branch)] for branch in rows.branches]))
     assert sorted(scored) == list(range(len(plans)))
