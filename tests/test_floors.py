@@ -86,15 +86,17 @@ FLOORS: dict[str, str] = {
     "vectors.training": """
         __init__ canvas model_view progress prompts statistics values
         baseline_directions options plots probe_texts significance
-        contrast method probe_fitting probe_plots
+        adaptive_plot contrast method probe_fitting probe_plots
         examiner probe_measures
         race
         apart outcomes search
-        constant_answers probe_outcomes
-        held_out
+        adaptive_vectors constant_answers probe_outcomes
+        adaptive_search held_out
         baselines probe_training
         report retention size_curve
         verdict
+        adaptive_report
+        adaptive_training
         recomputed train
         evaluate sweep
         task
