@@ -45,7 +45,7 @@ FLOORS: dict[str, str] = {
         __init__
     """,
     "vectors.data": """
-        items marks contrasts options row
+        items marks contrasts options partners row
         cells conversations json_rows shapes
         choices csv_rows pairs parquet_rows
         rows
