@@ -44,7 +44,7 @@ FLOORS: dict[str, str] = {
         __init__
     """,
     "vectors.data": """
-        items marks contrasts options row
+        items marks contrasts options partners row
         cells conversations json_rows shapes
         choices csv_rows pairs parquet_rows
         rows
@@ -85,15 +85,17 @@ FLOORS: dict[str, str] = {
     "vectors.training": """
         __init__ canvas model_view progress prompts statistics values
         baseline_directions options plots probe_texts significance
-        contrast method probe_fitting probe_plots
+        adaptive_plot contrast method probe_fitting probe_plots
         examiner probe_measures
         race
         apart outcomes search
-        constant_answers probe_outcomes
-        held_out
+        adaptive_vectors constant_answers probe_outcomes
+        adaptive_search held_out
         baselines probe_training
         report retention size_curve
         verdict
+        adaptive_report
+        adaptive_training
         recomputed train
         evaluate sweep
         task

@@ -23,7 +23,7 @@ from vectors.positions import Phase
 class BranchRows:
     """The rows of a chunk: a base row if `has_base`, then one for each of `branches`, which are indices of plans.
 
-    `entries`: the point of `EntryPoints` at which each row enters, ascending; the base's is 0.
+    `entries`: the point of `EntryPoints` at which each row enters, ascending; the base's is 0, and without a base all are.
     """
 
     has_base: bool
@@ -58,7 +58,8 @@ class Branches:
         """The next chunk of 1 to the present `num_rows` rows."""
         has_base = self._has_base(num_rows)
         own = slice(self._num_done, self._num_done + num_rows - has_base)
-        return BranchRows(has_base, self._order[own], [0] * has_base + self._entries[own])
+        entries = [0, *self._entries[own]] if has_base else [0] * num_rows
+        return BranchRows(has_base, self._order[own], entries)
 
     def add(self, logits: Tensor) -> None:
         """Note the logits `[branches, tokens]` of the next branches, in any dtype."""

@@ -12,6 +12,7 @@ from vectors.data.contrasts import are_replies, are_requests, class_name, class_
 from vectors.data.conversations import is_conversation, messages_of, reply_of
 from vectors.data.items import Message, PairItem
 from vectors.data.options import ReadOptions, Turn
+from vectors.data.partners import Kin, couples_of, linked_groups
 from vectors.data.row import Row, shown
 from vectors.data.shapes import Fitted, plain_name
 from vectors.errors import InvalidData
@@ -31,6 +32,7 @@ class ClassText:
     label: str
     prompt: Prompt
     field: str
+    group: str | None
 
 
 def pair_of(row: Row, fitted: Fitted, options: ReadOptions) -> PairItem:
@@ -50,14 +52,14 @@ def class_text_of(row: Row, fitted: Fitted) -> ClassText:
     if not isinstance(label, str | int | float) or not class_name(label):
         raise row.unusable(f"{fitted.one('label')}: expected the name of a class, got {shown(label)}")
     text, prompt = reply_of(row, _value(row, name), name, _prompt(row, fitted))
-    return ClassText(row, text, class_name(label), prompt, plain_name(name))
+    return ClassText(row, text, class_name(label), prompt, plain_name(name), row.group)
 
 
 def side_text_of(row: Row, fitted: Fitted, label: str | None = None) -> ClassText:
     """The text of a row that belongs to one class, `label`, or to the one that its field is named after."""
     name = fitted.one("side")
     text, prompt = reply_of(row, _value(row, name), name, _prompt(row, fitted))
-    return ClassText(row, text, label or plain_name(name), prompt, plain_name(name))
+    return ClassText(row, text, label or plain_name(name), prompt, plain_name(name), row.group)
 
 
 def paired(
@@ -66,7 +68,8 @@ def paired(
     """Pairs of the wanted class with the other one, in the order of the file; the classes; sentences about them.
 
     Each text is used once, so what the larger class has beyond the smaller one is left out. Texts with the same prompt
-    are paired first. Raises `InvalidData` if it is not known which class is wanted.
+    are paired first, then those of the same group; see `partners.py`. Raises `InvalidData` if it is not known which
+    class is wanted.
     """
     by_class: dict[str, list[ClassText]] = defaultdict(list)
     for text in texts:
@@ -75,16 +78,26 @@ def paired(
     others = [text for text in texts if text.label != wanted]
     classes = {wanted: len(by_class[wanted])} | {name: len(found) for name, found in by_class.items() if name != wanted}
     notes = [f"the wanted class is {wanted!r}: each of its texts is paired with one of the others"]
+    places = couples_of(_kin(by_class[wanted]), _kin(others))
+    couples = [(by_class[wanted][one], others[other]) for one, other in places]
     left = abs(len(by_class[wanted]) - len(others))
     if left:
         notes.append(f"{left} texts of the larger class are left out, so that both have the same number")
+    if alone := min(len(by_class[wanted]), len(others)) - len(couples):
+        notes.append(f"{alone} texts of each class are left out, since pairing them would link further groups")
     pairs = []
-    for positive, negative in _couples(by_class[wanted], others):
+    groups = linked_groups([(positive.group, negative.group) for positive, negative in couples])
+    for (positive, negative), group in zip(couples, groups, strict=True):
         turn = None if positive.prompt or negative.prompt else options.turn or _turn_of_texts(positive, *by_class)
         before = None if negative.prompt == positive.prompt else negative.prompt
         if positive.text.strip() != negative.text.strip():
-            pairs.append(PairItem(positive.text, negative.text, positive.prompt, positive.row.line, turn, before))
+            pair = PairItem(positive.text, negative.text, positive.prompt, positive.row.line, turn, before, group)
+            pairs.append(pair)
     return pairs, classes, notes
+
+
+def _kin(texts: Sequence[ClassText]) -> list[Kin]:
+    return [Kin(text.prompt, text.group) for text in texts]
 
 
 def _wanted(by_class: Mapping[str, Sequence[ClassText]], options: ReadOptions, file: str) -> str:
@@ -108,24 +121,6 @@ def _wanted(by_class: Mapping[str, Sequence[ClassText]], options: ReadOptions, f
             file,
         )
     return wanted
-
-
-def _couples(wanted: Sequence[ClassText], others: Sequence[ClassText]) -> list[tuple[ClassText, ClassText]]:
-    by_prompt: dict[Prompt, list[ClassText]] = defaultdict(list)
-    for text in others if any(text.prompt for text in others) else ():
-        by_prompt[text.prompt].append(text)
-    partner: dict[int, ClassText] = {}
-    for number, text in enumerate(wanted):
-        if by_prompt.get(text.prompt):
-            partner[number] = by_prompt[text.prompt].pop(0)
-    taken = {id(text) for text in partner.values()}
-    rest = iter([text for text in others if id(text) not in taken])
-    couples = []
-    for number, text in enumerate(wanted):
-        other = partner.get(number) or next(rest, None)
-        if other is not None:
-            couples.append((text, other))
-    return couples
 
 
 def _turn_of_texts(text: ClassText, *classes: str) -> Turn | None:

@@ -39,14 +39,18 @@ class TrainingResult:
 
     @property
     def summary(self) -> str:
-        """The verdict, the accuracy on held-out items before and after, and what was chosen, on a line each."""
+        """The verdict, the accuracy on held-out items before and after, and what was chosen, on a line each; and with
+        `adaptive` which vector it is.
+        """
         chosen, test = self.report["chosen"], self.report["test"]
         before, after = (100 * found["value"] for found in (self.report["baseline"]["test"], test["accuracy"]))
         layers = ", ".join(map(str, chosen["layers"]))
+        adaptive = self.report.get("adaptive")
+        says = "" if adaptive is None else f"\nadaptive ({adaptive['form']}): {adaptive['reason']}"
         return (
             f"{'it helps' if self.is_recommended else 'not recommended'}: {self.reason}\n"
             f"test accuracy {before:.1f} % → {after:.1f} %\n"
-            f"{chosen['variant']}, {chosen['site']} layer {layers}, scale {chosen['scale']:g}"
+            f"{chosen['variant']}, {chosen['site']} layer {layers}, scale {chosen['scale']:g}{says}"
         )
 
 

@@ -44,7 +44,8 @@ class Method(MethodOptions):
     what a vector may cost on retention data; with `search_retention`, cells that cost too much are not chosen.
     With `race`, cells that cannot be chosen any more are not asked further.
     `baselines` are what the vector is compared with, None for nothing; `system_prompt` is tried by the one that
-    prompts. `allow_no_gain` publishes a vector that does not help.
+    prompts. `adaptive` also tries a strength that depends on the input. `allow_no_gain` publishes a vector that does
+    not help.
     """
 
     @classmethod

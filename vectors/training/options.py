@@ -57,6 +57,11 @@ Baseline = Literal["random", "logistic", "lda", "pca", "caa", "prompt", "icl"]
 
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
+Adaptive = Literal["cap", "gate"]
+"""How the strength of a vector depends on the input; see `vectors/training/adaptive_vectors.py`."""
+
+ADAPTIVES: tuple[Adaptive, ...] = get_args(Adaptive)
+
 Fit = Literal["logistic", "mean_difference"]
 """How a probe's direction is found; see `vectors/training/probe_fitting.py`."""
 
@@ -369,6 +374,17 @@ class MethodOptions:
         "a system prompt of your own to try among those of the baseline prompt",
         uses=("train",),
         metavar="TEXT",
+        group=_HOW_TO_TRAIN,
+        default_text="none",
+    )
+    adaptive: Adaptive | None = _option(
+        None,
+        OneOf(ADAPTIVES),
+        "also make a vector whose strength depends on the input, in the direction and at the place chosen: cap (brings "
+        "it up to a threshold) or gate (adds it by the probability that the model answers wrong); it is published "
+        "instead if it changes fewer answers elsewhere at equal accuracy",
+        uses=("train",),
+        metavar="FORM",
         group=_HOW_TO_TRAIN,
         default_text="none",
     )

@@ -9,7 +9,8 @@ They are kept beside the report as `outcomes.jsonl`, one JSON object a line, so 
     retention       an item that should not change, asked once
     retention_text  a plain text: the log-probability of its second half
 
-Lines of a test or a search with a `baseline` are of that baseline instead of the trained vector.
+Lines of a test or a search with a `baseline` are of that baseline instead of the trained vector; lines with a
+`condition` are of another vector that an adaptive training tried on the same items (`adaptive_search.py`).
 """
 
 from __future__ import annotations
@@ -161,12 +162,24 @@ class Tested:
 
 
 @dataclass(frozen=True, slots=True)
+class Condition:
+    """The outcomes of another vector than the one that the search chose, on the same items, by its name."""
+
+    name: str
+    test: tuple[ItemOutcome, ...]
+    validation: tuple[ValidationOutcome, ...]
+    retention: tuple[ItemOutcome, ...] = ()
+    texts: tuple[TextOutcome, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Outcomes:
     """Everything that a report is computed from."""
 
     tested: tuple[Tested, ...]
     retention: tuple[ItemOutcome, ...] = ()
-    texts: tuple[TextOutcome, ...] = field(default=())
+    texts: tuple[TextOutcome, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
     def to_jsonl(self) -> bytes:
         """The file."""
@@ -176,40 +189,72 @@ class Outcomes:
             name |= {} if found.baseline is None else {"baseline": found.baseline}
             rows += [{"part": "validation", **name, **item.to_json()} for item in found.validation]
             rows += [{"part": "test", **name, **item.to_json()} for item in found.test]
-        rows += [{"part": "retention", **item.to_json()} for item in self.retention]
-        rows += [{"part": "retention_text", **text.to_json()} for text in self.texts]
+        rows += _lines(self)
+        for condition in self.conditions:
+            name = {"condition": condition.name}
+            rows += [{"part": "validation", **name, **item.to_json()} for item in condition.validation]
+            rows += [{"part": "test", **name, **item.to_json()} for item in condition.test]
+            rows += [{**row, **name} for row in _lines(condition)]
         return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
 
     @classmethod
     def from_jsonl(cls, content: bytes, name: str = OUTCOMES) -> Self:
         """The outcomes of a file. Raises `InvalidData` at the line that cannot be read."""
-        tests: dict[tuple[int, int | None, str | None], tuple[list[ItemOutcome], list[ValidationOutcome]]] = {}
-        kept: list[ItemOutcome] = []
-        texts: list[TextOutcome] = []
+        tests: dict[tuple[int, int | None, str | None], _Read] = {}
+        own = _Read()
+        conditions: dict[str, _Read] = {}
         for number, line in enumerate(content.splitlines(), 1):
             try:
                 found = json.loads(line)
                 part = found["part"]
-                if part == "retention":
-                    kept.append(ItemOutcome.from_json(found))
-                elif part == "retention_text":
-                    texts.append(TextOutcome.from_json(found))
-                else:
+                if (condition := found.get("condition")) is not None:
+                    conditions.setdefault(str(condition), _Read()).add(found)
+                elif part in ("test", "validation"):
                     name_of_test = (found["seed"], found.get("size"), found.get("baseline"))
-                    test, validation = tests.setdefault(name_of_test, ([], []))
-                    if part == "validation":
-                        validation.append(ValidationOutcome.from_json(found))
-                    elif part == "test":
-                        test.append(ItemOutcome.from_json(found))
-                    else:
-                        raise ValueError(f"part: expected test, validation, retention or retention_text, got {part!r}")
+                    tests.setdefault(name_of_test, _Read()).add(found)
+                else:
+                    own.add(found)
             except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
                 raise InvalidData(f"is no outcome of an item ({error!r:.100})", name, number) from None
         tested = (
-            Tested(seed, tuple(test), tuple(asked), size, baseline)
-            for (seed, size, baseline), (test, asked) in tests.items()
+            Tested(seed, tuple(read.test), tuple(read.validation), size, baseline)
+            for (seed, size, baseline), read in tests.items()
         )
-        return cls(tuple(tested), tuple(kept), tuple(texts))
+        others = (
+            Condition(name, tuple(read.test), tuple(read.validation), tuple(read.retention), tuple(read.texts))
+            for name, read in conditions.items()
+        )
+        return cls(tuple(tested), tuple(own.retention), tuple(own.texts), tuple(others))
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What has been read of one vector, by part."""
+
+    test: list[ItemOutcome] = field(default_factory=list)
+    validation: list[ValidationOutcome] = field(default_factory=list)
+    retention: list[ItemOutcome] = field(default_factory=list)
+    texts: list[TextOutcome] = field(default_factory=list)
+
+    def add(self, found: dict[str, Any]) -> None:
+        """Add a line. Raises `ValueError`, `KeyError` and `TypeError`."""
+        match found["part"]:
+            case "test":
+                self.test.append(ItemOutcome.from_json(found))
+            case "validation":
+                self.validation.append(ValidationOutcome.from_json(found))
+            case "retention":
+                self.retention.append(ItemOutcome.from_json(found))
+            case "retention_text":
+                self.texts.append(TextOutcome.from_json(found))
+            case part:
+                raise ValueError(f"part: expected test, validation, retention or retention_text, got {part!r}")
+
+
+def _lines(kept: Outcomes | Condition) -> list[dict[str, Any]]:
+    """The lines of what a vector should not change."""
+    rows = [{"part": "retention", **item.to_json()} for item in kept.retention]
+    return rows + [{"part": "retention_text", **text.to_json()} for text in kept.texts]
 
 
 def outcomes_of(questions: Sequence[Question], before: Choices, after: Choices) -> tuple[ItemOutcome, ...]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vectors.errors import InvalidData
+from vectors.training.adaptive_report import figures_of as figures_of_adaptive
 from vectors.training.baselines import figures_of
 from vectors.training.held_out import HeldOutResult, held_out_report, held_out_result, interval_report
 from vectors.training.method import Method
-from vectors.training.outcomes import Outcomes, Tested, right_of
+from vectors.training.outcomes import Condition, ItemOutcome, Outcomes, Tested, right_of
 from vectors.training.probe_outcomes import figures_of as figures_of_probe
 from vectors.training.probe_outcomes import from_jsonl
 from vectors.training.report import SearchedGrid, grid_over_seeds, over_seeds, race_report, seeds_report
@@ -92,13 +93,15 @@ def _tested(outcomes: Outcomes, seed: int, size: int | None = None, baseline: st
 
 def _training(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
     first = _tested(outcomes, report["seed"])
-    test = held_out_result(first.test)
+    method = Method.from_json(report["method"])
+    adapted = _adaptive(report, outcomes, first, method)
+    better = _better(first, outcomes, adapted)
+    test = held_out_result(better.test)
     figures: dict[str, Any] = {"baseline": {"test": interval_report(test.baseline)}, "test": held_out_report(test)}
     perplexity = report["retention"]["perplexity"]
     figures["retention"] = retention_report(
-        outcomes.retention, outcomes.texts, OWN_TEXTS if perplexity is None else perplexity["texts"]
+        better.retention, better.texts, OWN_TEXTS if perplexity is None else perplexity["texts"]
     )
-    method = Method.from_json(report["method"])
     unsteered_wins = None
     if "chosen" in report:
         baseline, bounds = _validation(first)
@@ -107,7 +110,8 @@ def _training(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
         figures["race"] = race_report(first.validation) if method.race else None
         chosen = bounds[_chosen_cell(report)][0]
         figures["chosen"] = {"validation": chosen, "selected_from": len(bounds)}
-        unsteered_wins = not method.is_paper and baseline >= chosen
+        beaten = chosen if not adapted.get("published") else adapted["conditions"][1]["chosen"]["validation"]
+        unsteered_wins = not method.is_paper and baseline >= beaten
     splits: list[tuple[int, HeldOutResult, Mapping[str, int]]] = [
         (each["seed"], held_out_result(_tested(outcomes, each["seed"]).test), each["split"])
         for each in report.get("seeds", {"each": ()})["each"]
@@ -115,8 +119,9 @@ def _training(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:
     if splits:
         figures["seeds"] = seeds_report(splits)
         figures["seeds"] |= {} if method.race else {"grid": _grid(report["seeds"], outcomes)}
-    compared = [_baseline(shown, report, outcomes, first) for shown in report.get("baselines", ())]
+    compared = [_baseline(shown, report, outcomes, better.test) for shown in report.get("baselines", ())]
     figures |= {"baselines": compared} if compared else {}
+    figures |= {"adaptive": adapted} if adapted else {}
     verdict = verdict_of(
         test,
         method,
@@ -146,15 +151,33 @@ def _grid(seeds: Mapping[str, Any], outcomes: Outcomes) -> list[dict[str, Any]]:
     return grid_over_seeds(grids)
 
 
+def _adaptive(report: Mapping[str, Any], outcomes: Outcomes, constant: Tested, method: Method) -> dict[str, Any]:
+    """The figures of an adaptive training; empty without one."""
+    found = report.get("adaptive")
+    if found is None:
+        return {}
+    if not found["conditions"]:
+        return {"published": False}
+    numbers = {one["name"]: one["chosen"]["candidate"] for one in found["conditions"] if "chosen" in one}
+    return figures_of_adaptive(numbers, (constant.test, outcomes.retention), outcomes.conditions, method)
+
+
+def _better(constant: Tested, outcomes: Outcomes, adapted: Mapping[str, Any]) -> Condition:
+    """The outcomes of the vector that the report is about."""
+    if adapted.get("published"):
+        return next(condition for condition in outcomes.conditions if condition.name == "adaptive")
+    return Condition("constant", constant.test, constant.validation, outcomes.retention, outcomes.texts)
+
+
 def _baseline(
-    shown: Mapping[str, Any], report: Mapping[str, Any], outcomes: Outcomes, vector: Tested
+    shown: Mapping[str, Any], report: Mapping[str, Any], outcomes: Outcomes, vector: Sequence[ItemOutcome]
 ) -> dict[str, Any]:
     if "reason" in shown:
         return {"name": shown["name"]}
     tested = _tested(outcomes, report["seed"], baseline=shown["name"])
-    if [item.line for item in tested.test] != [item.line for item in vector.test]:
+    if [item.line for item in tested.test] != [item.line for item in vector]:
         raise InvalidData(f"the baseline {shown['name']} has other items than the vector", "outcomes.jsonl")
-    return {"name": shown["name"], **figures_of(tested, shown["chosen"]["candidate"], vector.test)}
+    return {"name": shown["name"], **figures_of(tested, shown["chosen"]["candidate"], vector)}
 
 
 def _sweep(report: Mapping[str, Any], outcomes: Outcomes) -> dict[str, Any]:

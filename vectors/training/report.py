@@ -12,6 +12,7 @@ from typing import Any
 
 from vectors.data.items import ChoiceItem, DataSet
 from vectors.data.split import gold_places
+from vectors.training.adaptive_search import TestedAdaptive
 from vectors.training.baselines import BaselineResult
 from vectors.training.held_out import HeldOutResult, held_out_report, interval_report
 from vectors.training.method import Method
@@ -30,13 +31,13 @@ class SeedResult:
     cells: list[Cell]
     validation: tuple[ValidationOutcome, ...]
     validation_baseline: float
-    unsteered_wins: bool
     test: HeldOutResult
     plain_accuracy: float | None
     num_items: dict[str, int]
     num_tokens: int
     notes: list[str] = field(default_factory=list)
     baselines: tuple[BaselineResult, ...] = ()
+    adaptive: TestedAdaptive | None = None
 
 
 def cell_report(cell: Cell) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 from vectors.data.items import DataSet, summary_of
 from vectors.data.options import ReadOptions
 from vectors.errors import UNNAMED, InvalidData, InvalidMethod, MissingDependency
+from vectors.training.adaptive_plot import retention_at_accuracy
 from vectors.training.apart import of_record, recorded, seen_of, without_seen, without_too_long
 from vectors.training.evaluate import evaluate
 from vectors.training.examiner import Examiner
@@ -134,6 +135,8 @@ def _carry_out(
     plots.append(("accuracy.png", _accuracy_plot(trained.report)))
     if trained.report.get("baselines"):
         plots.append(("baselines.png", _baselines_plot(trained.report)))
+    if trained.report.get("adaptive", {}).get("conditions"):
+        plots.append(("adaptive.png", retention_at_accuracy(trained.report)))
     return Done(
         _with_record(trained.vector, data, task.method, seed),
         trained.report,

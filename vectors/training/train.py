@@ -20,6 +20,8 @@ import numpy as np
 from vectors.data.items import ChoiceItem, DataSet, PairItem, ShownItem, TextItem
 from vectors.data.split import Parts, shuffle_alike, shuffle_options, split_items
 from vectors.errors import InvalidData, InvalidMethod
+from vectors.training.adaptive_search import Around, SearchedAdaptive, TestedAdaptive, search_adaptive
+from vectors.training.adaptive_training import Better, better_of, conditions_of
 from vectors.training.baselines import (
     PROMPTED,
     SearchedBaseline,
@@ -32,11 +34,11 @@ from vectors.training.baselines import (
 )
 from vectors.training.contrast import Answered, Contrast, contrast_of
 from vectors.training.examiner import Examiner, Question
-from vectors.training.held_out import measure_steerings
+from vectors.training.held_out import held_out_report, measure_steerings
 from vectors.training.method import Method
 from vectors.training.model_view import ModelView
 from vectors.training.options import Variant
-from vectors.training.outcomes import Outcomes, Tested, ValidationOutcome, validation_outcomes
+from vectors.training.outcomes import Condition, Outcomes, Tested, ValidationOutcome, validation_outcomes
 from vectors.training.progress import Report, WorkPlan
 from vectors.training.prompts import Text, statements_of
 from vectors.training.report import SeedResult, over_seeds, training_report
@@ -121,40 +123,54 @@ def train(view: ModelView, data: TrainingData, method: Method, *, seed: int, rep
         raise InvalidMethod("search_retention: expected two or more retention items, got none", "search_retention")
     results = [
         train_seed(view, data, one, seed + number, plan, retained=retention.searched)
-        for number, one in enumerate([method] + [dataclasses.replace(method, baselines=None)] * (method.seeds - 1))
+        for number, one in enumerate([method] + [_without_others(method)] * (method.seeds - 1))
     ]
     first = results[0]
     plan.begin("retention", retention.num_prompts)
-    kept_items, kept_texts = check_retention(
-        view, Examiner(view, method), retention, first.chosen.steering, plan.advance
+    plain = Examiner(view, method)
+    better = constant = Better(
+        first.chosen, first.test, *check_retention(view, plain, retention, first.chosen.steering, plan.advance)
     )
+    conditions: tuple[Condition, ...] = ()
+    adapted: dict[str, Any] | None = None
+    if (found := first.adaptive) is not None:
+        conditions = conditions_of(view, plain, retention, found.searched, found.tests, plan.advance)
+        better, adapted = better_of(constant, found.searched, conditions, method)
     plan.end()
-    kept = retention_report(kept_items, kept_texts, retention.texts_from)
-    compared = report_of_baselines(first.baselines, first.test.outcomes)
+    kept = retention_report(better.kept_items, better.kept_texts, retention.texts_from)
+    compared = report_of_baselines(first.baselines, better.test.outcomes)
+    assert better.cell.accuracy is not None
     verdict = verdict_of(
-        first.test,
+        better.test,
         method,
         kept,
-        unsteered_wins=first.unsteered_wins,
+        unsteered_wins=not method.is_paper and first.validation_baseline >= better.cell.accuracy,
         gains=[result.test.paired.gain for result in results],
         over_seeds=over_seeds([(result.seed, result.test, result.num_items) for result in results]),
         baselines=compared,
     )
-    reported = training_report(data.items, method, results, kept, plan.seconds)
+    reported = training_report(data.items, method, results, kept, plan.seconds) | {"test": held_out_report(better.test)}
     reported["notes"] += harm_of(kept)
+    reported |= {} if adapted is None else {"adaptive": adapted}
     reported |= {"baselines": compared} if method.baselines else {}
     reported |= {"recommended": verdict.is_recommended, "reason": verdict.reason, "verdict": verdict.to_json()}
     publishes = verdict.is_recommended or method.allow_no_gain
-    vector = _make_vector(view, first.chosen, reported) if publishes else None
+    vector = _make_vector(view, better.cell, reported) if publishes else None
     outcomes = Outcomes(
         (
             *(Tested(result.seed, result.test.outcomes, result.validation) for result in results),
             *(one.tested for one in first.baselines if one.tested is not None),
         ),
-        kept_items,
-        kept_texts,
+        constant.kept_items,
+        constant.kept_texts,
+        conditions,
     )
     return Trained(vector, reported, outcomes, first.cells, sum(result.num_tokens for result in results))
+
+
+def _without_others(method: Method) -> Method:
+    """The method of the further seeds, which tell how the vector varies and nothing of what it is compared with."""
+    return dataclasses.replace(method, baselines=None, adaptive=None)
 
 
 def expected_work(data: TrainingData, method: Method, view: ModelView) -> dict[str, float]:
@@ -189,13 +205,16 @@ def show(items: Sequence[ChoiceItem | PairItem], method: Method, seed: int) -> t
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """One split's search over the whole grid; `tested`: the questions of the test part, not yet asked with steering.
+    """One split's search over the whole grid: `answers` to the training items, `asked` the validation items, and
+    `tested` the questions of the test part, not yet asked with steering.
 
     `plain_accuracy`: of the unsteered model on them without exemplars, None if the method has no exemplars.
     """
 
     seed: int
     examiner: Examiner
+    answers: list[Answered]
+    asked: tuple[Question, ...]
     tested: tuple[Question, ...]
     cells: list[Cell]
     validation: tuple[ValidationOutcome, ...]
@@ -222,26 +241,35 @@ def train_seed(
     chosen = best_of(found.cells, is_paper=method.is_paper, max_loss=method.max_loss)
     assert chosen.accuracy is not None
     plan.best = chosen.accuracy
+    adapted = SearchedAdaptive()
+    if method.adaptive is not None:
+        plan.begin("adapting", len(found.asked) + len(retained))
+        number = next(number for number, cell in enumerate(found.cells) if cell is chosen)
+        around = Around(chosen, number, found.answers, found.asked, found.validation)
+        adapted = search_adaptive(view, found.examiner, method, around, seed, plan.advance, retained)
     plan.begin("testing", sum(len(q.order) if isinstance(q, ShownItem) else 1 for q in found.tested))
     steered = [one.chosen for one in found.baselines if isinstance(one.chosen, Cell)]
+    steered += [condition.chosen for condition in adapted.conditions]
     test, *others = measure_steerings(
         found.examiner, found.tested, [chosen.steering, *(cell.steering for cell in steered)], plan.advance
     )
+    outcomes = [other.outcomes for other in others]
+    num_baselines = len(steered) - len(adapted.conditions)
     return SeedResult(
         seed=seed,
         chosen=chosen,
         cells=found.cells,
         validation=found.validation,
         validation_baseline=found.validation_baseline,
-        unsteered_wins=not method.is_paper and found.validation_baseline >= chosen.accuracy,
         test=test,
         plain_accuracy=found.plain_accuracy,
         num_items=found.num_items,
         num_tokens=found.num_tokens,
         notes=found.notes + _cost_note(chosen, method),
         baselines=tested_baselines(
-            found.baselines, seed, found.tested, test.outcomes, [other.outcomes for other in others], plan.advance
+            found.baselines, seed, found.tested, test.outcomes, outcomes[:num_baselines], plan.advance
         ),
+        adaptive=None if method.adaptive is None else TestedAdaptive(adapted, tuple(outcomes[num_baselines:])),
     )
 
 
@@ -312,6 +340,8 @@ def search_seed(
     return Searched(
         seed=seed,
         examiner=examiner,
+        answers=answers,
+        asked=validation,
         tested=tested,
         cells=cells,
         validation=validation_outcomes(validation, right),

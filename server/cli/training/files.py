@@ -18,7 +18,9 @@ REPORT = "report.json"
 
 ANSWERS = "answers.jsonl"
 
-_OTHERS = ("outcomes.jsonl", ANSWERS, "accuracy.png", "dose.png", "sizes.png", "grid-*.png")
+_PLOTS = ("accuracy", "adaptive", "auc", "baselines", "calibration", "dose", "gain-*", "grid-*", "sizes")
+
+_OTHERS = ("outcomes.jsonl", ANSWERS, *(f"{plot}.png" for plot in _PLOTS))
 
 
 def read_file(path: Path) -> bytes:

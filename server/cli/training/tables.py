@@ -21,11 +21,16 @@ def show_report(report: _Report, console: Console) -> None:
     if baselines := report.get("baselines"):
         console.print(_baselines(baselines))
         console.print()
+    if (adaptive := report.get("adaptive")) and adaptive["conditions"]:
+        console.print(_adaptive(adaptive))
+        console.print()
     rows = []
     if "chosen" in report:
         rows += [("chosen", _chosen(report["chosen"])), ("validation", _validation(report))]
     if race := report.get("race"):
         rows.append(("race", _race(race, report["chosen"]["selected_from"])))
+    if adaptive:
+        rows.append(("adaptive", f"{adaptive['form']}: {adaptive['reason']}"))
     rows.append(("answers", _changes(test)))
     rows.append(("chance", _over(test["over_chance"], "guessing or one letter for everything")))
     if test["best_text"] is not None:
@@ -163,6 +168,20 @@ def _baselines(baselines: Sequence[_Report]) -> Table:
             what = f"{variant}{chosen['site']} layer {chosen['layer']}, scale {chosen['scale']:.4g}"
         cells = (found["name"], _accuracy(found["accuracy"]), _gain(found), _gain(over), f"{over['p']:.2g}", what)
         table.add_row(*map(Text, cells))
+    return table
+
+
+def _adaptive(adaptive: _Report) -> Table:
+    table = plain_table("vector", "test accuracy", "gain", "changed elsewhere", "what it is")
+    for found in adaptive["conditions"]:
+        elsewhere = "" if found["elsewhere"] is None else _accuracy(found["elsewhere"]["changed"])
+        names = ("scale", "min", "max", "half_open_at", "sharpness")
+        chosen = found.get("chosen", {})
+        numbers = ", ".join(f"{name.replace('_', ' ')} {chosen[name]:.3g}" for name in names if name in chosen)
+        what = "the best of the search" if found["name"] == "constant" else numbers
+        table.add_row(*map(Text, (found["name"], _accuracy(found["accuracy"]), _gain(found), elsewhere, what)))
+    table.caption = f"elsewhere: the {adaptive['elsewhere']}"
+    table.caption_justify = "left"
     return table
 
 

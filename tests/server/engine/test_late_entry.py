@@ -169,6 +169,8 @@ def test_every_branch_is_scored_once_in_chunks_of_any_size(budget: int) -> None:
         rows = branches.next(num_rows)
         assert len(rows.entries) == num_rows == len(rows.branches) + rows.has_base
         assert list(rows.entries) == sorted(rows.entries)
+        assert rows.entries[0] == 0  # a row that enters late goes on from the stream of one that does not
+        assert rows.has_base or not any(rows.entries)
         scored += rows.branches
         branches.add(torch.tensor([[float(branch)] for branch in rows.branches]))
     assert sorted(scored) == list(range(len(plans)))

@@ -35,6 +35,7 @@ FULL: dict[str, Any] = {
     "race": True,
     "baselines": ["random", "prompt"],
     "system_prompt": "Answer truthfully.",
+    "adaptive": "gate",
     "allow_no_gain": True,
 }
 
@@ -166,6 +167,8 @@ MALFORMED: list[tuple[str, object]] = [
     ("baselines", []),
     ("baselines", ["pca", "pca"]),
     ("system_prompt", 3),
+    ("adaptive", "clamp"),
+    ("adaptive", True),
     ("allow_no_gain", "false"),
     ("lambda", 1),
     ("variants", ["pas_full"]),

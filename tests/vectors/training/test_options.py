@@ -66,6 +66,7 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "race": (["--race"], True),
     "baselines": (["--baselines", "random,prompt"], ["random", "prompt"]),
     "system_prompt": (["--system-prompt", "Be right."], "Be right."),
+    "adaptive": (["--adaptive", "cap"], "cap"),
     "allow_no_gain": (["--allow-no-gain"], True),
     "map": (
         ["--map", "question=my stem, choices=opt_a+opt_b"],
