@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from server.answers.compiler import NUM_AT_ONCE, GrammarCompiler
 from server.api.http.metrics import Metrics
+from server.api.http.open_streams import OpenStreams
 from server.api.http.places import Places
 from server.api.http.rate_limits import RateLimits
 from server.config import Settings
@@ -53,6 +54,7 @@ class Services:
     compiling: Places = field(default_factory=lambda: Places(NUM_AT_ONCE, MAX_WAITING_TO_COMPILE))
     wrong_keys: RateLimits = field(default_factory=lambda: RateLimits(WRONG_KEYS_PER_MINUTE))
     responses: ResponseStore | None = None
+    streams: OpenStreams = field(default_factory=OpenStreams)
     dose: DosePolicy = NO_POLICY
     started_at: int = field(default_factory=lambda: int(time.time()))
 
