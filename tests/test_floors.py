@@ -153,7 +153,8 @@ FLOORS: dict[str, str] = {
     "server.api.http": """
         __init__ objects paths
         json_response
-        client_address connection description engine_errors metrics observed open_streams pages places preconditions rate_limits wire
+        client_address connection description engine_errors metrics observed open_streams pages places preconditions
+        rate_limits wire
         bodies failures parameters services timeouts tracing
         auth cors request_log sse uploads
         limiting
