@@ -22,6 +22,7 @@ from server.api.http.services import Services
 from server.api.http.timeouts import TimeoutLayer
 from server.api.registry import routes as registry
 from server.api.responses import routes as responses
+from server.api.streams import routes as streams
 from server.api.training import files
 from server.api.training import jobs as training_jobs
 from server.config import Settings
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 _LIMITED = (chat, completions, responses, decisions, tokens)
-_OTHERS = (models, registry, files, training_jobs, health)
+_OTHERS = (streams, models, registry, files, training_jobs, health)
 
 
 def build_app(

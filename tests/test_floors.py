@@ -124,7 +124,7 @@ FLOORS: dict[str, str] = {
     "server.api": """
         __init__ http
         generation
-        chat completions decisions registry responses training
+        chat completions decisions registry responses streams training
         about
     """,
     "server.api.about": """
@@ -148,13 +148,14 @@ FLOORS: dict[str, str] = {
     "server.api.generation": """
         __init__ content mailbox measurement objects tools wire
         answer_head running scoring steering
-        choices
+        choices variants
         dialogue logprobs probes
     """,
     "server.api.http": """
         __init__ objects paths
         json_response
-        client_address connection description engine_errors metrics observed pages places preconditions rate_limits wire
+        client_address connection description engine_errors metrics observed open_streams pages places preconditions
+        rate_limits wire
         bodies failures parameters services timeouts tracing
         auth cors request_log sse uploads
         limiting
@@ -169,6 +170,10 @@ FLOORS: dict[str, str] = {
         output wire
         echo
         response
+        routes
+    """,
+    "server.api.streams": """
+        __init__ objects wire
         routes
     """,
     "server.api.training": """

@@ -23,7 +23,8 @@ from vectors.positions import Phase
 class BranchRows:
     """The rows of a chunk: a base row if `has_base`, then one for each of `branches`, which are indices of plans.
 
-    `entries`: the point of `EntryPoints` at which each row enters, ascending; the base's is 0, and without a base all are.
+    `entries`: the point of `EntryPoints` at which each row enters, ascending; the base's is 0, and without a base all
+    are.
     """
 
     has_base: bool

@@ -52,7 +52,10 @@ class ChatLogprobs(TypedDict):
 
 
 class ChatChoice(TypedDict):
-    """One of the `n` answers. `probes` is present if the request has probes, `token_ids` with `return_token_ids`."""
+    """One of the answers. `probes` is present if the request has probes, `token_ids` with `return_token_ids`.
+
+    `steering` and `prompt_token_ids` are here, and not beside the choices, if the request has variants.
+    """
 
     index: int
     message: ChatAnswerMessage
@@ -61,6 +64,8 @@ class ChatChoice(TypedDict):
     probes: NotRequired[dict[str, ProbeScores]]
     gates: NotRequired[list[GateCount]]
     token_ids: NotRequired[list[int]]
+    steering: NotRequired[list[AppliedSteering]]
+    prompt_token_ids: NotRequired[list[int]]
 
 
 class ChatCompletion(TypedDict):
@@ -72,7 +77,7 @@ class ChatCompletion(TypedDict):
     model: str
     choices: list[ChatChoice]
     usage: Usage
-    steering: list[AppliedSteering]
+    steering: NotRequired[list[AppliedSteering]]
     prompt_token_ids: NotRequired[list[int]]
 
 
@@ -102,7 +107,10 @@ class ChatDelta(TypedDict):
 
 
 class ChatChunkChoice(TypedDict):
-    """The delta of one answer. The last one is empty, and has the finish reason and the summary of its probes."""
+    """The delta of one answer. The last one is empty, and has the finish reason and the summary of its probes.
+
+    If the request has variants, the first one has the answer's steering.
+    """
 
     index: int
     delta: ChatDelta
@@ -111,6 +119,8 @@ class ChatChunkChoice(TypedDict):
     probes: NotRequired[dict[str, ProbeScoresDelta]]
     gates: NotRequired[list[GateCount]]
     token_ids: NotRequired[list[int]]
+    steering: NotRequired[list[AppliedSteering]]
+    prompt_token_ids: NotRequired[list[int]]
 
 
 class ChatCompletionChunk(TypedDict):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request
@@ -23,7 +24,7 @@ from server.api.chat.objects import (
     ChatLogprobs,
     ChatToolCallDelta,
 )
-from server.api.chat.wire import ChatRequest
+from server.api.chat.wire import ChatMessage, ChatRequest, ChatVariant
 from server.api.generation.answer_head import AnswerHead
 from server.api.generation.choices import check_num_choices, usage_of
 from server.api.generation.dialogue import Dialogue, Replies, ReplyPiece, replies_to
@@ -31,7 +32,8 @@ from server.api.generation.logprobs import shown_logprobs
 from server.api.generation.objects import Usage
 from server.api.generation.probes import shown_delta, shown_gates, shown_scores
 from server.api.generation.running import Choice, TokenEntry
-from server.api.generation.steering import applied_steering, plan_of
+from server.api.generation.steering import applied_steering
+from server.api.generation.variants import plans_of
 from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model
 from server.api.http.connection import while_connected
@@ -43,7 +45,6 @@ from server.api.http.services import Services, services_of
 from server.api.http.sse import EventStream
 from server.detokenizer import TokenTable
 from server.keys import Role
-from server.steering.plan import SteeringPlan
 
 router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Generation"])
 
@@ -65,16 +66,18 @@ async def create_chat_completion(request: Request) -> Response:
     generation = answer.replies.generation
     generation.submit(caller)
     if body.stream:
-        return EventStream(answer.chunks(), close=generation.close)
+        close = services.streams.add(answer.head.response_id, caller.owner, generation)
+        return EventStream(answer.chunks(), close=close)
     with generation:
         return await while_connected(request.receive, answer.whole())
 
 
 async def _prepare(body: ChatRequest, services: Services, caller: Caller) -> _ChatAnswer:
-    check_num_choices(body.num_choices, services)
-    plan = await plan_of(body, services)
+    variants = body.variants or ()
+    check_num_choices(body.num_choices * max(1, len(variants)), services, "variants" if variants else "n")
+    plans = await plans_of(body, body.variants, services)
     dialogue = Dialogue(
-        messages=await run_sync(lambda: [message.for_template() for message in body.messages]),
+        messages=await run_sync(_for_template, body.messages),
         use=body.use(),
         schema=body.answer_schema(),
         max_tokens=body.asked_tokens,
@@ -83,8 +86,23 @@ async def _prepare(body: ChatRequest, services: Services, caller: Caller) -> _Ch
         template_kwargs=body.chat_template_kwargs or {},
     )
     response_id = f"chatcmpl-{uuid.uuid4().hex}"
-    replies = await replies_to(dialogue, body, services, plan, response_id, caller)
-    return _ChatAnswer(body, replies, services.text.table, plan, AnswerHead.of(body, response_id, services))
+    dialogues = [
+        await run_sync(_dialogue_of, variant, number, dialogue) for number, variant in enumerate(variants)
+    ] or [dialogue]
+    replies = await replies_to(list(zip(dialogues, plans, strict=True)), body, services, response_id, caller)
+    return _ChatAnswer(body, replies, services.text.table, AnswerHead.of(body, response_id, services))
+
+
+def _for_template(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    return [message.for_template() for message in messages]
+
+
+def _dialogue_of(variant: ChatVariant, number: int, dialogue: Dialogue) -> Dialogue:
+    """The dialogue of a variant: that of the request, unless it has messages of its own."""
+    if variant.messages is None:
+        return dialogue
+    names = replace(dialogue.names, messages=f"variants.{number}.messages")
+    return replace(dialogue, messages=_for_template(variant.messages), names=names)
 
 
 @dataclass(frozen=True)
@@ -94,14 +112,13 @@ class _ChatAnswer:
     body: ChatRequest
     replies: Replies
     table: TokenTable
-    plan: SteeringPlan
     head: AnswerHead
 
     async def whole(self) -> Response:
         """The answer as one object."""
         whole = await self.replies.whole()
         num_tokens = sum(choice.text.num_tokens for choice in self._choices)
-        num_numbers = 1 + (self.body.num_logprobs or 0) + len(self.plan.probes)
+        num_numbers = 1 + (self.body.num_logprobs or 0) + len(self._choices[0].request.plan.probes)
         return await built_response(lambda: self._object(whole), num_tokens * num_numbers)
 
     def _object(self, whole: Sequence[tuple[Choice, Reply, ReplyPiece]]) -> ChatCompletion:
@@ -114,12 +131,15 @@ class _ChatAnswer:
                 "logprobs": self._logprobs(piece.entries),
                 "finish_reason": piece.finish_reason,
             }
-            if self.plan.probes:
+            plan = choice.request.plan
+            if plan.probes:
                 shown["probes"] = shown_scores(choice)
-            if self.plan.gated:
+            if plan.gated:
                 shown["gates"] = shown_gates(choice)
             if self.head.shows_token_ids:
                 shown["token_ids"] = list(piece.token_ids)
+            if self._has_variants:
+                self._begin(shown, choice)
             choices.append(shown)
         answer: ChatCompletion = {
             "id": self.head.response_id,
@@ -128,10 +148,9 @@ class _ChatAnswer:
             "model": self.head.model,
             "choices": choices,
             "usage": self._usage(),
-            "steering": applied_steering(self.plan),
         }
-        if self.head.shows_token_ids:
-            answer["prompt_token_ids"] = list(self._choices[0].request.prompt)
+        if not self._has_variants:
+            self._begin(answer, self._choices[0])
         return answer
 
     async def chunks(self) -> AsyncIterator[ChatCompletionChunk]:
@@ -139,8 +158,10 @@ class _ChatAnswer:
         with self.replies.generation:
             for number, choice in enumerate(self._choices):
                 chunk = self._chunk(choice, {"role": "assistant", "content": ""})
-                if number == 0:
-                    self._begin_stream(chunk)
+                if self._has_variants:
+                    self._begin(chunk["choices"][0], choice)
+                elif number == 0:
+                    self._begin(chunk, choice)
                 yield chunk
             async for choice, piece in self.replies.pieces():
                 for chunk in self._chunks_of(choice, piece):
@@ -156,7 +177,7 @@ class _ChatAnswer:
 
     def _usage(self) -> Usage:
         return {
-            **usage_of(self._choices, self.body.num_choices),
+            **usage_of(self._choices),
             "completion_tokens_details": {"reasoning_tokens": self.replies.num_reasoning_tokens},
         }
 
@@ -170,24 +191,30 @@ class _ChatAnswer:
         if piece.finish_reason is not None:
             chunk = self._chunk(choice, {})
             chunk["choices"][0]["finish_reason"] = piece.finish_reason
-            if self.plan.probes:
+            if choice.request.plan.probes:
                 chunk["choices"][0]["probes"] = shown_delta(choice, (), has_summary=True)
-            if self.plan.gated:
+            if choice.request.plan.gated:
                 chunk["choices"][0]["gates"] = shown_gates(choice)
             yield chunk
 
-    def _begin_stream(self, chunk: ChatCompletionChunk) -> None:
-        """Add what applies to the whole answer to the first chunk."""
-        chunk["steering"] = applied_steering(self.plan)
+    @property
+    def _has_variants(self) -> bool:
+        return self.body.variants is not None
+
+    def _begin(
+        self, shown: ChatCompletion | ChatCompletionChunk | ChatChoice | ChatChunkChoice, choice: Choice
+    ) -> None:
+        """Add what is known when an answer begins: to the whole answer, or with variants to each choice."""
+        shown["steering"] = applied_steering(choice.request.plan)
         if self.head.shows_token_ids:
-            chunk["prompt_token_ids"] = list(self._choices[0].request.prompt)
+            shown["prompt_token_ids"] = list(choice.request.prompt)
 
     def _chunk(self, choice: Choice, delta: ChatDelta, piece: ReplyPiece | None = None) -> ChatCompletionChunk:
         """The chunk of one delta, with the log-probabilities and ids of the tokens of `piece`."""
         shown: ChatChunkChoice = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None}
         if piece is not None:
             shown["logprobs"] = self._logprobs(piece.entries)
-            if self.plan.probes:
+            if choice.request.plan.probes:
                 shown["probes"] = shown_delta(choice, piece.readings)
             if self.head.shows_token_ids:
                 shown["token_ids"] = list(piece.token_ids)

@@ -26,7 +26,14 @@ from server.api.generation.tools import (
     parsed_arguments,
     tool_use,
 )
-from server.api.generation.wire import MAX_TOP_LOGPROBS, CacheOptions, GenerationFields, ReasoningEffort
+from server.api.generation.wire import (
+    MAX_CHOICES,
+    MAX_TOP_LOGPROBS,
+    CacheOptions,
+    GenerationFields,
+    ReasoningEffort,
+    SteeringVariant,
+)
 from server.api.http.wire import WireModel
 from server.errors import InvalidRequest
 
@@ -167,6 +174,16 @@ class ChatSchemaFormat(WireModel):
     json_schema: SchemaFormat
 
 
+_Messages = Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)]
+
+
+class ChatVariant(SteeringVariant):
+    """One of `variants`: the same request with other steering or after another chat."""
+
+    messages: _Messages | None = None
+    """The chat that this variant answers, in place of the request's."""
+
+
 class ChatRequest(GenerationFields):
     """Body of `POST /v1/chat/completions`."""
 
@@ -193,8 +210,10 @@ class ChatRequest(GenerationFields):
         "service_tier": ("auto", "default"),
     }
 
-    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)]
+    messages: _Messages
     """The messages of the chat so far."""
+    variants: Annotated[list[ChatVariant], Field(min_length=1, max_length=MAX_CHOICES)] | None = None
+    """Answers to the same request with other steering: `n` choices for each variant, in order."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """The older name of `max_completion_tokens`."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None

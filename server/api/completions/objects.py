@@ -28,7 +28,10 @@ class CompletionLogprobs(TypedDict):
 
 
 class CompletionChoice(TypedDict):
-    """A continuation, with its token ids and those of its prompt if `return_token_ids` is set."""
+    """A continuation, with its token ids and those of its prompt if `return_token_ids` is set.
+
+    `steering` is here, and not beside the choices, if the request has variants.
+    """
 
     index: int
     text: str
@@ -36,6 +39,7 @@ class CompletionChoice(TypedDict):
     finish_reason: CompletionFinishReason
     probes: NotRequired[dict[str, ProbeScores]]
     gates: NotRequired[list[GateCount]]
+    steering: NotRequired[list[AppliedSteering]]
     token_ids: NotRequired[list[int]]
     prompt_token_ids: NotRequired[list[int]]
 
@@ -49,11 +53,14 @@ class Completion(TypedDict):
     model: str
     choices: list[CompletionChoice]
     usage: Usage
-    steering: list[AppliedSteering]
+    steering: NotRequired[list[AppliedSteering]]
 
 
 class CompletionChunkChoice(TypedDict):
-    """A delta of one continuation. The first has the echoed prompt, the last has the finish reason."""
+    """A delta of one continuation. The first has the echoed prompt, the last has the finish reason.
+
+    If the request has variants, the first one has the continuation's steering.
+    """
 
     index: int
     text: str
@@ -61,6 +68,7 @@ class CompletionChunkChoice(TypedDict):
     finish_reason: CompletionFinishReason | None
     probes: NotRequired[dict[str, ProbeScoresDelta]]
     gates: NotRequired[list[GateCount]]
+    steering: NotRequired[list[AppliedSteering]]
     token_ids: NotRequired[list[int]]
     prompt_token_ids: NotRequired[list[int]]
 

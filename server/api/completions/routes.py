@@ -29,10 +29,10 @@ from server.api.generation.choices import (
     tokens_to_generate,
     usage_of,
 )
-from server.api.generation.objects import Usage
 from server.api.generation.probes import shown_delta, shown_gates, shown_scores
 from server.api.generation.running import Choice, Generation, Piece, TokenEntry
-from server.api.generation.steering import applied_steering, plan_of
+from server.api.generation.steering import applied_steering
+from server.api.generation.variants import plans_of
 from server.api.http.auth import require
 from server.api.http.bodies import MAX_JSON_BYTES, read_model
 from server.api.http.connection import while_connected
@@ -47,7 +47,6 @@ from server.engine.protocol import ModelInfo
 from server.engine.request import Force, TokenLogprobs
 from server.errors import InvalidRequest
 from server.keys import Role
-from server.steering.plan import SteeringPlan
 from server.text import TextProcessor
 
 router = APIRouter(dependencies=[Depends(require(Role.USE))], tags=["Generation"])
@@ -70,9 +69,11 @@ async def create_completion(request: Request) -> Response:
     answer = await _prepare(body, services)
     if body.echo and body.logprobs is not None:
         await while_connected(request.receive, answer.read_prompts(services, caller_of(request)))
-    answer.generation.submit(caller_of(request))
+    caller = caller_of(request)
+    answer.generation.submit(caller)
     if body.stream:
-        return EventStream(answer.chunks(), close=answer.generation.close)
+        close = services.streams.add(answer.head.response_id, caller.owner, answer.generation)
+        return EventStream(answer.chunks(), close=close)
     with answer.generation:
         return await while_connected(request.receive, answer.whole())
 
@@ -113,13 +114,15 @@ def _encode(
 
 
 async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAnswer:
-    check_num_choices(len(body.prompt) * body.num_candidates, services)
-    plan = await plan_of(body, services)
+    num_variants = 1 if body.variants is None else len(body.variants)
+    num_choices = len(body.prompt) * num_variants * body.num_candidates
+    check_num_choices(num_choices, services, "n" if body.variants is None else "variants")
+    plans = await plans_of(body, body.variants, services)
     info = services.engine.info
     prompts = await run_sync(_encode, body.prompt, services.text, info, body.add_special_tokens is not False)
     response_id = f"cmpl-{uuid.uuid4().hex}"
     choices: list[Choice] = []
-    num_shown = sum(len(prompt.token_ids) for prompt in prompts) if body.echo else 0
+    num_shown = num_variants * sum(len(prompt.token_ids) for prompt in prompts) if body.echo else 0
     for index, prompt in enumerate(prompts):
         max_tokens = tokens_to_generate(
             len(prompt.token_ids),
@@ -128,34 +131,39 @@ async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAn
             max_model_len=info.max_model_len,
             param="prompt" if len(prompts) == 1 else f"prompt.{index}",
         )
-        num_shown += max_tokens * body.num_candidates
-        choices += choices_of(
-            body,
-            services,
-            plan,
-            prompt.token_ids,
-            response_id=response_id,
-            max_tokens=max_tokens,
-            num_logprobs=0 if body.logprobs is None and body.chooses_best else body.logprobs,
-            begins_text=prompt.begins_text,
-            first_index=len(choices),
-        )
+        for plan in plans:
+            num_shown += max_tokens * body.num_candidates
+            choices += choices_of(
+                body,
+                services,
+                plan,
+                prompt.token_ids,
+                response_id=response_id,
+                max_tokens=max_tokens,
+                num_logprobs=0 if body.logprobs is None and body.chooses_best else body.logprobs,
+                begins_text=prompt.begins_text,
+                first_index=len(choices),
+            )
     check_num_logprobs(num_shown, body.logprobs, services, "logprobs")
-    check_num_scores(sum(len(choice.request.prompt) for choice in choices) + num_shown, plan, services)
+    check_num_scores(sum(len(choice.request.prompt) for choice in choices) + num_shown, plans[0], services)
     generation = Generation(services.engine, choices, services.metrics)
     head = AnswerHead.of(body, response_id, services)
-    return _CompletionAnswer(body, generation, services.text.table, plan, prompts, head)
+    echoes = [prompt.text if body.echo else "" for prompt in prompts for _ in plans]
+    return _CompletionAnswer(body, generation, services.text.table, echoes, head)
 
 
 @dataclass(frozen=True)
 class _CompletionAnswer:
-    """The answer to all prompts of a request, as one object or as chunks."""
+    """The answer to all prompts of a request, as one object or as chunks.
+
+    `echoes` has the text to put before the candidates of each prompt, or with variants of each prompt and variant;
+    `prompt_logprobs` is in the same order.
+    """
 
     body: CompletionRequest
     generation: Generation
     table: TokenTable
-    plan: SteeringPlan
-    prompts: Sequence[_Prompt]
+    echoes: Sequence[str]
     head: AnswerHead
     prompt_logprobs: list[Sequence[TokenLogprobs | None]] = field(default_factory=list)
 
@@ -183,7 +191,7 @@ class _CompletionAnswer:
         """The answer as one object."""
         whole = self._select_answers(await self.generation.whole())
         num_tokens = sum(len(piece.token_ids) for _, piece in whole) + sum(map(len, self.prompt_logprobs))
-        num_numbers = 1 + (self.body.logprobs or 0) + len(self.plan.probes)
+        num_numbers = 1 + (self.body.logprobs or 0) + len(self.generation.choices[0].request.plan.probes)
         return await built_response(lambda: self._object(whole), num_tokens * num_numbers)
 
     def _object(self, whole: Sequence[tuple[Choice, Piece]]) -> Completion:
@@ -196,37 +204,45 @@ class _CompletionAnswer:
                 "logprobs": _join(self._echoed_logprobs(choice), self._logprobs(choice, piece.entries)),
                 "finish_reason": piece.finish_reason,
             }
-            if self.plan.probes:
+            plan = choice.request.plan
+            if plan.probes:
                 shown["probes"] = shown_scores(choice)
-            if self.plan.gated:
+            if plan.gated:
                 shown["gates"] = shown_gates(choice)
+            if self.body.variants is not None:
+                shown["steering"] = applied_steering(plan)
             if self.head.shows_token_ids:
                 shown["token_ids"] = list(piece.token_ids)
                 shown["prompt_token_ids"] = list(choice.request.prompt)
             choices.append(shown)
-        return {
+        answer: Completion = {
             "id": self.head.response_id,
             "object": "text_completion",
             "created": self.head.created,
             "model": self.head.model,
             "choices": choices,
-            "usage": self._usage(),
-            "steering": applied_steering(self.plan),
+            "usage": usage_of(self.generation.choices),
         }
+        if self.body.variants is None:
+            answer["steering"] = applied_steering(self.generation.choices[0].request.plan)
+        return answer
 
     async def chunks(self) -> AsyncIterator[CompletionChunk]:
         """The answer as a stream: first the plan, with the prompt if it is echoed, then text as it arrives."""
         with self.generation:
             for number, choice in enumerate(self.generation.choices):
                 chunk = self._prompt_chunk(choice)
-                if number == 0:
-                    chunk["steering"] = applied_steering(self.plan)
+                steering = applied_steering(choice.request.plan)
+                if self.body.variants is not None:
+                    chunk["choices"][0]["steering"] = steering
+                elif number == 0:
+                    chunk["steering"] = steering
                 yield chunk
             async for choice, piece in self.generation.pieces():
                 yield self._text_chunk(choice, piece)
             if self.body.includes_usage:
                 last = self._chunk_around([])
-                last["usage"] = self._usage()
+                last["usage"] = usage_of(self.generation.choices)
                 yield last
 
     def _select_answers(self, whole: Sequence[tuple[Choice, Piece]]) -> list[tuple[Choice, Piece]]:
@@ -239,9 +255,6 @@ class _CompletionAnswer:
             candidates = sorted(candidates, key=lambda candidate: _mean_logprob(candidate[1]), reverse=True)
             selected += candidates[: self.body.num_choices]
         return selected
-
-    def _usage(self) -> Usage:
-        return usage_of(self.generation.choices, self.body.num_candidates)
 
     def _prompt_chunk(self, choice: Choice) -> CompletionChunk:
         """The first chunk of a choice, with the prompt if it is echoed."""
@@ -262,9 +275,10 @@ class _CompletionAnswer:
             "logprobs": self._logprobs(choice, piece.entries),
             "finish_reason": piece.finish_reason,
         }
-        if self.plan.probes:
+        plan = choice.request.plan
+        if plan.probes:
             shown["probes"] = shown_delta(choice, piece.readings, has_summary=piece.finish_reason is not None)
-        if self.plan.gated and piece.finish_reason is not None:
+        if plan.gated and piece.finish_reason is not None:
             shown["gates"] = shown_gates(choice)
         if self.head.shows_token_ids:
             shown["token_ids"] = list(piece.token_ids)
@@ -279,14 +293,15 @@ class _CompletionAnswer:
             "choices": choices,
         }
         if self.head.includes_usage:
-            chunk["usage"] = self._usage() if self.body.counts_usage else None
+            chunk["usage"] = usage_of(self.generation.choices) if self.body.counts_usage else None
         return chunk
 
-    def _prompt_index(self, choice: Choice) -> int:
+    def _place(self, choice: Choice) -> int:
+        """Where the choice's prompt and variant are in `echoes` and `prompt_logprobs`."""
         return choice.index // self.body.num_candidates
 
     def _echo(self, choice: Choice) -> str:
-        return self.prompts[self._prompt_index(choice)].text if self.body.echo else ""
+        return self.echoes[self._place(choice)]
 
     def _logprobs(self, choice: Choice, entries: Sequence[TokenEntry]) -> CompletionLogprobs | None:
         """The log-probabilities of generated tokens, whose text offsets continue those of the echoed prompt."""
@@ -301,13 +316,12 @@ class _CompletionAnswer:
         """The log-probabilities of the echoed prompt's tokens; the first has none."""
         if not self.prompt_logprobs:
             return None
-        index = self._prompt_index(choice)
         text = ChoiceText(self.table, begins_text=True)
         offsets = []
         for token_id in choice.request.prompt:
             offsets.append(text.num_characters)
             text.push(token_id)
-        return self._table_of(choice.request.prompt, self.prompt_logprobs[index], offsets)
+        return self._table_of(choice.request.prompt, self.prompt_logprobs[self._place(choice)], offsets)
 
     def _table_of(
         self, token_ids: Sequence[int], known: Sequence[TokenLogprobs | None], offsets: Sequence[int]

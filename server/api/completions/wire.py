@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.generation.wire import MAX_CHOICES, MAX_TOP_LOGPROBS, GenerationFields
+from server.api.generation.wire import MAX_CHOICES, MAX_TOP_LOGPROBS, GenerationFields, SteeringVariant
 from server.errors import InvalidRequest
 
 MAX_PROMPTS = 2048
@@ -45,6 +45,8 @@ class CompletionRequest(GenerationFields):
 
     prompt: Annotated[list[str | list[int]], BeforeValidator(_prompts, json_schema_input_type=_Prompts)]
     """A text, a list of token ids, or a list of these."""
+    variants: Annotated[list[SteeringVariant], Field(min_length=1, max_length=MAX_CHOICES)] | None = None
+    """Continuations with other steering: for each prompt, `n` choices for each variant, in order."""
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     """The maximum number of tokens to generate; 0 generates none. Default: 16."""
     add_special_tokens: bool | None = None

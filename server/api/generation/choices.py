@@ -79,14 +79,14 @@ def tokens_to_generate(
     return room if default is None else min(default, room)
 
 
-def check_num_choices(number: int, services: Services) -> None:
-    """Raise `InvalidRequest` for more answers than the server can run at a time."""
+def check_num_choices(number: int, services: Services, param: str = "n") -> None:
+    """Raise `InvalidRequest`, naming `param`, for more answers than the server can run at a time."""
     most = services.engine.max_requests
     if number > most:
         raise InvalidRequest(
-            f"n: expected at most {most} (the answers that this server can run at a time), got {number}",
+            f"{param}: expected at most {most} (the answers that this server can run at a time), got {number}",
             code="invalid_value",
-            param="n",
+            param=param,
         )
 
 
@@ -191,9 +191,9 @@ def choices_of(
     ]
 
 
-def usage_of(choices: Sequence[Choice], num_choices: int) -> Usage:
+def usage_of(choices: Sequence[Choice]) -> Usage:
     """OpenAI's usage: each prompt counts once, with the tokens that its first choice found in the prefix cache."""
-    firsts = choices[::num_choices]
+    firsts = {id(choice.request.prompt): choice for choice in reversed(choices)}.values()
     num_prompt = sum(len(choice.request.prompt) for choice in firsts)
     num_completion = sum(choice.text.num_tokens for choice in choices)
     return {

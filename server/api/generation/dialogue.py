@@ -101,7 +101,7 @@ class Replies:
             delta = parser.push(piece.text, num_tokens=len(piece.token_ids))
             reason: ChatFinishReason | None = piece.finish_reason
             if reason is not None:
-                delta = delta + parser.finish(is_cut=reason == "length" or choice.text.is_stopped)
+                delta = delta + parser.finish(is_cut=reason in ("length", "abort") or choice.text.is_stopped)
                 is_called = parser.has_calls and not parser.is_call_cut
                 reason = "tool_calls" if is_called and reason == "stop" else reason
             if delta or reason is not None:
@@ -132,51 +132,65 @@ def _join(pieces: Sequence[ReplyPiece]) -> ReplyPiece:
 
 
 async def replies_to(
-    dialogue: Dialogue,
+    asked: Sequence[tuple[Dialogue, SteeringPlan]],
     request: GenerationFields,
     services: Services,
-    plan: SteeringPlan,
     response_id: str,
     caller: Caller,
 ) -> Replies:
-    """The answers to `dialogue`, ready to be submitted. Raises `InvalidRequest` for what the model does not support.
+    """The answers to dialogues, each under its plan, ready to be submitted. A dialogue may be there several times.
 
-    What has to be compiled for them is compiled when it is `caller`'s turn.
+    Raises `InvalidRequest` for what the model does not support. What has to be compiled is compiled when it is
+    `caller`'s turn.
     """
-    text = services.text
-    max_model_len = services.engine.info.max_model_len
-    grammars = services.grammars
+    info = services.engine.info
+    prepared: dict[int, _Prepared] = {}
+    choices: list[Choice] = []
+    parsers: list[ReplyParser] = []
+    num_tokens = num_read = 0
+    for dialogue, plan in asked:
+        if id(dialogue) not in prepared:
+            prepared[id(dialogue)] = await _prepared(dialogue, services, caller)
+        found = prepared[id(dialogue)]
+        max_tokens = tokens_to_generate(
+            len(found.prompt),
+            dialogue.max_tokens,
+            default=None,
+            max_model_len=info.max_model_len,
+            param=dialogue.names.messages,
+        )
+        num_tokens += max_tokens * request.num_candidates
+        num_read += len(found.prompt)
+        check_num_logprobs(num_tokens, dialogue.num_logprobs, services, "top_logprobs")
+        check_num_scores(num_read + num_tokens, plan, services)
+        own = choices_of(
+            request,
+            services,
+            plan,
+            found.prompt,
+            response_id=response_id,
+            max_tokens=max_tokens,
+            num_logprobs=dialogue.num_logprobs,
+            begins_text=True,
+            first_index=len(choices),
+            marks=found.reading.marks,
+            thoughts=found.parts,
+            grammar=found.grammar,
+            parts=found.parts if plan.depends_on_parts else None,
+        )
+        choices += own
+        parsers += [found.parser() for _ in own]
+    return Replies(Generation(services.engine, choices, services.metrics), parsers)
+
+
+async def _prepared(dialogue: Dialogue, services: Services, caller: Caller) -> _Prepared:
+    text, grammars, max_model_len = services.text, services.grammars, services.engine.info.max_model_len
     try:
-        prepared = await run_sync(_prepare, dialogue, text, grammars.find, max_model_len)
+        return await run_sync(_prepare, dialogue, text, grammars.find, max_model_len)
     except GrammarNotCompiled:
-        prepared = await services.compiling.run(
+        return await services.compiling.run(
             lambda: _prepare(dialogue, text, grammars.compile, max_model_len), caller.owner
         )
-    max_tokens = tokens_to_generate(
-        len(prepared.prompt),
-        dialogue.max_tokens,
-        default=None,
-        max_model_len=max_model_len,
-        param=dialogue.names.messages,
-    )
-    check_num_logprobs(max_tokens * request.num_candidates, dialogue.num_logprobs, services, "top_logprobs")
-    check_num_scores(len(prepared.prompt) + max_tokens * request.num_candidates, plan, services)
-    choices = choices_of(
-        request,
-        services,
-        plan,
-        prepared.prompt,
-        response_id=response_id,
-        max_tokens=max_tokens,
-        num_logprobs=dialogue.num_logprobs,
-        begins_text=True,
-        marks=prepared.reading.marks,
-        thoughts=prepared.parts,
-        grammar=prepared.grammar,
-        parts=prepared.parts if plan.depends_on_parts else None,
-    )
-    parsers = [prepared.parser() for _ in choices]
-    return Replies(Generation(services.engine, choices, services.metrics), parsers)
 
 
 @dataclass(frozen=True)
@@ -184,7 +198,7 @@ class _Prepared:
     """A dialogue in the form that the engine needs."""
 
     rendered: str
-    prompt: Sequence[int]
+    prompt: tuple[int, ...]
     tools: Sequence[Mapping[str, Any]]
     reading: Reading
     parts: AnswerParts
@@ -211,7 +225,7 @@ def _prepare(dialogue: Dialogue, text: TextProcessor, compile: Compile, max_mode
     grammar = _grammar(dialogue, text, compile, is_reasoning=opened in REASONING_FIELDS)
     return _Prepared(
         rendered,
-        text.encode_within(rendered, max_model_len, param=dialogue.names.messages, add_special_tokens=False),
+        tuple(text.encode_within(rendered, max_model_len, param=dialogue.names.messages, add_special_tokens=False)),
         tools,
         reading,
         AnswerParts(text.table, reading, opened=opened, outside=outside),

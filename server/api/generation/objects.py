@@ -148,8 +148,8 @@ class ChosenTokenLogprob(TokenLogprob):
     top_logprobs: list[TokenLogprob]
 
 
-CompletionFinishReason = Literal["stop", "length"]
-"""Why a text ended: `stop`, by the model or the request, or `length`, for lack of room."""
+CompletionFinishReason = Literal["stop", "length", "abort"]
+"""Why a text ended: `stop`, by the model or the request, `length`, for lack of room, or `abort`, cancelled."""
 
 ChatFinishReason = Literal[CompletionFinishReason, "tool_calls"]
 """Why an answer ended; `tool_calls` if it ended with calls."""

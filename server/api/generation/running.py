@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from server.api.generation.mailbox import mailbox
@@ -21,7 +21,9 @@ from server.detokenizer import ChoiceText
 from server.engine.errors import StepFailed
 from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, FinishReason, TokenLogprobs, TokenOutput, TokenReadings
-from server.errors import Unavailable
+from server.errors import InvalidRequest, Unavailable
+
+_REASONS: Mapping[FinishReason, CompletionFinishReason] = {FinishReason.LENGTH: "length", FinishReason.ABORT: "abort"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,10 @@ class Piece:
 
 @dataclass
 class Choice:
-    """One answer while it is generated. `readings`: what probes read of its tokens so far."""
+    """One answer while it is generated. `readings`: what probes read of its tokens so far.
+
+    `is_cancelled`: its client wants no more of it.
+    """
 
     index: int
     request: EngineRequest
@@ -53,6 +58,7 @@ class Choice:
     finish_reason: CompletionFinishReason | None = None
     num_cached_tokens: int = 0
     is_over: bool = False
+    is_cancelled: bool = False
     known_logprobs: tuple[TokenLogprobs | None, ...] = ()
     readings: list[TokenReadings] = field(default_factory=list)
     _num_shown_readings: int = 0
@@ -78,7 +84,7 @@ class Choice:
         if self.text.is_stopped:
             self.finish_reason = "stop"
         elif output.finish_reason is not None:
-            self.finish_reason = "length" if output.finish_reason is FinishReason.LENGTH else "stop"
+            self.finish_reason = _REASONS.get(output.finish_reason, "stop")
         if not shown and self.finish_reason is None:
             return None
         readings = tuple(self.readings[self._num_shown_readings :])
@@ -98,7 +104,7 @@ class Choice:
             return
         if output.finish_reason is FinishReason.ERROR:
             raise from_engine_error(output.error or StepFailed())
-        if output.finish_reason is FinishReason.ABORT:
+        if output.finish_reason is FinishReason.ABORT and not self.is_cancelled:
             raise Unavailable("the server shut down before the answer was complete", code="shutting_down")
 
 
@@ -128,6 +134,28 @@ class Generation:
             raise
         prompts = {id(choice.request.prompt): len(choice.request.prompt) for choice in self.choices}
         caller.charge(sum(prompts.values()))  # `n` choices share one prompt
+
+    def cancel(self, indices: Collection[int] | None) -> list[int]:
+        """End the choices of these indices, or all, while the others go on. Returns those that were not complete.
+
+        Raises `InvalidRequest` for an index that no choice has.
+        """
+        for index in indices or ():
+            if index >= len(self.choices):
+                raise InvalidRequest(
+                    f"choices: expected indices from 0 to {len(self.choices) - 1}, got {index}",
+                    code="invalid_value",
+                    param="choices",
+                )
+        ended = [
+            choice
+            for choice in self._submitted
+            if choice.finish_reason is None and (indices is None or choice.index in indices)
+        ]
+        for choice in ended:
+            choice.is_cancelled = True
+            self._engine.abort(choice.request.request_id)
+        return [choice.index for choice in ended]
 
     def close(self) -> None:
         """Abort what is still running. Idempotent."""

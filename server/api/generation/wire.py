@@ -220,6 +220,13 @@ class SteeredFields(WireModel):
     """The vectors that steer the answer; their effects add up."""
 
 
+class SteeringVariant(WireModel):
+    """One of `variants`: the same request with other steering. What it leaves out is the request's own."""
+
+    steering: Annotated[list[SteeringEntry], Field(max_length=MAX_STEERING_ENTRIES)] | None = None
+    """The vectors that steer this variant's answers, in place of the request's; `[]`: none of these."""
+
+
 class GenerationFields(SteeredFields):
     """The common fields of requests that generate."""
 

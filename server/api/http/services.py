@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from server.answers.compiler import NUM_AT_ONCE, GrammarCompiler
 from server.api.http.metrics import Metrics
+from server.api.http.open_streams import OpenStreams
 from server.api.http.places import Places
 from server.api.http.rate_limits import RateLimits
 from server.config import Settings
@@ -54,6 +55,7 @@ class Services:
     compiling: Places = field(default_factory=lambda: Places(NUM_AT_ONCE, MAX_WAITING_TO_COMPILE))
     wrong_keys: RateLimits = field(default_factory=lambda: RateLimits(WRONG_KEYS_PER_MINUTE))
     responses: ResponseStore | None = None
+    streams: OpenStreams = field(default_factory=OpenStreams)
     dose: DosePolicy = NO_POLICY
     looking_at_storage: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     """A disk that hangs takes one thread from others, however often `/ready` is asked."""

@@ -129,7 +129,7 @@ class ResponseInProgress:
         return choice
 
     def _usage(self) -> InputUsage:
-        usage = usage_of(self.replies.generation.choices, self.body.num_choices)
+        usage = usage_of(self.replies.generation.choices)
         num_input = usage["prompt_tokens"]
         num_cached = usage["prompt_tokens_details"]["cached_tokens"]
         return {

@@ -215,7 +215,7 @@ async def _prepare(
         names=_NAMES,
     )
     response_id = f"resp_{uuid.uuid4().hex}"
-    replies = await replies_to(dialogue, body, services, plan, response_id, caller)
+    replies = await replies_to([(dialogue, plan)], body, services, response_id, caller)
 
     async def keep(response: ResponseObject) -> None:
         if body.store:

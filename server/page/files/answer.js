@@ -1,7 +1,8 @@
-// One answer as it streams: its tokens, parts, plan and state. Removing the element aborts the request.
+// Answers as they stream: their tokens, parts, plans and states. Removing an element ends its answer on the server.
 
-import { events } from "./api.js";
-import { button, el, failure, percent, short } from "./dom.js";
+import { events, post } from "./api.js";
+import { button, el, failure, percent, said, short } from "./dom.js";
+import { togetherOf } from "./request.js";
 import { T } from "./strings.js";
 
 const isStopped = (error) => error.name === "AbortError";
@@ -25,14 +26,14 @@ class TokenReader {
     whole.forEach((entry, number) => {
       const [from, to] = [Math.max(place, at), Math.min(place + spelled[number].length, at + text.length)];
       place += spelled[number].length;
-      if (to > from) found.push({ text: all.slice(from, to), logprob: entry.logprob, name: entry.token, top: entry.top_logprobs });
+      if (to > from) found.push({ text: all.slice(from, to), logprob: entry.logprob, name: entry.token, top: entry.top_logprobs, scores: entry.scores });
     });
     return found;
   }
 }
 
 /** The log-probabilities of a completion's chunk in the form of a chat's. */
-function entriesOf(logprobs) {
+function logprobsOf(logprobs) {
   if (!logprobs) return [];
   if (logprobs.content) return logprobs.content;
   return (logprobs.tokens ?? []).map((token, number) => ({
@@ -41,7 +42,15 @@ function entriesOf(logprobs) {
   }));
 }
 
-/** What came of a request, filled as it arrives; `changed(tokens)` is called with the new tokens. */
+/** What is known of each token of a chunk: its log-probabilities, and its scores by the probe's name. */
+function entriesOf({ logprobs, probes }) {
+  const told = Object.entries(probes ?? {});
+  return logprobsOf(logprobs).map((entry, number) => ({
+    ...entry, scores: new Map(told.map(([name, { layer, scores }]) => [name, { layer, score: scores[number] }])),
+  }));
+}
+
+/** One answer, filled as it arrives. */
 export class Answer {
   reasoning = "";
   content = "";
@@ -50,10 +59,13 @@ export class Answer {
   finish = "";
   error = null;
   request = null;
-  usage = null;
+  sent = null;
+  probes = [];
+  gates = [];
+  numTokens = 0;
   tokens = [];
   isRunning = false;
-  #controller = new AbortController();
+  #end = null;
   #reader = new TokenReader();
 
   static restored(given) {
@@ -69,34 +81,35 @@ export class Answer {
   }
 
   stop() {
-    this.#controller.abort();
+    if (!this.isRunning) return;
+    this.finish ||= "stopped";
+    this.end();
   }
 
-  /** Send the request and read the answer to its end. Never throws: what fails is in `error`. */
-  async run(request, changed) {
-    this.request = request;
-    this.isRunning = true;
-    const began = performance.now();
-    try {
-      for await (const chunk of events(request.path, request.json, this.#controller.signal)) changed(this.#take(chunk));
-    } catch (error) {
-      if (isStopped(error)) this.finish ||= "stopped";
-      else this.error = error;
-    }
-    this.seconds = (performance.now() - began) / 1000;
+  /** From here on it is what `request` asks for, which is sent as `sent`; `end` is called when it is over. */
+  begin(request, sent, end) {
+    Object.assign(this, { request, sent, isRunning: true });
+    this.#end = end;
+  }
+
+  end(error = null) {
+    this.error = error;
     this.isRunning = false;
-    changed([]);
+    this.#end?.();
   }
 
-  #take(chunk) {
-    if (chunk.steering) this.plan = chunk.steering;
-    if (chunk.usage) this.usage = chunk.usage;
-    const [choice] = chunk.choices;
-    if (!choice) return [];
+  /** Take what a chunk says of this answer, and return its tokens. */
+  take(choice) {
+    if (choice.steering) this.plan = choice.steering;
+    if (choice.gates) this.gates = choice.gates;
     this.finish = choice.finish_reason ?? this.finish;
+    for (const [name, told] of Object.entries(choice.probes ?? {})) {
+      if (told.above !== undefined) this.probes.push({ name, layer: told.layer, threshold: told.threshold, mean: told.mean, max: told.max, above: told.above });
+    }
     const delta = choice.delta ?? { content: choice.text };
     const calls = (delta.tool_calls ?? []).map((call) => this.#takeCall(call)).join("");
-    const entries = entriesOf(choice.logprobs);
+    const entries = entriesOf(choice);
+    this.numTokens += entries.length;
     const [part, text] = delta.reasoning_content ? ["reasoning", delta.reasoning_content]
       : calls ? ["call", calls] : ["content", delta.content ?? ""];
     if (part !== "call") this[part] += text;
@@ -113,15 +126,86 @@ export class Answer {
   }
 }
 
-/** What the server says it applied: one line for each vector. */
-export function planList(plan) {
+/** Ask for several answers, `[{ answer, request }]`, with one request. `changed(answer, tokens)` tells what came.
+ *
+ * An answer that is stopped ends on the server, and the others go on. Never throws: what fails is in `error`. */
+export async function askTogether(asked, changed) {
+  for (const { answer } of asked) answer.isRunning = true;
+  for (let left = asked; left.length; ) {
+    try {
+      await stream(left, changed);
+      return;
+    } catch (error) {
+      const isRefused = error.status === 400 && left.length > 1;
+      const refused = isRefused ? /^variants\.(\d+)\./.exec(error.param ?? "") : null;
+      if (isRefused && !refused) {  // for a reason of some of them, which the server does not name
+        await Promise.all(left.map((each) => askTogether([each], changed)));
+        return;
+      }
+      const over = refused ? [left[Number(refused[1])]] : left;
+      for (const { answer } of over) if (answer.isRunning) answer.end(error);
+      left = left.filter(({ answer }) => answer.isRunning);
+    }
+  }
+}
+
+async function stream(asked, changed) {
+  const controller = new AbortController();
+  const sent = togetherOf(asked.map(({ request }) => request));
+  let [id, isOver] = [null, false];
+  const cancel = (choice) => post(`v1/streams/${encodeURIComponent(id)}/cancel`, { choices: [choice] }).catch(() => null);
+  asked.forEach(({ answer, request }, number) => answer.begin(request, sent, () => {
+    changed(answer, []);
+    if (isOver || answer.finish !== "stopped") return;
+    if (!asked.some((each) => each.answer.isRunning)) controller.abort();
+    else if (id) cancel(number);
+  }));
+  try {
+    for await (const { id: itsId, choices, steering } of events(sent.path, sent.json, controller.signal)) {
+      if (!id) {
+        id = itsId;
+        asked.forEach(({ answer }, number) => answer.isRunning || cancel(number));
+      }
+      for (const choice of choices) {
+        const { answer } = asked[choice.index];
+        if (steering) choice.steering = steering;
+        if (!answer.isRunning) continue;
+        changed(answer, answer.take(choice));
+        if (choice.finish_reason) answer.end();
+      }
+    }
+  } catch (error) {
+    if (!isStopped(error)) throw error;
+  } finally {
+    isOver = true;
+  }
+  for (const { answer } of asked) if (answer.isRunning) answer.end();
+}
+
+/** A gate in words, with the tokens that it let through where they are known. */
+function gateText(when, count) {
+  const side = when.above === undefined ? [T.below, when.below] : [T.above, when.above];
+  return [T.gateText(when.probe, when.layer, side[0], short(Number(side[1]))), when.sharpness ? T.sharp(short(Number(when.sharpness))) : null,
+    when.latch === "rest" ? T.latched : null, count ? T.letThrough(count.open, count.of) : null].filter(Boolean).join(" · ");
+}
+
+/** What the server says it applied: one line for each vector, and what its gate let through. */
+export function planList(plan, gates = []) {
   if (!plan.length) return el("p", { class: "plan dim" }, T.noSteering);
-  return el("ul", { class: "plan" }, plan.map((entry) => el("li", {},
+  return el("ul", { class: "plan" }, plan.map((entry, number) => el("li", {},
     el("strong", {}, String(entry.vector)), ` × ${short(Number(entry.scale))} · `,
     el("span", { class: "dim" },
-      [`${T.layers} ${[entry.layers].flat().join(", ")}`, entry.site, entry.operation, entry.positions,
+      [`${T.layers} ${[entry.layers].flat().join(", ")}`, entry.site, entry.operation, said(entry.positions),
         entry.preserve_norm ? T.keepsNorm : null].filter(Boolean).join(" · "), " · "),
-    el("code", { title: `${T.revision} ${entry.revision}` }, String(entry.revision).slice(0, 8)))));
+    el("code", { title: `${T.revision} ${entry.revision}` }, String(entry.revision).slice(0, 8)),
+    entry.warning ? el("p", { class: "warning" }, String(entry.warning)) : null,
+    entry.when ? el("p", { class: "gate" }, gateText(entry.when, gates.find((each) => each.entry === number))) : null)));
+}
+
+/** What each probe read over the whole answer. */
+function probeList(probes) {
+  return el("ul", { class: "plan" }, probes.map((probe) => el("li", {}, el("strong", {}, probe.name), " ",
+    el("span", { class: "dim" }, T.probeSummary(probe.layer, ...[probe.mean, probe.max].map((each) => (typeof each === "number" ? short(each) : "–")), probe.above, short(probe.threshold))))));
 }
 
 /** `<tiller-answer>`: a column's card. `again` and `carry` are called for its buttons, `pick` for a chosen token. */
@@ -137,6 +221,7 @@ export class AnswerCard extends HTMLElement {
   #spans = [];
   #split = null;
   #common = 0;
+  #tint = { by: "" };
 
   static of(name, properties) {
     const card = document.createElement("tiller-answer");
@@ -173,10 +258,31 @@ export class AnswerCard extends HTMLElement {
     this.#refresh();
   }
 
+  /** Colour the tokens by `by`: nothing, "logprob", or the name of a probe, whose scores count from `threshold`. */
+  tint(by, threshold = 0) {
+    this.#tint = { by, threshold };
+    this.#spans.forEach((span) => this.#paint(span));
+  }
+
+  /** The largest distance of a score from the threshold, among the tokens shown. */
+  get reach() {
+    return Math.max(0, ...this.#spans.map((span) => Math.abs(span.strength ?? 0)));
+  }
+
+  #paint(span) {
+    const { by, threshold } = this.#tint;
+    const { logprob, scores } = span.token;
+    const score = scores?.get(by)?.score;
+    span.strength = by === "logprob" && logprob !== undefined ? Math.min(1, -logprob / 5) : score === undefined ? null : score - threshold;
+    span.style.setProperty("--strength", String(Math.abs(span.strength ?? 0)));
+    span.classList.toggle("high", span.strength > 0);
+    span.classList.toggle("low", span.strength < 0);
+  }
+
   #append(token) {
-    const surprise = token.logprob === undefined ? 0 : Math.min(1, -token.logprob / 5);
-    const span = el("span", { class: `token ${token.part}`, vars: token.logprob === undefined ? {} : { surprise } }, token.text);
+    const span = el("span", { class: `token ${token.part}` }, token.text);
     span.token = token;
+    this.#paint(span);
     const last = this.#spans.at(-1);
     span.from = last ? last.from + last.token.text.length : 0;
     this.#spans.push(span);
@@ -203,8 +309,11 @@ export class AnswerCard extends HTMLElement {
     this.#state.textContent = answer.isRunning ? T.running : stateOf(answer);
     if (answer.error) this.#foot.replaceChildren(failure(answer.error));
     else if (answer.tokens.length || answer.finish || !answer.isRunning) {
-      if (this.#foot.plan !== answer.plan) this.#foot.replaceChildren(planList(answer.plan));
-      this.#foot.plan = answer.plan;
+      const known = [answer.plan, answer.gates, answer.isRunning];
+      if (known.some((each, number) => this.#foot.known?.[number] !== each)) {
+        this.#foot.replaceChildren(planList(answer.plan, answer.gates), answer.probes.length ? probeList(answer.probes) : "");
+      }
+      this.#foot.known = known;
     }
   }
 
@@ -233,6 +342,7 @@ export class AnswerCard extends HTMLElement {
     const rest = el("span", { class: span.className }, text.slice(at));
     rest.token = { ...span.token, text: text.slice(at) };
     rest.from = span.from + at;
+    this.#paint(rest);
     span.token = { ...span.token, text: text.slice(0, at) };
     span.textContent = span.token.text;
     span.after(rest);
@@ -259,11 +369,21 @@ customElements.define("tiller-answer", AnswerCard);
 
 function stateOf(answer) {
   if (answer.error) return T.failed;
-  const tokens = answer.usage ? T.tokens(answer.usage.completion_tokens) : "";
+  const tokens = answer.numTokens ? T.tokens(answer.numTokens) : "";
   return [T.finish[answer.finish] ?? answer.finish, tokens].filter(Boolean).join(" · ");
 }
 
-/** What is known of a token: its probability, and what else was likely there. */
+/** The scores of a token: each probe with a bar as long as the score is, beside the others. */
+function scoreList(scores) {
+  const known = [...scores].filter(([, { score }]) => score !== undefined);
+  if (!known.length) return "";
+  const most = Math.max(1e-9, ...known.map(([, { score }]) => Math.abs(score)));
+  return el("ol", { class: "alternatives scores", "aria-label": T.scores }, known.map(([name, { layer, score }]) =>
+    el("li", { class: score < 0 ? "low" : "", vars: { share: Math.abs(score) / most } },
+      el("span", {}, el("bdi", {}, name), el("small", { class: "dim" }, ` ${T.atLayer(layer)}`)), el("span", {}, short(score)))));
+}
+
+/** What is known of a token: its probability, what else was likely there, and what probes read. */
 export function tokenDetails(token) {
   const text = (each) => el("code", { class: "token-name" }, JSON.stringify(each).slice(1, -1));
   if (token.logprob === undefined) return [el("p", {}, text(token.text)), el("p", { class: "dim" }, T.noProbability)];
@@ -274,6 +394,6 @@ export function tokenDetails(token) {
   if (!others.some((each) => each.token === token.name)) rows.push(row({ token: token.name, logprob: token.logprob }, true));
   return [
     el("p", {}, text(token.text), " ", el("span", { class: "dim" }, `${T.logprob} ${token.logprob.toFixed(3)}`)),
-    el("ol", { class: "alternatives" }, rows),
+    el("ol", { class: "alternatives", "aria-label": T.alternatives }, rows), scoreList(token.scores ?? new Map()),
   ];
 }

@@ -45,7 +45,7 @@ async function learn() {
   known.model = models[0].id;  // the others are the same model, steered
   modelName.textContent = known.model;
   document.title = `${known.model} · tiller`;
-  known.vectors = await all("v1/steering/vectors");
+  known.vectors = await usableVectors();
   if (!known.isFresh) return;
   known.isFresh = false;
   if (known.vectors.length) known.state.racks[0].push(entryOf(known.vectors[0]));
@@ -57,6 +57,11 @@ async function learn() {
   }
 }
 
+/** False for a vector whose files are damaged. */
+const isUsable = (vector) => vector.object === "steering.vector";
+
+const usableVectors = async () => (await all("v1/steering/vectors")).filter(isUsable);
+
 function play(name) {
   const vector = known.vectors.find((each) => each.name === name);
   if (vector) known.state.racks[0] = [entryOf(vector)];
@@ -64,7 +69,7 @@ function play(name) {
 }
 
 async function tryIt(name) {
-  known.vectors = await all("v1/steering/vectors");
+  known.vectors = await usableVectors();
   play(name);
 }
 
@@ -118,7 +123,7 @@ async function begin() {
     askForKeys(event.detail);
     asking = false;
   });
-  document.addEventListener("vectors-changed", (event) => (known.vectors = event.detail));
+  document.addEventListener("vectors-changed", (event) => (known.vectors = event.detail.filter(isUsable)));
   window.addEventListener("hashchange", show);
   try {
     await learn();

@@ -82,6 +82,9 @@ export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} 
 /** A number in few characters: 0.30000000000000004 is 0.3. */
 export const short = (number) => String(Number(number.toPrecision(4))).replace("-", "−");
 
+/** A value of the API in words: text as it is, anything else as JSON. */
+export const said = (value) => (typeof value === "string" ? value : value === undefined ? "" : JSON.stringify(value));
+
 export const day = (seconds) => new Date(1000 * seconds).toLocaleString();
 
 /** Save bytes under a name. */

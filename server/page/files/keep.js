@@ -39,7 +39,8 @@ export class KeepView extends HTMLElement {
     document.dispatchEvent(new CustomEvent("vectors-changed", { detail: this.vectors }));
     this.list.replaceChildren(...this.vectors.map((vector) => el("a", {
       href: `#keep:${encodeURIComponent(vector.name)}`, "aria-current": vector.name === this.chosen ? "true" : null },
-    el("bdi", {}, vector.name), el("small", { class: "dim" }, `${T.layers} ${vector.layers.join(", ")} · × ${short(vector.default_scale)}`))));
+    el("bdi", {}, vector.name), el("small", { class: "dim" },
+      vector.layers ? `${T.layers} ${vector.layers.join(", ")} · × ${short(vector.default_scale)}` : vector.error))));
     if (!this.vectors.length) this.list.append(el("p", { class: "dim" }, T.noVectors));
     await this.showDetail();
   }

@@ -1,13 +1,13 @@
-// A map of small answers to one prompt: a row for each layer, a column for each scale, all asked at once.
+// A map of small answers to one prompt: a row for each layer, a column for each scale, all asked with one request.
 
-import { Answer } from "./answer.js";
+import { Answer, askTogether } from "./answer.js";
 import { emptyChat, write } from "./conversation.js";
 import { button, el, failure, field, percent, short } from "./dom.js";
 import { requestOf, steeringOf } from "./request.js";
 import { layersIn, numbersIn } from "./state.js";
 import { T } from "./strings.js";
 
-const MOST_CELLS = 200;
+const MOST_CELLS = 128;
 const NUM_TOKENS = "24";
 
 /** The panel of the map in `view`, a `PlayView`. */
@@ -36,7 +36,7 @@ export function mapView(view) {
     answers = cells.map((cell) => cell.answer);
     const own = answers;
     stop.hidden = false;
-    await Promise.all(cells.map((cell) => cell.run()));
+    await askTogether(cells, (answer) => cells.find((cell) => cell.answer === answer).draw());
     if (own === answers) stop.hidden = true;
     view.status.textContent = T.allDone(answers.filter((answer) => !answer.error).length);
   }
@@ -45,18 +45,19 @@ export function mapView(view) {
     const answer = new Answer();
     const text = button("…", () => use(layer, scale), { class: "cell", title: T.mapUse(layer, scale), dir: "auto" });
     const shown = el("td", {}, text);
-    const asked = { ...state, turns: [{ user: prompt.value, answers: [] }], probabilities: true,
+    const asked = { ...state, turns: [{ user: prompt.value, answers: [] }], probabilities: true, probes: [],
       sampling: { ...state.sampling, max_tokens: NUM_TOKENS } };
     const column = { steering: [{ ...first, layers: [layer], scale }, ...steeringOf(state.racks[0]).slice(1)] };
-    const run = () => answer.run(requestOf(asked, view.model, column, 0, 0, Number(state.sampling.seed) || 0), () => {
+    const request = requestOf(asked, view.model, column, 0, 0, Number(state.sampling.seed) || 0);
+    const draw = () => {
       text.textContent = answer.error ? answer.error.message : answer.text || "…";
       text.classList.toggle("refused", Boolean(answer.error));
       const known = answer.tokens.filter((token) => token.logprob !== undefined);
       const mean = known.reduce((sum, token) => sum + token.logprob, 0) / Math.max(1, known.length);
       text.style.setProperty("--surprise", String(Math.min(1, -mean / 3)));
       text.title = `${T.mapUse(layer, scale)} · ${percent(Math.exp(mean), 0)}`;
-    });
-    return { answer, shown, run };
+    };
+    return { answer, shown, request, draw };
   }
 
   function use(layer, scale) {

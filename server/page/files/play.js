@@ -1,12 +1,13 @@
 // The playground: what is set up on the left, the answers of every column on the right.
 
-import { AnswerCard, Answer, tokenDetails } from "./answer.js";
+import { AnswerCard, Answer, askTogether, tokenDetails } from "./answer.js";
 import { copyButton, showCode } from "./carry.js";
 import { emptyChat, everyTurn, versionsOf, write } from "./conversation.js";
 import { button, choice, el, failure, field } from "./dom.js";
 import { mapView } from "./map.js";
+import { probePanel } from "./probes.js";
 import { rackPanel } from "./rack.js";
-import { columnsOf, requestOf } from "./request.js";
+import { columnsOf, requestOf, scoreNames } from "./request.js";
 import { packed } from "./state.js";
 import { T } from "./strings.js";
 
@@ -50,6 +51,7 @@ export class PlayView extends HTMLElement {
     const line = (label, object, name, hint) => field(label,
       el("input", { value: object[name], spellcheck: "false", on: { input: (event) => this.set(() => (object[name] = event.target.value)) } }), hint);
     this.side.replaceChildren(...panels,
+      probePanel(state, this.vectors, () => this.changed()),
       state.mode === "fan" ? el("section", { class: "panel" }, line(T.fanScales, state, "fan", T.fanHint)) : "",
       el("details", { class: "panel settings", open: !matchMedia("(max-width: 900px)").matches },
         el("summary", {}, el("h2", {}, T.sampling)),
@@ -62,7 +64,7 @@ export class PlayView extends HTMLElement {
             state.kind = kind;
             state.chat = emptyChat();
           })))),
-        check("probabilities", T.probabilities), check("tint", T.tint),
+        check("probabilities", T.probabilities),
         isChat ? el("details", {}, el("summary", {}, T.tools), area(T.tools, state.sampling.tools, (value) => (state.sampling.tools = value), T.toolsHint)) : ""));
   }
 
@@ -82,10 +84,25 @@ export class PlayView extends HTMLElement {
   }
 
   changed() {
-    this.main.classList.toggle("tinted", this.state.tint);
+    this.tint();
     this.stale?.toggleAttribute("hidden", !this.state.turns.length);
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.remember(), 200);
+  }
+
+  /** Colour the tokens of every answer as it is set up, on one scale. */
+  tint() {
+    const by = this.state.tint;
+    const { vector } = scoreNames(this.state.probes, this.vectors).find(({ name }) => name === by) ?? {};
+    const threshold = vector?.threshold ?? (["sigmoid", "step"].includes(vector?.activation) ? 0.5 : 0);
+    this.main.classList.toggle("tinted", Boolean(by));
+    for (const card of (this.cards ?? []).flat()) card.tint(by, threshold);
+    this.scaleTint();
+  }
+
+  scaleTint() {
+    const reach = this.state.tint === "logprob" ? 1 : Math.max(1e-9, ...(this.cards ?? []).flat().map((card) => card.reach));
+    this.turns.style.setProperty("--reach", String(reach));
   }
 
   /** Put the state into the address; a link to it is then what the browser shows. */
@@ -144,6 +161,7 @@ export class PlayView extends HTMLElement {
         }, { class: "example" })))));
     }
     state.turns.forEach((turn, number) => this.drawTurn(turn, number));
+    this.tint();
   }
 
   drawTurn(turn, number) {
@@ -239,11 +257,15 @@ export class PlayView extends HTMLElement {
     this.stopButton.hidden = false;
     this.main.classList.add("busy");
     const { turns } = this.state;
-    const done = await Promise.all(places.map((place) => this.runColumn(place, seed, turns)));
+    let going = places;
+    for (let number = 0; number < turns.length && going.length; number++) {
+      await this.answerTurn(turns[number], number, going, seed);
+      going = going.filter((place) => !turns[number].answers[place].error && turns[number].answers[place].finish !== "stopped");
+    }
     if (this.isRunning()) return;
     this.main.classList.remove("busy");
     this.stopButton.hidden = true;
-    this.status.textContent = T.allDone(done.filter(Boolean).length);
+    this.status.textContent = T.allDone(going.length);
     this.changed();
   }
 
@@ -251,22 +273,23 @@ export class PlayView extends HTMLElement {
     return everyTurn(this.state.chat).some((turn) => turn.answers.some((answer) => answer?.isRunning));
   }
 
-  async runColumn(place, seed, turns) {
-    for (let number = 0; number < turns.length; number++) {
-      if (turns[number].answers[place]) continue;
-      const answer = (turns[number].answers[place] = new Answer());
+  /** Have the columns that lack an answer to message `number` write it, all with one request. */
+  async answerTurn(turn, number, places, seed) {
+    const asked = places.filter((place) => !turn.answers[place]).map((place) => {
       const request = requestOf(this.state, this.model, this.columns[place], number, place, seed);
-      const card = this.cards[number][place];
+      const answer = (turn.answers[place] = new Answer());
       answer.isRunning = true;
+      const card = this.cards[number][place];
       card.show(answer);
-      await answer.run(request, (tokens) => {
-        if (card.answer !== answer) return;
-        card.add(tokens);
-        this.compare(number);
-      });
-      if (answer.error || answer.finish === "stopped") return false;
-    }
-    return true;
+      return { answer, request, card };
+    });
+    await askTogether(asked, (answer, tokens) => {
+      const { card } = asked.find((each) => each.answer === answer);
+      if (card.answer !== answer) return;
+      card.add(tokens);
+      this.compare(number);
+      if (tokens.length) this.scaleTint();
+    });
   }
 
   compare(number) {
@@ -277,8 +300,11 @@ export class PlayView extends HTMLElement {
 
   showCode(turn, place) {
     const seed = Number(this.state.sampling.seed) || 0;
-    showCode(this.columns.map((column, number) => [column.name,
-      this.state.turns[turn].answers[number]?.request ?? requestOf(this.state, this.model, column, turn, number, seed)]), place);
+    const answers = this.columns.map((_, number) => this.state.turns[turn].answers[number]);
+    const own = this.columns.map((column, number) => [column.name,
+      answers[number]?.request ?? requestOf(this.state, this.model, column, turn, number, seed)]);
+    const together = answers[place]?.sent?.json.variants ? [[T.allColumns, answers[place].sent]] : [];
+    showCode([...own, ...together], place);
   }
 
   showToken(token) {

@@ -1,11 +1,11 @@
 // From what is set up to the request that is sent, and from that request to programs that send the same.
 
 import { addressOf } from "./api.js";
-import { numbersIn } from "./state.js";
+import { MOST_COLUMNS, layersIn, numbersIn } from "./state.js";
 import { short } from "./dom.js";
 import { T } from "./strings.js";
 
-const OPENAI = new Set(["model", "messages", "prompt", "stream", "stream_options", "temperature", "top_p", "max_tokens",
+const OPENAI = new Set(["model", "messages", "prompt", "stream", "temperature", "top_p", "max_tokens",
   "max_completion_tokens", "seed", "logprobs", "top_logprobs", "tools"]);
 const NUM_ALTERNATIVES = 8;
 
@@ -14,8 +14,29 @@ function entryBody(entry) {
   if (entry.layers.trim()) body.layers = entry.layers.trim();
   if (entry.positions) body.positions = entry.positions;
   if (entry.operation) body.operation = entry.operation;
+  for (const end of ["min", "max"]) if (entry.operation === "cap" && entry[end].trim()) body[end] = Number(entry[end]);
   if (entry.norm) body.preserve_norm = true;
+  if (entry.gate.probe) body.when = gateBody(entry.gate);
   return body;
+}
+
+function gateBody(gate) {
+  const body = { probe: gate.probe, [gate.side]: Number(gate.threshold) };
+  for (const name of ["layer", "sharpness"]) if (gate[name].trim()) body[name] = Number(gate[name]);
+  if (gate.latch) body.latch = "rest";
+  return body;
+}
+
+/** The probes that are on, as the API takes them. */
+const probesOf = (probes) => probes.map(({ vector, layers }) => (layers.trim() ? { vector, layers: layers.trim() } : { vector }));
+
+/** The names that the scores of probes have, each with its vector: one for each layer where there are several. */
+export function scoreNames(probes, vectors) {
+  return probes.flatMap((probe) => {
+    const vector = vectors.find((each) => each.name === probe.vector);
+    const layers = layersIn(probe.layers).length ? layersIn(probe.layers) : vector?.layers ?? [];
+    return layers.length > 1 ? layers.map((layer) => ({ name: `${probe.vector}.${layer}`, vector })) : [{ name: probe.vector, vector }];
+  });
 }
 
 /** The entries of a rack that are on, as the API takes them. */
@@ -26,7 +47,7 @@ export function columnsOf(state) {
   const [first, second] = state.racks.map(steeringOf);
   if (state.mode === "ab") return [{ name: "A", steering: first }, { name: "B", steering: second, reference: 0 }];
   if (state.mode === "fan") {
-    const scales = numbersIn(state.fan).slice(0, 5);
+    const scales = numbersIn(state.fan).slice(0, MOST_COLUMNS);
     const plain = Math.max(0, scales.indexOf(0));
     return scales.map((scale, number) => ({
       name: `× ${short(scale)}`,
@@ -53,11 +74,22 @@ export function requestOf(state, model, column, turn, number, seed) {
     if (state.sampling[name].trim()) json[name] = Number(state.sampling[name]);
   }
   json.seed = seed;
-  if (state.probabilities && state.kind === "chat") Object.assign(json, { logprobs: true, top_logprobs: NUM_ALTERNATIVES });
-  else if (state.probabilities) json.logprobs = NUM_ALTERNATIVES;
+  const hasEntries = state.probabilities || state.probes.length > 0;  // scores are shown by token
+  if (hasEntries && state.kind === "chat") Object.assign(json, { logprobs: true, top_logprobs: NUM_ALTERNATIVES });
+  else if (hasEntries) json.logprobs = NUM_ALTERNATIVES;
+  if (state.probes.length) json.probes = probesOf(state.probes);
   if (column.steering.length) json.steering = column.steering;
-  Object.assign(json, { stream: true, stream_options: { include_usage: true } });
+  json.stream = true;
   return { path: state.kind === "chat" ? "v1/chat/completions" : "v1/completions", json };
+}
+
+/** One request for all of `requests`, which differ in their steering and messages: each is a variant. */
+export function togetherOf(requests) {
+  if (requests.length === 1) return requests[0];
+  const [{ path, json: { steering: _, ...common } }] = requests;
+  const isOwn = (messages) => JSON.stringify(messages) !== JSON.stringify(common.messages);
+  const variants = requests.map(({ json }) => ({ steering: json.steering ?? [], ...(isOwn(json.messages) ? { messages: json.messages } : {}) }));
+  return { path, json: { ...common, variants } };
 }
 
 // ---- programs
@@ -77,7 +109,8 @@ function python(value, depth = 1) {
 }
 
 const isChat = (request) => request.path.includes("chat");
-const pieceOf = (request) => (isChat(request) ? "choices[0].delta.content" : "choices[0].text");
+const pieceOf = (request) => (isChat(request) ? "choice.delta.content" : "choice.text");
+const isMany = (request) => Boolean(request.json.variants);
 
 function pythonProgram(request) {
   const own = Object.entries(request.json).filter(([name]) => !OPENAI.has(name));
@@ -88,8 +121,11 @@ function pythonProgram(request) {
     "import os", "", "from openai import OpenAI", "",
     `client = OpenAI(base_url=${JSON.stringify(addressOf("v1"))}, api_key=os.environ.get("TILLER_API_KEY", "none"))`,
     `stream = client.${isChat(request) ? "chat.completions" : "completions"}.create(`, ...lines, ")",
-    "for chunk in stream:", "    if chunk.choices:",
-    `        print(chunk.${pieceOf(request)} or "", end="", flush=True)`, "print()",
+    ...(isMany(request)
+      ? ["texts = {}", "for chunk in stream:", "    for choice in chunk.choices:",
+        `        texts[choice.index] = texts.get(choice.index, "") + (${pieceOf(request)} or "")`,
+        "for index in sorted(texts):", "    print(index, texts[index])"]
+      : ["for chunk in stream:", "    for choice in chunk.choices:", `        print(${pieceOf(request)} or "", end="", flush=True)`, "print()"]),
   ].join("\n");
 }
 
@@ -97,8 +133,11 @@ const nodeProgram = (request) => [
   'import OpenAI from "openai";', "",
   `const client = new OpenAI({ baseURL: ${JSON.stringify(addressOf("v1"))}, apiKey: process.env.TILLER_API_KEY ?? "none" });`,
   `const stream = await client.${isChat(request) ? "chat.completions" : "completions"}.create(${JSON.stringify(request.json, null, 2)});`,
-  `for await (const chunk of stream) process.stdout.write(chunk.${pieceOf(request).replace("[0]", "[0]?")} ?? "");`,
-  "console.log();",
+  ...(isMany(request)
+    ? ["const texts = [];", "for await (const chunk of stream)",
+      `  for (const choice of chunk.choices) texts[choice.index] = (texts[choice.index] ?? "") + (${pieceOf(request)} ?? "");`,
+      "texts.forEach((text, index) => console.log(index, text));"]
+    : ["for await (const chunk of stream)", `  for (const choice of chunk.choices) process.stdout.write(${pieceOf(request)} ?? "");`, "console.log();"]),
 ].join("\n");
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
@@ -111,7 +150,8 @@ const curlCommand = (request) => [
 
 /** `model+vector:scale`, or why a model name cannot say it. */
 function modelName({ json }) {
-  const more = (json.steering ?? []).flatMap((entry) => Object.keys(entry).filter((name) => name !== "vector" && name !== "scale"));
+  const more = [...["variants", "probes"].filter((name) => json[name]),
+    ...(json.steering ?? []).flatMap((entry) => Object.keys(entry).filter((name) => name !== "vector" && name !== "scale"))];
   if (more.length) return T.notInName([...new Set(more)].join(", "));
   return json.model + (json.steering ?? []).map((entry) => `+${entry.vector}:${entry.scale}`).join("");
 }

@@ -18,15 +18,17 @@ const READERS = {
   },
 };
 
-/** The bytes of a file -> a map from layers to lists of numbers. */
+/** The bytes of a file -> a map from layers to lists of numbers: what is added there, all directions of a layer in a row.
+ * Tensors of another name, such as those that a vector reads along, are left out. */
 export function directionsIn(buffer) {
   const view = new DataView(buffer);
   const size = Number(view.getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, HEADER, size)));
   const found = new Map();
-  for (const [name, { dtype, shape, data_offsets: [from, to] }] of Object.entries(header).filter(([name]) => name !== "__metadata__")) {
-    const width = (to - from) / shape[0];
-    const numbers = Float64Array.from({ length: shape[0] }, (_, place) => READERS[dtype](view, HEADER + size + from + width * place));
+  for (const [name, { dtype, shape, data_offsets: [from, to] }] of Object.entries(header).filter(([name]) => /^[a-z_]+\.\d+$/.test(name))) {
+    const length = shape.reduce((product, size) => product * size, 1);
+    const width = (to - from) / length;
+    const numbers = Float64Array.from({ length }, (_, place) => READERS[dtype](view, HEADER + size + from + width * place));
     found.set(Number(name.split(".").at(-1)), numbers);
   }
   return found;
@@ -34,4 +36,4 @@ export function directionsIn(buffer) {
 
 const dot = (one, other) => one.reduce((sum, value, place) => sum + value * other[place], 0);
 export const norm = (numbers) => Math.sqrt(dot(numbers, numbers));
-export const cosine = (one, other) => dot(one, other) / (norm(one) * norm(other));
+export const cosine = (one, other) => (one.length === other.length ? dot(one, other) / (norm(one) * norm(other)) : NaN);

@@ -5,7 +5,9 @@ import { checkedChat, emptyChat, mapAnswers, turnsOf } from "./conversation.js";
 
 const MODES = ["compare", "fan", "ab", "map"];
 export const POSITIONS = ["response", "prompt", "all"];
-export const OPERATIONS = ["add", "ablate", "clamp"];
+export const OPERATIONS = ["add", "ablate", "clamp", "cap", "amplify"];
+export const MOST_COLUMNS = 8;
+export const SIDES = ["above", "below"];
 const MOST_BYTES = 1 << 20;
 const MOST_TURNS = 50;
 
@@ -18,7 +20,8 @@ export const emptyState = () => ({
   system: "",
   sampling: { temperature: "0", top_p: "", top_k: "", max_tokens: "200", seed: "", tools: "" },
   probabilities: true,
-  tint: false,
+  probes: [],
+  tint: "",
   chat: emptyChat(),
   get turns() {
     return turnsOf(this.chat);
@@ -26,7 +29,8 @@ export const emptyState = () => ({
 });
 
 export const entryOf = (vector) => ({
-  vector: vector.name, on: true, scale: vector.default_scale, layers: "", positions: "", operation: "", norm: false,
+  vector: vector.name, on: true, scale: vector.default_scale, layers: "", positions: "", operation: "", min: "", max: "", norm: false,
+  gate: { probe: "", side: "above", threshold: "0", layer: "", sharpness: "", latch: false },
 });
 
 const text = (value, most = 200_000) => (typeof value === "string" ? value.slice(0, most) : "");
@@ -40,9 +44,27 @@ function checkedEntry(given) {
   return {
     vector: text(entry.vector, 200), on: entry.on !== false, scale: number(entry.scale), layers: text(entry.layers, 200),
     positions: oneOf(entry.positions, ["", ...POSITIONS]), operation: oneOf(entry.operation, ["", ...OPERATIONS]),
-    norm: entry.norm === true,
+    min: text(entry.min, 40), max: text(entry.max, 40), norm: entry.norm === true, gate: checkedGate(object(entry.gate)),
   };
 }
+
+const checkedGate = (gate) => ({
+  probe: text(gate.probe, 200), side: oneOf(gate.side, SIDES), threshold: text(gate.threshold, 40) || "0", layer: text(gate.layer, 10),
+  sharpness: text(gate.sharpness, 40), latch: gate.latch === true,
+});
+
+const checkedProbe = (given) => ({ vector: text(object(given).vector, 200), layers: text(object(given).layers, 200) });
+
+const checkedSummary = (given) => {
+  const probe = object(given);
+  return { name: text(probe.name, 200), layer: number(probe.layer), threshold: number(probe.threshold), mean: number(probe.mean),
+    max: number(probe.max), above: number(probe.above) };
+};
+
+const checkedCount = (given) => {
+  const gate = object(given);
+  return { entry: number(gate.entry), open: number(gate.open), of: number(gate.of) };
+};
 
 function checkedAnswer(given) {
   if (!given) return null;
@@ -50,6 +72,7 @@ function checkedAnswer(given) {
   return {
     reasoning: text(answer.reasoning), content: text(answer.content), calls: list(answer.calls, 100).map((call) => text(call)),
     plan: list(answer.plan, 64).map((entry) => object(entry)), finish: text(answer.finish, 40),
+    probes: list(answer.probes, 256).map(checkedSummary), gates: list(answer.gates, 64).map(checkedCount),
   };
 }
 
@@ -65,7 +88,8 @@ export function checked(given) {
   state.system = text(raw.system);
   for (const name of Object.keys(state.sampling)) state.sampling[name] = text(object(raw.sampling)[name]);
   state.probabilities = raw.probabilities !== false;
-  state.tint = raw.tint === true;
+  state.probes = list(raw.probes, 64).map(checkedProbe);
+  state.tint = text(raw.tint, 200);
   const turn = (each) => ({ user: text(object(each).user), answers: list(object(each).answers, 32).map(checkedAnswer) });
   state.chat = checkedChat(raw.chat, turn, MOST_TURNS);
   return state;
@@ -75,7 +99,7 @@ export function checked(given) {
 export function portable(state) {
   const answers = (given) => given.map((answer) => answer && !answer.error && answer.finish
     ? { reasoning: answer.reasoning, content: answer.content, calls: answer.calls.map(String), plan: answer.plan,
-        finish: answer.finish }
+        finish: answer.finish, probes: answer.probes, gates: answer.gates }
     : null);
   const { turns: _, ...rest } = state;
   return { ...rest, chat: mapAnswers(state.chat, answers) };

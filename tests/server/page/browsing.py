@@ -65,6 +65,14 @@ class Tab:
         bodies = [each.post_data_json for each in self.requests if each.method == "POST" and each.url.endswith(path)]
         return [body for body in bodies if isinstance(body, dict)]
 
+    def asked(self, path: str) -> list[dict[str, Any]]:
+        """The same with a body of its own for each variant of a request, without steering where there is none."""
+        found = []
+        for body in self.sent(path):
+            common = {name: value for name, value in body.items() if name != "variants"}
+            found += [{**common, **variant} for variant in body.get("variants", [{}])]
+        return [{name: value for name, value in body.items() if (name, value) != ("steering", [])} for body in found]
+
     def check_access(self) -> None:
         """Raise unless axe-core finds nothing against WCAG 2.2 A and AA."""
         self.page.evaluate(_axe())

@@ -109,6 +109,7 @@ def test_stopping_a_column_stops_its_request_and_closing_the_tab_the_rest(browse
             eventually(running.is_idle)
             metrics = running.http.get("/metrics").text
             assert 'vllm:request_success_total{finished_reason="length",model_name="tiny"} 1.0' in metrics
+            assert 'vllm:request_success_total{finished_reason="abort",model_name="tiny"} 1.0' in metrics
             assert running.engine.stats().total_generated_tokens < 2 * 480
             page.get_by_role("button", name="Run again").click()
             eventually(lambda: running.engine.stats().num_running == 2)
@@ -146,7 +147,7 @@ def test_a_model_without_a_chat_template_continues_texts(browser: Browser, tmp_p
         page.get_by_role("textbox", name="Prompt").fill("Once")
         page.get_by_role("button", name="Send").click()
         opened.wait_for_answers()
-        (first, _) = opened.sent("/v1/completions")
+        (first, _) = opened.asked("/v1/completions")
         assert first["prompt"] == "Once"
         expected = running.http.post(
             "/v1/completions", json={"prompt": "Once", "temperature": 0, "max_tokens": 5}

@@ -51,6 +51,18 @@ def answer_to(server: Server, **more: Any) -> dict[str, Any]:
     return answer
 
 
+def body_in(program: str) -> Any:
+    """The JSON that a Node program sends."""
+    return json.JSONDecoder().raw_decode(program.partition("create(")[2])[0]
+
+
+def printed_by(program: str) -> str:
+    """What a Python program prints, in this process, which has the SDK."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(program, "program", "exec"), {})
+    return printed.getvalue()
+
+
 def test_a_stranger_shares_a_comparison_in_a_few_clicks(browser: Browser, opened: Tab, pictures: Path) -> None:
     page = opened.page
     page.evaluate(
@@ -77,12 +89,12 @@ def test_a_stranger_shares_a_comparison_in_a_few_clicks(browser: Browser, opened
 
 def test_both_columns_stream_at_once_from_one_seed_and_show_what_the_server_says(opened: Tab, server: Server) -> None:
     opened.ask(MUSIC)
-    plain, steered = opened.sent("/v1/chat/completions")
+    plain, steered = opened.asked("/v1/chat/completions")
     assert steered.pop("steering") == [{"vector": "cheerful", "scale": 0.6}]
     assert plain == steered
     assert isinstance(plain["seed"], int)
-    first, second = (each for each in opened.requests if each.url.endswith("/chat/completions"))
-    assert second.timing["startTime"] < first.timing["startTime"] + first.timing["responseEnd"]
+    (together,) = opened.sent("/v1/chat/completions")
+    assert len(together["variants"]) == 2
     expected = [answer_to(server), answer_to(server, steering=[{"vector": "cheerful", "scale": 0.6}])]
     texts = [each["choices"][0]["message"]["content"] for each in expected]
     assert [opened.text_of(0), opened.text_of(1)] == texts
@@ -111,7 +123,12 @@ def test_a_token_shows_what_else_was_likely(opened: Tab, server: Server, picture
     expect(drawer).to_contain_text(f"log-probability {entry['logprob']:.3f}")
     names = drawer.locator(".alternatives code").all_inner_texts()
     assert sorted(map(str.strip, names)) == sorted(each["token"].strip() for each in entry["top_logprobs"])
-    opened.page.get_by_role("checkbox", name="Tint unlikely tokens").check()
+    opened.page.get_by_text("Probes and colours").click()
+    opened.page.get_by_label("Colour tokens by").select_option("logprob")
+    strengths = "spans => spans.map((span) => Number(span.style.getPropertyValue('--strength')))"
+    tokens = answer_to(server, steering=steering, logprobs=True)["choices"][0]["logprobs"]["content"]
+    shown = opened.answers.nth(1).locator(".token").evaluate_all(strengths)
+    assert shown == pytest.approx([min(1, -each["logprob"] / 5) for each in tokens[: len(shown)]], abs=1e-3)
     opened.picture(pictures / "token.png")
 
 
@@ -119,7 +136,8 @@ def test_the_programs_ask_for_exactly_what_the_page_asked(opened: Tab) -> None:
     page = opened.page
     page.get_by_label("System prompt").fill('It\'s "quiet" \\ here\n${HOME}')
     opened.ask(MUSIC)
-    sent = opened.sent("/v1/chat/completions")[1]
+    sent = opened.asked("/v1/chat/completions")[1]
+    (together,) = opened.sent("/v1/chat/completions")
     opened.answers.nth(1).get_by_role("button", name="This request as code").click()
     code = page.locator("dialog pre")
 
@@ -127,24 +145,24 @@ def test_the_programs_ask_for_exactly_what_the_page_asked(opened: Tab) -> None:
         page.get_by_label("As", exact=True).select_option(label=language)
         return code.inner_text()
 
-    assert json.loads(program("Node").partition("create(")[2].partition(");\nfor")[0]) == sent
+    assert body_in(program("Node")) == sent
     assert program("Model name") == f"{MODEL_NAME}+cheerful:0.6"
     done = subprocess.run(["bash", "-euc", program("curl")], capture_output=True, encoding="utf-8", check=True)
     chunks = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("data: {")]
     pieces = [choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"]]
     assert "".join(pieces) == opened.text_of(1)
-    python = program("Python")
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(python, "program", "exec"), {})  # in this process, which has the SDK
-    assert printed.getvalue() == opened.text_of(1) + "\n"
+    assert printed_by(program("Python")) == opened.text_of(1) + "\n"
+    page.get_by_label("Column").select_option(label="All columns, as they were asked")
+    assert body_in(program("Node")) == together
+    assert printed_by(program("Python")) == f"0 {opened.text_of(0)}\n1 {opened.text_of(1)}\n"
 
 
 def test_a_fan_of_scales_and_two_racks(opened: Tab, pictures: Path) -> None:
     page = opened.page
     page.get_by_role("button", name="Fan").click()
-    page.get_by_label("Scales, up to five").fill("-0.6, 0, 0.6")
+    page.get_by_label("Scales, up to eight").fill("-0.6, 0, 0.6")
     opened.ask(MUSIC)
-    sent = opened.sent("/v1/chat/completions")
+    sent = opened.asked("/v1/chat/completions")
     assert [body["steering"] for body in sent] == [[{"vector": "cheerful", "scale": scale}] for scale in (-0.6, 0, 0.6)]
     assert len({body["seed"] for body in sent}) == 1
     expect(opened.answers).to_have_count(3)
@@ -153,25 +171,26 @@ def test_a_fan_of_scales_and_two_racks(opened: Tab, pictures: Path) -> None:
     expect(page.get_by_role("heading", name="Vectors of B")).to_be_visible()
     page.get_by_role("button", name="Run again").click()
     opened.wait_for_answers()
-    assert [body["steering"][0]["vector"] for body in opened.sent("/v1/chat/completions")[3:]] == ["cheerful", "honest"]
+    racks = opened.asked("/v1/chat/completions")[3:]
+    assert [body["steering"][0]["vector"] for body in racks] == ["cheerful", "honest"]
 
 
 def test_messages_are_edited_and_answered_again_and_the_chat_goes_on(opened: Tab) -> None:
     page = opened.page
     opened.ask(MUSIC)
     opened.ask("And winter?")
-    histories = [body["messages"] for body in opened.sent("/v1/chat/completions")[2:]]
+    histories = [body["messages"] for body in opened.asked("/v1/chat/completions")[2:]]
     assert [len(messages) for messages in histories] == [3, 3]
     assert histories[0][1]["content"] != histories[1][1]["content"]  # each column goes on from its own answer
     page.get_by_role("button", name="Edit message 1").click()
     page.get_by_role("textbox", name="Edit message 1").fill("Hello!")
     page.get_by_role("button", name="Run", exact=True).click()
     opened.wait_for_answers()
-    assert [body["messages"][0]["content"] for body in opened.sent("/v1/chat/completions")[4:]] == ["Hello!", "Hello!"]
+    assert [body["messages"][0]["content"] for body in opened.asked("/v1/chat/completions")[4:]] == ["Hello!", "Hello!"]
     page.get_by_role("spinbutton", name="Scale of cheerful").fill("-0.6")
     opened.answers.nth(1).get_by_role("button", name="Answer again").click()
     opened.wait_for_answers()
-    assert len(opened.sent("/v1/chat/completions")) == 7
+    assert len(opened.asked("/v1/chat/completions")) == 7
 
 
 def test_an_edited_message_keeps_its_earlier_version_and_what_followed(browser: Browser, opened: Tab) -> None:
@@ -189,7 +208,7 @@ def test_an_edited_message_keeps_its_earlier_version_and_what_followed(browser: 
     expect(page.locator(".turn")).to_have_count(1)
     expect(versions).to_contain_text("2 of 2")
     opened.check_access()
-    num_sent = len(opened.sent("/chat/completions"))
+    num_sent = len(opened.asked("/chat/completions"))
     page.get_by_role("button", name="Copy link").click()
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
     with tab(browser, opened.url) as other:  # the link has the whole tree
@@ -207,7 +226,7 @@ def test_an_edited_message_keeps_its_earlier_version_and_what_followed(browser: 
     page.get_by_role("textbox", name="Edit message 2").fill("And summer?")
     page.get_by_role("button", name="Run", exact=True).click()
     opened.wait_for_answers()
-    for place, body in enumerate(opened.sent("/chat/completions")[num_sent:]):
+    for place, body in enumerate(opened.asked("/chat/completions")[num_sent:]):
         assert [message["content"] for message in body["messages"]] == [MUSIC, first[place], "And summer?"]
 
 
@@ -218,13 +237,13 @@ def test_a_map_of_layers_and_scales_leads_back_to_a_chat(opened: Tab, pictures: 
     page.get_by_label("Scales", exact=True).fill("-0.6, 0.6")
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page.locator(".stage .stop")).to_be_hidden()
-    sent = [body["steering"][0] for body in opened.sent("/v1/chat/completions")]
+    sent = [body["steering"][0] for body in opened.asked("/v1/chat/completions")]
     cells = [(entry["layers"], entry["scale"]) for entry in sent]
     assert sorted(cells) == [([3], -0.6), ([3], 0.6), ([4], -0.6), ([4], 0.6)]
     opened.picture(pictures / "map.png")
     page.get_by_role("button", name="Layer 4, scale 0.6").or_(page.locator("td .cell").last).last.click()
     opened.wait_for_answers()
-    assert opened.sent("/v1/chat/completions")[-1]["steering"] == [{"vector": "cheerful", "scale": 0.6, "layers": "4"}]
+    assert opened.asked("/v1/chat/completions")[-1]["steering"] == [{"vector": "cheerful", "scale": 0.6, "layers": "4"}]
 
 
 def test_a_vector_is_uploaded_changed_compared_rolled_back_and_deleted(

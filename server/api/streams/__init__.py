@@ -1,0 +1,1 @@
+"""`/v1/streams`: the answers that are being streamed."""
