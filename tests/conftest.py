@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -11,6 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread on
 # all that tests speak to is plain HTTP: reading the world's certificates would take each of their clients 50 ms
 os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = os.path.dirname(__file__)
+# what the tests store is flushed to the disk each time, which a disk takes milliseconds for and memory nothing
+MEMORY = "/dev/shm"
+if os.path.isdir(MEMORY) and shutil.disk_usage(MEMORY).free > 1 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
 
 import pytest
 
