@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -12,12 +11,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread on
 # all that tests speak to is plain HTTP: reading the world's certificates would take each of their clients 50 ms
 os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = os.path.dirname(__file__)
-# what the tests store is flushed to the disk each time, which a disk takes milliseconds for and memory nothing
-MEMORY = "/dev/shm"
-if os.path.isdir(MEMORY) and shutil.disk_usage(MEMORY).free > 1 << 30:
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
 
 import pytest
+
+# what the tests store is flushed to the disk each time, which a disk takes milliseconds for and memory nothing
+MEMORY = "/dev/shm"
+if os.path.isdir(MEMORY) and os.statvfs(MEMORY).f_bavail * os.statvfs(MEMORY).f_frsize > 1 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
 
 gc.disable()  # until all is imported: nothing of it can be collected
 

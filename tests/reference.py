@@ -274,6 +274,21 @@ def greedy(
     return tokens[len(prompt) :], torch.stack(rows)
 
 
+def followed(
+    model: nn.Module,
+    prompt: Sequence[int],
+    response: Sequence[int],
+    steers: Sequence[Steer] = (),
+    part_of: PartOf = _content_only,
+) -> Tensor:
+    """The log-probabilities `[response, vocabulary]` that each token of a response was chosen by, in one pass.
+
+    No later token changes them: where each is the likeliest, the response is the one that `greedy` finds.
+    """
+    logits = steered_logits(model, [*prompt, *response], steers, len(prompt), part_of)
+    return torch.log_softmax(logits[len(prompt) - 1 : -1], -1)
+
+
 @torch.no_grad()
 def activations(model: nn.Module, tokens: Sequence[int], site: str, layer: int) -> Tensor:
     """The output of `site` at `layer`, `[tokens, hidden]`, of one plain forward pass."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -299,15 +298,22 @@ MODULES = {
 }
 
 
+@functools.cache
+def tree_of(path: Path) -> tuple[ast.AST, ...]:
+    """Everything in the file, the module first."""
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
 def module_of(name: str) -> str | None:
     """The key in `MODULES` of what an import names; None for what is not ours."""
     return next((module for module in (name, f"{name}.__init__") if module in MODULES), None)
 
 
-def imports_of(path: Path) -> set[str]:
+@functools.cache
+def imports_of(path: Path) -> frozenset[str]:
     """Every module that the file imports, anywhere in it: keys of `MODULES`, or others' names."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in tree_of(path):
         if isinstance(node, ast.Import):
             found |= {module_of(alias.name) or alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -317,7 +323,7 @@ def imports_of(path: Path) -> set[str]:
                 module_of(f"{node.module}.{alias.name}") or module_of(node.module) or node.module
                 for alias in node.names
             }
-    return found
+    return frozenset(found)
 
 
 def floor_in(room: str, name: str) -> int:
@@ -327,16 +333,18 @@ def floor_in(room: str, name: str) -> int:
     return floors[0]
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_go_down(module: str) -> None:
-    own = module.split(".")
-    for depth, name in enumerate(own):
-        floor_in(".".join(own[:depth]), name)
-    for imported in imports_of(MODULES[module]) & MODULES.keys():
-        other = imported.split(".")
-        depth = next(depth for depth, (mine, theirs) in enumerate(zip(own, other, strict=False)) if mine != theirs)
-        room = ".".join(own[:depth])
-        assert floor_in(room, other[depth]) < floor_in(room, own[depth]), f"{module} imports {imported}, not below it"
+def test_imports_go_down() -> None:
+    for module, path in MODULES.items():
+        own = module.split(".")
+        for depth, name in enumerate(own):
+            floor_in(".".join(own[:depth]), name)
+        for imported in imports_of(path) & MODULES.keys():
+            other = imported.split(".")
+            depth = next(depth for depth, (mine, theirs) in enumerate(zip(own, other, strict=False)) if mine != theirs)
+            room = ".".join(own[:depth])
+            assert floor_in(room, other[depth]) < floor_in(room, own[depth]), (
+                f"{module} imports {imported}, not below it"
+            )
 
 
 def test_every_room_is_there() -> None:
@@ -353,30 +361,32 @@ def test_no_cycles() -> None:
     graphlib.TopologicalSorter(graph).prepare()
 
 
-@pytest.mark.parametrize(
-    "module", [module for module in MODULES if module.startswith(("vectors", "server.steering", "server.engine"))]
-)
-def test_vectors_steering_and_engine_know_no_http(module: str) -> None:
-    roots = {name.partition(".")[0] for name in imports_of(MODULES[module])}
-    allowed = {"httpx"} if module == "vectors.client.clients" else set()
-    assert not roots & {"fastapi", "starlette", "uvicorn", "httpx"} - allowed
+def test_vectors_steering_and_engine_know_no_http() -> None:
+    for module, path in MODULES.items():
+        if module.startswith(("vectors", "server.steering", "server.engine")):
+            roots = {name.partition(".")[0] for name in imports_of(path)}
+            allowed = {"httpx"} if module == "vectors.client.clients" else set()
+            assert not roots & {"fastapi", "starlette", "uvicorn", "httpx"} - allowed, module
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if not module.startswith(COMMANDS)])
-def test_only_commands_read_argv_and_environment(module: str) -> None:
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if isinstance(node, ast.Attribute):
-            assert node.attr not in ("argv", "environ", "getenv"), f"line {node.lineno}"
+def test_only_commands_read_argv_and_environment() -> None:
+    for module, path in MODULES.items():
+        if not module.startswith(COMMANDS):
+            for node in tree_of(path):
+                if isinstance(node, ast.Attribute):
+                    assert node.attr not in ("argv", "environ", "getenv"), f"{module}, line {node.lineno}"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_module_says_what_it_is_for(module: str) -> None:
-    assert ast.get_docstring(ast.parse(MODULES[module].read_text()))
+def test_every_module_says_what_it_is_for() -> None:
+    for module, path in MODULES.items():
+        tree = tree_of(path)[0]
+        assert isinstance(tree, ast.Module)
+        assert ast.get_docstring(tree), module
 
 
 def test_nothing_is_unpickled() -> None:
     for module, path in MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in tree_of(path):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 assert {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}["weights_only"] == "True"
         assert "pickle" not in imports_of(path), module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 
 import torch
@@ -120,3 +121,9 @@ def build(family: str, seed: int = 0) -> transformers.PreTrainedModel:
     )
     model.eval()
     return model
+
+
+@functools.cache
+def plain(family: str) -> transformers.PreTrainedModel:
+    """What `build` makes, made once, to ask and not to change."""
+    return build(family)

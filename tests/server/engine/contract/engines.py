@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import queue
 import threading
@@ -12,8 +13,9 @@ from functools import partial
 from typing import Protocol
 
 import pytest
+from transformers import PreTrainedModel
 
-from server.engine.model import prepare_model
+from server.engine.model import LoadedModel, prepare_model
 from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, Generate, SamplingParams, TokenOutput
 from server.kernels.library import load_kernels
@@ -36,6 +38,14 @@ class MakeEngine(Protocol):
     def __call__(self, *, max_requests: int | None = None, end_token_ids: frozenset[int] = frozenset()) -> Engine: ...
 
 
+@functools.cache
+def _compiled() -> LoadedModel:
+    kernels = load_kernels()
+    if kernels is None:
+        pytest.skip("there is no C compiler")
+    return prepare_model(build(MODEL), kernels=kernels)
+
+
 def _batching(
     *,
     max_requests: int | None = None,
@@ -43,18 +53,21 @@ def _batching(
     is_compiled: bool = False,
     **changes: int,
 ) -> Engine:
-    kernels = load_kernels() if is_compiled else None
-    if is_compiled and kernels is None:
-        pytest.skip("there is no C compiler")
-    model = loaded(MODEL) if kernels is None else prepare_model(build(MODEL), kernels=kernels)
+    model = _compiled() if is_compiled else loaded(MODEL)
     model = replace(model, info=replace(model.info, eos_token_ids=end_token_ids))
     limits = {} if max_requests is None else {"max_running": 1, "max_queue": max_requests - 1}
     return engine_of(model, **(changes | limits)).start()
 
 
+@functools.cache
+def _naive_model() -> PreTrainedModel:
+    """One that no reference runs at the same time."""
+    return build(MODEL)
+
+
 def _naive(*, max_requests: int | None = None, end_token_ids: frozenset[int] = frozenset()) -> Engine:
     info = replace(loaded(MODEL).info, eos_token_ids=end_token_ids)
-    return NaiveEngine(build(MODEL), info, **({} if max_requests is None else {"max_requests": max_requests}))
+    return NaiveEngine(_naive_model(), info, **({} if max_requests is None else {"max_requests": max_requests}))
 
 
 def _vllm(*, max_requests: int | None = None, end_token_ids: frozenset[int] = frozenset()) -> Engine:

@@ -256,11 +256,15 @@ class NaiveEngine:
             self._seen[place], changed = changed, changed.view_as(activation)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
+        places = {place for entry in job.request.plan.entries for place in entry.applied.places}
+        places |= {probe.place for probe in job.request.plan.probes}
+        if isinstance(job.request.work, Capture):
+            places |= {(site, layer) for site in job.request.work.sites for layer in job.request.work.layers}
         with contextlib.ExitStack() as hooks:
-            for site, modules in self._modules.items():
-                for layer, module in enumerate(modules):
-                    handle = module.register_forward_hook(lambda _, args, out, at=(site, layer): hook(at, out))
-                    hooks.callback(handle.remove)
+            for site, layer in places:
+                module = self._modules[site][layer]
+                handle = module.register_forward_hook(lambda _, args, out, at=(site, layer): hook(at, out))
+                hooks.callback(handle.remove)
             logits: Tensor = self._module(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0]
         return logits
 
