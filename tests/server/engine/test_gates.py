@@ -13,7 +13,7 @@ from torch import Tensor
 from server.engine.engine import BatchingEngine
 from server.engine.errors import InvalidWork
 from server.engine.request import Branch, EngineRequest, Force, Generate, Score, TokenOutput
-from tests.families import VOCABULARY, build
+from tests.families import VOCABULARY, build, plain
 from tests.reference import Gate, Steer, greedy, opened, scores
 from tests.server.engine.driving import (
     GREEDY,
@@ -37,7 +37,7 @@ WORK = Generate(NUM_TOKENS, GREEDY, num_logprobs=VOCABULARY)
 @functools.cache
 def threshold(site: str, layer: int) -> float:
     """In the widest gap of what the probe at a place reads: of some tokens more, of others less, of none as much."""
-    tokens = (*PROMPT, *greedy(build("llama"), PROMPT, NUM_TOKENS)[0])
+    tokens = (*PROMPT, *greedy(plain("llama"), PROMPT, NUM_TOKENS)[0])
     found = sorted(scores(build("llama"), tokens, probe(site, layer)))
     middle = found[len(found) // 4 : -len(found) // 4]
     low, high = max(itertools.pairwise(middle), key=lambda pair: pair[1] - pair[0])
@@ -58,7 +58,7 @@ def gated(number: int, *, positions: str = "all", **changes: object) -> Steer:
 
 @functools.cache
 def expected(steers: tuple[Steer, ...], prompt: tuple[int, ...] = PROMPT) -> tuple[list[int], Tensor]:
-    return greedy(build("llama"), prompt, NUM_TOKENS, steers)
+    return greedy(plain("llama"), prompt, NUM_TOKENS, steers)
 
 
 def check(events: list[TokenOutput], steers: tuple[Steer, ...], prompt: tuple[int, ...] = PROMPT) -> None:

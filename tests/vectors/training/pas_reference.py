@@ -1,4 +1,4 @@
-"""A plain, slow reference for training: transformers, forward hooks, one prompt at a time, no cache.
+"""A plain, slow reference for training: transformers, forward hooks, one prompt at a time.
 
 Written from the table of Painless Activation Steering and this project's corrections of it alone: prompts, letters'
 spellings, the four variants, the paper's choices, the grid and how its best cell is picked. Nothing here uses tiller's
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from tests.reference import site_module
 from vectors.data import Message, PairItem, ShownItem
@@ -23,6 +23,8 @@ from vectors.vocabulary import SITES
 
 VARIANTS = ("ipas_wrong_only", "ipas_all", "pas_full", "mean_difference")
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MOST_BEGUN = 64
+"""How many prompts are kept as the model read them, about a megabyte each."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,12 @@ class PlainModel:
     # what was read or spelled once, kept because every cell asks again
     _read: dict[tuple[int, ...], dict[str, Tensor]] = field(default_factory=dict, repr=False)
     _spelled: dict[object, list[list[tuple[int, ...]]]] = field(default_factory=dict, repr=False)
+    _begun: dict[tuple[int, ...], DynamicCache] = field(default_factory=dict, repr=False)
 
     def but(self, *, chat: bool = False, paper: bool = False, exemplars: Sequence[ShownItem] = ()) -> PlainModel:
         """The same model asked in another way."""
-        return PlainModel(self.model, self.tokenizer, chat, paper, tuple(exemplars), self._read, self._spelled)
+        kept = self._read, self._spelled, self._begun
+        return PlainModel(self.model, self.tokenizer, chat, paper, tuple(exemplars), *kept)
 
     # prompts
 
@@ -99,37 +103,23 @@ class PlainModel:
     # what the model says
 
     @torch.no_grad()
-    def logits(
-        self,
-        tokens: Sequence[int],
-        added: Sequence[Added] = (),
-        num_prompt: int | None = None,
-        *,
-        last_only: bool = False,
-    ) -> Tensor:
-        """Logits, float64 `[tokens, vocabulary]`, after every token, or the last only, of one full pass."""
-        with self._adding(added, (len(tokens) if num_prompt is None else num_prompt) - 1):
-            output = self.model(
-                input_ids=torch.tensor([list(tokens)]), use_cache=False, logits_to_keep=1 if last_only else 0
-            )
+    def logits(self, tokens: Sequence[int], added: Sequence[Added] = (), num_prompt: int | None = None) -> Tensor:
+        """Logits, float64 `[tokens, vocabulary]`, after the last token of the prompt and after each that follows.
+
+        Nothing is added before it: that is read once, into transformers' own cache, and every cell goes on from there.
+        """
+        first = (len(tokens) if num_prompt is None else num_prompt) - 1
+        cache = self._begin(tuple(tokens[:first]))
+        with self._adding(added):
+            output = self.model(input_ids=torch.tensor([list(tokens[first:])]), past_key_values=cache, use_cache=True)
+        cache.crop(first - len(tokens))
         logits: Tensor = output.logits[0].double()
         return logits
 
-    def logprobs(
-        self,
-        tokens: Sequence[int],
-        added: Sequence[Added] = (),
-        num_prompt: int | None = None,
-        *,
-        last_only: bool = False,
-    ) -> Tensor:
-        """Log-probabilities of the next token from `logits`."""
-        return self.logits(tokens, added, num_prompt, last_only=last_only).log_softmax(-1)
-
     def continuation(self, prompt: Sequence[int], reply: Sequence[int], added: Sequence[Added] = ()) -> list[float]:
         """The log-probability of each token of `reply` after `prompt`."""
-        rows = self.logprobs([*prompt, *reply], added, len(prompt))
-        return [float(rows[len(prompt) - 1 + place, token]) for place, token in enumerate(reply)]
+        rows = self.logits([*prompt, *reply], added, len(prompt)).log_softmax(-1)
+        return [float(rows[place, token]) for place, token in enumerate(reply)]
 
     def spellings(self, shown: ShownItem) -> list[list[tuple[int, ...]]]:
         """For each letter the token sequences that it adds to the prompt, spelled `A` and, unless paper, ` A`."""
@@ -160,7 +150,7 @@ class PlainModel:
                 sum(float(torch.tensor(self.continuation(prompt, tokens, added)).sum().exp()) for tokens in own)
                 for own in spellings
             ]
-        last = self.logprobs(prompt, added, last_only=True)[-1].exp()
+        last = self.logits(prompt, added)[-1].softmax(-1)
         return [sum(float(last[token]) for token in own) for own in firsts]
 
     def letter(self, shown: ShownItem, added: Sequence[Added] = ()) -> int:
@@ -289,14 +279,25 @@ class PlainModel:
             return self.statement(question.item.question, question.item.choices[question.order[place]])
         return self.statement(question.prompt, (question.positive, question.negative)[place])
 
+    def _begin(self, tokens: tuple[int, ...]) -> DynamicCache:
+        cache = self._begun.pop(tokens, None)
+        if cache is None:
+            cache = DynamicCache()
+            if tokens:
+                self.model(input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            while len(self._begun) >= MOST_BEGUN:
+                del self._begun[next(iter(self._begun))]
+        self._begun[tokens] = cache
+        return cache
+
     @contextlib.contextmanager
-    def _adding(self, added: Sequence[Added], first: int) -> Iterator[None]:
+    def _adding(self, added: Sequence[Added]) -> Iterator[None]:
         handles = []
         for one in added:
 
             def hook(module: nn.Module, args: object, output: object, one: Added = one) -> object:
-                changed = _activation(output).clone()
-                changed[0, first:] += one.scale * one.direction.to(changed.dtype)
+                before = _activation(output)
+                changed = before + one.scale * one.direction.to(before.dtype)
                 return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
             handles.append(site_module(self.model, one.site, one.layer).register_forward_hook(hook))
