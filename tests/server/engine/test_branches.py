@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
 from server.engine.pacing import BackgroundPace
 from server.engine.request import Branch, EngineRequest, Generate, Priority
 from server.steering.plan import SteeringPlan
-from tests.families import CONFIGS, build
+from tests.families import CONFIGS, plain
 from tests.reference import Steer, steered_logits
 from tests.server.engine.driving import (
     GREEDY,
@@ -39,9 +41,9 @@ def branching(name: str, prompt: tuple[int, ...], plans: list[SteeringPlan]) -> 
     return EngineRequest(name, prompt, Branch(tuple(plans), TOKENS), priority=Priority.BACKGROUND)
 
 
+@functools.cache
 def expected(family: str, prompt: tuple[int, ...]) -> torch.Tensor:
-    model = build(family)
-    rows = [steered_logits(model, prompt, steers)[-1][list(TOKENS)] for steers in STEERS]
+    rows = [steered_logits(plain(family), prompt, steers)[-1][list(TOKENS)] for steers in STEERS]
     return torch.stack(rows)
 
 

@@ -11,8 +11,8 @@ import transformers
 from server.engine.model import prepare_model
 from server.engine.refusal import ModelRefused
 from server.engine.request import EngineRequest, Generate
-from tests.families import CONFIGS, build
-from tests.server.engine.driving import GREEDY, engine_of, prompt_of, run, tokens_of
+from tests.families import CONFIGS, build, plain
+from tests.server.engine.driving import GREEDY, engine_of, loaded, prompt_of, run, tokens_of
 
 LENGTHS = (1, 3, 9, 17, 30)
 NUM_TOKENS = 8  # beyond every window
@@ -20,7 +20,7 @@ NUM_TOKENS = 8  # beyond every window
 
 def generated(family: str, prompts: list[tuple[int, ...]]) -> list[list[int]]:
     """What transformers' own `generate` says, one prompt at a time."""
-    model: Any = build(family)
+    model: Any = plain(family)
     answers = []
     for prompt in prompts:
         tokens = model.generate(
@@ -36,15 +36,14 @@ def generated(family: str, prompts: list[tuple[int, ...]]) -> list[list[int]]:
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_greedy_equals_generate(family: str) -> None:
+    """In chunks; that nothing else changes it is among the invariants (`test_invariants`)."""
     prompts = [prompt_of(length) for length in LENGTHS]
     expected = generated(family, prompts)
-    model = prepare_model(build(family))
+    model = loaded(family)
     requests = [EngineRequest(str(index), prompt, Generate(NUM_TOKENS, GREEDY)) for index, prompt in enumerate(prompts)]
-    for changes in ({}, {"max_batch_tokens": 5}, {"prefix_cache": False}, {"max_running": 1}):
-        engine = engine_of(model, **changes)
-        outputs = run(engine, requests)
-        assert [tokens_of(events) for events in outputs.values()] == expected, changes
-        engine.close()
+    engine = engine_of(model, max_batch_tokens=5)
+    assert [tokens_of(events) for events in run(engine, requests).values()] == expected
+    engine.close()
 
 
 def test_model_without_attention_interface_is_refused() -> None:

