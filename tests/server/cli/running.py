@@ -76,7 +76,7 @@ def call_tiller(
     """
     words = [*map(str, arguments)]
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
-    with _as_it_was(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with as_it_was(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         sys.stdin = io.StringIO(stdin)
         os.environ["COLUMNS"] = "120"
         try:
@@ -88,7 +88,7 @@ def call_tiller(
 
 
 @contextlib.contextmanager
-def _as_it_was() -> Iterator[None]:
+def as_it_was() -> Iterator[None]:
     """Puts back at the end what a command sets for its whole process: logging, the input, the width of the terminal."""
     loggers = [logging.root, *map(logging.getLogger, {*LOUD, *logging.root.manager.loggerDict})]
     levels = [(logger, logger.level) for logger in loggers]

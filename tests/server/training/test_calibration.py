@@ -23,25 +23,68 @@ from server.training.engine_view import EngineView
 from server.training.steering_trainer import SteeringTrainer
 from tests.reference import Steer, steered_logits
 from tests.server.api.serving import MODEL, Server, byte_tokenizer, direction, serving, tiny_model, tiny_module
-from vectors.calibration.calibrate import Asked, Calibrated, calibrate
+from vectors.calibration.calibrate import Asked, calibrate
 from vectors.calibration.measure import NUM_MOVED, NUM_WRITTEN
+from vectors.calibration.prompts import PROMPTS
 from vectors.calibration.search import TOLERANCE
 from vectors.errors import InvalidMethod
 from vectors.vector import SteeringVector
 
-LIMITS = EngineSettings(num_pages=200, page_size=8, max_running=16, max_batch_tokens=256)
+LIMITS = EngineSettings(num_pages=50, page_size=64, max_running=16, max_batch_tokens=256)
 JOBS = "/v1/fine_tuning/jobs"
-PROMPTS = ["Hello", "What is it?", "Tell me more about tea.", "a b c", "Why?", "1 + 1", "The sea", "Good morning"]
 VECTOR = SteeringVector({1: direction(1, 0.25)}, default_scale=2.0)
 NEWER = dataclasses.replace(VECTOR, description="newer")
-TOKENS = [tuple(byte_tokenizer().encode(prompt)) for prompt in PROMPTS]
+TEMPLATED: Any = byte_tokenizer().apply_chat_template(
+    [[{"role": "user", "content": prompt}] for prompt in PROMPTS[:8]], add_generation_prompt=True, return_dict=False
+)
+TOKENS = [tuple(tokens) for tokens in TEMPLATED]
+"""The shipped prompts that a job with the fewest uses, as the model reads them."""
+
+
+class Swapping(SteeringTrainer):
+    """While it calibrates the vector `moving`, that is replaced."""
+
+    def run(
+        self,
+        job: JobRecord,
+        read_file: ReadFile,
+        report: Callable[[Progress], None],
+        is_cancelled: Callable[[], bool],
+    ) -> Outcome:
+        def report_and_swap(progress: Progress) -> None:
+            if job.name == "moving":
+                self._store.put("moving", NEWER)
+            report(progress)
+
+        return super().run(job, read_file, report_and_swap, is_cancelled)
 
 
 @pytest.fixture(scope="module")
-def calibrated() -> Calibrated:
-    text = TextProcessor(byte_tokenizer())
-    with BatchingEngine(tiny_model(), LIMITS) as engine:
-        return calibrate(EngineView(engine, text), VECTOR, Asked(1.0, 1.5, TOKENS, "p", "0"), lambda progress: None)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder: Path = tmp_path_factory.mktemp("jobs")
+    with serving(folder, trainer=Swapping, engine_settings=LIMITS) as server:
+        server.store.put("calm", VECTOR)
+        server.store.put("fixed", dataclasses.replace(VECTOR, operation="clamp"))
+        yield server
+
+
+def job(server: Server, **steering: Any) -> dict[str, Any]:
+    body = {"model": MODEL, "method": {"type": "steering", "steering": {"task": "calibrate", **steering}}}
+    answer = server.http.post(JOBS, json=body)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+@pytest.fixture(scope="module")
+def calibrated(server: Server) -> dict[str, Any]:
+    """The report of a job that calibrated the vector `calm`; the job itself is under `job`."""
+    created = job(server, vector="calm", max_prompts=8)
+    server.jobs.wait(created["id"], timeout=120)
+    ended = server.http.get(f"{JOBS}/{created['id']}").json()
+    assert ended["status"] == "succeeded", ended
+    report: dict[str, Any] = server.http.get(f"/v1/files/{ended['result_files'][0]}/content").json()
+    return report | {"job": ended}
 
 
 @functools.cache
@@ -67,9 +110,9 @@ def plain_text(prompt: tuple[int, ...], scale: float, count: int) -> tuple[int, 
     return tuple(found)
 
 
-def test_the_scale_moves_the_model_by_as_much_when_it_is_measured_again(calibrated: Calibrated) -> None:
+def test_the_scale_moves_the_model_by_as_much_when_it_is_measured_again(calibrated: dict[str, Any]) -> None:
     continued = [plain_text(prompt, 0.0, NUM_MOVED) for prompt in TOKENS]
-    for scale in calibrated.report["calibration"]["kl_scale"]:
+    for scale in calibrated["calibration"]["kl_scale"]:
         found: list[float] = []
         for prompt, text in zip(TOKENS, continued, strict=True):
             for p, q in zip(plain_logprobs(prompt, text, scale), plain_logprobs(prompt, text, 0.0), strict=True):
@@ -77,8 +120,8 @@ def test_the_scale_moves_the_model_by_as_much_when_it_is_measured_again(calibrat
         assert float(np.quantile(found, 0.95)) == pytest.approx(1.0, rel=TOLERANCE + 1e-3), scale
 
 
-def test_fluency_and_norms_are_those_of_a_plain_model(calibrated: Calibrated) -> None:
-    row = min(calibrated.report["fluency"], key=lambda one: abs(one["scale"] - 0.25))
+def test_fluency_and_norms_are_those_of_a_plain_model(calibrated: dict[str, Any]) -> None:
+    row = min(calibrated["fluency"], key=lambda one: abs(one["scale"] - 0.25))
     logprobs: list[float] = []
     pairs, different = 0, 0
     for prompt in TOKENS:
@@ -93,19 +136,19 @@ def test_fluency_and_norms_are_those_of_a_plain_model(calibrated: Calibrated) ->
         with torch.inference_mode():
             hidden = module(tokens, output_hidden_states=True).hidden_states[2][0, 1:]
         norms += hidden.double().norm(dim=-1).tolist()
-    assert calibrated.report["calibration"]["norms"] == {"1": pytest.approx(float(np.mean(norms)), rel=1e-4)}
+    assert calibrated["calibration"]["norms"] == {"1": pytest.approx(float(np.mean(norms)), rel=1e-4)}
 
 
-def test_the_safe_range_is_within_both(calibrated: Calibrated) -> None:
-    found = calibrated.report["calibration"]
-    assert calibrated.vector.calibrated is not None
+def test_the_safe_range_is_within_both(server: Server, calibrated: dict[str, Any]) -> None:
+    found, published = calibrated["calibration"], server.store.get("calm").vector.calibrated
+    assert published is not None
     for side, (safe, kl, fluent) in enumerate(
         zip(found["safe_scale"], found["kl_scale"], found["fluent_scale"], strict=True)
     ):
-        assert safe == calibrated.vector.calibrated.safe_scale[side]
+        assert safe == published.safe_scale[side]
         assert abs(safe) <= min(abs(kl), abs(fluent)) < abs(safe) * 1.01
-    for row in calibrated.report["fluency"]:
-        plain = calibrated.report["unsteered"]
+    for row in calibrated["fluency"]:
+        plain = calibrated["unsteered"]
         is_fluent = row["perplexity"] <= 1.5 * plain["perplexity"] and row["distinct"] >= 0.75 * plain["distinct"]
         assert row["is_fluent"] == is_fluent
         if found["safe_scale"][0] <= row["scale"] <= found["safe_scale"][1]:
@@ -120,46 +163,9 @@ def test_a_vector_that_is_too_strong_at_every_scale_is_refused() -> None:
             calibrate(view, strong, Asked(1.0, 1.0, TOKENS, "p", "0"), lambda progress: None)
 
 
-class Swapping(SteeringTrainer):
-    """While it calibrates the vector `moving`, that is replaced."""
-
-    def run(
-        self,
-        job: JobRecord,
-        read_file: ReadFile,
-        report: Callable[[Progress], None],
-        is_cancelled: Callable[[], bool],
-    ) -> Outcome:
-        def report_and_swap(progress: Progress) -> None:
-            if job.name == "moving":
-                self._store.put("moving", NEWER)
-            report(progress)
-
-        return super().run(job, read_file, report_and_swap, is_cancelled)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder: Path = tmp_path_factory.mktemp("jobs")
-    with serving(folder, trainer=Swapping) as server:
-        server.store.put("calm", VECTOR)
-        server.store.put("fixed", dataclasses.replace(VECTOR, operation="clamp"))
-        yield server
-
-
-def job(server: Server, **steering: Any) -> dict[str, Any]:
-    body = {"model": MODEL, "method": {"type": "steering", "steering": {"task": "calibrate", **steering}}}
-    answer = server.http.post(JOBS, json=body)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-def test_a_job_publishes_the_calibrated_vector(server: Server) -> None:
-    created = job(server, vector="calm", max_prompts=8)
-    server.jobs.wait(created["id"], timeout=120)
-    ended = server.http.get(f"{JOBS}/{created['id']}").json()
-    assert (ended["status"], ended["fine_tuned_model"]) == ("succeeded", f"{MODEL}+calm"), ended
+def test_a_job_publishes_the_calibrated_vector(server: Server, calibrated: dict[str, Any]) -> None:
+    ended = calibrated["job"]
+    assert ended["fine_tuned_model"] == f"{MODEL}+calm"
     vector = server.http.get("/v1/steering/vectors/calm").json()
     assert len(vector["history"]) == 2
     low, high = vector["calibration"]["safe_scale"]

@@ -49,15 +49,13 @@ class HashProbe:
         token_ids: Sequence[tuple[int, ...]],
         steerings: Sequence[tuple[Steering, ...]],
     ) -> Iterator[tuple[int, Tensor]]:
+        shifts = torch.zeros(len(steerings), 300)
+        for shift, steering in zip(shifts, steerings, strict=True):
+            for entry in steering:
+                for layer, direction in entry.vector.directions.items():
+                    shift += entry.scale * drawn((layer,), "head", 300, self.hidden_size) @ direction
         for index, (prompt, tokens) in enumerate(zip(prompts, token_ids, strict=True)):
-            rows = []
-            for steering in steerings:
-                logits = drawn(prompt, "logits", 1, 300)[0]
-                for entry in steering:
-                    for layer, direction in entry.vector.directions.items():
-                        logits = logits + entry.scale * drawn((layer,), "head", 300, self.hidden_size) @ direction
-                rows.append(logits[list(tokens)])
-            yield index, torch.stack(rows)
+            yield index, (drawn(prompt, "logits", 1, 300) + shifts)[:, list(tokens)]
 
     def continuation_logprobs(
         self, queries: Iterable[Continuations]

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from server.cli.errors import FAILED, USAGE, CommandFailed
 from server.cli.training.study import DEMO_ITEMS, DEMO_TASKS, add_study, demo_data, shipped_studies, study
 from server.demo import MODEL_DIR
+from tests.server.cli.running import as_it_was
 from vectors.data import TASKS, ChoiceItem, gold_places
 from vectors.study.definition import Study
 
@@ -26,7 +27,8 @@ PAPER_TASKS = 18
 def run(*arguments: str | Path, environ: dict[str, str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     add_study(parser.add_subparsers())
-    return study(parser.parse_args(["study", *map(str, arguments)]), environ or {})
+    with as_it_was():
+        return study(parser.parse_args(["study", *map(str, arguments)]), environ or {})
 
 
 def shrunk(folder: Path, *, seeds: str) -> Path:
