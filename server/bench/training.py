@@ -3,7 +3,9 @@
 `python -m server.bench.training` runs, in turns, the engine with every cell, the engine with the race (`--race` of a
 training), and the slow loop (float32, `paper` letters). It prints seconds of the CPU and of the clock as median, least
 and most, the ratios to the slow loop of each round, whether all choose the same cell, answers per second, and peak
-memory. On a machine with other work the seconds of the CPU say more than those of the clock.
+memory. With `--loop-share` the slow loop has only so large a part of the items, and its seconds are scaled up: each of
+its passes is of one prompt, so it takes as many times as long with as many times the items. On a machine with other
+work the seconds of the CPU say more than those of the clock.
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ def sycophancy_items(count: int) -> DataSet:
 class Run:
     """One search: what it chose, the accuracy of each cell, and its seconds of the CPU and of the clock.
 
-    `phases` are seconds of the CPU by phase of a training, test and retention too; the slow loop has none.
+    `phases` are seconds of the CPU by phase of a training, test and retention too; the slow loop has none. `share`: of
+    the items; seconds are scaled to all of them.
     """
 
     chosen: CellName
@@ -81,6 +84,7 @@ class Run:
     wall: float
     phases: Mapping[str, float] = field(default_factory=dict)
     answers_per_second: float | None = None
+    share: float = 1.0
 
 
 class _Clock:
@@ -125,10 +129,11 @@ def run_engine(model: LoadedModel, num_items: int, *, race: bool) -> Run:
     )
 
 
-def run_slow_loop(num_items: int) -> Run:
-    """The same search a prompt and a cell at a time."""
+def run_slow_loop(num_items: int, share: float = 1.0) -> Run:
+    """The same search a prompt and a cell at a time, of a `share` of the items."""
     method = paper_method()
-    items = [item for item in sycophancy_items(num_items).items if isinstance(item, ChoiceItem)]
+    items = [item for item in sycophancy_items(round(num_items * share)).items if isinstance(item, ChoiceItem)]
+    share = len(items) / num_items
     parts = split_items(items, method.split, SEED, method.max_items, by_item=True)
     model: Any = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
     torch.nn.Module.eval(model)
@@ -148,7 +153,8 @@ def run_slow_loop(num_items: int) -> Run:
         )
         cpu, wall = time.process_time() - cpu, time.monotonic() - began
     accuracies = {(cell.variant, cell.site, cell.layer, cell.scale): cell.accuracy for cell in cells}
-    return Run(max(accuracies, key=lambda name: accuracies[name]), accuracies, cpu, wall)  # the first of equals
+    chosen = max(accuracies, key=lambda name: accuracies[name])  # the first of equals
+    return Run(chosen, accuracies, cpu / share, wall / share, share=share)
 
 
 def compare(rounds: Sequence[Mapping[str, Run]]) -> dict[str, Any]:
@@ -156,12 +162,15 @@ def compare(rounds: Sequence[Mapping[str, Run]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in rounds[0]:
         runs = [each[name] for each in rounds]
-        shown: dict[str, Any] = {
+        shown: dict[str, Any] = found.setdefault(name, {})
+        shown |= {
             "cpu_seconds": _spread([run.cpu for run in runs]),
             "wall_seconds": _spread([run.wall for run in runs]),
             "chosen": list(runs[0].chosen),
         }
-        if name != LOOP:
+        if name == LOOP:
+            shown["share_of_items"] = runs[0].share
+        else:
             shown["answers_per_second"] = _spread([run.answers_per_second or 0.0 for run in runs])
             shown["cpu_seconds_by_phase"] = {
                 phase: _spread([run.phases[phase] for run in runs]) for phase in runs[0].phases
@@ -171,11 +180,11 @@ def compare(rounds: Sequence[Mapping[str, Run]]) -> dict[str, Any]:
             slow = loops[0].accuracies
             shown["times_faster_by_cpu"] = _spread([loop.cpu / run.cpu for loop, run in zip(loops, runs, strict=True)])
             shown["times_faster"] = _spread([loop.wall / run.wall for loop, run in zip(loops, runs, strict=True)])
-            shown["same_cell"] = all(run.chosen == loop.chosen for loop, run in zip(loops, runs, strict=True))
-            shown["cells_with_another_accuracy"] = sum(
-                accuracy not in (None, slow[cell]) for cell, accuracy in runs[0].accuracies.items()
-            )
-        found[name] = shown
+            if loops[0].share == 1:
+                shown["same_cell"] = all(run.chosen == loop.chosen for loop, run in zip(loops, runs, strict=True))
+                shown["cells_with_another_accuracy"] = sum(
+                    accuracy not in (None, slow[cell]) for cell, accuracy in runs[0].accuracies.items()
+                )
     return found
 
 
@@ -189,6 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--items", type=int, default=NUM_ITEMS, help="labelled items (default: 1000 = 600/200/200)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: 3)")
     parser.add_argument("--no-slow-loop", action="store_true", help="leave out the slow loop, which takes minutes")
+    parser.add_argument(
+        "--loop-share", type=float, default=1.0, help="the part of the items that the slow loop has (default: all)"
+    )
     options = parser.parse_args(arguments)
     model = load_model(str(MODEL_DIR), model_id=MODEL_NAME, device="cpu", dtype="float32")
     for race in (False, True):
@@ -198,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = {"whole grid": run_engine(model, options.items, race=False)}
         runs["race"] = run_engine(model, options.items, race=True)
         if not options.no_slow_loop:
-            runs[LOOP] = run_slow_loop(options.items)
+            runs[LOOP] = run_slow_loop(options.items, options.loop_share)
         rounds.append(runs)
     threads = torch.get_num_threads()
     found = {"items": options.items, "threads": threads, **compare(rounds), "peak_memory_mib": peak_memory_mib()}

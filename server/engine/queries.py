@@ -5,14 +5,16 @@ They return a `Query`, a future.
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
-from server.engine.errors import InvalidWork, WorkFailed
+from server.engine.errors import InvalidWork, OutputNotFinite, WorkFailed
 from server.engine.protocol import Engine
 from server.engine.request import (
     Branch,
@@ -33,6 +35,9 @@ from vectors.positions import Phase
 from vectors.vocabulary import Place
 
 _Result = TypeVar("_Result")
+
+_NAME, _numbers = f"query-{uuid.uuid4().hex}", itertools.count()
+"""Of the requests of this process, each with a number of its own."""
 
 
 class Query(Future[_Result]):
@@ -105,6 +110,33 @@ def share_heads(choices: Sequence[Sequence[int]]) -> list[tuple[Score, list[int]
     return [
         (Score(head, last=tuple(choices[index][-1] for index in indices)), indices) for head, indices in heads.items()
     ]
+
+
+def next_logprobs(
+    engine: Engine,
+    prompt: Sequence[int],
+    token_ids: Sequence[int],
+    *,
+    plan: SteeringPlan = UNSTEERED,
+    priority: Priority = Priority.BACKGROUND,
+) -> Query[Tensor]:
+    """Log-probabilities, float32 `[tokens]` (CPU), of `token_ids` as the next after `prompt` under `plan`.
+
+    NaN if the model overflows. It takes a step less than `branch`, since the last token is computed with the others.
+    Raises what `Engine.submit` raises; the future raises `WorkFailed`.
+    """
+    result: Query[Tensor] = Query(engine)
+
+    def receive(output: TokenOutput) -> None:
+        if output.scores is not None:
+            result.set_result(torch.tensor([logprob for (logprob,) in output.scores]))
+        elif isinstance(output.error, OutputNotFinite):
+            result.set_result(torch.full((len(token_ids),), torch.nan))
+        else:
+            result.set_exception(output.error or WorkFailed("the scoring was aborted"))
+
+    result.submit(_request(prompt, Score((), tuple(token_ids)), plan, priority), receive)
+    return result
 
 
 def branch(
@@ -213,4 +245,4 @@ def capture(
 
 
 def _request(prompt: Sequence[int], work: Work, plan: SteeringPlan, priority: Priority) -> EngineRequest:
-    return EngineRequest(f"query-{uuid.uuid4().hex}", tuple(prompt), work, plan, priority)
+    return EngineRequest(f"{_NAME}-{next(_numbers)}", tuple(prompt), work, plan, priority)

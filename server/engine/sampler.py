@@ -32,8 +32,7 @@ class RowSampler:
 
     def __init__(self, params: SamplingParams, eos_token_ids: frozenset[int], prompt: Sequence[int]) -> None:
         self.params = params
-        seed = params.seed if params.seed is not None else secrets.randbits(128)
-        self._random = np.random.Generator(np.random.Philox(seed % 2**128))
+        self._random: np.random.Generator | None = None
         ends = params.stop_token_ids if params.ignore_eos else params.stop_token_ids | eos_token_ids
         self.end_token_ids = ends
         self._prompt = prompt
@@ -44,6 +43,9 @@ class RowSampler:
 
     def draw(self) -> float:
         """The uniform number in [0, 1) for the next token: the same one until that token is recorded."""
+        if self._random is None:  # not earlier: most requests of a training draw nothing
+            seed = self.params.seed if self.params.seed is not None else secrets.randbits(128)
+            self._random = np.random.Generator(np.random.Philox(seed % 2**128))
         if self._drawn is None:
             self._drawn = float(self._random.random())
         return self._drawn

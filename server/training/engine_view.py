@@ -17,7 +17,7 @@ from torch import Tensor
 
 from server.engine.errors import EngineError, OutputNotFinite
 from server.engine.protocol import Engine
-from server.engine.queries import Query, branch, capture, continuation, distributions, score
+from server.engine.queries import Query, branch, capture, continuation, distributions, next_logprobs, score
 from server.engine.request import Capture
 from server.errors import InvalidRequest
 from server.steering.plan import SteeringPlan
@@ -100,6 +100,15 @@ class EngineView:
     ) -> Iterator[tuple[int, Tensor]]:
         """See `vectors.training.model_view.ModelView.next_token_logits`."""
         plans = [self._plan_of(steering) for steering in steerings]
+        if len(plans) == 1:
+            asked = zip(prompts, token_ids, strict=True)
+
+            def ask(question: tuple[tuple[int, ...], tuple[int, ...]]) -> Query[Tensor]:
+                return next_logprobs(self._engine, *question, plan=plans[0])
+
+            for index, logprobs in self._stream(enumerate(asked), ask):
+                yield index, logprobs.unsqueeze(0)
+            return
         groups = _groups_of(plans)
         branches = [tuple(plans[member] for member in group) for group in groups]
         order = torch.tensor([number for group in groups for number in group])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from server.engine.errors import InvalidWork, WorkFailed
 from server.engine.protocol import Engine
-from server.engine.queries import branch, capture, score
+from server.engine.queries import branch, capture, next_logprobs, score
 from server.engine.request import Branch, Capture, EngineRequest, FinishReason, Force, Generate, Score
 from server.steering.plan import UNSTEERED
 from tests.families import build
@@ -110,6 +110,15 @@ def test_branches_equal_each_plan_alone(engine: Engine) -> None:
         wanted = torch.stack(rows)[:, list(tokens)]
         assert found.dtype is torch.float32
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_what_comes_next_under_one_plan_is_that_of_a_plain_pass(engine: Engine) -> None:
+    tokens = (3, 50, 7)
+    for steers in STEERS[:2]:
+        found = next_logprobs(engine, PROMPT, tokens, plan=plan_of(*steers)).result(DEADLINE)
+        wanted = torch.log_softmax(steered_logits(build(MODEL), PROMPT, steers)[-1], -1)[list(tokens)]
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert next_logprobs(engine, PROMPT, tokens, plan=BROKEN).result(DEADLINE).isnan().all()
 
 
 def test_branches_share_what_their_request_steers_before_the_last_prompt_token(engine: Engine) -> None:
