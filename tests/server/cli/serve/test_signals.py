@@ -58,8 +58,7 @@ def test_a_signal_while_loading_is_one_line_and_the_status(
 HANGING_UP = """
 import os, signal, sys
 from server.cli.serve.listening import hangups
-if sys.argv[1] == "nohup":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[1] == "nohup" else signal.SIG_DFL)
 with hangups(lambda: print("stops")):
     os.kill(os.getpid(), signal.SIGHUP)
     print("goes on")
