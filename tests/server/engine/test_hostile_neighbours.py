@@ -249,7 +249,10 @@ def test_every_witness_is_itself_beside_hostile_requests(family: str, seed: int,
         pass
     for name in list(witnesses.events):
         witnesses.compare(name)
-    assert engine.stats().total_failed_steps == 0
+    stats = engine.stats()
+    print(f"\n{num_hostile} hostile requests, {num_refused} refused; {witnesses.num_held} witnesses as alone; ", end="")
+    print(f"{stats.total_steps} steps, {stats.total_failed_steps} lost")
+    assert stats.total_failed_steps == 0
     assert num_refused < 0.6 * num_hostile
     assert witnesses.num_held > len(WITNESSES)
     assert_nothing_held(engine)

@@ -55,11 +55,52 @@ def test_a_signal_while_loading_is_one_line_and_the_status(
         assert "Traceback" not in server.output
 
 
+ENDING = """
+import os, signal, sys, threading
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from server.cli.serve.listening import DrainingServer, bind
+
+def never(seconds):
+    threading.Event().wait()
+
+def again(seconds):
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait()
+
+def drain(seconds):
+    print("running requests get", seconds, flush=True)
+    {"never": never, "raises": lambda _: 1 / 0, "again": again}.get(how, lambda _: None)(seconds)
+
+how = sys.argv[1]
+begin = (lambda: server.fail(70)) if how == "fails" else (lambda: os.kill(os.getpid(), signal.SIGTERM))
+server = DrainingServer(
+    None, protocol=H11Protocol, on_ready=lambda: begin(), drain=drain, drain_seconds=1.0 if how == "never" else 100.0
+)
+sys.exit(server.run_on(bind("127.0.0.1", 0)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "seconds"),
+    [("well", 0, 90.0), ("never", 1, 0.5), ("raises", 0, 90.0), ("again", 143, 90.0), ("fails", 70, 0.0)],
+)
+def test_a_server_ends_however_its_last_requests_do(how: str, status: int, seconds: float) -> None:
+    """Its drain returns, never returns or raises; a second signal comes; it ends because it does not work."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, how],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (status, f"running requests get {seconds}\n"), done.stderr
+
+
 HANGING_UP = """
 import os, signal, sys
 from server.cli.serve.listening import hangups
-if sys.argv[1] == "nohup":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[1] == "nohup" else signal.SIG_DFL)
 with hangups(lambda: print("stops")):
     os.kill(os.getpid(), signal.SIGHUP)
     print("goes on")
