@@ -44,14 +44,18 @@ class SequenceReadings:
         assert first <= self.first_missing, "a position was left out"
         missing = self.first_missing
         new = values[missing - first :]
-        gates = new[:, len(self._coverage) :]
+        if self._opened_at:
+            self._note_gates(missing, new[:, len(self._coverage) :])
+        self._rows.extend(new)
+
+    def _note_gates(self, first: int, gates: npt.NDArray[np.float32]) -> None:
+        """Count `gates` `[tokens, gates]`, from position `first` on."""
+        is_open = gates > 0.5
         self._num_gated += (gates >= 0).sum(0)
-        self._num_open += (gates > 0.5).sum(0)
+        self._num_open += is_open.sum(0)
         for gate, opened_at in enumerate(self._opened_at):
-            is_open = gates[:, gate] > 0.5
-            if opened_at is None and is_open.any():
-                self._opened_at[gate] = missing + int(is_open.argmax())
-        self._rows.extend(np.clip(new, -_LARGEST, _LARGEST))
+            if opened_at is None and is_open[:, gate].any():
+                self._opened_at[gate] = first + int(is_open[:, gate].argmax())
 
     def is_latched(self, number: int, position: int) -> bool:
         """True when reading `number`, a latched gate, was opened before `position`."""
@@ -62,11 +66,11 @@ class SequenceReadings:
         """What the event of the latest position tells; the first one also tells of the prompt."""
         scores: tuple[float | None, ...] = ()
         if is_token:
-            latest = self._rows[-1].tolist()
+            latest = _finite(self._rows[-1])
             scores = tuple(
                 score if coverage.response else None for score, coverage in zip(latest, self._coverage, strict=False)
             )
-        gates = tuple(zip(self._num_open.tolist(), self._num_gated.tolist(), strict=True))
+        gates = tuple(zip(self._num_open.tolist(), self._num_gated.tolist(), strict=True)) if self._opened_at else ()
         if self._has_told_prompt or not any(coverage.prompt for coverage in self._coverage):
             return TokenReadings(scores, gates=gates)
         self._has_told_prompt = True
@@ -74,8 +78,14 @@ class SequenceReadings:
         return TokenReadings(
             scores,
             tuple(
-                tuple(column.tolist()) if coverage.prompt else None
+                tuple(_finite(column)) if coverage.prompt else None
                 for column, coverage in zip(columns, self._coverage, strict=False)
             ),
             gates,
         )
+
+
+def _finite(values: npt.NDArray[np.float32]) -> list[float]:
+    """The values as JSON can have them."""
+    found: list[float] = values.tolist()
+    return [max(-_LARGEST, min(_LARGEST, value)) for value in found]

@@ -160,10 +160,9 @@ def _results(batch: StepBatch, logits: Tensor, activations: StepActivations) -> 
     """Each chunk's share of the step's `logits`, a row for each of `wanted`, and of what was captured and read."""
     is_finite = torch.isfinite(logits.amax(dim=-1)).tolist()
     rows_of_place = {place: iter(rows.cpu()) for place, rows in activations.captured.items()}
-    is_read = any(packed.chunk.sequence.readings is not None for packed in batch.chunks)
-    readings = activations.readings.cpu().numpy() if is_read and activations.readings is not None else None
+    readings = _readings(batch, activations.readings)
     offset = 0
-    for packed in batch.chunks:
+    for packed, read in zip(batch.chunks, readings, strict=True):
         own = slice(offset, offset + len(packed.wanted))
         offset = own.stop
         if packed.segment.is_branching:
@@ -178,23 +177,39 @@ def _results(batch: StepBatch, logits: Tensor, activations: StepActivations) -> 
             known_logits=known if len(known) else None,
             activations=_activations(packed, rows_of_place),
             is_finite=all(is_finite[own]),
-            readings=_readings(packed, batch.slot_tokens, readings),
+            readings=read,
         )
 
 
-def _readings(
-    packed: PackedChunk, slot_tokens: npt.NDArray[np.int64] | None, found: npt.NDArray[np.float32] | None
-) -> npt.NDArray[np.float32] | None:
-    """What was read of the chunk's tokens; `found` `[slot tokens, columns]` is that of the step."""
-    plan, segment = packed.chunk.sequence.request.plan, packed.segment
-    if packed.chunk.sequence.readings is None:
-        return None
-    own = np.full((segment.num_new, plan.num_readings), UNREAD, dtype=np.float32)
-    if found is not None and slot_tokens is not None:
-        first, last = np.searchsorted(slot_tokens, (segment.start, segment.end))
-        columns = slice(NUM_FIXED_COLUMNS, NUM_FIXED_COLUMNS + plan.num_readings)
-        own[slot_tokens[first:last] - segment.start, : found[:, columns].shape[1]] = found[first:last, columns]
-    return own
+def _readings(batch: StepBatch, found: Tensor | None) -> list[npt.NDArray[np.float32] | None]:
+    """What was read of each chunk's tokens, None without readings; `found` `[slot tokens, columns]` is the step's."""
+    own = [packed.chunk.sequence.readings is not None for packed in batch.chunks]
+    if not any(own):
+        return [None] * len(own)
+    if found is None or batch.slot_tokens is None:
+        return [_none_read(packed) if is_read else None for packed, is_read in zip(batch.chunks, own, strict=True)]
+    values = found.cpu().numpy()[:, NUM_FIXED_COLUMNS:]
+    edges = [edge for packed in batch.chunks for edge in (packed.segment.start, packed.segment.end)]
+    places = np.searchsorted(batch.slot_tokens, edges).tolist()
+    results: list[npt.NDArray[np.float32] | None] = []
+    for packed, is_read, first, last in zip(batch.chunks, own, places[::2], places[1::2], strict=True):
+        if not is_read:
+            results.append(None)
+            continue
+        num_readings = packed.chunk.sequence.request.plan.num_readings
+        if last - first == packed.segment.num_new and num_readings <= values.shape[1]:
+            results.append(values[first:last, :num_readings].copy())  # a view would keep those of the whole step
+            continue
+        of_chunk = _none_read(packed)
+        read = values[first:last, :num_readings]
+        of_chunk[batch.slot_tokens[first:last] - packed.segment.start, : read.shape[1]] = read
+        results.append(of_chunk)
+    return results
+
+
+def _none_read(packed: PackedChunk) -> npt.NDArray[np.float32]:
+    shape = (packed.segment.num_new, packed.chunk.sequence.request.plan.num_readings)
+    return np.full(shape, UNREAD, dtype=np.float32)
 
 
 def _activations(

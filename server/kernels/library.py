@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 
 from server.kernels.building import built_library
-from server.kernels.structures import KINDS, WIDTH, BlocksPass, BlockWeights, CacheLayout, Views
+from server.kernels.structures import (
+    KINDS,
+    WIDTH,
+    BlocksPass,
+    BlockWeights,
+    CacheLayout,
+    ReadingsLayout,
+    SlotsLayout,
+    SteeredPack,
+    Views,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +47,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         ),
     ),
     "tiller_blocks": (ctypes.c_int, (_POINTER, _POINTER, _LONG, _LONG)),
+    "tiller_steer": (ctypes.c_int, (_POINTER,) * 5),
 }  # fmt: skip
 
 
@@ -50,6 +61,7 @@ class Kernels:
         self._library = library
         self._linear, self._rms_norm = library.tiller_linear, library.tiller_rms_norm
         self._write, self._attend = library.tiller_write, library.tiller_attend
+        self._steer = library.tiller_steer
         self.dtypes = frozenset(KINDS if library.tiller_has_float16() else set(KINDS) - {torch.float16})
         """The dtypes of weights that can be multiplied."""
 
@@ -128,6 +140,20 @@ class Kernels:
         `MemoryError`."""
         if self._library.tiller_blocks(weights, ctypes.byref(given), first, last):
             raise MemoryError("there is no memory left for the logits of the attention")
+
+    def steer(
+        self,
+        pack: SteeredPack,
+        adds: Tensor | None,
+        before: ReadingsLayout | None,
+        slots: SlotsLayout | None,
+        after: ReadingsLayout | None,
+    ) -> None:
+        """Read, steer and read again the tokens of `pack` at one place; `adds` float32 `[rows, hidden]`. Raises
+        `MemoryError`."""
+        layouts = (None if layout is None else ctypes.byref(layout) for layout in (before, slots, after))
+        if self._steer(ctypes.byref(pack), None if adds is None else adds.data_ptr(), *layouts):
+            raise MemoryError("there is no memory left for the steering of a step")
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the compiled kernels are given: the structures of `kernels.h` and `blocks.c`, filled from tensors.
+"""What the compiled kernels are given: the structures of `kernels.h`, `blocks.c` and `steering.c`, filled from tensors.
 
 A structure holds addresses; whoever makes one keeps the tensors for as long as it is used.
 """
@@ -103,4 +103,28 @@ class BlocksPass(ctypes.Structure):
         *((name, _POINTER) for name in ("cosines", "sines", "caches", "sights", "rows_of_tokens", "adds")),
         ("tokens", _INT64),
         ("rotary", _INT64),
+    )
+
+
+class SlotsLayout(ctypes.Structure):
+    """The slots of a place's rows; see `steering.c`."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("reads", "writes", "numbers", "gates", "norm_gates")),
+        *((name, _INT64) for name in ("stages", "rows", "width", "num_norm_gates")),
+    )
+
+
+class ReadingsLayout(ctypes.Structure):
+    """What a place's rows read; see `steering.c`."""
+
+    _fields_ = (*((name, _POINTER) for name in ("units", "numbers", "columns")), ("width", _INT64))
+
+
+class SteeredPack(ctypes.Structure):
+    """The tokens of a step that are steered by more than a sum; see `steering.c`."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("x", "row_of_token", "tokens", "reading_rows", "readings")),
+        *((name, _INT64) for name in ("num_tokens", "count", "hidden", "columns")),
     )
