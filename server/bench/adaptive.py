@@ -1,31 +1,33 @@
 """What steering costs: `python -m server.bench.adaptive [FOLDER] [BATCH]`, by default the embedded model at batch 32.
 
-Decoding unsteered, and with each kind of steering on every request: its own in each, unless the name says 1. It prints
-tokens a second of processor time, and the ratio to unsteered of the same round: medians and quartiles of interleaved
-rounds. Processor time, because it does not count what other programs take; set OMP_NUM_THREADS=1, so that it does not
-count waiting for other threads either.
+Decoding unsteered, and with each kind of steering on every request: its own in each, unless the name says 1. Each case
+has an engine of its own, and they take turns of a few steps. It prints the milliseconds of processor time of a step and
+the speed in relation to unsteered in the same round: medians and quartiles. Processor time of one thread does not count
+what other programs take; set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import torch
 
-from server.bench.offline import Workload, measure
 from server.demo import MODEL_DIR
 from server.engine.engine import BatchingEngine, EngineSettings
 from server.engine.model import load_model
 from server.engine.protocol import ModelInfo
+from server.engine.request import EngineRequest, Generate, SamplingParams
 from server.steering.plan import UNSTEERED, PlanEntry, PlanGate, PlanProbe, SteeringPlan
 from vectors.applied import resolve_vector
 from vectors.operations import Feature
 from vectors.vector import SteeringVector
 from vectors.vocabulary import Operation
 
-BATCH, PROMPT_TOKENS, NEW_TOKENS, ROUNDS = 32, 32, 48, 9
+BATCH, PROMPT_TOKENS, NUM_ROUNDS, STEPS, MOST_TOKENS = 32, 32, 40, 2, 512
 
 
 def vector_of(info: ModelInfo, seed: int) -> SteeringVector:
@@ -82,22 +84,41 @@ def cases_of(info: ModelInfo, batch: int) -> dict[str, list[SteeringPlan]]:
     }
 
 
+def started(engine: BatchingEngine, name: str, plans: list[SteeringPlan], batch: int) -> None:
+    """Submit the requests of a case, and step until all of them decode."""
+    generator = random.Random(0)
+    work = Generate(NUM_ROUNDS * STEPS + 64, SamplingParams(temperature=0.0, ignore_eos=True))
+    for number in range(batch):
+        prompt = tuple(generator.randrange(engine.info.vocab_size) for _ in range(PROMPT_TOKENS))
+        request = EngineRequest(f"{name} {number}", prompt, work, plans[number % len(plans)])
+        engine.submit(request, lambda output: None)
+    for _ in range(4 + batch * PROMPT_TOKENS // MOST_TOKENS):
+        engine.step()
+
+
 def main(folder: Path, batch: int) -> None:
     """Measure and print."""
     model = load_model(str(folder))
     cases = cases_of(model.info, batch)
-    speeds: dict[str, list[float]] = {name: [] for name in cases}
-    settings = EngineSettings(num_pages=256 + batch * 8, max_running=batch)
-    with BatchingEngine(model, settings) as engine:
-        for number in range(ROUNDS + 1):
-            for name, plans in cases.items():
-                speed = measure(engine, Workload(batch, 0, PROMPT_TOKENS, NEW_TOKENS), number, plans).decode_cpu
-                if number:  # the first round warms up
-                    speeds[name].append(speed)
-    for name, own in speeds.items():
-        ratios = [one / plain for one, plain in zip(own, speeds["unsteered"], strict=True)]
+    settings = EngineSettings(
+        num_pages=batch * (PROMPT_TOKENS + NUM_ROUNDS * STEPS + 64) // 8,
+        max_running=batch,
+        max_batch_tokens=MOST_TOKENS,
+    )
+    engines = {name: BatchingEngine(model, settings) for name in cases}
+    for name, engine in engines.items():
+        started(engine, name, cases[name], batch)
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(NUM_ROUNDS):
+        for name, engine in list(engines.items())[:: -1 if number % 2 else 1]:
+            began = time.thread_time()
+            for _ in range(STEPS):
+                engine.step()
+            times[name].append((time.thread_time() - began) / STEPS * 1000)
+    for name, own in times.items():
+        ratios = [plain / one for one, plain in zip(own, times["unsteered"], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        print(f"{name:36} {statistics.median(own):8.0f} tokens/s  {middle:.3f} of unsteered ({low:.3f} to {high:.3f})")
+        print(f"{name:36} {statistics.median(own):7.2f} ms  {middle:.3f} of unsteered ({low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":

@@ -44,11 +44,10 @@ class Workload:
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Tokens a second, over the whole batch: of prompts until every request has its first token, and of all later
-    tokens, by the clock and (`decode_cpu`) by the processor time of all threads of the process."""
+    tokens."""
 
     prefill: float
     decode: float
-    decode_cpu: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,6 @@ def measure(engine: Engine, workload: Workload, seed: int, plans: Sequence[Steer
     return Timing(
         prefill=workload.batch * workload.prompt_tokens / (clock.all_began - started),
         decode=num_later / (clock.ended - clock.all_began) if num_later else 0.0,
-        decode_cpu=num_later / clock.decoding_cpu if num_later else 0.0,
     )
 
 
@@ -164,7 +162,6 @@ class _Clock:
         self.num_tokens = 0
         self.num_first = 0
         self.all_began = self.ended = 0.0
-        self.decoding_cpu = self._began_cpu = 0.0
         self.error: Exception | None = None
         self.has_ended = threading.Event()
 
@@ -175,13 +172,11 @@ class _Clock:
             self._begun.add(output.request_id)
             if len(self._begun) == self._batch and not self.all_began:
                 self.all_began, self.num_first = time.perf_counter(), self.num_tokens
-                self._began_cpu = time.process_time()
         if output.finish_reason is not None:
             self.error = output.error or self.error
             self._num_ended += 1
             if self._num_ended == self._batch:
                 self.ended = time.perf_counter()
-                self.decoding_cpu = time.process_time() - self._began_cpu
                 self.has_ended.set()
 
 

@@ -6,11 +6,11 @@ This is the only place that calls the model. It owns the KV, the step's buffers 
 from __future__ import annotations
 
 import contextlib
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from server.engine.buffers import StepBuffers
 from server.engine.fused_blocks import SteeredBlocks
 from server.engine.late_entry import Stages, late_entry_step, plan_stages
 from server.engine.model import LoadedModel
+from server.engine.readings import Rows
 from server.engine.recurrent.slots import StateSlots
 from server.engine.recurrent.states import RecurrentStates
 from server.engine.recurrent.step import RecurrentStep, Span, recurrent_step
@@ -30,6 +31,8 @@ from server.steering.readings import LATCHED, NUM_FIXED_COLUMNS, UNREAD
 from server.steering.slots import ALWAYS, NEVER
 from vectors.vocabulary import Place
 
+_LARGEST = torch.finfo(torch.float32).max
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
@@ -39,7 +42,7 @@ class ChunkResult:
     `known_logits`: `[n, vocabulary]`, the logits that score known tokens, from the sequence's
     `next_logprob_position` on. `activations`: `{(site, layer): {position: float32 [hidden]}}` on the CPU.
     `is_finite`: False when a row of the logits has NaN or infinity, for example because the steering is too strong.
-    `readings`: `[tokens, readings]`, what the sequence's probes and gates read; None without any.
+    `readings`: what the sequence's probes and gates read of the chunk's tokens; None without any.
     `branch_logits`: `[branches, tokens]` of the tokens wanted from a chunk of branches, which need not be finite.
     """
 
@@ -49,7 +52,7 @@ class ChunkResult:
     activations: dict[Place, dict[int, Tensor]]
     is_finite: bool
     branch_logits: Tensor | None = None
-    readings: npt.NDArray[np.float32] | None = None
+    readings: Rows | None = None
 
 
 class Runner:
@@ -181,35 +184,28 @@ def _results(batch: StepBatch, logits: Tensor, activations: StepActivations) -> 
         )
 
 
-def _readings(batch: StepBatch, found: Tensor | None) -> list[npt.NDArray[np.float32] | None]:
+def _readings(batch: StepBatch, found: Tensor | None) -> list[Rows | None]:
     """What was read of each chunk's tokens, None without readings; `found` `[slot tokens, columns]` is the step's."""
-    own = [packed.chunk.sequence.readings is not None for packed in batch.chunks]
-    if not any(own):
-        return [None] * len(own)
-    if found is None or batch.slot_tokens is None:
-        return [_none_read(packed) if is_read else None for packed, is_read in zip(batch.chunks, own, strict=True)]
-    values = found.cpu().numpy()[:, NUM_FIXED_COLUMNS:]
-    edges = [edge for packed in batch.chunks for edge in (packed.segment.start, packed.segment.end)]
-    places = np.searchsorted(batch.slot_tokens, edges).tolist()
-    results: list[npt.NDArray[np.float32] | None] = []
-    for packed, is_read, first, last in zip(batch.chunks, own, places[::2], places[1::2], strict=True):
-        if not is_read:
+    sequences = [packed.chunk.sequence for packed in batch.chunks]
+    if all(sequence.readings is None for sequence in sequences):
+        return [None] * len(sequences)
+    tokens: Sequence[int] = ()
+    values: list[list[float]] = []
+    if found is not None and batch.slot_tokens is not None:
+        tokens = batch.slot_tokens.tolist()
+        values = found[:, NUM_FIXED_COLUMNS:].clamp(-_LARGEST, _LARGEST).tolist()
+    results: list[Rows | None] = []
+    for packed, sequence in zip(batch.chunks, sequences, strict=True):
+        if sequence.readings is None:
             results.append(None)
             continue
-        num_readings = packed.chunk.sequence.request.plan.num_readings
-        if last - first == packed.segment.num_new and num_readings <= values.shape[1]:
-            results.append(values[first:last, :num_readings].copy())  # a view would keep those of the whole step
-            continue
-        of_chunk = _none_read(packed)
-        read = values[first:last, :num_readings]
-        of_chunk[batch.slot_tokens[first:last] - packed.segment.start, : read.shape[1]] = read
+        segment, num_readings = packed.segment, sequence.request.plan.num_readings
+        of_chunk = [[UNREAD] * num_readings for _ in range(segment.num_new)]
+        for number in range(bisect_left(tokens, segment.start), bisect_left(tokens, segment.end)):
+            read = values[number][:num_readings]
+            of_chunk[tokens[number] - segment.start][: len(read)] = read
         results.append(of_chunk)
     return results
-
-
-def _none_read(packed: PackedChunk) -> npt.NDArray[np.float32]:
-    shape = (packed.segment.num_new, packed.chunk.sequence.request.plan.num_readings)
-    return np.full(shape, UNREAD, dtype=np.float32)
 
 
 def _activations(

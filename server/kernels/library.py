@@ -20,8 +20,7 @@ from server.kernels.structures import (
     BlocksPass,
     BlockWeights,
     CacheLayout,
-    ReadingsLayout,
-    SlotsLayout,
+    PlaceSteering,
     SteeredPack,
     Views,
 )
@@ -47,7 +46,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         ),
     ),
     "tiller_blocks": (ctypes.c_int, (_POINTER, _POINTER, _LONG, _LONG)),
-    "tiller_steer": (ctypes.c_int, (_POINTER,) * 5),
+    "tiller_steer": (None, (_POINTER,) * 3),
 }  # fmt: skip
 
 
@@ -141,19 +140,10 @@ class Kernels:
         if self._library.tiller_blocks(weights, ctypes.byref(given), first, last):
             raise MemoryError("there is no memory left for the logits of the attention")
 
-    def steer(
-        self,
-        pack: SteeredPack,
-        adds: Tensor | None,
-        before: ReadingsLayout | None,
-        slots: SlotsLayout | None,
-        after: ReadingsLayout | None,
-    ) -> None:
-        """Read, steer and read again the tokens of `pack` at one place; `adds` float32 `[rows, hidden]`. Raises
-        `MemoryError`."""
-        layouts = (None if layout is None else ctypes.byref(layout) for layout in (before, slots, after))
-        if self._steer(ctypes.byref(pack), None if adds is None else adds.data_ptr(), *layouts):
-            raise MemoryError("there is no memory left for the steering of a step")
+    def steer(self, pack: SteeredPack, place: PlaceSteering, x: Tensor) -> None:
+        """Read, steer and read again the tokens of `pack` at one place, where they are `x` `[tokens, hidden]`."""
+        assert (x.dtype, x.is_contiguous(), x.shape) == (torch.float32, True, (pack.num_tokens, pack.hidden)), x.shape
+        self._steer(ctypes.byref(pack), ctypes.byref(place), x.data_ptr())
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -9,38 +9,13 @@
 #include "kernels.h"
 
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
 #define UNUSED 2
+#define MAX_RANK 64 /* `vectors/vocabulary.py` */
 #define LATCHED -2.0f
 
 enum { SLOPE, BIAS, FLOOR, LOW, HIGH, STRENGTH, IS_SIGMOID, IS_STEP, SLOT_NUMBERS };
 enum { READING_SIGMOID = 3, READING_STEP, SIGN, THRESHOLD, SHARPNESS, IS_GATE, IS_LATCHED, READING_NUMBERS };
-
-/* `reads` and `writes` [stages, rows, width, hidden], `numbers` [stages, rows, width, SLOT_NUMBERS], `gates`
- * [stages, rows] and `norm_gates` [rows, num_norm_gates]: columns of the readings. */
-typedef struct {
-  const float *reads, *writes, *numbers;
-  const int64_t *gates, *norm_gates;
-  int64_t stages, rows, width, num_norm_gates;
-} slots_at;
-
-/* `units` [rows, width, hidden], `numbers` [rows, width, READING_NUMBERS], `columns` [rows, width]. */
-typedef struct {
-  const float *units, *numbers;
-  const int64_t *columns;
-  int64_t width;
-} readings_at;
-
-/* The pack `x` [num_tokens, hidden] and the bank's rows of its tokens. `tokens` [count]: those that have slots or are
- * read, ascending; `reading_rows` [count]: their rows of `readings` [.., columns], or null if in order. */
-typedef struct {
-  float *x;
-  const int64_t *row_of_token, *tokens, *reading_rows;
-  float *readings;
-  int64_t num_tokens, count, hidden, columns;
-} steered;
 
 static float dot(const float *x, const float *y, long width) {
   vec sums[4] = {{0}};
@@ -84,8 +59,8 @@ static void read_token(const readings_at *own, long row, long hidden, const floa
   }
 }
 
-/* `changes` [width] */
-static void apply_slots(const slots_at *own, long row, long hidden, const float *found, float *changes, float *x) {
+static void apply_slots(const slots_at *own, long row, long hidden, const float *found, float *x) {
+  float changes[MAX_RANK];
   for (long stage = 0; stage < own->stages; stage++) {
     const long at = stage * own->rows + row;
     const float gate = found[own->gates[at]];
@@ -123,43 +98,37 @@ static void add_row(const float *adds, long row, long hidden, float *x) {
     for (long i = 0; i < hidden; i++) x[i] += adds[row * hidden + i];
 }
 
-static void steer_token(const steered *on, long number, const float *adds, const readings_at *before,
-                        const slots_at *slots, const readings_at *after, float *changes) {
-  const long token = on->tokens[number], row = on->row_of_token[token], hidden = on->hidden;
-  float *x = on->x + token * hidden;
+static void steer_token(const steered *on, long number, const place_steering *place, float *x) {
+  const long row = on->row_of_token[on->tokens[number]], hidden = on->hidden;
   float *found = on->readings + (on->reading_rows ? on->reading_rows[number] : number) * on->columns;
-  if (before) read_token(before, row, hidden, x, found);
+  const slots_at *slots = place->slots;
+  if (place->before) read_token(place->before, row, hidden, x, found);
   const int restores = slots && keeps_norm(slots, row, found);
   const double norm = restores ? norm_of(x, hidden) : 0;
-  add_row(adds, row, hidden, x);
-  if (slots) apply_slots(slots, row, hidden, found, changes, x);
+  add_row(place->adds, row, hidden, x);
+  if (slots) apply_slots(slots, row, hidden, found, x);
   if (restores) {
     const double changed = norm_of(x, hidden), by = changed > 0 || changed != changed ? norm / changed : 0;
     for (long i = 0; i < hidden; i++) x[i] = (float)(x[i] * by);
   }
-  if (after) read_token(after, row, hidden, x, found);
+  if (place->after) read_token(place->after, row, hidden, x, found);
 }
 
-/* `adds` [rows, hidden], or null; likewise the others. Returns 0, or 1 when there was no memory. */
-int tiller_steer(const steered *on, const float *adds, const readings_at *before, const slots_at *slots,
-                 const readings_at *after) {
-  int failed = 0;
-#pragma omp parallel if (on->count * on->hidden > 1 << 16)
-  {
-    float *changes = malloc(sizeof(float) * (slots ? slots->width : 1));
-    if (!changes) failed = 1;
-#pragma omp for schedule(static)
-    for (long number = 0; number < on->count; number++)
-      if (changes) steer_token(on, number, adds, before, slots, after, changes);
-    free(changes);
-  }
-  if (adds && on->count < on->num_tokens) {
-    long number = 0;
-    for (long token = 0; token < on->num_tokens; token++)
+void steer_tokens(const steered *on, const place_steering *place, float *x) {
+  if (place->adds && on->count < on->num_tokens) {
+#pragma omp single
+    for (long token = 0, number = 0; token < on->num_tokens; token++)
       if (number < on->count && on->tokens[number] == token)
         number++;
       else
-        add_row(adds, on->row_of_token[token], on->hidden, on->x + token * on->hidden);
+        add_row(place->adds, on->row_of_token[token], on->hidden, x + token * on->hidden);
   }
-  return failed;
+#pragma omp for schedule(static)
+  for (long number = 0; number < on->count; number++)
+    steer_token(on, number, place, x + on->tokens[number] * on->hidden);
+}
+
+void tiller_steer(const steered *on, const place_steering *place, float *x) {
+#pragma omp parallel if (on->count * on->hidden > 1 << 16)
+  steer_tokens(on, place, x);
 }

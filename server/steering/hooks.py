@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from server.kernels.library import load_kernels
-from server.kernels.structures import SteeredPack
+from server.kernels.structures import PlaceSteering, SteeredPack
 from server.steering.bank import SteeringBank
 from server.steering.plan import entry_block
 from server.steering.readings import PlaceReadings, Readings, latch
@@ -58,8 +58,8 @@ class StepActivations:
         assert self.slot_tokens is not None
         return self.row_of_token.index_select(0, self.slot_tokens)
 
-    def pack_of(self, flat: Tensor) -> SteeredPack:
-        """The slot tokens of contiguous float32 `flat` `[tokens, hidden]` (CPU) for the compiled kernels."""
+    def pack_of(self, hidden_size: int) -> SteeredPack:
+        """The slot tokens for the compiled kernels; all tensors are on the CPU."""
         if self._pack is None:
             assert self.row_of_token is not None
             assert self.slot_tokens is not None
@@ -67,10 +67,8 @@ class StepActivations:
             indices = (self.row_of_token, self.slot_tokens, self.reading_rows)
             assert all(one is None or one.is_contiguous() for one in (*indices, self.readings))
             addresses = (None if one is None else one.data_ptr() for one in indices)
-            sizes = (len(self.row_of_token), len(self.slot_tokens), flat.shape[-1], self.readings.shape[1])
-            self._pack = SteeredPack(None, *addresses, self.readings.data_ptr(), *sizes)
-        assert (self._pack.num_tokens, self._pack.hidden) == flat.shape
-        self._pack.x = flat.data_ptr()
+            sizes = (len(self.row_of_token), len(self.slot_tokens), hidden_size, self.readings.shape[1])
+            self._pack = SteeredPack(*addresses, self.readings.data_ptr(), *sizes)
         return self._pack
 
     def own_readings(self) -> Tensor:
@@ -193,17 +191,18 @@ def _steer_compiled(
     before, after = (None, None) if readings is None else (readings.before, readings.after)
     if before is not None and before.has_latch and step.latches:
         return False  # its gates are to be latched before they are used
-    kernels.steer(
-        step.pack_of(flat),
-        adds,
-        None if before is None else before.layout,
-        None if slots is None else slots.layout,
-        None if after is None else after.layout,
-    )
+    steering = place_steering(None if adds is None else adds.data_ptr(), slots, readings)
+    kernels.steer(step.pack_of(flat.shape[-1]), steering, flat)
     if after is not None and after.has_latch:
         assert step.readings is not None
         latch(step.readings, step.latches)
     return True
+
+
+def place_steering(adds: int | None, slots: PlaceSlots | None, readings: PlaceReadings | None) -> PlaceSteering:
+    """What is done at a place, for the compiled kernels, until the bank's rows change; `adds` is an address."""
+    before, after = (None, None) if readings is None else (readings.before.layout, readings.after.layout)
+    return PlaceSteering.of(adds, before, None if slots is None else slots.layout, after)
 
 
 def _after_slots(flat: Tensor, adds: Tensor | None, slots: PlaceSlots, step: StepActivations) -> Tensor:
