@@ -27,7 +27,7 @@ from vectors.operations import Feature
 from vectors.vector import SteeringVector
 from vectors.vocabulary import Operation
 
-BATCH, PROMPT_TOKENS, NUM_ROUNDS, STEPS, MOST_TOKENS = 32, 32, 40, 2, 512
+BATCH, PROMPT_TOKENS, NUM_ROUNDS, STEPS, MOST_TOKENS = 32, 32, 24, 2, 512
 
 
 def vector_of(info: ModelInfo, seed: int) -> SteeringVector:
