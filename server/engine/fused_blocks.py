@@ -1,7 +1,7 @@
 """Runs all decoder blocks of a Llama-like model in one call of the compiled kernels, in place of the model's own code.
 
 `blocks.c` computes the places of the blocks (see `vectors/sites.py`) one after the other, and adds the rows of the
-steering bank where a place only adds. Where a place is captured, or more is done to it, or tokens enter late, the call
+steering bank, its slots and its readings. Where a place is captured, gates are latched, or tokens enter late, the call
 ends, Python does that, and the next call goes on. So whatever is steered, all else is computed by the same code, to the
 same bits.
 
@@ -27,9 +27,9 @@ from server.engine.current import Current
 from server.engine.late_entry import current_stages
 from server.engine.packing import PackedLinear, PackedNorm
 from server.kernels.library import Kernels
-from server.kernels.structures import BlocksPass, BlockWeights, Matrix
+from server.kernels.structures import BlocksPass, BlockWeights, Matrix, PlaceSteering
 from server.steering.bank import SteeringBank
-from server.steering.hooks import StepActivations, change_and_capture
+from server.steering.hooks import StepActivations, change_and_capture, place_steering
 from vectors.vocabulary import Place, Site
 
 ORDER: tuple[Site, ...] = ("attention", "post_attention_norm", "mlp", "residual")
@@ -113,12 +113,14 @@ class FusedBlocks(nn.Module):
         if steering is not None:
             bank, step = steering.bank, steering.step
             stops = set(step.captures)
-            if step.slot_tokens is not None:
-                stops.update(bank.slot_places())
+            if step.slot_tokens is not None and step.latches:
+                stops.update(place for place in bank.slot_places() if bank.has_latch(place))
             numbers = sorted((number_of(place), place) for place in stops)
             if step.row_of_token is not None:
                 left_out = {number for number, _ in numbers} | ({last - 1} if goes_on else set())
                 given.add(step.row_of_token, bank, left_out)
+                if step.slot_tokens is not None:
+                    given.steer(step, bank, left_out)
             for number, place in numbers:
                 if at <= number < last - goes_on:
                     self.compute(given, at, number + 1)
@@ -180,7 +182,7 @@ class StartedPass:
         self._kept: list[Any] = [mixed, attended, inner, cosines, sines, caches, sights, attention]
         self.structure = BlocksPass(
             *(part.data_ptr() for part in (stream, normed, mixed, attended, inner, output, cosines, sines)),
-            ctypes.addressof(caches), ctypes.addressof(sights), None, None, tokens, rotary,
+            ctypes.addressof(caches), ctypes.addressof(sights), None, None, None, None, tokens, rotary,
         )  # fmt: skip
         self._num_places = len(weights) * len(ORDER)
 
@@ -197,6 +199,19 @@ class StartedPass:
                 adds[number] = address
         self._kept += [adds, row_of_token]
         self.structure.rows_of_tokens, self.structure.adds = row_of_token.data_ptr(), ctypes.addressof(adds)
+
+    def steer(self, step: StepActivations, bank: SteeringBank, left_out: Set[int]) -> None:
+        """From now on do also what the `bank`'s rows do beyond additions, and read, but for the numbers `left_out`."""
+        places = (PlaceSteering * self._num_places)()
+        adds = {number_of(place): address for place, address in bank.addresses_of_adds()}
+        own = ctypes.cast(self.structure.adds, ctypes.POINTER(ctypes.c_void_p))
+        for place in bank.slot_places():
+            if (number := number_of(place)) not in left_out:
+                places[number] = place_steering(adds.get(number), bank.slots(place), bank.readings(place))
+                own[number] = None  # it is added before the slots
+        pack = step.pack_of(self.stream.shape[-1])
+        self._kept += [places, pack]
+        self.structure.steered, self.structure.places = ctypes.addressof(pack), ctypes.addressof(places)
 
     def at(self, site: Site) -> Tensor:
         """What was computed last at a place of `site`: `[tokens, hidden]`; a change of it is gone on from."""

@@ -6,11 +6,11 @@ This is the only place that calls the model. It owns the KV, the step's buffers 
 from __future__ import annotations
 
 import contextlib
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from server.engine.buffers import StepBuffers
 from server.engine.fused_blocks import SteeredBlocks
 from server.engine.late_entry import Stages, late_entry_step, plan_stages
 from server.engine.model import LoadedModel
+from server.engine.readings import Rows
 from server.engine.recurrent.slots import StateSlots
 from server.engine.recurrent.states import RecurrentStates
 from server.engine.recurrent.step import RecurrentStep, Span, recurrent_step
@@ -30,6 +31,8 @@ from server.steering.readings import LATCHED, NUM_FIXED_COLUMNS, UNREAD
 from server.steering.slots import ALWAYS, NEVER
 from vectors.vocabulary import Place
 
+_LARGEST = torch.finfo(torch.float32).max
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
@@ -39,7 +42,7 @@ class ChunkResult:
     `known_logits`: `[n, vocabulary]`, the logits that score known tokens, from the sequence's
     `next_logprob_position` on. `activations`: `{(site, layer): {position: float32 [hidden]}}` on the CPU.
     `is_finite`: False when a row of the logits has NaN or infinity, for example because the steering is too strong.
-    `readings`: `[tokens, readings]`, what the sequence's probes and gates read; None without any.
+    `readings`: what the sequence's probes and gates read of the chunk's tokens; None without any.
     `branch_logits`: `[branches, tokens]` of the tokens wanted from a chunk of branches, which need not be finite.
     """
 
@@ -49,7 +52,7 @@ class ChunkResult:
     activations: dict[Place, dict[int, Tensor]]
     is_finite: bool
     branch_logits: Tensor | None = None
-    readings: npt.NDArray[np.float32] | None = None
+    readings: Rows | None = None
 
 
 class Runner:
@@ -155,10 +158,9 @@ def _results(batch: StepBatch, logits: Tensor, activations: StepActivations) -> 
     """Each chunk's share of the step's `logits`, a row for each of `wanted`, and of what was captured and read."""
     is_finite = torch.isfinite(logits.amax(dim=-1)).tolist()
     rows_of_place = {place: iter(rows.cpu()) for place, rows in activations.captured.items()}
-    is_read = any(packed.chunk.sequence.readings is not None for packed in batch.chunks)
-    readings = activations.readings.cpu().numpy() if is_read and activations.readings is not None else None
+    readings = _readings(batch, activations.readings)
     offset = 0
-    for packed in batch.chunks:
+    for packed, read in zip(batch.chunks, readings, strict=True):
         own = slice(offset, offset + len(packed.wanted))
         offset = own.stop
         if packed.segment.is_branching:
@@ -173,23 +175,32 @@ def _results(batch: StepBatch, logits: Tensor, activations: StepActivations) -> 
             known_logits=known if len(known) else None,
             activations=_activations(packed, rows_of_place),
             is_finite=all(is_finite[own]),
-            readings=_readings(packed, batch.slot_tokens, readings),
+            readings=read,
         )
 
 
-def _readings(
-    packed: PackedChunk, slot_tokens: npt.NDArray[np.int64] | None, found: npt.NDArray[np.float32] | None
-) -> npt.NDArray[np.float32] | None:
-    """What was read of the chunk's tokens; `found` `[slot tokens, columns]` is that of the step."""
-    plan, segment = packed.chunk.sequence.request.plan, packed.segment
-    if packed.chunk.sequence.readings is None:
-        return None
-    own = np.full((segment.num_new, plan.num_readings), UNREAD, dtype=np.float32)
-    if found is not None and slot_tokens is not None:
-        first, last = np.searchsorted(slot_tokens, (segment.start, segment.end))
-        columns = slice(NUM_FIXED_COLUMNS, NUM_FIXED_COLUMNS + plan.num_readings)
-        own[slot_tokens[first:last] - segment.start, : found[:, columns].shape[1]] = found[first:last, columns]
-    return own
+def _readings(batch: StepBatch, found: Tensor | None) -> list[Rows | None]:
+    """What was read of each chunk's tokens, None without readings; `found` `[slot tokens, columns]` is the step's."""
+    sequences = [packed.chunk.sequence for packed in batch.chunks]
+    if all(sequence.readings is None for sequence in sequences):
+        return [None] * len(sequences)
+    tokens: Sequence[int] = ()
+    values: list[list[float]] = []
+    if found is not None and batch.slot_tokens is not None:
+        tokens = batch.slot_tokens.tolist()
+        values = found[:, NUM_FIXED_COLUMNS:].clamp(-_LARGEST, _LARGEST).tolist()
+    results: list[Rows | None] = []
+    for packed, sequence in zip(batch.chunks, sequences, strict=True):
+        if sequence.readings is None:
+            results.append(None)
+            continue
+        segment, num_readings = packed.segment, sequence.request.plan.num_readings
+        of_chunk = [[UNREAD] * num_readings for _ in range(segment.num_new)]
+        for number in range(bisect_left(tokens, segment.start), bisect_left(tokens, segment.end)):
+            read = values[number][:num_readings]
+            of_chunk[tokens[number] - segment.start][: len(read)] = read
+        results.append(of_chunk)
+    return results
 
 
 def _activations(

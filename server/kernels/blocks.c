@@ -28,7 +28,8 @@ typedef struct {
 /* One pass of `tokens` tokens, row by row: `stream`, `normed` and `output` [hidden], `mixed` [queries, keys, values],
  * `attended` [heads * head_dim], `inner` [2 * inner]. `cosines` and `sines` [rotary]: how the first `rotary` numbers of
  * a head are rotated. `caches` and `sights`: of each block. `rows_of_tokens`: the row of `adds[place]` [rows, hidden]
- * that is added for each token, 0 for none; `adds` and the tensor of a place are null where nothing is added. */
+ * that is added for each token, 0 for none; `adds` and the tensor of a place are null where nothing is added. `places`:
+ * what more is done at each place to the tokens of `steered`, or null. */
 typedef struct {
   float *stream, *normed, *mixed, *attended, *inner, *output;
   const float *cosines, *sines;
@@ -36,6 +37,8 @@ typedef struct {
   const sight *const *sights;
   const int64_t *rows_of_tokens;
   const float *const *adds;
+  const steered *steered;
+  const place_steering *places;
   int64_t tokens, rotary;
 } pass;
 
@@ -123,6 +126,14 @@ static void feed_forward(const block *own, const pass *on) {
   multiply_rows(on->inner, width, on->tokens, own->inner, &own->down, 1, on->output);
 }
 
+/* By a team. */
+static void steer_more(const pass *on, long place) {
+  const place_steering *more = on->places + place;
+  if (!more->before && !more->slots && !more->after) return;
+  const long site = place % PLACES;
+  steer_tokens(on->steered, more, site == RESIDUAL ? on->stream : site == POST_ATTENTION_NORM ? on->normed : on->output);
+}
+
 /* Computes the places `[first, last)`, counted through all blocks. Returns 0, or 1 when there was no memory for the logits of the
  * attention. */
 int tiller_blocks(const block *blocks, const pass *on, long first, long last) {
@@ -153,6 +164,7 @@ int tiller_blocks(const block *blocks, const pass *on, long first, long last) {
           steer(on, place, token, hidden, stream);
       }
     }
+    if (on->places) steer_more(on, place);
   }
   return failed;
 }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "blocks.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "blocks.c", "steering.c"))
 _HEADER = Path(__file__).with_name("kernels.h")
 COMPILERS = ("cc", "gcc", "clang")
 """Names of C compilers on the path, the preferred first."""

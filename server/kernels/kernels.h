@@ -74,6 +74,40 @@ void attend_tokens(const cache *layout, const sight *seen, const float *queries,
                    long heads, const float *keys, long key_head, long key_token, const float *values, long value_head,
                    long value_token, float scale, float softcap, const float *sinks, float *outputs, int *failed);
 
+/* `reads` and `writes` [stages, rows, width, hidden], `numbers` [stages, rows, width, 8], `gates`
+ * [stages, rows] and `norm_gates` [rows, num_norm_gates]: columns of the readings. */
+typedef struct {
+  const float *reads, *writes, *numbers;
+  const int64_t *gates, *norm_gates;
+  int64_t stages, rows, width, num_norm_gates;
+} slots_at;
+
+/* `units` [rows, width, hidden], `numbers` [rows, width, 10], `columns` [rows, width]. */
+typedef struct {
+  const float *units, *numbers;
+  const int64_t *columns;
+  int64_t width;
+} readings_at;
+
+/* The bank's rows of the tokens of a pack. `tokens` [count]: those that have slots or are
+ * read, ascending; `reading_rows` [count]: their rows of `readings` [.., columns], or null if in order. */
+typedef struct {
+  const int64_t *row_of_token, *tokens, *reading_rows;
+  float *readings;
+  int64_t num_tokens, count, hidden, columns;
+} steered;
+
+/* What is done at one place; null where there is nothing. `adds` [rows, hidden]. */
+typedef struct {
+  const float *adds;
+  const readings_at *before;
+  const slots_at *slots;
+  const readings_at *after;
+} place_steering;
+
+/* Steers the tokens of a pack, whose activations at a place are `x` [num_tokens, hidden]; by a team. */
+void steer_tokens(const steered *on, const place_steering *place, float *x);
+
 /* exp(x) for x <= 0, to about 2 units in the last place; 0 below -87.3. */
 INLINE vec exp_of(vec x) {
   typedef int32_t whole __attribute__((vector_size(LANES * 4)));

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from server.kernels.building import built_library
-from server.kernels.structures import KINDS, WIDTH, BlocksPass, BlockWeights, CacheLayout, Views
+from server.kernels.structures import (
+    KINDS,
+    WIDTH,
+    BlocksPass,
+    BlockWeights,
+    CacheLayout,
+    PlaceSteering,
+    SteeredPack,
+    Views,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +46,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         ),
     ),
     "tiller_blocks": (ctypes.c_int, (_POINTER, _POINTER, _LONG, _LONG)),
+    "tiller_steer": (None, (_POINTER,) * 3),
 }  # fmt: skip
 
 
@@ -50,6 +60,7 @@ class Kernels:
         self._library = library
         self._linear, self._rms_norm = library.tiller_linear, library.tiller_rms_norm
         self._write, self._attend = library.tiller_write, library.tiller_attend
+        self._steer = library.tiller_steer
         self.dtypes = frozenset(KINDS if library.tiller_has_float16() else set(KINDS) - {torch.float16})
         """The dtypes of weights that can be multiplied."""
 
@@ -128,6 +139,11 @@ class Kernels:
         `MemoryError`."""
         if self._library.tiller_blocks(weights, ctypes.byref(given), first, last):
             raise MemoryError("there is no memory left for the logits of the attention")
+
+    def steer(self, pack: SteeredPack, place: PlaceSteering, x: Tensor) -> None:
+        """Read, steer and read again the tokens of `pack` at one place, where they are `x` `[tokens, hidden]`."""
+        assert (x.dtype, x.is_contiguous(), x.shape) == (torch.float32, True, (pack.num_tokens, pack.hidden)), x.shape
+        self._steer(ctypes.byref(pack), ctypes.byref(place), x.data_ptr())
 
 
 def _rows(tensor: Tensor) -> Tensor:

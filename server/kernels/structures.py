@@ -101,6 +101,48 @@ class BlocksPass(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("stream", "normed", "mixed", "attended", "inner", "output")),
         *((name, _POINTER) for name in ("cosines", "sines", "caches", "sights", "rows_of_tokens", "adds")),
+        *((name, _POINTER) for name in ("steered", "places")),
         ("tokens", _INT64),
         ("rotary", _INT64),
     )
+
+
+class SlotsLayout(ctypes.Structure):
+    """The slots of a place's rows; see `kernels.h`."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("reads", "writes", "numbers", "gates", "norm_gates")),
+        *((name, _INT64) for name in ("stages", "rows", "width", "num_norm_gates")),
+    )
+
+
+class ReadingsLayout(ctypes.Structure):
+    """What a place's rows read; see `kernels.h`."""
+
+    _fields_ = (*((name, _POINTER) for name in ("units", "numbers", "columns")), ("width", _INT64))
+
+
+class SteeredPack(ctypes.Structure):
+    """The tokens of a step that are steered by more than a sum; see `kernels.h`."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("row_of_token", "tokens", "reading_rows", "readings")),
+        *((name, _INT64) for name in ("num_tokens", "count", "hidden", "columns")),
+    )
+
+
+class PlaceSteering(ctypes.Structure):
+    """What is done at one place; see `kernels.h`."""
+
+    _fields_ = tuple((name, _POINTER) for name in ("adds", "before", "slots", "after"))
+
+    @classmethod
+    def of(
+        cls,
+        adds: int | None,
+        before: ReadingsLayout | None,
+        slots: SlotsLayout | None,
+        after: ReadingsLayout | None,
+    ) -> PlaceSteering:
+        """That of these layouts, which whoever uses it keeps; `adds`: the address of float32 `[rows, hidden]`."""
+        return cls(adds, *(None if layout is None else ctypes.addressof(layout) for layout in (before, slots, after)))

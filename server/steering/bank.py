@@ -152,6 +152,11 @@ class SteeringBank:
         """What is read at `place`, or None when no running plan reads there."""
         return self._readings.get(place)
 
+    def has_latch(self, place: Place) -> bool:
+        """True when a gate that is read at `place` stays open once it is."""
+        own = self._readings.get(place)
+        return own is not None and (own.before.has_latch or own.after.has_latch)
+
     def has_slots(self, row: int) -> bool:
         """True when `row` does more than shift somewhere: it has slots, or reads."""
         return row != 0 and bool(self._rows[row].slot_places or self._rows[row].readings)

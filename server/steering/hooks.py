@@ -17,8 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from server.kernels.library import load_kernels
+from server.kernels.structures import PlaceSteering, SteeredPack
 from server.steering.bank import SteeringBank
-from server.steering.readings import Readings, latch
+from server.steering.readings import PlaceReadings, Readings, latch
 from server.steering.slots import PlaceSlots
 from vectors.sites import ModelSites, activation_of
 from vectors.vocabulary import Place
@@ -46,12 +48,27 @@ class StepActivations:
     reading_rows: Tensor | None = None
     """The rows of `readings` that belong to the slot tokens; None: all of them, in order."""
 
+    _pack: SteeredPack | None = None
+
     @cached_property
     def slot_rows(self) -> Tensor:
         """The bank rows of the slot tokens."""
         assert self.row_of_token is not None
         assert self.slot_tokens is not None
         return self.row_of_token.index_select(0, self.slot_tokens)
+
+    def pack_of(self, hidden_size: int) -> SteeredPack:
+        """The slot tokens for the compiled kernels; all tensors are on the CPU."""
+        if self._pack is None:
+            assert self.row_of_token is not None
+            assert self.slot_tokens is not None
+            assert self.readings is not None
+            indices = (self.row_of_token, self.slot_tokens, self.reading_rows)
+            assert all(one is None or one.is_contiguous() for one in (*indices, self.readings))
+            addresses = (None if one is None else one.data_ptr() for one in indices)
+            sizes = (len(self.row_of_token), len(self.slot_tokens), hidden_size, self.readings.shape[1])
+            self._pack = SteeredPack(*addresses, self.readings.data_ptr(), *sizes)
+        return self._pack
 
     def own_readings(self) -> Tensor:
         """The rows of `readings` that belong to the slot tokens; a copy unless they are all of them."""
@@ -127,13 +144,13 @@ class ActivationHooks:
 def change_and_capture(place: Place, bank: SteeringBank, step: StepActivations, activation: Tensor) -> None:
     """Steer `activation` `[..., tokens, hidden]`, which is that of `place`, in place, and capture what is asked for."""
     if step.row_of_token is not None:
-        _steer(place, bank, step, step.row_of_token, activation)
+        _steer(place, bank, step, activation)
     if place in step.captures:
         flat = activation.reshape(-1, activation.shape[-1])
         step.captured[place] = flat.index_select(0, step.captures[place]).to(torch.float32)
 
 
-def _steer(place: Place, bank: SteeringBank, step: StepActivations, row_of_token: Tensor, activation: Tensor) -> None:
+def _steer(place: Place, bank: SteeringBank, step: StepActivations, activation: Tensor) -> None:
     adds = bank.adds(place)
     slots = readings = None
     if step.slot_tokens is not None:
@@ -141,18 +158,52 @@ def _steer(place: Place, bank: SteeringBank, step: StepActivations, row_of_token
     if adds is None and slots is None and readings is None:
         return
     flat = activation.reshape(-1, activation.shape[-1])
+    if not _steer_compiled(flat, adds, slots, readings, step):
+        _steer_by_torch(flat, adds, slots, readings, step)
+    if flat.untyped_storage().data_ptr() != activation.untyped_storage().data_ptr():
+        activation.copy_(flat.view_as(activation))  # its layout allowed no view, so `flat` is a copy
+
+
+def _steer_by_torch(
+    flat: Tensor, adds: Tensor | None, slots: PlaceSlots | None, readings: PlaceReadings | None, step: StepActivations
+) -> None:
+    """Steer `flat` `[tokens, hidden]` in place, and read of it."""
+    assert step.row_of_token is not None
     if readings is not None and readings.before.is_used:
         _read(readings.before, flat, step)
     exact = None if slots is None else _after_slots(flat, adds, slots, step)
     if adds is not None:
-        flat.add_(adds.index_select(0, row_of_token))
+        flat.add_(adds.index_select(0, step.row_of_token))
     if exact is not None:
         assert step.slot_tokens is not None
         flat.index_copy_(0, step.slot_tokens, exact)
     if readings is not None and readings.after.is_used:
         _read(readings.after, flat, step)
-    if flat.untyped_storage().data_ptr() != activation.untyped_storage().data_ptr():
-        activation.copy_(flat.view_as(activation))  # its layout allowed no view, so `flat` is a copy
+
+
+def _steer_compiled(
+    flat: Tensor, adds: Tensor | None, slots: PlaceSlots | None, readings: PlaceReadings | None, step: StepActivations
+) -> bool:
+    """The same by a compiled kernel, of float32 activations on the CPU; False, with nothing done, where it cannot."""
+    if step.slot_tokens is None or flat.dtype is not torch.float32 or flat.device.type != "cpu":
+        return False
+    if not flat.is_contiguous() or (kernels := load_kernels()) is None:
+        return False
+    before, after = (None, None) if readings is None else (readings.before, readings.after)
+    if before is not None and before.has_latch and step.latches:
+        return False  # its gates are to be latched before they are used
+    steering = place_steering(None if adds is None else adds.data_ptr(), slots, readings)
+    kernels.steer(step.pack_of(flat.shape[-1]), steering, flat)
+    if after is not None and after.has_latch:
+        assert step.readings is not None
+        latch(step.readings, step.latches)
+    return True
+
+
+def place_steering(adds: int | None, slots: PlaceSlots | None, readings: PlaceReadings | None) -> PlaceSteering:
+    """What is done at a place, for the compiled kernels, until the bank's rows change; `adds` is an address."""
+    before, after = (None, None) if readings is None else (readings.before.layout, readings.after.layout)
+    return PlaceSteering.of(adds, before, None if slots is None else slots.layout, after)
 
 
 def _after_slots(flat: Tensor, adds: Tensor | None, slots: PlaceSlots, step: StepActivations) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from server.kernels.structures import ReadingsLayout
 from server.steering.plan import PlanGate
 from server.steering.slots import resized
 from vectors.operations import Reading
@@ -70,14 +71,26 @@ class Readings:
         self._columns = torch.zeros(num_rows, 0, dtype=torch.int64, device=device)
         self._by_row: dict[int, Sequence[RowReading]] = {}
         self._has_sigmoid = self._has_step = self._has_gate = self._has_soft_gate = self.has_latch = False
+        self._layout: ReadingsLayout | None = None
+
+    @property
+    def layout(self) -> ReadingsLayout | None:
+        """The same for the compiled kernels, until the readings are changed; they are on the CPU. None if unused."""
+        if self._layout is None and self.is_used:
+            tensors = (self._units, self._numbers, self._columns)
+            assert all(tensor.is_contiguous() for tensor in tensors)
+            self._layout = ReadingsLayout(*(tensor.data_ptr() for tensor in tensors), self._columns.shape[1])
+        return self._layout
 
     def grow_rows(self, num_rows: int) -> None:
         """Make room for `num_rows` rows, keeping the existing ones."""
+        self._layout = None
         self._units, self._numbers = (resized(tensor, 0, num_rows) for tensor in (self._units, self._numbers))
         self._columns = resized(self._columns - UNUSED, 0, num_rows) + UNUSED
 
     def write(self, row: int, readings: Sequence[RowReading]) -> None:
         """Have `row` read this; nothing if empty."""
+        self._layout = None
         self._by_row.pop(row, None)
         if readings:
             self._by_row[row] = readings

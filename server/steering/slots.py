@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from server.kernels.structures import SlotsLayout
 from vectors.operations import Slots, restore_norm
 
 NUM_NUMBERS = 8
@@ -49,9 +50,21 @@ class PlaceSlots:
         self.norm_gates = torch.zeros(num_rows, 0, dtype=torch.int64, device=device)
         self._changes: dict[int, RowSlots] = {}
         self._has_sigmoid = self._has_step = self._has_gates = False
+        self._layout: SlotsLayout | None = None
+
+    @property
+    def layout(self) -> SlotsLayout:
+        """The same for the compiled kernels, which use it until the slots are changed; they are on the CPU."""
+        if self._layout is None:
+            tensors = (self.reads, self.writes, self.numbers, self.gates, self.norm_gates)
+            assert all(tensor.is_contiguous() for tensor in tensors)
+            pointers = (tensor.data_ptr() for tensor in tensors)
+            self._layout = SlotsLayout(*pointers, *self.reads.shape[:3], self.norm_gates.shape[1])
+        return self._layout
 
     def grow_rows(self, num_rows: int) -> None:
         """Make room for `num_rows` rows, keeping the existing ones."""
+        self._layout = None
         self.reads, self.writes, self.numbers = (
             resized(tensor, 1, num_rows) for tensor in (self.reads, self.writes, self.numbers)
         )
@@ -83,6 +96,7 @@ class PlaceSlots:
 
     def _resize(self) -> None:
         """Have the stages and the width that the rows need."""
+        self._layout = None
         changes = self._changes.values()
         num_stages = max((len(change.slots) for change in changes), default=0)
         every = [slots for change in changes for slots, _ in change.slots]
