@@ -131,17 +131,20 @@ class VllmEngine:
         plans = request.work.plans if isinstance(request.work, Branch) else (request.plan,)
         for plan in plans:
             if plan.probes or plan.gated:
-                raise InvalidWork("with --engine vllm there are no probes and gates; --engine torch has them")
+                field = "probes" if plan.probes else "steering"
+                raise InvalidWork("with --engine vllm there are no probes and gates; --engine torch has them", field)
             if any(each.dim() > 1 for entry in plan.entries for each in entry.applied.directions.values()):
                 raise InvalidWork(
-                    "with --engine vllm a vector has one direction a layer; --engine torch takes those with several"
+                    "with --engine vllm a vector has one direction a layer; --engine torch takes those with several",
+                    "steering",
                 )
         if isinstance(request.work, Force) and request.work.keeps_rows:
             raise InvalidWork("with --engine vllm vectors are not calibrated; --engine torch does it")
         if (most := max(map(most_slots, plans))) > limits.num_slots:
             raise InvalidWork(
                 f"with --engine vllm at most {limits.num_slots} vectors may do more than add at one layer and site, "
-                f"got {most}; --engine torch has no such limit"
+                f"got {most}; --engine torch has no such limit",
+                "steering",
             )
         if isinstance(request.work, Capture) and (most := len(set(request.work.positions))) > limits.num_captures:
             raise InvalidWork(f"with --engine vllm a capture has at most {limits.num_captures} positions, got {most}")

@@ -157,8 +157,10 @@ async function stream(asked, changed) {
   asked.forEach(({ answer, request }, number) => answer.begin(request, sent, () => {
     changed(answer, []);
     if (isOver || answer.finish !== "stopped") return;
-    if (!asked.some((each) => each.answer.isRunning)) controller.abort();
-    else if (id) cancel(number);
+    queueMicrotask(() => {  // when all that are stopped at once are
+      if (!asked.some((each) => each.answer.isRunning)) controller.abort();
+      else if (id) cancel(number);
+    });
   }));
   try {
     for await (const { id: itsId, choices, steering } of events(sent.path, sent.json, controller.signal)) {

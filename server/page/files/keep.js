@@ -124,23 +124,27 @@ export class KeepView extends HTMLElement {
       const isCurrent = revision === vector.revision;
       return el("li", {}, el("code", { title: revision }, brief(revision)), el("span", { class: "dim" }, day(created_at)),
         el("span", { class: "grow" }), isCurrent ? el("span", { class: "badge" }, T.current) : [
-          button(T.compareWith, () => this.compare(vector, revision, compared), { class: "small", "aria-label": T.compareOf(brief(revision)) }),
+          button(T.compareWith, () => this.compare(vector, revision, vector.revision, compared), { class: "small", "aria-label": T.compareOf(brief(revision)) }),
           button(T.rollBack, () => rollBack(revision), { class: "small", "aria-label": T.rollBackTo(brief(revision)) })],
         button("↓", () => this.download(vector.name, revision), { class: "quiet small", "aria-label": T.downloadOf(brief(revision)) }));
     };
     return el("section", { class: "panel" }, el("h2", {}, T.history), el("ul", { class: "history" }, vector.history.map(row)), said, compared);
   }
 
-  /** The two revisions' directions side by side; the browser reads both files. */
-  async compare(vector, revision, place) {
+  /** The directions of two revisions side by side, as bars and figures; the browser reads both files. */
+  async compare(vector, revision, base, place) {
     try {
-      const files = await Promise.all([revision, vector.revision].map(async (each) =>
+      const files = await Promise.all([revision, base].map(async (each) =>
         directionsIn(await (await send("GET", `${pathOf(vector.name)}/content?revision=${each}`)).arrayBuffer())));
       const [old, current] = files;
       const layers = [...new Set([...old.keys(), ...current.keys()])].sort((one, other) => one - other);
-      const cell = (value) => el("td", {}, value === undefined ? T.noDirection : short(value));
-      place.replaceChildren(el("table", { class: "figures-table" }, el("caption", {}, T.compared(brief(revision))),
-        el("thead", {}, el("tr", {}, [T.layer, T.cosine, T.normOf(T.then), T.normOf(T.now)].map((name) => el("th", { scope: "col" }, name)))),
+      const cell = (value) => el("td", {}, Number.isFinite(value) ? short(value) : T.noDirection);
+      const norms = (directions) => Object.fromEntries([...directions].map(([layer, numbers]) => [layer, norm(numbers)]));
+      const others = vector.history.map((each) => each.revision).filter((each) => each !== revision);
+      place.replaceChildren(field(T.compareBase, choice(others.map((each) => [each, each === vector.revision ? T.current : brief(each)]), base,
+        (other) => this.compare(vector, revision, other, place))),
+      normPlot(norms(current), norms(old)), el("table", { class: "figures-table" }, el("caption", {}, T.compared(brief(revision), brief(base))),
+        el("thead", {}, el("tr", {}, [T.layer, T.cosine, T.normOf(brief(revision)), T.normOf(brief(base))].map((name) => el("th", { scope: "col" }, name)))),
         el("tbody", {}, layers.map((layer) => {
           const [one, other] = [old.get(layer), current.get(layer)];
           return el("tr", {}, el("th", { scope: "row" }, String(layer)), cell(one && other ? cosine(one, other) : undefined),

@@ -259,8 +259,7 @@ export class PlayView extends HTMLElement {
     const { turns } = this.state;
     let going = places;
     for (let number = 0; number < turns.length && going.length; number++) {
-      await this.answerTurn(turns[number], number, going, seed);
-      going = going.filter((place) => !turns[number].answers[place].error && turns[number].answers[place].finish !== "stopped");
+      going = await this.answerTurn(turns[number], number, going, seed);
     }
     if (this.isRunning()) return;
     this.main.classList.remove("busy");
@@ -273,7 +272,7 @@ export class PlayView extends HTMLElement {
     return everyTurn(this.state.chat).some((turn) => turn.answers.some((answer) => answer?.isRunning));
   }
 
-  /** Have the columns that lack an answer to message `number` write it, all with one request. */
+  /** Have the columns that lack an answer to message `number` write it, all with one request. Returns those that can go on. */
   async answerTurn(turn, number, places, seed) {
     const asked = places.filter((place) => !turn.answers[place]).map((place) => {
       const request = requestOf(this.state, this.model, this.columns[place], number, place, seed);
@@ -281,7 +280,7 @@ export class PlayView extends HTMLElement {
       answer.isRunning = true;
       const card = this.cards[number][place];
       card.show(answer);
-      return { answer, request, card };
+      return { place, answer, request, card };
     });
     await askTogether(asked, (answer, tokens) => {
       const { card } = asked.find((each) => each.answer === answer);
@@ -290,6 +289,8 @@ export class PlayView extends HTMLElement {
       this.compare(number);
       if (tokens.length) this.scaleTint();
     });
+    const over = new Set(asked.filter(({ answer }) => answer.error || answer.finish === "stopped").map(({ place }) => place));
+    return places.filter((place) => !over.has(place));
   }
 
   compare(number) {

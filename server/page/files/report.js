@@ -14,9 +14,38 @@ function doseView(report) {
     scales.length ? el("p", {}, T.moves(short(calibration.kl), scales.join(", "))) : "", el("p", {}, T.fluent(...calibration.fluent_scale.map(short))));
 }
 
+const verdictOf = ({ recommended, reason }) => el("section", { class: recommended ? "verdict good" : "verdict bad" },
+  el("h2", {}, recommended ? T.helps : T.noHelp), el("p", { dir: "auto" }, reason ?? ""));
+
+const rulesOf = (rules) => (rules?.length
+  ? el("section", { class: "panel" }, el("h2", {}, T.rules), el("ul", { class: "rules" }, rules.map((rule) => {
+    const isPassed = rule.passed ?? rule.passes;
+    return el("li", { class: isPassed ? "pass" : "fail" }, el("b", {}, isPassed ? T.passes : T.fails), " ", el("span", { dir: "auto" }, rule.says));
+  }))) : "");
+
+const notesOf = (notes) => (notes?.length
+  ? el("section", { class: "panel" }, el("h2", {}, T.notes), el("ul", {}, notes.map((note) => el("li", { dir: "auto" }, String(note))))) : "");
+
+/** What was read of the file. */
+const dataOf = ({ data }) => (data
+  ? el("p", {}, el("strong", {}, `${T.itemsRead}: `), T.items(data.items, Object.entries(data.split ?? {}).map(([part, count]) => `${count} ${part}`).join(", "))) : "");
+
+/** The report of a probe. */
+function probeView(report) {
+  const { test, chosen, controls } = report;
+  const number = (value) => value.toFixed(3);
+  return el("div", { class: "report" }, verdictOf(report),
+    el("p", { class: "big" }, T.auc(...[test.auc.value, test.auc.low, test.auc.high].map(number))),
+    el("p", {}, T.aucControls(...[controls.length, controls.random].map(number))),
+    el("p", {}, el("strong", {}, `${T.chosen}: `), T.probeAt(chosen.fit, chosen.site, chosen.layer, number(chosen.threshold))), dataOf(report),
+    el("p", {}, T.probeRight(...[test.accuracy, test.sensitivity, test.specificity].map((share) => percent(share)))),
+    rulesOf(report.rules), notesOf(report.notes));
+}
+
 /** The report of a training or an evaluation as sections. */
 export function reportView(report) {
   if (report.calibration) return doseView(report);
+  if (report.task === "probe") return probeView(report);
   const { test, retention } = report;
   const verdict = report.verdict ?? report;
   const rows = [];
@@ -26,18 +55,14 @@ export function reportView(report) {
   }
   if (retention?.accuracy) rows.push([T.retentionRow, range(retention.accuracy.baseline), range(retention.accuracy.steered), points(retention.accuracy.change)]);
   return el("div", { class: "report" },
-    el("section", { class: verdict.recommended ? "verdict good" : "verdict bad" },
-      el("h2", {}, verdict.recommended ? T.helps : T.noHelp), el("p", { dir: "auto" }, verdict.reason ?? "")),
+    verdictOf(verdict), dataOf(report),
     rows.length ? el("section", { class: "panel scroll", tabindex: "0", "aria-label": T.test, role: "region" }, el("table", { class: "figures-table" },
       el("thead", {}, el("tr", {}, ["", T.unsteeredColumn, T.steeredColumn, T.change].map((name) => (name ? el("th", { scope: "col" }, name) : el("td"))))),
       el("tbody", {}, rows.map(([name, ...cells]) => el("tr", {}, el("th", { scope: "row" }, name), cells.map((cell) => el("td", {}, cell))))))) : "",
     report.chosen ? el("p", {}, el("strong", {}, `${T.chosen}: `), T.chosenAt(report.chosen)) : "",
     typeof test?.letter_bias === "number" ? el("p", {}, el("strong", {}, `${T.letterBias}: `), T.letterBiasSays(points(test.letter_bias))) : "",
     report.grid?.length ? el("section", { class: "panel" }, el("h2", {}, T.grid), ...heatMaps(report)) : "",
-    verdict.rules?.length ? el("section", { class: "panel" }, el("h2", {}, T.rules), el("ul", { class: "rules" }, verdict.rules.map((rule) =>
-      el("li", { class: rule.passed ? "pass" : "fail" }, el("b", {}, rule.passed ? T.passes : T.fails), " ", el("span", { dir: "auto" }, rule.says))))) : "",
-    report.dose ? doseView(report.dose) : "",
-    report.notes?.length ? el("section", { class: "panel" }, el("h2", {}, T.notes), el("ul", {}, report.notes.map((note) => el("li", { dir: "auto" }, String(note))))) : "");
+    rulesOf(verdict.rules), report.dose ? doseView(report.dose) : "", notesOf(report.notes));
 }
 
 /** One heat map for each method and site: white where steering changes nothing, the chosen cell outlined. */

@@ -73,11 +73,27 @@ export class TrainView extends HTMLElement {
       go.disabled = false;
     };
     const go = button(T.train, start, { class: "primary" });
+    const variant = field(T.variant, choice(Object.entries(T.variants), options.variant, set("variant")));
+    const wanted = field(T.positiveClass, el("input", { placeholder: T.auto, spellcheck: "false",
+      on: { input: (event) => set("positive_class")(event.target.value.trim()) } }), T.positiveClassHint);
+    wanted.hidden = true;
+    const task = choice(Object.entries(T.tasks), "train", (kind) => {
+      const isProbe = kind === "probe";
+      variant.hidden = scales.hidden = isProbe;
+      wanted.hidden = !isProbe;
+      for (const gone of isProbe ? ["variant", "scales"] : ["positive_class"]) delete options[gone];
+      if (isProbe) options.task = "probe";
+      else {
+        delete options.task;
+        options.variant = variant.querySelector("select").value;
+      }
+    });
+    const scales = input(T.trainScales, "scales", numbersIn);
     return el("section", { class: "panel" }, el("h2", { dir: "auto" }, file.name),
       el("p", { class: "hint" }, T.rows), head, field(T.name, name, T.nameHint),
-      field(T.variant, choice(Object.entries(T.variants), options.variant, set("variant"))),
+      field(T.task, task), variant, wanted,
       el("div", { class: "grid2" }, field(T.promptKind, choice(Object.entries(T.promptKinds), "raw", set("prompt"))),
-        input(T.maxItems, "max_items", Number, "4000"), input(T.trainLayers, "layers", layersIn), input(T.trainScales, "scales", numbersIn)),
+        input(T.maxItems, "max_items", Number, "4000"), input(T.trainLayers, "layers", layersIn), scales),
       el("details", {}, el("summary", {}, T.advanced), field(T.retention, retention),
         el("label", { class: "check" }, anyway, T.publishAnyway)),
       said, el("div", { class: "row end" }, button(T.otherFile, () => this.drawSide(), { class: "quiet" }), go));

@@ -24,7 +24,7 @@ class GatelessEngine(NaiveEngine):
     def submit(self, request: EngineRequest, sink: OutputSink) -> None:
         """Refuses what has gates."""
         if request.plan.gated:
-            raise InvalidWork(WORDS)
+            raise InvalidWork(WORDS, "steering")
         super().submit(request, sink)
 
 
