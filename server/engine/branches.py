@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from server.steering.plan import SteeringPlan
-from vectors.positions import Phase
+from server.steering.plan import Scope, SteeringPlan, decisive_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +30,15 @@ class BranchRows:
 
 
 class Branches:
-    """The logits under `plans`, wanted of a sequence whose own plan is `own`.
+    """The logits under `plans`, wanted of a sequence with `num_prompt` tokens whose own plan is `own`.
 
     Rows may skip the first blocks of `num_blocks`, all if need be; with 0 each computes every block. They do if that
     saves more than a base row costs.
     """
 
-    def __init__(self, plans: Sequence[SteeringPlan], own: SteeringPlan, num_blocks: int) -> None:
-        self._order, self._first_blocks = _arranged(tuple(plans), own, num_blocks)
+    def __init__(self, plans: tuple[SteeringPlan, ...], own: SteeringPlan, num_prompt: int, num_blocks: int) -> None:
+        length = min(num_prompt, max(decisive_length(plans), own.decisive_length))
+        self._order, self._first_blocks = _arranged(plans, own, length, num_blocks)
         self._enters_late = any(self._first_blocks)
         self._logits: list[Tensor] = []
         self._num_done = 0
@@ -79,17 +79,20 @@ class Branches:
 
 
 @functools.lru_cache(maxsize=4)  # a search branches every prompt into the same plans
-def _arranged(plans: tuple[SteeringPlan, ...], own: SteeringPlan, num_blocks: int) -> tuple[list[int], list[int]]:
+def _arranged(
+    plans: tuple[SteeringPlan, ...], own: SteeringPlan, num_prompt: int, num_blocks: int
+) -> tuple[list[int], list[int]]:
     """The indices of `plans` by the first block that each computes, and these blocks."""
-    first_blocks = [_first_block(plan, own, num_blocks) for plan in plans]
+    base = own.at_boundary(num_prompt)
+    first_blocks = [_first_block(plan.at_boundary(num_prompt), base, num_blocks) for plan in plans]
     if sum(first_blocks) <= num_blocks:
         first_blocks = [0] * len(plans)
     order = sorted(range(len(plans)), key=first_blocks.__getitem__)
     return order, [first_blocks[branch] for branch in order]
 
 
-def _first_block(plan: SteeringPlan, own: SteeringPlan, num_blocks: int) -> int:
-    """The first block that may compute something else under `plan` than under `own`, at the last prompt token."""
-    if plan.fingerprint(Phase.BOUNDARY) == own.fingerprint(Phase.BOUNDARY):
+def _first_block(scope: Scope, base: Scope, num_blocks: int) -> int:
+    """The first block that may compute something else under `scope` than under `base`."""
+    if scope.fingerprint == base.fingerprint:
         return num_blocks
-    return min(num_blocks, plan.first_block(Phase.BOUNDARY), own.first_block(Phase.BOUNDARY))
+    return min(num_blocks, scope.first_block, base.first_block)

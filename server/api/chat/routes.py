@@ -72,7 +72,7 @@ async def create_chat_completion(request: Request) -> Response:
 
 async def _prepare(body: ChatRequest, services: Services, caller: Caller) -> _ChatAnswer:
     check_num_choices(body.num_choices, services)
-    plan = await plan_of(body, services)
+    plan = await plan_of(body, services, caller)
     dialogue = Dialogue(
         messages=await run_sync(lambda: [message.for_template() for message in body.messages]),
         use=body.use(),

@@ -67,10 +67,11 @@ async def create_completion(request: Request) -> Response:
     services = services_of(request)
     services.check_accepting()
     body = await read_model(request, CompletionRequest, MAX_JSON_BYTES)
-    answer = await _prepare(body, services)
+    caller = caller_of(request)
+    answer = await _prepare(body, services, caller)
     if body.echo and body.logprobs is not None:
-        await while_connected(request.receive, answer.read_prompts(services, caller_of(request)))
-    answer.generation.submit(caller_of(request))
+        await while_connected(request.receive, answer.read_prompts(services, caller))
+    answer.generation.submit(caller)
     if body.stream:
         return EventStream(answer.chunks(), close=answer.generation.close)
     with answer.generation:
@@ -112,9 +113,9 @@ def _encode(
     return encoded
 
 
-async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAnswer:
+async def _prepare(body: CompletionRequest, services: Services, caller: Caller) -> _CompletionAnswer:
     check_num_choices(len(body.prompt) * body.num_candidates, services)
-    plan = await plan_of(body, services)
+    plan = await plan_of(body, services, caller)
     info = services.engine.info
     prompts = await run_sync(_encode, body.prompt, services.text, info, body.add_special_tokens is not False)
     response_id = f"cmpl-{uuid.uuid4().hex}"

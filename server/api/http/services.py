@@ -22,6 +22,7 @@ from server.jobs.worker import JobWorker
 from server.keys import ApiKeys
 from server.response_store import ResponseStore
 from server.steering.dose import NO_POLICY, DosePolicy
+from server.steering.inline import InlineVectors
 from server.text import TextProcessor
 from server.watchdog import Watchdog
 from vectors.store import VectorStore
@@ -54,6 +55,7 @@ class Services:
     wrong_keys: RateLimits = field(default_factory=lambda: RateLimits(WRONG_KEYS_PER_MINUTE))
     responses: ResponseStore | None = None
     dose: DosePolicy = NO_POLICY
+    inline: InlineVectors = field(default_factory=InlineVectors)
     started_at: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -152,14 +152,14 @@ def test_models_with_recurrent_states_compute_every_block() -> None:
     assert not loaded("lfm2").allows_late_entry
 
 
-def layers_of(*layers: int) -> list[SteeringPlan]:
-    return [plan_of(Steer(random_direction(layer), layer)) for layer in layers]
+def layers_of(*layers: int) -> tuple[SteeringPlan, ...]:
+    return tuple(plan_of(Steer(random_direction(layer), layer)) for layer in layers)
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 5, 100])
 def test_every_branch_is_scored_once_in_chunks_of_any_size(budget: int) -> None:
-    plans = [UNSTEERED, *layers_of(2, 0, 1, 2, 1), UNSTEERED]
-    branches = Branches(plans, UNSTEERED, LAYERS)
+    plans = (UNSTEERED, *layers_of(2, 0, 1, 2, 1), UNSTEERED)
+    branches = Branches(plans, UNSTEERED, 9, LAYERS)
     scored: list[int] = []
     while branches.num_rows:
         num_rows = min(budget, branches.num_rows)
@@ -173,15 +173,15 @@ def test_every_branch_is_scored_once_in_chunks_of_any_size(budget: int) -> None:
 
 
 def test_branches_skip_blocks_only_if_that_saves_more_than_a_base_row_costs() -> None:
-    assert not Branches(layers_of(0, 1), UNSTEERED, LAYERS).next(2).has_base
-    assert Branches(layers_of(1, 1), UNSTEERED, LAYERS).next(3).has_base
-    assert not Branches(layers_of(2, 2, 2), UNSTEERED, 0).next(3).has_base
+    assert not Branches(layers_of(0, 1), UNSTEERED, 9, LAYERS).next(2).has_base
+    assert Branches(layers_of(1, 1), UNSTEERED, 9, LAYERS).next(3).has_base
+    assert not Branches(layers_of(2, 2, 2), UNSTEERED, 9, 0).next(3).has_base
     own = layers_of(0)[0]
-    assert set(Branches([own, *layers_of(2, 2, 2, 2)], own, LAYERS).next(6).first_blocks) == {0, 1, LAYERS}
+    assert set(Branches((own, *layers_of(2, 2, 2, 2)), own, 9, LAYERS).next(6).first_blocks) == {0, 1, LAYERS}
 
 
 def test_logits_are_not_numbers_in_a_row_that_is_not_finite() -> None:
-    branches = Branches([UNSTEERED] * 3, UNSTEERED, 0)
+    branches = Branches((UNSTEERED,) * 3, UNSTEERED, 9, 0)
     branches.add(torch.tensor([[1.0, 2.0], [1.0, torch.inf], [-torch.inf, 0.0]], dtype=torch.float16))
     assert branches.logits.dtype is torch.float32
     assert branches.logits.isnan().tolist() == [[False] * 2, [True] * 2, [True] * 2]
