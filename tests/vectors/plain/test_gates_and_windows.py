@@ -31,8 +31,14 @@ PROBE = Steer(random_direction(40), 0, "mlp")
 
 
 @functools.cache
+def tiny() -> Any:
+    """One model for all: steering is of the object that it is given."""
+    return build("llama")
+
+
+@functools.cache
 def expected(steers: tuple[Steer, ...], prompt: tuple[int, ...] = PROMPT) -> list[int]:
-    return greedy(build("llama"), prompt, NUM_TOKENS, steers)[0]
+    return greedy(tiny(), prompt, NUM_TOKENS, steers)[0]
 
 
 def generated(prompts: list[tuple[int, ...]], **options: Any) -> list[list[int]]:
@@ -40,8 +46,7 @@ def generated(prompts: list[tuple[int, ...]], **options: Any) -> list[list[int]]
     width = max(map(len, prompts))
     rows = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    model: Any = build("llama")
-    found = model.generate(
+    found = tiny().generate(
         torch.tensor(rows), attention_mask=torch.tensor(mask), max_new_tokens=NUM_TOKENS, min_new_tokens=NUM_TOKENS,
         do_sample=False, pad_token_id=0, **options,
     )  # fmt: skip
@@ -51,7 +56,7 @@ def generated(prompts: list[tuple[int, ...]], **options: Any) -> list[list[int]]
 
 def steering(steer: Steer, **more: Any) -> Any:
     return vectors.steer(
-        build("llama"), vector_of(steer), scale=steer.scale, positions=positions_of(steer),  # type: ignore[arg-type]
+        tiny(), vector_of(steer), scale=steer.scale, positions=positions_of(steer),  # type: ignore[arg-type]
         operation=steer.operation, preserve_norm=steer.preserve_norm, **more,  # type: ignore[arg-type]
     )  # fmt: skip
 
@@ -70,7 +75,7 @@ def test_windows_count_from_the_first_token_that_is_not_padding(use_cache: bool)
 @pytest.mark.parametrize("latch", LATCHES)
 def test_gates_let_through_what_their_probe_says(latch: Any, use_cache: bool) -> None:
     """Hard and soft, above and below, in windows, before the entry's place and at it."""
-    read = sorted(scores(build("llama"), (*PROMPT, *expected(())), PROBE))
+    read = sorted(scores(tiny(), (*PROMPT, *expected(())), PROBE))
     threshold = (read[8] + read[9]) / 2
     for number, (operation, sharpness) in enumerate(itertools.product(OPERATIONS, (None, 4.0))):
         is_above = number % 2 == 0
@@ -89,7 +94,7 @@ def test_gates_let_through_what_their_probe_says(latch: Any, use_cache: bool) ->
 
 
 def test_gated_and_plain_vectors_meet_in_order() -> None:
-    read = sorted(scores(build("llama"), (*PROMPT, *expected(())), PROBE))
+    read = sorted(scores(tiny(), (*PROMPT, *expected(())), PROBE))
     gate = Gate(PROBE, read[8])
     first = Steer(random_direction(1), 1, scale=0.5, positions="all", operation="clamp")
     second = Steer(random_direction(2), 1, scale=1.1, positions="all", gate=gate)
@@ -105,14 +110,14 @@ def test_scores_are_those_of_the_reference_and_nan_elsewhere(use_cache: bool, be
     prompts = [PROMPT, prompt_of(7)]
     for window in WINDOWS:
         where: Any = positions_of(Steer(random_direction(1), 0, positions=window))
-        with vectors.read(build("llama"), probe, positions=where, before=before) as found, steering(steer):
+        with vectors.read(tiny(), probe, positions=where, before=before) as found, steering(steer):
             answers = generated(prompts, use_cache=use_cache)
         assert answers == [expected((steer,), prompt) for prompt in prompts]  # reading changes nothing
         assert set(found) == {0, 1}
         for layer, direction in probe.directions.items():
             for row, (prompt, said) in enumerate(zip(prompts, answers, strict=True)):
                 whole = scores(
-                    build("llama"), (*prompt, *said[:-1]), Steer(direction, layer), (steer,), len(prompt), before=before
+                    tiny(), (*prompt, *said[:-1]), Steer(direction, layer), (steer,), len(prompt), before=before
                 )
                 of, start, end = window if isinstance(window, tuple) else ("all", 0, None)
                 places = range(len(whole)) if of == "all" else range(len(prompt))
@@ -129,7 +134,7 @@ def test_scores_are_those_of_the_reference_and_nan_elsewhere(use_cache: bool, be
 
 
 def test_what_cannot_be_done_is_refused() -> None:
-    model: Any = build("llama")
+    model = tiny()
     probe = vector_of(PROBE)
     late = vector_of(Steer(random_direction(1), 2))
     refused: list[tuple[Any, str]] = [
