@@ -23,7 +23,10 @@ ASKED: dict[str, dict[str, Any]] = {
     "chat/completions": CHAT,
     "completions": {"prompt": "Hello", "max_tokens": 4},
     "responses": {"input": "Hello", "max_output_tokens": 4},
-    "decisions": {"input": "Hello", "choices": ["a", "b"]},
+    "decisions": {
+        "input": "Hello",
+        "questions": [{"type": "predicate", "name": "music", "instructions": "It is about music."}],
+    },
 }
 SETTINGS = {"scale": 0.6, "positions": {"of": "prompt", "last": 2}}
 
@@ -82,7 +85,7 @@ def test_every_endpoint_takes_them(server: Server, endpoint: str) -> None:
         answers.append(answer.json())
     (shown,), (known,) = (answer["steering"] for answer in answers)
     assert {**shown, "vector": "stored"} == known
-    for name in ("choices", "output", "choice"):
+    for name in ("choices", "output", "answers"):
         texts = [str(answer.get(name)).partition("'id'")[0] for answer in answers]
         assert texts[0] == texts[1]
 
