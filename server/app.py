@@ -62,7 +62,7 @@ def build_app(
     Without `kept_responses` it stores no responses. It refuses new work as soon as the engine does. Without a started
     `watchdog` its health is looked at only when it is asked for. Without `norms` answers tell no relative dose.
     """
-    metrics = Metrics(engine)
+    metrics = Metrics(engine, has_probes=settings.probe_metrics)
     app = FastAPI(
         title="tiller", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )

@@ -256,6 +256,21 @@ class Settings:
         "what to do with a request whose scale is above its vector's limit: refuse it, cap the scale, warn in the "
         "answer, or off",
     )
+    inline_directions: bool = _option(
+        False,
+        _switch,
+        "",
+        "let use keys bring directions in their requests too, instead of naming vectors of the registry; manage keys "
+        "may, and without keys everyone",
+        "off",
+    )
+    probe_metrics: bool = _option(
+        False,
+        _switch,
+        "",
+        "measure the scores of probes, in a histogram for each vector and layer that is read (the first 100)",
+        "off",
+    )
     max_upload_mib: float = _option(64.0, _above_zero(65536), "MIB", "maximum size of an uploaded file", "64")
     max_queue: int = _option(1024, _whole(0, 1_000_000), "COUNT", "maximum number of waiting requests; others get 429")
     max_stored_responses: int = _option(

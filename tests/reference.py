@@ -19,14 +19,15 @@ from torch import Tensor, nn
 class Steer:
     """One steering entry in the plainest words: `direction` at `layer` and `site`.
 
-    With `read` of its own, both may be `[rank, hidden]`.
+    `positions` may be a window: of what, its first token, and the one after its last; the first may be counted from the
+    end as a negative number. With `read` of its own, both may be `[rank, hidden]`.
     """
 
     direction: Tensor
     layer: int
     site: str = "residual"
     scale: float = 1.0
-    positions: str = "response"
+    positions: str | tuple[str, int, int | None] = "response"
     operation: str = "add"
     preserve_norm: bool = False
     low: float | None = None
@@ -79,9 +80,14 @@ def _activation(output: object) -> Tensor:
 
 
 def _in_scope(entry: Steer, position: int, num_prompt: int, part: str) -> bool:
-    if position < num_prompt and entry.positions in ("prompt", "all"):
-        return True
-    return entry.positions in ("response", "all") and position >= num_prompt - 1 and part in entry.parts
+    of, start, end = entry.positions if isinstance(entry.positions, tuple) else (entry.positions, 0, None)
+    if position < num_prompt and of in ("prompt", "all"):
+        first = start if start >= 0 else max(0, num_prompt + start)
+        if position >= first and (end is None or position < end):
+            return True
+    number = position - (num_prompt - 1)
+    is_there = number >= start and (end is None or number < end)
+    return of in ("response", "all") and number >= 0 and is_there and part in entry.parts
 
 
 def written(found: float, entry: Steer) -> float:
@@ -292,15 +298,25 @@ def followed(
 @torch.no_grad()
 def activations(model: nn.Module, tokens: Sequence[int], site: str, layer: int) -> Tensor:
     """The output of `site` at `layer`, `[tokens, hidden]`, of one plain forward pass."""
+    return activations_under(model, tokens, site, layer, ())
+
+
+@torch.no_grad()
+def activations_under(
+    model: nn.Module, tokens: Sequence[int], site: str, layer: int, steers: Sequence[Steer]
+) -> Tensor:
+    """The same, of a prompt that is steered, after the steering there."""
     seen: list[Tensor] = []
 
     def hook(module: nn.Module, args: object, output: object) -> None:
         activation = _activation(output)
         seen.append(activation.reshape(-1, activation.shape[-1]).clone())
 
-    handle = site_module(model, site, layer).register_forward_hook(hook)
+    handles = _install(model, steers, len(tokens), ["content"] * len(tokens))
+    handles.append(site_module(model, site, layer).register_forward_hook(hook))
     try:
         model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return seen[0]

@@ -17,8 +17,8 @@ FLOORS: dict[str, str] = {
     "vectors": """
         cancellation confined errors shares
         data durable finding opened vocabulary
-        quarantine
-        calibration_record defaults operations positions sites
+        positions quarantine
+        calibration_record defaults operations sites
         vector
         applied
         formats training
@@ -62,8 +62,10 @@ FLOORS: dict[str, str] = {
         __init__
     """,
     "vectors.plain": """
-        __init__ rows steering
-        model_view
+        __init__ passes rows
+        gates model_view scores
+        steered_model
+        steering
         training
     """,
     "vectors.store": """
@@ -285,7 +287,7 @@ FLOORS: dict[str, str] = {
         __init__ routes
     """,
     "server.steering": """
-        __init__ norms parts slots
+        __init__ inline norms parts slots
         dose
         plan
         readings resolution

@@ -2,6 +2,8 @@
 
     vectors.load, vectors.save      a `SteeringVector` from and to a file
     vectors.steer                   a transformers model, steered while a context is open
+    vectors.Gate                    on which tokens it is steered: those of which a probe says so
+    vectors.read                    what a probe reads of its tokens while a context is open
     vectors.train                   a vector from labelled data, on a transformers model
     vectors.VectorClient            the registry of a running server; `AsyncVectorClient` for asyncio
 
@@ -19,18 +21,21 @@ if TYPE_CHECKING:
     from vectors.client.clients import AsyncVectorClient, VectorClient
     from vectors.client.errors import ClientError
     from vectors.files import load, save
-    from vectors.plain.steering import steer
+    from vectors.plain.gates import Gate
+    from vectors.plain.steering import read, steer
     from vectors.plain.training import train
     from vectors.vector import SteeringVector
 
 __all__ = [
     "AsyncVectorClient",
     "ClientError",
+    "Gate",
     "MissingDependency",
     "SteeringVector",
     "VectorClient",
     "VectorsError",
     "load",
+    "read",
     "save",
     "steer",
     "train",
@@ -41,9 +46,11 @@ _CLIENT, _STEER, _TRAIN = "client", "steer", "train"
 _HOMES = {
     "AsyncVectorClient": ("vectors.client.clients", _CLIENT),
     "ClientError": ("vectors.client.errors", _CLIENT),
+    "Gate": ("vectors.plain.gates", _STEER),
     "SteeringVector": ("vectors.vector", _STEER),
     "VectorClient": ("vectors.client.clients", _CLIENT),
     "load": ("vectors.files", _STEER),
+    "read": ("vectors.plain.steering", _STEER),
     "save": ("vectors.files", _STEER),
     "steer": ("vectors.plain.steering", _STEER),
     "train": ("vectors.plain.training", _TRAIN),

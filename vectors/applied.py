@@ -14,10 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vectors.errors import CannotSteer
+from vectors.errors import CannotSteer, InvalidPositions
 from vectors.operations import RULES, Feature, PlaceChange, Setting, combine
+from vectors.positions import Positions, WindowJson, checked_positions
 from vectors.vector import SteeringVector
-from vectors.vocabulary import DEFAULT_ACTIVATION, OPERATIONS, POSITIONS, Activation, Operation, Place, Positions, Site
+from vectors.vocabulary import DEFAULT_ACTIVATION, OPERATIONS, SITES_IN_ORDER, Activation, Operation, Place, Site
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -81,7 +82,7 @@ def resolve_vector(
     *,
     scale: float | None = None,
     layers: Sequence[int] | None = None,
-    positions: Positions | None = None,
+    positions: Positions | WindowJson | None = None,
     operation: Operation | None = None,
     preserve_norm: bool = False,
     min: float | None = None,
@@ -96,9 +97,11 @@ def resolve_vector(
     """
     called = "the vector" if name is None else f"vector {name!r}"
     operation = vector.operation if operation is None else operation
-    positions = vector.positions if positions is None else positions
     _check_choice("operation", operation, OPERATIONS)
-    _check_choice("positions", positions, POSITIONS)
+    try:
+        covered = vector.positions if positions is None else checked_positions(positions)
+    except InvalidPositions as error:
+        raise CannotSteer(f"positions: {error}", "positions", "invalid_positions") from None
     scale = vector.default_scale if scale is None else float(scale)
     numbers = _layers_at(vector, layers, model, called)
     low, high = (vector.min, vector.max) if min is None and max is None else (min, max)
@@ -123,7 +126,7 @@ def resolve_vector(
         site=vector.site,
         layers=tuple(numbers),
         scale=scale,
-        positions=positions,
+        positions=covered,
         operation=operation,
         preserve_norm=preserve_norm,
         directions={layer: vector.directions[own] for layer, own in numbers.items()},
@@ -136,13 +139,16 @@ def resolve_vector(
 
 
 def features_of(
-    vector: SteeringVector, model: SteerableModel, layers: Sequence[int] | None, name: str
+    vector: SteeringVector, model: SteerableModel, layers: Sequence[int] | None, name: str | None = None
 ) -> dict[int, Feature]:
-    """What `vector` reads of `model` as a probe, at `layers` (None: its own), by layer. Raises `CannotSteer`."""
-    numbers = _layers_at(vector, layers, model, f"vector {name!r}")
+    """What `vector` reads of `model` as a probe, at `layers` (None: its own), by layer. Raises `CannotSteer`; its
+    message refers to the vector by `name`.
+    """
+    called = "the vector" if name is None else f"vector {name!r}"
+    numbers = _layers_at(vector, layers, model, called)
     if vector.rank > 1:
         raise CannotSteer(
-            f"vector {name!r} has {vector.rank} read directions a layer, and a probe has one score",
+            f"{called} has {vector.rank} read directions a layer, and a probe has one score",
             None,
             "invalid_probes",
         )
@@ -150,6 +156,44 @@ def features_of(
         layer: Feature(vector.directions[own], vector.reads.get(own), vector.biases.get(own), vector.activation)
         for layer, own in numbers.items()
     }
+
+
+def gate_feature(
+    probe: SteeringVector,
+    applied: AppliedVector,
+    model: SteerableModel,
+    layer: int | None,
+    name: str | None = None,
+) -> tuple[Place, Feature]:
+    """Where a gate of `applied` reads `probe`, at `layer` (None: its only one), and what. Raises `CannotSteer`; its
+    message refers to the probe by `name`.
+    """
+    features = features_of(probe, model, None if layer is None else (layer,), name)
+    called = "the probe" if name is None else f"the probe {name!r}"
+    if len(features) > 1:
+        raise CannotSteer(
+            f"{called} has several layers, and a gate reads at one: expected layer, one of "
+            f"{', '.join(map(str, features))}",
+            "when",
+            "invalid_gate",
+        )
+    ((own, feature),) = features.items()
+    place = (probe.site, own)
+    first = min(applied.places, key=_order)
+    if _order(place) > _order(first):
+        raise CannotSteer(
+            f"{called} reads {place[0]} of layer {own}, which comes after {first[0]} of layer {first[1]}, where the "
+            "entry acts: expected a probe at that layer or before it",
+            "when",
+            "invalid_gate",
+        )
+    return place, feature
+
+
+def _order(place: Place) -> tuple[int, int]:
+    """When a model computes a place."""
+    site, layer = place
+    return layer, SITES_IN_ORDER.index(site)
 
 
 def change_at(applied: Iterable[AppliedVector], place: Place) -> PlaceChange:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from vectors.errors import InvalidVector
-from vectors.vocabulary import OPERATIONS, POSITIONS
+from vectors.errors import InvalidPositions, InvalidVector
+from vectors.positions import Positions, checked_positions
+from vectors.vocabulary import OPERATIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Calibration:
 
     safe_scale: tuple[float, float]
     operation: str
-    positions: str
+    positions: Positions
     layers: tuple[int, ...]
     norms: Mapping[int, float]
     fingerprint: str
@@ -35,8 +36,12 @@ class Calibration:
         layers, norms, fingerprint = given.get("layers"), given.get("norms"), given.get("fingerprint")
         if not low <= 0.0 <= high or low == high:
             raise _refused("safe_scale: expected a range of scales that contains 0")
-        if operation not in OPERATIONS or positions not in POSITIONS:
+        if operation not in OPERATIONS:
             raise _refused("expected an operation and positions")
+        try:
+            covered = checked_positions(positions)
+        except InvalidPositions:
+            raise _refused("expected an operation and positions") from None
         if not isinstance(layers, list) or not layers or not all(type(layer) is int for layer in layers):
             raise _refused("layers: expected a list of layers")
         if not isinstance(norms, Mapping) or not all(
@@ -47,7 +52,7 @@ class Calibration:
         if not isinstance(fingerprint, str):
             raise _refused("fingerprint: expected text")
         found = {int(layer): float(norm) for layer, norm in norms.items()}
-        return cls((low, high), operation, positions, tuple(layers), found, fingerprint)
+        return cls((low, high), operation, covered, tuple(layers), found, fingerprint)
 
 
 def _two_numbers(given: object) -> tuple[float, float]:

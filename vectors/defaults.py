@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from vectors.positions import POSITIONS_SCHEMA, Positions, PositionsJson
 from vectors.vocabulary import (
     ACTIVATIONS,
     DEFAULT_ACTIVATION,
@@ -27,13 +28,11 @@ from vectors.vocabulary import (
     MAX_MODEL_ID,
     OPERATIONS,
     PARTS,
-    POSITIONS,
     SITES,
     Activation,
     DefaultLayers,
     Operation,
     Part,
-    Positions,
     Site,
 )
 
@@ -59,8 +58,9 @@ class Default:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The allowed values, or those of its list; empty if they cannot be listed."""
-        return tuple(self.schema.get("items", self.schema).get("enum", ()))
+        """The allowed values, or those of its list, beside which objects may be; empty if they cannot be listed."""
+        schema = self.schema["anyOf"][0] if "anyOf" in self.schema else self.schema
+        return tuple(schema.get("items", schema).get("enum", ()))
 
 
 def _default(
@@ -117,7 +117,12 @@ class VectorDefaults:
         metavar="NUMBER",
     )
     positions: Positions = _default(
-        DEFAULT_POSITIONS, _one_of(POSITIONS), "which tokens are steered", in_request="positions", flag="--positions"
+        DEFAULT_POSITIONS,
+        POSITIONS_SCHEMA,
+        'which tokens are steered, by name or as a window such as {"of": "prompt", "last": 4}',
+        in_request="positions",
+        flag="--positions",
+        metavar="POSITIONS",
     )
     parts: tuple[Part, ...] = _default(
         DEFAULT_PARTS,
@@ -193,18 +198,18 @@ DEFAULTS = tuple(
 
 
 class ChangedDefaults(TypedDict, total=False):
-    """The fields of `VectorDefaults` that may be changed, as keywords."""
+    """The fields of `VectorDefaults` that may be changed, as keywords. None clears what may be without a value."""
 
     default_scale: float
-    max_scale: float
+    max_scale: float | None
     operation: Operation
-    positions: Positions
+    positions: PositionsJson
     parts: Sequence[Part]
     default_layers: DefaultLayers
     activation: Activation
-    min: float
-    max: float
-    threshold: float
+    min: float | None
+    max: float | None
+    threshold: float | None
     description: str
     metadata: Mapping[str, Any]
 

@@ -11,6 +11,7 @@ VectorsError
 ├── VectorTooLarge              the file is larger than allowed
 ├── InvalidVectorName           a name outside the allowed characters
 ├── InvalidLayers               a list of layers that is empty, unreadable, repeated or beyond any model
+├── InvalidPositions            positions that are neither a name nor a window
 ├── InvalidRevision             not the beginning of a hash, too short, or ambiguous
 ├── VectorNotFound              no vector has the name
 ├── RevisionNotFound            the name has no such revision
@@ -121,6 +122,10 @@ class InvalidVectorName(VectorsError):
 
 class InvalidLayers(VectorsError):
     """A list of layers is empty or unreadable, repeats a layer, or has one beyond any model."""
+
+
+class InvalidPositions(VectorsError):
+    """Positions are neither a name nor an object that describes a window."""
 
 
 class InvalidRevision(VectorsError):

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from vectors.calibration_record import Calibration
 from vectors.defaults import DEFAULTS, VectorDefaults
-from vectors.errors import InvalidVector
+from vectors.errors import InvalidPositions, InvalidVector
+from vectors.positions import Window, checked_positions
 from vectors.vocabulary import (
     ACTIVATIONS,
     DEFAULT_LAYERS_CHOICES,
@@ -31,7 +32,6 @@ from vectors.vocabulary import (
     MAX_RANK,
     OPERATIONS,
     PARTS,
-    POSITIONS,
     SITES,
     Part,
 )
@@ -54,10 +54,10 @@ class SteeringVector(VectorDefaults):
     none), a vector may have several directions a layer, `[rank, hidden]`; `biases` `[rank]` go with them. The vector
     reads `activation(h·read + bias)`, see `operations.py`.
 
-    `default_scale`, `operation`, `positions` and `parts` (of the response, in the order of `PARTS`) apply unless a
-    request overrides them; `min` and `max` are the interval of `cap`. `metadata` is the owner's JSON, `training` the
-    record of how the vector was made, `calibration` that of how strong it may be, `model` what it was made for. Raises
-    `InvalidVector` naming what is wrong and where.
+    `default_scale`, `operation`, `positions` (given as a name, or as the JSON object of a window) and `parts` (of the
+    response, in the order of `PARTS`) apply unless a request overrides them; `min` and `max` are the interval of `cap`.
+    `metadata` is the owner's JSON, `training` the record of how the vector was made, `calibration` that of how strong
+    it may be, `model` what it was made for. Raises `InvalidVector` naming what is wrong and where.
     """
 
     directions: Mapping[int, Tensor]
@@ -67,7 +67,10 @@ class SteeringVector(VectorDefaults):
     def __post_init__(self) -> None:
         _check_choice("site", self.site, SITES)
         _check_choice("operation", self.operation, OPERATIONS)
-        _check_choice("positions", self.positions, POSITIONS)
+        try:
+            object.__setattr__(self, "positions", checked_positions(self.positions))
+        except InvalidPositions as error:
+            raise InvalidVector(f"positions: {error}", "positions") from None
         _check_choice("default_layers", self.default_layers, DEFAULT_LAYERS_CHOICES)
         _check_choice("activation", self.activation, ACTIVATIONS)
         for name in ("min", "max", "threshold"):
@@ -188,6 +191,8 @@ def raw_bytes(direction: Tensor) -> bytes:
 
 def _plain(value: object) -> object:
     """A field as a JSON value."""
+    if isinstance(value, Window):
+        return value.to_json()
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value

@@ -27,8 +27,8 @@ Activation: TypeAlias = Literal["identity", "relu", "sigmoid", "step"]
 Latch: TypeAlias = Literal["token", "rest"]
 """How long a gate stays open: for the token whose probe says so, or from it to the end of the response."""
 
-Positions: TypeAlias = Literal["prompt", "response", "all"]
-"""Which tokens are steered; `response` begins at the last prompt token."""
+NamedPositions: TypeAlias = Literal["prompt", "response", "all"]
+"""Which tokens are steered; `response` begins at the last prompt token. `positions.py` has windows beside these."""
 
 Part: TypeAlias = Literal["reasoning", "content", "structured", "tool_calls"]
 """What a response token belongs to: the reasoning before the answer, the answer, an answer under a schema, a call."""
@@ -46,7 +46,7 @@ SITES: tuple[Site, ...] = get_args(Site)
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 LATCHES: tuple[Latch, ...] = get_args(Latch)
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
-POSITIONS: tuple[Positions, ...] = get_args(Positions)
+POSITIONS: tuple[NamedPositions, ...] = get_args(NamedPositions)
 PARTS: tuple[Part, ...] = get_args(Part)
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 DEFAULT_LAYERS_CHOICES: tuple[DefaultLayers, ...] = get_args(DefaultLayers)
@@ -58,7 +58,7 @@ SITES_IN_ORDER: tuple[Site, ...] = ("attention", "post_attention_norm", "mlp", "
 DEFAULT_SITE: Site = "residual"
 DEFAULT_OPERATION: Operation = "add"
 DEFAULT_ACTIVATION: Activation = "identity"
-DEFAULT_POSITIONS: Positions = "response"
+DEFAULT_POSITIONS: NamedPositions = "response"
 DEFAULT_SCALE = 1.0
 DEFAULT_LAYERS: DefaultLayers = "all"
 DEFAULT_PARTS: tuple[Part, ...] = ("reasoning", "content", "structured")

@@ -16,7 +16,9 @@ from server.cli.training.study import add_study
 from server.config import options
 from server.keys import CLIENT_VARIABLE, MANAGE_VARIABLE, USE_VARIABLE
 from vectors.defaults import DEFAULTS, Default
+from vectors.errors import InvalidPositions
 from vectors.formats import format_titles
+from vectors.positions import parse_positions, positions_json
 from vectors.vocabulary import CONVENTIONS, DEFAULT_FILE_FORMAT, FILE_FORMATS, MIN_REVISION_DIGITS
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -26,7 +28,14 @@ def _listed(text: str) -> list[str]:
     return text.split(",")
 
 
-_TYPES: dict[str, Callable[[str], Any]] = {"number": float, "string": str, "array": _listed}
+def _positions(text: str) -> Any:
+    try:
+        return positions_json(parse_positions(text))
+    except InvalidPositions as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+_TYPES: dict[str, Callable[[str], Any]] = {"number": float, "string": str, "array": _listed, "": _positions}
 """How to read the value of a vector's default, by its JSON type."""
 
 
@@ -172,7 +181,9 @@ def _add_default(put: argparse.ArgumentParser, row: Default) -> None:
     if row.choices and not row.metavar:
         put.add_argument(row.flag, dest=row.name, choices=row.choices, help=help_text)
     else:
-        put.add_argument(row.flag, dest=row.name, type=_TYPES[row.schema["type"]], metavar=row.metavar, help=help_text)
+        put.add_argument(
+            row.flag, dest=row.name, type=_TYPES[row.schema.get("type", "")], metavar=row.metavar, help=help_text
+        )
 
 
 def _add_action(

@@ -9,7 +9,6 @@ from server.engine.errors import ContextTooLong, EmptyPrompt, InvalidWork, Token
 from server.engine.protocol import ModelInfo
 from server.engine.request import Branch, Capture, EngineRequest, Force, Generate, Score
 from server.steering.plan import SteeringPlan
-from vectors.positions import Phase
 
 
 def check_request(request: EngineRequest, info: ModelInfo, max_tokens: int) -> None:
@@ -84,8 +83,7 @@ def _check_ends(work: Generate, info: ModelInfo) -> None:
 def _check_branches(work: Branch, plan: SteeringPlan) -> None:
     if not work.plans or not work.token_ids:
         raise InvalidWork("a branching request needs at least one plan and one token to score")
-    shared = plan.fingerprint(Phase.PROMPT)
-    if any(branch.fingerprint(Phase.PROMPT) != shared for branch in work.plans):
+    if any(branch.prompt_fingerprint != plan.prompt_fingerprint for branch in work.plans):
         raise InvalidWork("branches must steer the tokens before the last prompt token alike")
 
 

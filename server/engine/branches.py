@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from server.engine.entry_points import EntryPoints
-from server.steering.plan import SteeringPlan
-from vectors.positions import Phase
+from server.steering.plan import Scope, SteeringPlan, decisive_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +32,16 @@ class BranchRows:
 
 
 class Branches:
-    """The logits under `plans`, wanted of a sequence whose own plan is `own`.
+    """The logits under `plans`, wanted of a sequence with `num_prompt` tokens whose own plan is `own`.
 
     Rows may enter at `points`, if that saves more than a base row costs; without any, each computes every block.
     """
 
-    def __init__(self, plans: Sequence[SteeringPlan], own: SteeringPlan, points: EntryPoints | None) -> None:
-        self._order, self._entries = _arranged(tuple(plans), own, points)
+    def __init__(
+        self, plans: tuple[SteeringPlan, ...], own: SteeringPlan, num_prompt: int, points: EntryPoints | None
+    ) -> None:
+        length = min(num_prompt, max(decisive_length(plans), own.decisive_length))
+        self._order, self._entries = _arranged(plans, own, length, points)
         self._enters_late = any(self._entries)
         self._logits: list[Tensor] = []
         self._num_done = 0
@@ -82,20 +84,20 @@ class Branches:
 
 @functools.lru_cache(maxsize=4)  # a search branches every prompt into the same plans
 def _arranged(
-    plans: tuple[SteeringPlan, ...], own: SteeringPlan, points: EntryPoints | None
+    plans: tuple[SteeringPlan, ...], own: SteeringPlan, num_prompt: int, points: EntryPoints | None
 ) -> tuple[list[int], list[int]]:
     """The indices of `plans` by the point at which each enters, and these points."""
     entries = [0] * len(plans)
     if points is not None:
-        latest = [_latest_entry(plan, own, points) for plan in plans]
+        base = own.at_boundary(num_prompt)
+        latest = [_latest_entry(plan.at_boundary(num_prompt), base, points) for plan in plans]
         entries = latest if sum(latest) > points.num_points else entries
     order = sorted(range(len(plans)), key=entries.__getitem__)
     return order, [entries[branch] for branch in order]
 
 
-def _latest_entry(plan: SteeringPlan, own: SteeringPlan, points: EntryPoints) -> int:
-    """The last point before which all is computed alike under `plan` and `own`, at the last prompt token."""
-    if plan.fingerprint(Phase.BOUNDARY) == own.fingerprint(Phase.BOUNDARY):
+def _latest_entry(scope: Scope, base: Scope, points: EntryPoints) -> int:
+    """The last point before which all is computed alike under `scope` and `base`."""
+    if scope.fingerprint == base.fingerprint:
         return points.num_points
-    places = plan.places(Phase.BOUNDARY) | own.places(Phase.BOUNDARY)
-    return min(map(points.after, places))
+    return min(map(points.after, scope.places | base.places))

@@ -18,8 +18,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from server.steering.plan import SteeringPlan
-from vectors.positions import Phase
+from server.steering.plan import SteeringPlan, Zones
 from vectors.vocabulary import Part
 
 PageKey = bytes
@@ -33,17 +32,16 @@ def page_key(
     parent: PageKey,
     tokens: Sequence[int],
     start: int,
-    plan: SteeringPlan,
-    num_prompt_tokens: int,
+    zones: Zones,
     parts: Sequence[Part] | None = None,
 ) -> PageKey:
     """Key of the page of `tokens` at positions `start …`, after the page with key `parent`.
 
-    `parts`: of the positions from the last prompt token on; see `SteeringPlan.fingerprint_of_span`.
+    `zones` is its steering, `parts` those of the positions from the last prompt token on; see `Zones.runs`.
     """
     digest = hashlib.blake2b(parent, digest_size=20)
     digest.update(np.asarray(tokens, dtype=np.int64).tobytes())
-    digest.update(plan.fingerprint_of_span(start, start + len(tokens), num_prompt_tokens, parts))
+    digest.update(zones.fingerprint_of_span(start, start + len(tokens), parts))
     return digest.digest()
 
 
@@ -62,7 +60,7 @@ class PromptKeysByPrompt:
 
     def of(self, prompt: tuple[int, ...], plan: SteeringPlan) -> PromptKeys:
         """Those of `prompt` under `plan`, as long as somebody holds them."""
-        return self._in_use.setdefault((prompt, plan.fingerprint(Phase.PROMPT)), PromptKeys())
+        return self._in_use.setdefault((prompt, plan.prompt_fingerprint), PromptKeys())
 
 
 class PagePool:

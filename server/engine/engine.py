@@ -322,7 +322,7 @@ class BatchingEngine:
 
     def _acquire_rows(self, sequence: TokenSequence) -> None:
         if sequence.rows is None:
-            sequence.rows = self._bank.acquire(sequence.request.plan, sequence.wanted.branches)
+            sequence.rows = self._bank.acquire(sequence.zones, sequence.wanted.branches)
             self._totals["prompt"] += sequence.num_prompt
             self._totals["cached"] += sequence.num_cached_tokens or 0
 

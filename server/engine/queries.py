@@ -31,7 +31,6 @@ from server.engine.request import (
     Work,
 )
 from server.steering.plan import UNSTEERED, SteeringPlan
-from vectors.positions import Phase
 from vectors.vocabulary import Place
 
 _Result = TypeVar("_Result")
@@ -162,7 +161,7 @@ def branch(
             result.set_result(output.branch_logits)
 
     # branches skip the blocks below their first difference from the request's own plan, so that is unsteered if it can
-    own = branches[0] if branches[0].fingerprint(Phase.PROMPT) else UNSTEERED
+    own = branches[0] if branches[0].prompt_fingerprint else UNSTEERED
     result.submit(_request(prompt, Branch(tuple(branches), tuple(token_ids)), own, priority), receive)
     return result
 

@@ -16,26 +16,27 @@ Rows: TypeAlias = Sequence[Sequence[float]]
 class SequenceReadings:
     """What has been read, from the first position that is wanted on. It outlives the sequence's pages.
 
-    A probe or gate of the prompt wants every position, so none of them may come from the prefix cache; one of the
-    response wants those from the last prompt token on, which chooses its first token.
+    What is read of the prompt must not come from the prefix cache, so every position is wanted from the first on that a
+    probe or gate covers, or from the last prompt token on, which chooses the response's first token.
     """
 
     def __init__(self, plan: SteeringPlan, num_prompt: int) -> None:
-        self._coverage: list[Coverage] = [coverage_of(probe.positions) for probe in plan.probes]
+        self._coverage: list[Coverage] = [coverage_of(probe.positions, num_prompt) for probe in plan.probes]
         self._num_prompt = num_prompt
-        gated = [coverage_of(entry.applied.positions) for entry in plan.gated]
-        self._first = 0 if any(coverage.prompt for coverage in (*self._coverage, *gated)) else num_prompt - 1
+        gated = [coverage_of(entry.applied.positions, num_prompt) for entry in plan.gated]
+        self._first = min(num_prompt - 1, *(coverage.first for coverage in (*self._coverage, *gated)))
         self._num_open = [0] * len(gated)
         self._num_gated = [0] * len(gated)
         self._opened_at: list[int | None] = [None] * len(gated)
         self.latched = [
-            plan.number_of_gate(entry) for entry in plan.gated if entry.gate is not None and entry.gate.latch == "rest"
+            number
+            for number, entry in enumerate(plan.gated, start=len(plan.probes))
+            if entry.gate is not None and entry.gate.latch == "rest"
         ]
         """The numbers of the readings that are latched gates."""
         self._num_read = 0
         self._latest: Sequence[float] = ()
         self._rows: list[Sequence[float]] = []  # until they are told
-        self._tells_response = [coverage.response for coverage in self._coverage]
         self._has_told_prompt = not any(coverage.prompt for coverage in self._coverage)
 
     @property
@@ -71,20 +72,26 @@ class SequenceReadings:
         """What the event of the latest position tells; the first one also tells of the prompt."""
         scores: tuple[float | None, ...] = ()
         if is_token:
+            position = self._first + self._num_read - 1
             scores = tuple(
-                [score if told else None for score, told in zip(self._latest, self._tells_response, strict=False)]
+                [
+                    score if position in coverage.response else None
+                    for score, coverage in zip(self._latest, self._coverage, strict=False)
+                ]
             )
         gates = tuple(zip(self._num_open, self._num_gated, strict=True))
         if self._has_told_prompt:
             return TokenReadings(scores, gates=gates)
         self._has_told_prompt = True
-        columns = zip(*self._rows[: self._num_prompt], strict=True)
+        told = tuple(self._of_prompt(*each) for each in enumerate(self._coverage))
         self._rows = []
-        return TokenReadings(
-            scores,
-            tuple(
-                tuple(column) if coverage.prompt else None
-                for column, coverage in zip(columns, self._coverage, strict=False)
-            ),
-            gates,
+        return TokenReadings(scores, told, gates)
+
+    def _of_prompt(self, number: int, coverage: Coverage) -> tuple[float | None, ...] | None:
+        """What a probe has read of each token of the prompt; None if it reads none."""
+        if not coverage.prompt:
+            return None
+        return tuple(
+            self._rows[position - self._first][number] if position in coverage.prompt else None
+            for position in range(self._num_prompt)
         )

@@ -185,13 +185,14 @@ class TokenLogprobs:
 class TokenReadings:
     """What the plan's probes read, in their order and their vectors' own units.
 
-    `scores`: of the position whose logits chose the token; None for a probe that does not read the response, empty in
-    an event without a token. `prompt`, in the first event if a probe reads the prompt: the scores of its tokens, or
-    None. `gates`: for each of the plan's gated entries, how many tokens its gate has let through so far, of how many.
+    `scores`: of the position whose logits chose the token; None for a probe that does not read it, empty in an event
+    without a token. `prompt`, in the first event if a probe reads the prompt: the scores of its tokens, None for those
+    that it does not read, or None for a probe that reads none. `gates`: for each of the plan's gated entries, how many
+    tokens its gate has let through so far, of how many.
     """
 
     scores: tuple[float | None, ...]
-    prompt: tuple[tuple[float, ...] | None, ...] | None = None
+    prompt: tuple[tuple[float | None, ...] | None, ...] | None = None
     gates: tuple[tuple[int, int], ...] = ()
 
 

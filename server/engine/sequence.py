@@ -72,6 +72,7 @@ class TokenSequence:
         self.state = RequestState.QUEUED
         self.tokens: list[int] = [*request.prompt, *self.wanted.response]
         self.num_prompt = len(request.prompt)
+        self.zones = request.plan.zones(self.num_prompt)
         self.num_known = len(self.tokens)
         self.num_computed = 0
         self.num_cached_tokens: int | None = None
@@ -94,7 +95,7 @@ class TokenSequence:
         self.activations: dict[Place, dict[int, Tensor]] = {}
         self.readings = SequenceReadings(request.plan, self.num_prompt) if request.plan.num_readings else None
         self.next_scores: tuple[float, ...] = ()
-        self.branches = Branches(self.wanted.branches, request.plan, entry_points)
+        self.branches = Branches(self.wanted.branches, request.plan, self.num_prompt, entry_points)
         self._kv = kv
         self._prompt_keys: PromptKeys | None = None
         self._keys: list[PageKey] = []
@@ -353,4 +354,4 @@ class TokenSequence:
             start = (first + len(keys)) * self._kv.page_size
             tokens = self.tokens[start : start + self._kv.page_size]
             parent = keys[-1] if keys else ROOT_KEY if first == 0 else self._key_of_page(first - 1)
-            keys.append(page_key(parent, tokens, start, self.request.plan, self.num_prompt, self.parts))
+            keys.append(page_key(parent, tokens, start, self.zones, self.parts))

@@ -169,23 +169,13 @@ def _steered_rows(packed: Sequence[PackedChunk], num_tokens: int, bank: Steering
 
 
 def _rows_of(packed: PackedChunk) -> Int64Array:
-    """The bank row of each of the chunk's tokens: by phase, and in the response by part."""
+    """The bank row of each of the chunk's tokens."""
     sequence, segment = packed.chunk.sequence, packed.segment
     assert sequence.rows is not None
-    if packed.branch_rows is not None:
-        base = [sequence.rows.boundary["content"]] if packed.branch_rows.has_base else []
-        return np.array([*base, *(sequence.rows.branches[branch] for branch in packed.branch_rows.branches)])
-    first, last = segment.num_past, segment.num_past + segment.num_new
-    boundary = sequence.num_prompt - 1
-    rows = np.full(segment.num_new, sequence.rows.response["content"], dtype=np.int64)
-    rows[: max(0, min(last, boundary) - first)] = sequence.rows.prompt
-    if sequence.parts is not None:
-        for position in range(max(first, boundary), last):
-            rows[position - first] = sequence.rows.response[sequence.parts[position - boundary]]
-    if first <= boundary < last:
-        part = "content" if sequence.parts is None else sequence.parts[0]
-        rows[boundary - first] = sequence.rows.boundary[part]
-    return rows
+    if packed.branch_rows is None:
+        return sequence.rows.of_tokens(segment.num_past, segment.num_past + segment.num_new, sequence.parts)
+    base = sequence.rows.of_tokens(segment.num_past, segment.num_past + packed.branch_rows.has_base, None)
+    return np.array([*base, *(sequence.rows.branches[branch] for branch in packed.branch_rows.branches)])
 
 
 def _slot_tokens(row_of_token: Int64Array, bank: SteeringBank) -> Int64Array | None:

@@ -1,10 +1,10 @@
 """SteeringBank: the device tensors that steering adds, shared by all running requests.
 
-Every phase of a plan (see `plan.py`), in each part of the response, collapses into one **row**: at each (site, layer)
-the sum of its shifts, and the slots that follow them (see `vectors/operations.py`). The shifts live in `[layers, rows,
-hidden]` float32 tensors, one per site in use; the slots in `slots.py`, and what is read in `readings.py`. Equal rows
-are shared by reference count; row 0 is zero. A step then needs only one row number per token, so its cost does not
-depend on how many different vectors run together.
+Every scope of a plan (see `plan.py`) collapses into one **row**: at each (site, layer) the sum of its shifts, and the
+slots that follow them (see `vectors/operations.py`). The shifts live in `[layers, rows, hidden]` float32 tensors, one
+per site in use; the slots in `slots.py`, and what is read in `readings.py`. Equal rows are shared by reference count;
+row 0 is zero. A step then needs only one row number per token, so its cost does not depend on how many different
+vectors run together.
 
 The engine acquires and releases rows; `hooks.py` applies them.
 """
@@ -14,33 +14,44 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from server.steering.plan import PlanEntry, SteeringPlan
+from server.steering.plan import Scope, SteeringPlan, Zones, decisive_length
 from server.steering.readings import NUM_FIXED_COLUMNS, PlaceReadings, RowReading
 from server.steering.slots import ALWAYS, PlaceSlots, RowSlots, resized
 from vectors.applied import change_at
 from vectors.operations import Shift, Slots, as_slots, reading_of
-from vectors.positions import Phase
-from vectors.vocabulary import PARTS, Part, Place, Site
+from vectors.vocabulary import Part, Place, Site
 
 _INITIAL_ROWS = 8
+
+_BranchKey: TypeAlias = tuple[tuple[SteeringPlan, ...], int]
+"""Branches, and the length of the prompt as far as it matters to them."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRows:
-    """The bank rows of one running plan, by phase and part; 0 where it is unsteered.
+    """The bank rows of one running plan: of each scope of its `zones`; 0 where it is unsteered.
 
-    `branches`: one row for each of `branch_plans`.
+    `branches`: one row for each branch, held under `branch_key`.
     """
 
-    prompt: int
-    boundary: Mapping[Part, int]
-    response: Mapping[Part, int]
-    branches: tuple[int, ...] = ()
-    branch_plans: tuple[SteeringPlan, ...] = ()
+    zones: Zones
+    by_scope: Mapping[Scope, int]
+    branches: tuple[int, ...]
+    branch_key: _BranchKey
+
+    def of_tokens(self, start: int, end: int, parts: Sequence[Part] | None) -> npt.NDArray[np.int64]:
+        """The row of each of positions `start … end-1`, int64; `parts` as in `Zones.runs`."""
+        rows = np.empty(end - start, dtype=np.int64)
+        for scope, first, last in self.zones.runs(start, end, parts):
+            rows[first - start : last - start] = self.by_scope[scope]
+        return rows
 
 
 @dataclass(slots=True)
@@ -75,7 +86,7 @@ class SteeringBank:
         self._readings: dict[Place, PlaceReadings] = {}
         self._rows: dict[int, _Row] = {}
         self._row_of: dict[bytes, int] = {}
-        self._branches: dict[tuple[SteeringPlan, ...], _BranchRows] = {}
+        self._branches: dict[_BranchKey, _BranchRows] = {}
         self._num_columns = NUM_FIXED_COLUMNS
         self._free = list(range(_INITIAL_ROWS - 1, 0, -1))
         self._uses_of_adds: Counter[Place] = Counter()
@@ -87,43 +98,40 @@ class SteeringBank:
         """Rows held by running plans, not counting row 0."""
         return len(self._rows)
 
-    def acquire(self, plan: SteeringPlan, branches: tuple[SteeringPlan, ...] = ()) -> PlanRows:
-        """Rows for every phase and part of `plan` and the boundary of each branch; `release` them once.
+    def acquire(self, zones: Zones, branches: tuple[SteeringPlan, ...] = ()) -> PlanRows:
+        """Rows for every scope of `zones` and the last prompt token of each branch; `release` them once.
 
         The cost is that of writing the rows that are new; that of branches which are held already does not grow with
         their number.
         """
+        key = branches, min(zones.num_prompt, decisive_length(branches))
+        by_scope: dict[Scope, int] = {}
         rows: list[int] = []
         try:
-            rows.append(self._acquire_scope(plan, Phase.PROMPT, "content"))
-            for phase in (Phase.BOUNDARY, Phase.RESPONSE):
-                for part in PARTS:
-                    rows.append(self._acquire_scope(plan, phase, part))
-            held = self._branches.get(branches)
+            for scope in zones.scopes:
+                by_scope[scope] = self._acquire_scope(scope)
+            held = self._branches.get(key)
             if held is None:
                 for branch in branches:
-                    rows.append(self._acquire_scope(branch, Phase.BOUNDARY, "content"))
+                    rows.append(self._acquire_scope(branch.at_boundary(zones.num_prompt)))
         except BaseException:
-            self._release_rows(rows)
+            self._release_rows([*by_scope.values(), *rows])
             raise
-        prompt, *others = rows
-        boundary = dict(zip(PARTS, others, strict=False))
-        response = dict(zip(PARTS, others[len(PARTS) :], strict=False))
         if held is None:
-            held = self._branches[branches] = _BranchRows(tuple(others[2 * len(PARTS) :]), 0)
+            held = self._branches[key] = _BranchRows(tuple(rows), 0)
         held.num_holders += 1
-        return PlanRows(prompt, boundary, response, held.rows, branches)
+        return PlanRows(zones, by_scope, held.rows, key)
 
     def release(self, rows: PlanRows) -> None:
         """Release the rows that `acquire` returned."""
-        self._release_rows((rows.prompt, *rows.boundary.values(), *rows.response.values()))
-        held = self._branches[rows.branch_plans]
+        self._release_rows(rows.by_scope.values())
+        held = self._branches[rows.branch_key]
         held.num_holders -= 1
         if held.num_holders == 0:
-            del self._branches[rows.branch_plans]
+            del self._branches[rows.branch_key]
             self._release_rows(held.rows)
 
-    def _release_rows(self, rows: Sequence[int]) -> None:
+    def _release_rows(self, rows: Iterable[int]) -> None:
         for row in rows:
             if row != 0:
                 self._release_row(row)
@@ -171,26 +179,26 @@ class SteeringBank:
         """True when nothing is steered."""
         return not self._rows
 
-    def _acquire_scope(self, plan: SteeringPlan, phase: Phase, part: Part) -> int:
-        fingerprint = plan.row_fingerprint(phase, part)
+    def _acquire_scope(self, scope: Scope) -> int:
+        fingerprint = scope.row_fingerprint
         if not fingerprint:
             return 0
         row = self._row_of.get(fingerprint)
         if row is None:
-            row = self._write(fingerprint, plan, phase, part)
+            row = self._write(fingerprint, scope)
         self._rows[row].num_holders += 1
         return row
 
-    def _write(self, fingerprint: bytes, plan: SteeringPlan, phase: Phase, part: Part) -> int:
+    def _write(self, fingerprint: bytes, scope: Scope) -> int:
         if not self._free:
             self._grow()
         row = self._free[-1]  # removed last, so that a failed write leaves it free
-        entries, readings = plan.in_scope(phase, part), _readings_of(plan, phase, part)
+        readings = _readings_of(scope)
         adds: set[Place] = set()
         slots: set[Place] = set()
         try:
-            for place in {place for entry in entries for place in entry.applied.places}:
-                shift, own_slots = _changes_at(place, plan, entries)
+            for place in {place for entry in scope.entries for place in entry.applied.places}:
+                shift, own_slots = _changes_at(place, scope)
                 if shift is not None:
                     adds.add(place)
                     self._tensor_of(place[0])[place[1], row] = shift.to(self._device)
@@ -266,32 +274,36 @@ class SteeringBank:
         self._capacity = capacity
 
 
-def _changes_at(place: Place, plan: SteeringPlan, entries: Sequence[PlanEntry]) -> tuple[Tensor | None, RowSlots]:
-    """What `entries` of `plan` do at `place`: the shift without a gate, then shifts that have one, then the others."""
-    here = [entry for entry in entries if place in entry.applied.places]
-    shift = change_at([entry.applied for entry in here if entry.gate is None], place).shift
+def _changes_at(place: Place, scope: Scope) -> tuple[Tensor | None, RowSlots]:
+    """What `scope` does at `place`: the shift without a gate, then shifts that have one, then the others."""
+    here = [
+        (entry, number)
+        for entry, number in zip(scope.entries, scope.gates, strict=True)
+        if place in entry.applied.places
+    ]
+    shift = change_at([entry.applied for entry, number in here if number is None], place).shift
     gated_shifts: list[tuple[Slots, int]] = []
     slots: list[tuple[Slots, int]] = []
     norm_gates: list[int] = []
-    for entry in here:
-        column = ALWAYS if entry.gate is None else NUM_FIXED_COLUMNS + plan.number_of_gate(entry)
+    for entry, number in here:
+        column = ALWAYS if number is None else NUM_FIXED_COLUMNS + number
         change = change_at([entry.applied], place)
-        if entry.gate is not None and change.shift is not None:
+        if number is not None and change.shift is not None:
             gated_shifts.append((as_slots(Shift(change.shift)), column))
         slots += [(own, column) for own in change.slots]
         norm_gates += [column] if change.preserves_norm else []
     return shift, RowSlots((*gated_shifts, *slots), tuple(dict.fromkeys(norm_gates)))
 
 
-def _readings_of(plan: SteeringPlan, phase: Phase, part: Part) -> dict[Place, list[RowReading]]:
-    """What the plan's probes and gates read of tokens of `phase` and `part`, by place."""
+def _readings_of(scope: Scope) -> dict[Place, list[RowReading]]:
+    """What the scope's probes and gates read, by place."""
     found: dict[Place, list[RowReading]] = {}
-    for number, probe in plan.probes_of(phase):
+    for number, probe in scope.probes:
         one = RowReading(NUM_FIXED_COLUMNS + number, reading_of(probe.feature), probe.is_before)
         found.setdefault(probe.place, []).append(one)
-    for entry in plan.in_scope(phase, part):
-        if (gate := entry.gate) is not None:
-            column = NUM_FIXED_COLUMNS + plan.number_of_gate(entry)
+    for entry, gate_number in zip(scope.entries, scope.gates, strict=True):
+        if (gate := entry.gate) is not None and gate_number is not None:
+            column = NUM_FIXED_COLUMNS + gate_number
             found.setdefault(gate.place, []).append(RowReading(column, reading_of(gate.feature), gate.is_before, gate))
     return found
 

@@ -14,6 +14,7 @@ from server.steering.norms import relative_dose
 from vectors.applied import AppliedVector
 from vectors.calibration_record import Calibration
 from vectors.errors import CannotSteer
+from vectors.positions import positions_json
 from vectors.vector import SteeringVector
 from vectors.vocabulary import Place
 
@@ -110,7 +111,8 @@ class DosePolicy:
         measured = (found.operation, found.positions, found.layers)
         if measured != (applied.operation, applied.positions, applied.layers):
             layers = ", ".join(map(str, found.layers))
-            return f"it was calibrated for {found.operation} at layers {layers} of positions {found.positions}"
+            positions = positions_json(found.positions)
+            return f"it was calibrated for {found.operation} at layers {layers} of positions {positions}"
         return None
 
     def _is_of_this_model(self, found: Calibration) -> bool:

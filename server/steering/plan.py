@@ -1,8 +1,8 @@
 """SteeringPlan: what will be done to the activations of one request.
 
 A plan is resolved once (`resolution.py`), when a request is accepted, and never changes afterwards, so a swap of a
-vector cannot touch a running request. It says which entries steer which tokens: by phase (`vectors/positions.py`)
-and, in the response, by part.
+vector cannot touch a running request. It says which entries steer which tokens: by positions (`vectors/positions.py`)
+and, in the response, by part. What is done to some tokens is a **scope**. Along a sequence the scopes fall into zones.
 
 In the response, an entry steers only the **parts** that it names (content, reasoning, tool calls …). A position
 belongs to the part that its next token will be in, as far as the tokens so far tell.
@@ -10,17 +10,23 @@ belongs to the part that its next token will be in, as far as the tokens so far 
 
 from __future__ import annotations
 
+import bisect
+import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from server.steering.dose import UNKNOWN, Dose
 from vectors.applied import AppliedVector
 from vectors.operations import Feature
-from vectors.positions import Phase, coverage_of
-from vectors.vocabulary import PARTS, Latch, Part, Place, Positions
+from vectors.positions import Positions, Window, coverage_of
+from vectors.vocabulary import PARTS, Latch, Part, Place
+
+_MAX_LENGTHS = 64
+"""How many lengths of prompts a plan remembers its zones for."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +89,10 @@ class PlanEntry:
             content.append(self.gate.fingerprint)
         return hashlib.sha256(json.dumps(content).encode()).digest()
 
-    def steers(self, phase: Phase, part: Part) -> bool:
-        """True when tokens of `phase` that belong to `part` are in the entry's scope."""
-        coverage = coverage_of(self.applied.positions)
-        is_covered = coverage.covers_as_prompt(phase) or (coverage.covers_as_response(phase) and part in self.parts)
-        return is_covered and self.applied.is_active
+    def steers(self, position: int, num_prompt: int, part: Part) -> bool:
+        """True when the token at `position`, if it belongs to `part`, is covered by the entry's positions and parts."""
+        coverage = coverage_of(self.applied.positions, num_prompt)
+        return position in coverage.prompt or (part in self.parts and position in coverage.response)
 
 
 @dataclass(frozen=True)
@@ -113,118 +118,218 @@ class PlanProbe:
         return hashlib.sha256(json.dumps([self.revision, *self.place, self.is_before]).encode()).digest()
 
 
+class Scope:
+    """What is done to some tokens: the active entries that steer them, in the order given, and the probes that read
+    them, with their numbers. A plan has one object for each; `gates` are the numbers of the entries' gates.
+    """
+
+    def __init__(
+        self,
+        entries: tuple[PlanEntry, ...],
+        probes: tuple[tuple[int, PlanProbe], ...],
+        gates: tuple[int | None, ...],
+    ) -> None:
+        self.entries = entries
+        self.probes = probes
+        self.gates = gates
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """32 bytes that differ whenever the steering differs; empty when there is none. Probes do not count."""
+        if not self.entries:
+            return b""
+        return hashlib.sha256(b"".join(entry.fingerprint for entry in self.entries)).digest()
+
+    @cached_property
+    def row_fingerprint(self) -> bytes:
+        """As `fingerprint`, but it also differs whenever the readings do."""
+        gates = [number for number in self.gates if number is not None]
+        if not self.probes and not gates:
+            return self.fingerprint
+        digest = hashlib.sha256(self.fingerprint)
+        for number, probe in self.probes:
+            digest.update(number.to_bytes(4, "little") + probe.fingerprint)
+        for number in gates:
+            digest.update(number.to_bytes(4, "little"))
+        return digest.digest()
+
+    @cached_property
+    def places(self) -> frozenset[Place]:
+        """Where activations are changed."""
+        return frozenset(place for entry in self.entries for place in entry.applied.places)
+
+
 class SteeringPlan:
     """The resolved, checked and pinned steering and probes of one request. Immutable; `UNSTEERED` is the empty one."""
 
     def __init__(self, entries: Iterable[PlanEntry] = (), probes: Iterable[PlanProbe] = ()) -> None:
         self.entries: tuple[PlanEntry, ...] = tuple(entries)
         self.probes: tuple[PlanProbe, ...] = tuple(probes)
-        self._in_scope = {
-            (phase, part): tuple(entry for entry in self.entries if entry.steers(phase, part))
-            for phase in Phase
-            for part in PARTS
-        }
-        self._fingerprints = {
-            scope: hashlib.sha256(b"".join(entry.fingerprint for entry in entries)).digest() if entries else b""
-            for scope, entries in self._in_scope.items()
-        }
-        gated = [entry for entry in self.entries if entry.gate is not None]
-        self._gate_numbers = {id(entry): len(self.probes) + number for number, entry in enumerate(gated)}
-        self.gated: tuple[PlanEntry, ...] = tuple(gated)
-        self._probes = {
-            phase: tuple(
-                (number, probe)
-                for number, probe in enumerate(self.probes)
-                if coverage_of(probe.positions).covers(phase)
-            )
-            for phase in Phase
-        }
-        self._row_fingerprints = {scope: self._row_fingerprint(*scope) for scope in self._in_scope}
-
-    def in_scope(self, phase: Phase, part: Part = "content") -> tuple[PlanEntry, ...]:
-        """The active entries that steer tokens of `phase` and `part`, in the order given."""
-        return self._in_scope[phase, part]
-
-    def fingerprint(self, phase: Phase, part: Part = "content") -> bytes:
-        """32 bytes that differ whenever the steering of `phase` and `part` differs; empty when it is unsteered."""
-        return self._fingerprints[phase, part]
-
-    def probes_of(self, phase: Phase) -> tuple[tuple[int, PlanProbe], ...]:
-        """The probes that read tokens of `phase`, with their numbers."""
-        return self._probes[phase]
+        self._active = tuple(number for number, entry in enumerate(self.entries) if entry.applied.is_active)
+        gated = [number for number, entry in enumerate(self.entries) if entry.gate is not None]
+        self._gate_numbers = {entry: len(self.probes) + number for number, entry in enumerate(gated)}
+        self.gated: tuple[PlanEntry, ...] = tuple(self.entries[number] for number in gated)
+        self._scopes: dict[tuple[tuple[int, ...], tuple[int, ...]], Scope] = {}
+        self._zones: dict[int, Zones] = {}
 
     @property
     def num_readings(self) -> int:
-        """How many numbers are read of each token: those of the probes, then those of the gates."""
+        """How many numbers are read of each token: those of the probes, then those of the gates, in order."""
         return len(self.probes) + len(self.gated)
-
-    def number_of_gate(self, entry: PlanEntry) -> int:
-        """The number of the gate of one of the plan's own gated entries among the readings."""
-        return self._gate_numbers[id(entry)]
-
-    def row_fingerprint(self, phase: Phase, part: Part = "content") -> bytes:
-        """As `fingerprint`, but it also differs whenever the readings do. What probes read changes no KV."""
-        return self._row_fingerprints[phase, part]
 
     @property
     def without_probes(self) -> SteeringPlan:
         """The same steering, which reads nothing."""
         return SteeringPlan(self.entries) if self.probes else self
 
-    def _row_fingerprint(self, phase: Phase, part: Part) -> bytes:
-        gates = [self.number_of_gate(entry) for entry in self._in_scope[phase, part] if entry.gate is not None]
-        if not self._probes[phase] and not gates:
-            return self._fingerprints[phase, part]
-        digest = hashlib.sha256(self._fingerprints[phase, part])
-        for number, probe in self._probes[phase]:
-            digest.update(number.to_bytes(4, "little") + probe.fingerprint)
-        for number in gates:
-            digest.update(number.to_bytes(4, "little"))
-        return digest.digest()
-
-    def places(self, phase: Phase, part: Part = "content") -> frozenset[Place]:
-        """Where tokens of `phase` and `part` are changed."""
-        return frozenset(place for entry in self._in_scope[phase, part] for place in entry.applied.places)
-
     @property
     def is_steered(self) -> bool:
         """True when at least one position may be changed."""
-        return any(self._in_scope.values())
+        return bool(self._active)
 
-    @property
+    @cached_property
     def depends_on_parts(self) -> bool:
         """True when two parts of the response are steered differently."""
-        return len({self._fingerprints[Phase.RESPONSE, part] for part in PARTS}) > 1
+        return self.zones(1).depends_on_parts
 
-    def fingerprint_of_span(
-        self, start: int, end: int, num_prompt_tokens: int, parts: Sequence[Part] | None = None
-    ) -> bytes:
+    @cached_property
+    def windows(self) -> frozenset[Window]:
+        """The windows in which it steers or reads."""
+        used = [self.entries[number].applied.positions for number in self._active]
+        used += [probe.positions for probe in self.probes]
+        return frozenset(positions for positions in used if isinstance(positions, Window))
+
+    @cached_property
+    def prompt_fingerprint(self) -> bytes:
+        """32 bytes that are equal only if any prompt's tokens before the last are steered alike; empty without."""
+        content: list[object] = []
+        for number in self._active:
+            entry = self.entries[number]
+            positions = entry.applied.positions
+            if isinstance(positions, Window):
+                if positions.of == "prompt" and positions.start != -1:
+                    content += [entry.fingerprint.hex(), positions.to_json()]
+            elif positions != "response":
+                content += [entry.fingerprint.hex(), None]
+        return hashlib.sha256(json.dumps(content).encode()).digest() if content else b""
+
+    @cached_property
+    def decisive_length(self) -> int:
+        """All prompts of at least so many tokens are steered alike at their last token."""
+        return 1 + max((max(own.start, own.end or 0) for own in self.windows if own.of == "prompt"), default=0)
+
+    def at_boundary(self, num_prompt: int) -> Scope:
+        """What is done to the last of `num_prompt` tokens, where content follows."""
+        length = min(num_prompt, self.decisive_length)
+        return self.zones(length).at(length - 1)
+
+    def zones(self, num_prompt: int) -> Zones:
+        """What is done where, with a prompt of `num_prompt` tokens."""
+        found = self._zones.get(num_prompt)
+        if found is None:
+            if len(self._zones) >= _MAX_LENGTHS:
+                self._zones.clear()
+            found = self._zones[num_prompt] = Zones(self, num_prompt)
+        return found
+
+    def scope_at(self, position: int, num_prompt: int, part: Part) -> Scope:
+        """What is done to the token at `position`, if it belongs to `part`."""
+        entries = tuple(number for number in self._active if self.entries[number].steers(position, num_prompt, part))
+        probes = tuple(
+            number for number, probe in enumerate(self.probes) if position in coverage_of(probe.positions, num_prompt)
+        )
+        found = self._scopes.get((entries, probes))
+        if found is None:
+            found = self._scopes[entries, probes] = Scope(
+                tuple(self.entries[number] for number in entries),
+                tuple((number, self.probes[number]) for number in probes),
+                tuple(self._gate_numbers.get(number) for number in entries),
+            )
+        return found
+
+
+class Zones:
+    """What a plan does where, with a prompt of `num_prompt` tokens.
+
+    The positions fall into zones, which begin at `starts`. Within one, everything with the same part is done alike: a
+    zone has a scope for each part. Before the last token of the prompt all parts have the same.
+    """
+
+    def __init__(self, plan: SteeringPlan, num_prompt: int) -> None:
+        self.num_prompt = num_prompt
+        boundary = num_prompt - 1
+        edges = {0, boundary}
+        for positions in {each.applied.positions for each in plan.entries} | {each.positions for each in plan.probes}:
+            coverage = coverage_of(positions, num_prompt)
+            for span in (coverage.prompt, coverage.response):
+                if span:
+                    edges |= {span.start, span.stop}
+        self.starts: list[int] = []
+        self._scopes: list[dict[Part, Scope]] = []
+        for start in sorted(edges - {sys.maxsize}):
+            parts = PARTS if start >= boundary else PARTS[:1]
+            scopes = {part: plan.scope_at(start, num_prompt, part) for part in parts}
+            if start < boundary:
+                scopes = dict.fromkeys(PARTS, scopes[PARTS[0]])
+            if not self._scopes or self._scopes[-1] != scopes:
+                self.starts.append(start)
+                self._scopes.append(scopes)
+        self.scopes: frozenset[Scope] = frozenset(scope for scopes in self._scopes for scope in scopes.values())
+        """All scopes."""
+        self.is_steered = any(scope.entries for scope in self.scopes)
+        self.depends_on_parts = any(
+            len({scope.fingerprint for scope in scopes.values()}) > 1 for scopes in self._scopes
+        )
+
+    def at(self, position: int, part: Part = "content") -> Scope:
+        """What is done to the token at `position`, if it belongs to `part`."""
+        return self._scopes[bisect.bisect_right(self.starts, position) - 1][part]
+
+    def runs(self, start: int, end: int, parts: Sequence[Part] | None = None) -> Iterator[tuple[Scope, int, int]]:
+        """The scopes of positions `start … end-1`, each with the first position and the end of a run of it.
+
+        `parts[i]` is the part of position `num_prompt - 1 + i`; None: all are content.
+        """
+        boundary = self.num_prompt - 1
+        zone = bisect.bisect_right(self.starts, start) - 1
+        while start < end:
+            last = min(end, self.starts[zone + 1]) if zone + 1 < len(self.starts) else end
+            scopes = self._scopes[zone]
+            if parts is None:
+                yield scopes["content"], start, last
+            else:
+                while start < last:
+                    part = parts[max(0, start - boundary)]
+                    stop = start + 1
+                    while stop < last and (stop <= boundary or parts[stop - boundary] == part):
+                        stop += 1
+                    yield scopes[part], start, stop
+                    start = stop
+            start = last
+            zone += 1
+
+    def fingerprint_of_span(self, start: int, end: int, parts: Sequence[Part] | None = None) -> bytes:
         """The fingerprint of the steering of positions `start … end-1`: empty when unsteered, equal for equal steering.
 
-        `parts[i]` is the part of position `num_prompt_tokens - 1 + i`; None: all are content. This is the steering
-        half of the prefix cache's key for a page that covers these positions.
+        `parts` as in `runs`. This is the steering half of the prefix cache's key for a page of these positions.
         """
-        boundary = num_prompt_tokens - 1
-        spans: list[tuple[Phase, Part, int, int]] = [(Phase.PROMPT, "content", start, min(end, boundary))]
-        if parts is None:
-            spans.append((Phase.BOUNDARY, "content", max(start, boundary), min(end, boundary + 1)))
-            spans.append((Phase.RESPONSE, "content", max(start, boundary + 1), end))
-        else:
-            for position in range(max(start, boundary), end):
-                phase = Phase.BOUNDARY if position == boundary else Phase.RESPONSE
-                spans.append((phase, parts[position - boundary], position, position + 1))
+        if not self.is_steered:
+            return b""
         merged: list[tuple[bytes, int]] = []
-        for phase, part, first, last in spans:
-            if first >= last:
-                continue
-            fingerprint = self._fingerprints[phase, part]
-            if merged and merged[-1][0] == fingerprint:
-                merged[-1] = (fingerprint, merged[-1][1] + last - first)
+        for scope, first, last in self.runs(start, end, parts):
+            if merged and merged[-1][0] == scope.fingerprint:
+                merged[-1] = (scope.fingerprint, merged[-1][1] + last - first)
             else:
-                merged.append((fingerprint, last - first))
+                merged.append((scope.fingerprint, last - first))
         if all(not fingerprint for fingerprint, _ in merged):
             return b""
         return b"".join(fingerprint + length.to_bytes(4, "little") for fingerprint, length in merged)
+
+
+@functools.lru_cache(maxsize=8)  # a search branches every prompt into the same plans
+def decisive_length(plans: tuple[SteeringPlan, ...]) -> int:
+    """The largest `SteeringPlan.decisive_length`; 1 without plans."""
+    return max((plan.decisive_length for plan in plans), default=1)
 
 
 UNSTEERED = SteeringPlan()

@@ -5,17 +5,19 @@ Names become revisions, defaults are filled in, and everything is checked agains
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from server.steering.dose import NO_POLICY, DosePolicy, SafeShare
+from server.steering.inline import InlineVectors
 from server.steering.plan import UNSTEERED, PlanEntry, PlanGate, PlanProbe, SteeringPlan
-from vectors.applied import AppliedVector, SteerableModel, features_of, resolve_vector
+from vectors.applied import AppliedVector, SteerableModel, features_of, gate_feature, resolve_vector
 from vectors.errors import CannotSteer, InvalidRevision, InvalidVector, RevisionNotFound, VectorsError
 from vectors.operations import Feature
+from vectors.positions import Positions, Window
 from vectors.vector import SteeringVector, checked_parts
-from vectors.vocabulary import DEFAULT_POSITIONS, SITES_IN_ORDER, Latch, Operation, Part, Place, Positions
+from vectors.vocabulary import DEFAULT_POSITIONS, Latch, Operation, Part, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,8 @@ class GateSpec:
 class SteeringSpec:
     """One vector to steer with, as the request asks for it. None means the vector's own default.
 
-    `revision` is a prefix of a revision's hash.
+    `revision` is a prefix of a revision's hash. With `directions`, see `inline.py`, the request brings the vector,
+    which has no name.
     """
 
     vector: str
@@ -52,13 +55,15 @@ class SteeringSpec:
     min: float | None = None
     max: float | None = None
     gate: GateSpec | None = None
+    directions: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeSpec:
     """A vector to read, as the request asks for it. None means the vector's own default.
 
-    `name` is the key of its scores; None: the vector's name, and the layer where it is read at several.
+    `name` is the key of its scores; None: the vector's name, and the layer where it is read at several. `directions` as
+    in `SteeringSpec`.
     """
 
     vector: str
@@ -68,10 +73,14 @@ class ProbeSpec:
     before: bool = False
     threshold: float | None = None
     name: str | None = None
+    directions: Mapping[str, str] | None = None
 
 
 MAX_READINGS = 256
 """The most layers at which the probes of one request read."""
+
+MAX_WINDOWS = 8
+"""The most different windows in the positions of one request: each may need rows of the bank of its own."""
 
 
 class SteeringRefused(Exception):
@@ -104,6 +113,15 @@ class PinnedVector(Protocol):
     def vector(self) -> SteeringVector: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Inline:
+    """A vector that came with the request."""
+
+    revision: str
+    vector: SteeringVector
+    name: str = ""
+
+
 class VectorLookup(Protocol):
     """The part of the registry that resolution needs; `VectorStore` implements it."""
 
@@ -116,16 +134,33 @@ def resolve_plan(
     model: SteerableModel,
     policy: DosePolicy = NO_POLICY,
     probes: Sequence[ProbeSpec] = (),
+    inline: InlineVectors | None = None,
 ) -> SteeringPlan:
     """Pin `specs` and `probes` to the registry's current revisions, check them against the model, and hold the specs to
-    `policy`.
+    `policy`. `inline` remembers the vectors of directions.
 
     Raises `SteeringRefused` for the first one that is unknown, malformed or does not fit. None is dropped silently.
     """
     if not specs and not probes:
         return UNSTEERED
-    entries = [_resolve_entry(index, spec, lookup, model, policy) for index, spec in enumerate(specs)]
-    return SteeringPlan(entries, _resolve_probes(probes, lookup, model))
+    known = _Known(lookup, InlineVectors() if inline is None else inline, model)
+    entries = [_resolve_entry(index, spec, known, policy) for index, spec in enumerate(specs)]
+    read = _resolve_probes(probes, known)
+    _check_windows([entry.applied.positions for entry in entries], [spec.positions for spec in probes])
+    return SteeringPlan(entries, read)
+
+
+def _check_windows(steered: Sequence[Positions], read: Sequence[Positions]) -> None:
+    """Raise `SteeringRefused` where there are too many different windows."""
+    found: set[Positions] = set()
+    for is_probe, every in ((False, steered), (True, read)):
+        for index, positions in enumerate(every):
+            found |= {positions} if isinstance(positions, Window) else set()
+            if len(found) > MAX_WINDOWS:
+                problem = InvalidVector(
+                    f"expected at most {MAX_WINDOWS} different windows of positions in a request", "positions"
+                )
+                raise SteeringRefused(index, "positions", problem, "invalid_positions", is_probe=is_probe)
 
 
 def plan_of_vectors(steering: Iterable[tuple[SteeringVector, float]], model: SteerableModel) -> SteeringPlan:
@@ -139,13 +174,13 @@ def plan_of_vectors(steering: Iterable[tuple[SteeringVector, float]], model: Ste
     )
 
 
-def _resolve_probes(specs: Sequence[ProbeSpec], lookup: VectorLookup, model: SteerableModel) -> list[PlanProbe]:
+def _resolve_probes(specs: Sequence[ProbeSpec], known: _Known) -> list[PlanProbe]:
     found: list[PlanProbe] = []
     names: set[str] = set()
     for index, spec in enumerate(specs):
-        pinned = _pinned(index, spec, lookup, is_probe=True)
+        pinned = known.pinned(index, spec, is_probe=True)
         try:
-            features = features_of(pinned.vector, model, spec.layers, pinned.name)
+            features = features_of(pinned.vector, known.model, spec.layers, pinned.name or None)
         except CannotSteer as error:
             raise SteeringRefused(index, error.param, error, error.code, is_probe=True) from error
         for layer, feature in features.items():
@@ -169,25 +204,36 @@ def _probe(name: str, spec: ProbeSpec, pinned: PinnedVector, place: Place, featu
     return PlanProbe(name, pinned.name, pinned.revision, place, feature, spec.positions, spec.before, threshold)
 
 
-def _pinned(
-    index: int, spec: SteeringSpec | ProbeSpec | GateSpec, lookup: VectorLookup, *, is_probe: bool = False
-) -> PinnedVector:
-    try:
-        return lookup.get(spec.vector, spec.revision)
-    except VectorsError as error:
-        field = "revision" if isinstance(error, InvalidRevision | RevisionNotFound) else "vector"
-        field = "when" if isinstance(spec, GateSpec) else field
-        raise SteeringRefused(index, field, error, None, is_probe=is_probe) from error
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Where vectors are found, and the model that they are for."""
+
+    lookup: VectorLookup
+    inline: InlineVectors
+    model: SteerableModel
+
+    def pinned(self, index: int, spec: SteeringSpec | ProbeSpec | GateSpec, *, is_probe: bool = False) -> PinnedVector:
+        """The vector of spec number `index`. Raises `SteeringRefused`."""
+        if not isinstance(spec, GateSpec) and spec.directions is not None:
+            try:
+                vector = self.inline.get(spec.directions, self.model)
+            except InvalidVector as error:
+                raise SteeringRefused(index, "directions", error, "invalid_vector", is_probe=is_probe) from error
+            return _Inline(vector.revision, vector)
+        try:
+            return self.lookup.get(spec.vector, spec.revision)
+        except VectorsError as error:
+            field = "revision" if isinstance(error, InvalidRevision | RevisionNotFound) else "vector"
+            field = "when" if isinstance(spec, GateSpec) else field
+            raise SteeringRefused(index, field, error, None, is_probe=is_probe) from error
 
 
-def _resolve_entry(
-    index: int, spec: SteeringSpec, lookup: VectorLookup, model: SteerableModel, policy: DosePolicy
-) -> PlanEntry:
-    pinned = _pinned(index, spec, lookup)
+def _resolve_entry(index: int, spec: SteeringSpec, known: _Known, policy: DosePolicy) -> PlanEntry:
+    pinned = known.pinned(index, spec)
     try:
         applied = resolve_vector(
             pinned.vector,
-            model,
+            known.model,
             scale=None if isinstance(spec.scale, SafeShare) else spec.scale,
             layers=spec.layers,
             positions=spec.positions,
@@ -195,9 +241,9 @@ def _resolve_entry(
             preserve_norm=spec.preserve_norm,
             min=spec.min,
             max=spec.max,
-            name=pinned.name,
+            name=pinned.name or None,
         )
-        called = f"vector {pinned.name!r}"
+        called = f"vector {pinned.name!r}" if pinned.name else "the vector"
         if isinstance(spec.scale, SafeShare):
             applied = replace(applied, scale=policy.scale_of(spec.scale, pinned.vector, applied, called))
         applied, dose = policy.hold(pinned.vector, applied, called)
@@ -207,35 +253,16 @@ def _resolve_entry(
         parts = pinned.vector.parts if spec.parts is None else checked_parts(spec.parts)
     except InvalidVector as error:
         raise SteeringRefused(index, "parts", error, "invalid_parts") from error
-    gate = None if spec.gate is None else _resolve_gate(index, spec.gate, applied, lookup, model)
+    gate = None if spec.gate is None else _resolve_gate(index, spec.gate, applied, known)
     return PlanEntry(pinned.name, pinned.revision, applied, parts, gate, dose)
 
 
-def _resolve_gate(
-    index: int, spec: GateSpec, applied: AppliedVector, lookup: VectorLookup, model: SteerableModel
-) -> PlanGate:
-    pinned = _pinned(index, spec, lookup)
+def _resolve_gate(index: int, spec: GateSpec, applied: AppliedVector, known: _Known) -> PlanGate:
+    pinned = known.pinned(index, spec)
     try:
-        features = features_of(pinned.vector, model, None if spec.layer is None else (spec.layer,), pinned.name)
+        place, feature = gate_feature(pinned.vector, applied, known.model, spec.layer, pinned.name)
     except CannotSteer as error:
         raise SteeringRefused(index, "when", error, error.code) from error
-    if len(features) > 1:
-        problem = InvalidVector(
-            f"vector {pinned.name!r} has several layers, and a gate reads at one: expected layer, one of "
-            f"{', '.join(map(str, features))}",
-            "when",
-        )
-        raise SteeringRefused(index, "when", problem, "invalid_gate")
-    ((layer, feature),) = features.items()
-    place = (pinned.vector.site, layer)
-    first = min(applied.places, key=_order)
-    if _order(place) > _order(first):
-        problem = InvalidVector(
-            f"the probe {pinned.name!r} reads {place[0]} of layer {layer}, which comes after {first[0]} of layer "
-            f"{first[1]}, where the entry acts: expected a probe at that layer or before it",
-            "when",
-        )
-        raise SteeringRefused(index, "when", problem, "invalid_gate")
     return PlanGate(
         pinned.name,
         pinned.revision,
@@ -247,9 +274,3 @@ def _resolve_gate(
         spec.latch,
         is_before=place in applied.places,
     )
-
-
-def _order(place: Place) -> tuple[int, int]:
-    """When a model computes a place."""
-    site, layer = place
-    return layer, SITES_IN_ORDER.index(site)

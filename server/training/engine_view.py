@@ -26,7 +26,6 @@ from server.text import TextProcessor
 from vectors.cancellation import Cancelled
 from vectors.data.items import Message
 from vectors.errors import InvalidMethod, ModelFailed, ModelOverflowed
-from vectors.positions import Phase
 from vectors.training.model_view import Continuations, Steering
 from vectors.vocabulary import Site
 
@@ -246,7 +245,7 @@ def _groups_of(plans: Sequence[SteeringPlan]) -> list[list[int]]:
     """
     alike: dict[bytes, list[int]] = {}
     for number, plan in enumerate(plans):
-        alike.setdefault(plan.fingerprint(Phase.PROMPT), []).append(number)
+        alike.setdefault(plan.prompt_fingerprint, []).append(number)
     return [
         members[first : first + MAX_BRANCHES]
         for members in alike.values()

@@ -21,7 +21,7 @@ from tests.server.engine.driving import engine_of, num_preemptions, prompt_of, r
 from vectors.applied import AppliedVector
 from vectors.sites import ModelSites, find_sites
 from vectors.vector import SteeringVector
-from vectors.vocabulary import SITES, Positions, Site
+from vectors.vocabulary import SITES, NamedPositions, Site
 
 TOLERANCE = 1e-4
 """In log-probabilities and, relative to their size, activations; float32. Some models differ more from themselves."""
@@ -297,7 +297,7 @@ def _direction(engine: BatchingEngine, seed: int) -> Tensor:
     return torch.randn(engine.info.hidden_size, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-def _plan(engine: BatchingEngine, site: Site, layer: int, direction: Tensor, positions: Positions) -> SteeringPlan:
+def _plan(engine: BatchingEngine, site: Site, layer: int, direction: Tensor, positions: NamedPositions) -> SteeringPlan:
     vector = SteeringVector(directions={layer: direction}, site=site)
     applied = AppliedVector(site, (layer,), 1.0, positions, "add", False, vector.directions)
     return SteeringPlan([PlanEntry("test", vector.revision, applied, vector.parts)])

@@ -53,8 +53,9 @@ def test_the_same_names_everywhere(holder: set[str], names: set[str]) -> None:
 def test_the_types_of_keywords_are_those_of_the_vector() -> None:
     held, keywords = get_type_hints(VectorDefaults), get_type_hints(UploadedDefaults)
     answered = get_type_hints(Vector)
-    for name in ("site", "operation", "positions", "default_scale", "description"):
+    for name in ("site", "operation", "default_scale", "description"):
         assert held[name] == keywords[name] == answered[name]
+    assert keywords["positions"] == answered["positions"]
 
 
 @pytest.mark.parametrize("row", DEFAULTS, ids=lambda row: row.name)
@@ -67,7 +68,7 @@ def test_a_vector_says_what_the_table_has_as_default(row: Default) -> None:
 def test_a_request_has_the_fields_that_the_table_names() -> None:
     named = {row.in_request for row in DEFAULTS if row.in_request}
     assert named <= set(SteeringEntry.model_fields)
-    assert set(SteeringEntry.model_fields) - named == {"vector", "layers", "preserve_norm", "when"}
+    assert set(SteeringEntry.model_fields) - named == {"vector", "directions", "layers", "preserve_norm", "when"}
 
 
 def test_the_page_on_steering_names_every_field_and_choice() -> None:
@@ -83,7 +84,7 @@ def test_every_flag_is_read() -> None:
         "default_scale": ("-1.5", -1.5),
         "max_scale": ("2", 2.0),
         "operation": ("clamp", "clamp"),
-        "positions": ("all", "all"),
+        "positions": ('{"of": "prompt", "last": 4}', {"of": "prompt", "last": 4}),
         "parts": ("content,structured", ["content", "structured"]),
         "activation": ("relu", "relu"),
         "min": ("-0.5", -0.5),

@@ -17,6 +17,7 @@ from vectors.calibration.search import crossing, edge
 from vectors.calibration.view import CalibratedModel
 from vectors.errors import InvalidMethod
 from vectors.operations import RULES
+from vectors.positions import positions_json
 from vectors.training.model_view import Steering
 from vectors.training.progress import Progress, Report
 from vectors.vector import SteeringVector
@@ -97,7 +98,7 @@ def calibrate(view: CalibratedModel, vector: SteeringVector, asked: Asked, repor
         "num_written_tokens": NUM_WRITTEN,
         "prompts": {"name": asked.name, "sha256": asked.sha256, "count": len(asked.prompts)},
         "operation": vector.operation,
-        "positions": vector.positions,
+        "positions": positions_json(vector.positions),
         "layers": list(vector.layers),
         "norms": norms,
         "model": view.model_id,

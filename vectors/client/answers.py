@@ -56,7 +56,7 @@ class RegisteredVector:
     layers: tuple[int, ...]
     site: str
     operation: str
-    positions: str
+    positions: str | Mapping[str, str | int]
     parts: tuple[str, ...]
     default_scale: FiniteFloat
     norms: Mapping[int, FiniteFloat]

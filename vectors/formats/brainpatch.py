@@ -21,11 +21,11 @@ from vectors.formats.options import ImportOptions
 from vectors.formats.safetensors import read_tensors
 from vectors.formats.zips import CHECKSUMS, MANIFEST, VECTORS, ZipMembers, check_sha256, zip_kind
 from vectors.vector import SteeringVector
-from vectors.vocabulary import MAX_LAYER, Positions
+from vectors.vocabulary import MAX_LAYER, NamedPositions
 
 _VERSION = "1.0"
 _HOOK = "residual_post"
-_POSITIONS: Mapping[str, Positions] = {"all": "all", "prompt": "prompt", "continuation": "response"}
+_POSITIONS: Mapping[str, NamedPositions] = {"all": "all", "prompt": "prompt", "continuation": "response"}
 _MAX_INTERVENTIONS = 10_000
 _MAX_VALUES = 16 << 20
 _MAX_STRENGTH = 1024  # the library's own limit

@@ -19,8 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from vectors.applied import resolve_vector
 from vectors.data.items import Message
 from vectors.errors import InvalidMethod
-from vectors.plain.rows import Row, RowChanges, RowHooks, changes_of
-from vectors.positions import Phase
+from vectors.plain.rows import Changes, Row, RowChanges, RowHooks
 from vectors.sites import find_sites
 from vectors.training.model_view import Continuations, Steering
 from vectors.vocabulary import Site
@@ -74,7 +73,7 @@ class PlainModelView:
     ) -> Iterator[tuple[int, Mapping[Site, Tensor]]]:
         """See `vectors.training.model_view.ModelView.activations`."""
         for index, prompt in enumerate(prompts):
-            with self._hooks.rows([Row({}, len(prompt))], capture=sites) as captured:
+            with self._hooks.rows([Row({})], capture=sites) as captured:
                 self._run([prompt])
             layers = range(self.num_layers)
             yield index, {site: torch.cat([captured[site, layer] for layer in layers]).cpu() for site in sites}
@@ -91,7 +90,8 @@ class PlainModelView:
         for index, (prompt, wanted) in enumerate(zip(prompts, token_ids, strict=True)):
             found = torch.empty(len(steerings), len(wanted))
             for numbers in groups:
-                found[numbers] = self._branch(prompt, [changes[number] for number in numbers], wanted)
+                own = [changes[number].of_prompt(len(prompt)) for number in numbers]
+                found[numbers] = self._branch(prompt, own, wanted)
             yield index, found
 
     def continuation_logprobs(
@@ -99,12 +99,12 @@ class PlainModelView:
     ) -> Iterator[tuple[int, tuple[tuple[float, ...], ...]]]:
         """See `vectors.training.model_view.ModelView.continuation_logprobs`."""
         for index, query in enumerate(queries):
-            row = Row(self._changes_of(query.steering), len(query.prompt))
+            row = Row(self._changes_of(query.steering).of_prompt(len(query.prompt)))
             yield index, tuple(self._continuation(query.prompt, choice, row) for choice in query.choices)
 
-    def _changes_of(self, steering: tuple[Steering, ...]) -> RowChanges:
+    def _changes_of(self, steering: tuple[Steering, ...]) -> Changes:
         applied = [resolve_vector(entry.vector, self, scale=entry.scale) for entry in steering]
-        return changes_of(applied, self._model.device)
+        return Changes(applied, self._model.device)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         encoded = self._tokenizer(
@@ -125,11 +125,11 @@ class PlainModelView:
         before, last = prompt[:-1], prompt[-1:]
         cache = None
         if before:
-            with self._hooks.rows([Row(changes[0], len(prompt))]):
+            with self._hooks.rows([Row(changes[0])]):
                 cache = self._run([before], use_cache=True).past_key_values
         found = []
         for number in range(0, len(changes), MAX_ROWS):
-            rows = [Row(own, len(prompt), first=len(before)) for own in changes[number : number + MAX_ROWS]]
+            rows = [Row(own, first=len(before)) for own in changes[number : number + MAX_ROWS]]
             options: dict[str, Any] = {}
             is_last = number + MAX_ROWS >= len(changes)
             past = cache if is_last else copy.deepcopy(cache)  # each group of rows widens and extends its own copy
@@ -161,12 +161,11 @@ def _name_of(model: PreTrainedModel) -> str:
 
 
 def _alike_before_the_last_token(
-    changes: Sequence[RowChanges], steerings: Sequence[tuple[Steering, ...]]
+    changes: Sequence[Changes], steerings: Sequence[tuple[Steering, ...]]
 ) -> list[list[int]]:
     """The numbers of steerings, grouped by what they do to the beginning of a prompt."""
     alike: dict[tuple[tuple[str, float], ...], list[int]] = {}
     for number, (own, steering) in enumerate(zip(changes, steerings, strict=True)):
-        touches_prompt = any(Phase.PROMPT in by_phase for by_phase in own.values())
-        key = tuple((entry.vector.revision, entry.scale) for entry in steering) if touches_prompt else ()
+        key = tuple((entry.vector.revision, entry.scale) for entry in steering) if own.may_touch_prompt else ()
         alike.setdefault(key, []).append(number)
     return list(alike.values())

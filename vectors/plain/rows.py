@@ -6,6 +6,7 @@ Without a context the hooks do nothing. The arithmetic of a place is in float32 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,20 +16,19 @@ from torch import Tensor, nn
 
 from vectors.applied import AppliedVector, change_at
 from vectors.operations import PlaceChange
-from vectors.positions import Phase, coverage_of
+from vectors.positions import MAX_POSITION, coverage_of
 from vectors.sites import ModelSites, activation_of
 from vectors.vocabulary import Place, Site
 
-RowChanges: TypeAlias = Mapping[Place, Mapping[Phase, PlaceChange]]
-"""What a steering does at each place, by the phase of the tokens there."""
+RowChanges: TypeAlias = Mapping[Place, Sequence[tuple[range, PlaceChange]]]
+"""What a steering does at each place, and to the tokens of which positions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How one row of a batch is steered. Its prompt has `num_prompt` tokens; its first token is at position `first`."""
+    """How one row of a batch is steered. Its first token is at position `first`."""
 
     changes: RowChanges
-    num_prompt: int
     first: int = 0
 
 
@@ -97,25 +97,45 @@ class RowHooks:
         return hook
 
 
-def changes_of(applied: Sequence[AppliedVector], device: torch.device) -> RowChanges:
-    """The combined effect of the vectors at each place they change; directions are moved to `device`."""
-    found: dict[Place, dict[Phase, PlaceChange]] = {}
-    for place in dict.fromkeys(place for one in applied if one.is_active for place in one.places):
-        found[place] = {}
-        for phase in Phase:
-            here = [one for one in applied if coverage_of(one.positions).covers(phase)]
-            change = change_at(here, place)
-            if not change.is_nothing:
-                found[place][phase] = change.to(device)
-    return found
+class Changes:
+    """What vectors do together. The change of each place is made once, however many prompts it is used with."""
+
+    def __init__(self, applied: Sequence[AppliedVector], device: torch.device) -> None:
+        self._applied = [one for one in applied if one.is_active]
+        self._device = device
+        self._made: dict[tuple[Place, tuple[bool, ...]], PlaceChange] = {}
+
+    @property
+    def may_touch_prompt(self) -> bool:
+        """False when no token before the last one of a prompt is changed."""
+        return any(coverage_of(one.positions, MAX_POSITION).prompt for one in self._applied)
+
+    def of_prompt(self, num_prompt: int) -> RowChanges:
+        """The changes where a prompt has `num_prompt` tokens; directions are on the device."""
+        covered = [coverage_of(one.positions, num_prompt) for one in self._applied]
+        spans = [span for own in covered for span in (own.prompt, own.response)]
+        edges = sorted({edge for span in spans for edge in (span.start, span.stop)})
+        found: dict[Place, list[tuple[range, PlaceChange]]] = {}
+        for place in dict.fromkeys(place for one in self._applied for place in one.places):
+            for start, end in itertools.pairwise(edges):
+                change = self._change(place, tuple(start in own for own in covered))
+                if not change.is_nothing:
+                    found.setdefault(place, []).append((range(start, end), change))
+        return found
+
+    def _change(self, place: Place, is_covered: tuple[bool, ...]) -> PlaceChange:
+        change = self._made.get((place, is_covered))
+        if change is None:
+            here = [one for one, is_in in zip(self._applied, is_covered, strict=True) if is_in]
+            change = self._made[place, is_covered] = change_at(here, place).to(self._device)
+        return change
 
 
-def _steer(activation: Tensor, row: Row, changes: Mapping[Phase, PlaceChange]) -> None:
+def _steer(activation: Tensor, row: Row, changes: Sequence[tuple[range, PlaceChange]]) -> None:
     """Change a row's activations `[tokens, hidden]` in place."""
     length = activation.shape[0]
-    bounds = [0, row.num_prompt - 1, row.num_prompt, row.first + length]
-    for phase, change in changes.items():
-        first, last = (min(max(bounds[phase + side] - row.first, 0), length) for side in (0, 1))
+    for span, change in changes:
+        first, last = (min(max(edge - row.first, 0), length) for edge in (span.start, span.stop))
         if first < last:
             part = activation[first:last]
             part.copy_(change.to(part.device).apply(part.to(torch.float32)))

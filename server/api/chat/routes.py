@@ -75,7 +75,7 @@ async def create_chat_completion(request: Request) -> Response:
 async def _prepare(body: ChatRequest, services: Services, caller: Caller) -> _ChatAnswer:
     variants = body.variants or ()
     check_num_choices(body.num_choices * max(1, len(variants)), services, "variants" if variants else "n")
-    plans = await plans_of(body, body.variants, services)
+    plans = await plans_of(body, body.variants, services, caller)
     dialogue = Dialogue(
         messages=await run_sync(_for_template, body.messages),
         use=body.use(),

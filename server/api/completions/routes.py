@@ -66,10 +66,10 @@ async def create_completion(request: Request) -> Response:
     services = services_of(request)
     services.check_accepting()
     body = await read_model(request, CompletionRequest, MAX_JSON_BYTES)
-    answer = await _prepare(body, services)
-    if body.echo and body.logprobs is not None:
-        await while_connected(request.receive, answer.read_prompts(services, caller_of(request)))
     caller = caller_of(request)
+    answer = await _prepare(body, services, caller)
+    if body.echo and body.logprobs is not None:
+        await while_connected(request.receive, answer.read_prompts(services, caller))
     answer.generation.submit(caller)
     if body.stream:
         close = services.streams.add(answer.head.response_id, caller.owner, answer.generation)
@@ -113,11 +113,11 @@ def _encode(
     return encoded
 
 
-async def _prepare(body: CompletionRequest, services: Services) -> _CompletionAnswer:
+async def _prepare(body: CompletionRequest, services: Services, caller: Caller) -> _CompletionAnswer:
     num_variants = 1 if body.variants is None else len(body.variants)
     num_choices = len(body.prompt) * num_variants * body.num_candidates
     check_num_choices(num_choices, services, "n" if body.variants is None else "variants")
-    plans = await plans_of(body, body.variants, services)
+    plans = await plans_of(body, body.variants, services, caller)
     info = services.engine.info
     prompts = await run_sync(_encode, body.prompt, services.text, info, body.add_special_tokens is not False)
     response_id = f"cmpl-{uuid.uuid4().hex}"

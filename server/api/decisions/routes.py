@@ -50,8 +50,9 @@ async def create_decision(request: Request) -> Response:
     services = services_of(request)
     services.check_accepting()
     body = await read_model(request, DecisionRequest, MAX_JSON_BYTES)
-    plan = await plan_of(body, services)
-    decision = await while_connected(request.receive, _decide(body, services, plan, caller_of(request)))
+    caller = caller_of(request)
+    plan = await plan_of(body, services, caller)
+    decision = await while_connected(request.receive, _decide(body, services, plan, caller))
     return json_response(decision)
 
 

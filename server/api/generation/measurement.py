@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from server.api.http.metrics import Metrics
+from server.api.http.metrics import INLINE_VECTORS, Metrics
 from server.api.http.observed import Observed, observed
 from server.engine.request import EngineRequest, TokenOutput
 
@@ -28,7 +28,7 @@ class Measurement:
         if metrics is None:
             return
         self._record.model = metrics.model
-        self._record.vectors = sorted({name for names in self._vectors.values() for name in names})
+        self._record.vectors = sorted({name or INLINE_VECTORS for names in self._vectors.values() for name in names})
         prompts = {id(request.prompt): len(request.prompt) for request in requests}  # `n` choices share one tuple
         self._record.num_prompt_tokens += sum(prompts.values())
 
@@ -38,6 +38,7 @@ class Measurement:
             return
         if output.token_id is not None and output.request_id not in self._complete:
             self._note_token(self._metrics, output.request_id, arrived_at)
+            self._note_scores(self._metrics, output)
         if output.finish_reason is not None and output.seconds_queued is not None:
             self._metrics.observe_queue_time(output.seconds_queued)
 
@@ -53,6 +54,14 @@ class Measurement:
         self._record.num_generated_tokens += 1
         for name in self._vectors[request_id]:
             metrics.count_steered_token(name)
+
+    def _note_scores(self, metrics: Metrics, output: TokenOutput) -> None:
+        if output.readings is None:
+            return
+        probes = self._requests[output.request_id].plan.probes
+        for probe, score in zip(probes, output.readings.scores, strict=True):
+            if score is not None:
+                metrics.observe_score(probe.vector, probe.place[1], score)
 
     def note_finish(self, request_id: str, reason: str) -> None:
         """Note that a sequence's answer is complete."""

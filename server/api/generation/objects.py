@@ -7,7 +7,8 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from vectors.vocabulary import Latch, Operation, Part, Positions, Site
+from vectors.positions import PositionsJson
+from vectors.vocabulary import Latch, Operation, Part, Site
 
 UnixSeconds = Annotated[int, Field(ge=0, description="Unix time in seconds.")]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -35,7 +36,7 @@ class GateCount(TypedDict):
     """
 
     entry: int
-    vector: str
+    vector: str | None
     open: int
     of: int
 
@@ -43,18 +44,20 @@ class GateCount(TypedDict):
 class AppliedSteering(TypedDict):
     """A vector as it was applied: the revision that the request was pinned to, where, and how strongly.
 
+    `vector` is null if the request brought its directions; the revision is then their hash.
+
     `min` and `max` are the interval of `cap`, null at an open end; only `cap` has them. `when` is present if it has a
     gate. `relative_dose` is the length of what is added relative to the model's typical activation, the largest over
     the layers. `warning` says that the scale asked for is above the vector's limit, and `capped_from` has that scale if
     it was lowered.
     """
 
-    vector: str
+    vector: str | None
     revision: Revision
     site: Site
     scale: float
     layers: list[int]
-    positions: Positions
+    positions: PositionsJson
     parts: list[Part]
     operation: Operation
     preserve_norm: bool
@@ -70,13 +73,14 @@ class ProbeScores(TypedDict):
     """What a probe read at `layer`, in its vector's own unit.
 
     `scores` has one for each generated token, as log-probabilities do: of the position that chose it. It is empty if
-    the probe reads only the prompt. `prompt_scores` has one for each token of the prompt, if the probe reads it. `mean`
-    and `max` are over all of these, and `above` counts those above `threshold`.
+    the probe reads only the prompt. `prompt_scores` has one for each token of the prompt, if the probe reads it. A
+    token outside of the probe's window has null. `mean` and `max` are over all scores, and `above` counts those above
+    `threshold`.
     """
 
     layer: int
-    scores: list[float]
-    prompt_scores: NotRequired[list[float]]
+    scores: list[float | None]
+    prompt_scores: NotRequired[list[float | None]]
     threshold: float
     mean: float | None
     max: float | None
@@ -87,8 +91,8 @@ class ProbeScoresDelta(TypedDict):
     """The scores of the tokens of one event, the first with those of the prompt, the last with the summary."""
 
     layer: int
-    scores: list[float]
-    prompt_scores: NotRequired[list[float]]
+    scores: list[float | None]
+    prompt_scores: NotRequired[list[float | None]]
     threshold: NotRequired[float]
     mean: NotRequired[float | None]
     max: NotRequired[float | None]

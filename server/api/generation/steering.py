@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from anyio.to_thread import run_sync
 
@@ -17,13 +18,15 @@ from server.api.generation.wire import (
     SteeredFields,
     SteeringEntry,
 )
+from server.api.http.limiting import Caller
 from server.api.http.services import Services
-from server.errors import ApiError, InvalidRequest, NotFound, from_vectors_error
+from server.errors import ApiError, Forbidden, InvalidRequest, NotFound, from_vectors_error
 from server.steering.dose import Dose, SafeShare
 from server.steering.plan import UNSTEERED, PlanEntry, PlanGate, SteeringPlan
 from server.steering.resolution import GateSpec, ProbeSpec, SteeringRefused, SteeringSpec, resolve_plan
 from vectors.errors import InvalidLayers
 from vectors.operations import RULES
+from vectors.positions import positions_json
 from vectors.vocabulary import DEFAULT_POSITIONS, parse_layers
 
 _MODEL_ENTRY = re.compile(r"(?P<vector>[^@:]+)(?:@(?P<revision>[^@:]+))?(?::(?P<scale>[^@:]+))?")
@@ -69,7 +72,7 @@ def _scale_of(text: str) -> float | SafeShare | None:
 
 def spec_of_entry(entry: SteeringEntry, index: int) -> SteeringSpec:
     """The spec of one entry of the `steering` field."""
-    name, at, revision = entry.vector.partition("@")
+    name, at, revision = (entry.vector or "").partition("@")
     return SteeringSpec(
         vector=name,
         revision=revision if at else None,
@@ -82,6 +85,7 @@ def spec_of_entry(entry: SteeringEntry, index: int) -> SteeringSpec:
         min=entry.min,
         max=entry.max,
         gate=None if entry.when is None else _gate_of(entry.when),
+        directions=entry.directions,
     )
 
 
@@ -95,7 +99,7 @@ def _gate_of(entry: GateEntry) -> GateSpec:
 
 def probe_of_entry(entry: ProbeEntry, index: int) -> ProbeSpec:
     """The spec of one entry of the `probes` field."""
-    name, at, revision = entry.vector.partition("@")
+    name, at, revision = (entry.vector or "").partition("@")
     return ProbeSpec(
         vector=name,
         revision=revision if at else None,
@@ -104,6 +108,7 @@ def probe_of_entry(entry: ProbeEntry, index: int) -> ProbeSpec:
         before=entry.before,
         threshold=entry.threshold,
         name=entry.name,
+        directions=entry.directions,
     )
 
 
@@ -129,7 +134,7 @@ def _wire_error(error: SteeringRefused, num_by_model: int) -> ApiError:
     return InvalidRequest(str(error), code=error.code, param=param)
 
 
-async def plan_of(request: SteeredFields, services: Services) -> SteeringPlan:
+async def plan_of(request: SteeredFields, services: Services, caller: Caller) -> SteeringPlan:
     """The plan of a request, pinned to the registry's current state: entries of the model name, then of the field.
 
     Requests that generate may have probes too.
@@ -140,6 +145,7 @@ async def plan_of(request: SteeredFields, services: Services) -> SteeringPlan:
     probes = [probe_of_entry(entry, index) for index, entry in enumerate(asked)]
     if not specs and not probes:
         return UNSTEERED
+    _check_may_bring_directions(request.steering or (), asked, caller)
     if len(specs) > MAX_STEERING_ENTRIES:
         raise InvalidRequest(
             f"expected at most {MAX_STEERING_ENTRIES} vectors, got {len(specs)}",
@@ -148,13 +154,29 @@ async def plan_of(request: SteeredFields, services: Services) -> SteeringPlan:
         )
     try:
         plan = await run_sync(
-            resolve_plan, specs, services.store, services.engine.info, services.dose, probes
+            resolve_plan, specs, services.store, services.engine.info, services.dose, probes, services.inline
         )  # may read a file
     except SteeringRefused as error:
         raise _wire_error(error, len(by_model)) from error
     for name in {entry.vector for entry in plan.entries}:
         services.metrics.count_vector(name)
     return plan
+
+
+def _check_may_bring_directions(
+    steering: Sequence[SteeringEntry], probes: Sequence[ProbeEntry], caller: Caller
+) -> None:
+    """Raise `Forbidden` if an entry brings directions and the caller may not."""
+    every: list[tuple[str, Sequence[SteeringEntry | ProbeEntry]]] = [("steering", steering), ("probes", probes)]
+    for field, entries in every:
+        for index, entry in enumerate(entries):
+            if entry.directions is not None and not caller.may_bring_directions:
+                raise Forbidden(
+                    "this API key may only name vectors of the registry; a manage key may bring directions of its own, "
+                    "and so may this one if the server is started with --inline-directions",
+                    code="directions_not_allowed",
+                    param=f"{field}.{index}.directions",
+                )
 
 
 def applied_steering(plan: SteeringPlan) -> list[AppliedSteering]:
@@ -165,12 +187,12 @@ def applied_steering(plan: SteeringPlan) -> list[AppliedSteering]:
 def _applied(entry: PlanEntry) -> AppliedSteering:
     applied = entry.applied
     shown: AppliedSteering = {
-        "vector": entry.vector,
+        "vector": entry.vector or None,
         "revision": entry.revision,
         "site": applied.site,
         "scale": applied.scale,
         "layers": list(applied.layers),
-        "positions": applied.positions,
+        "positions": positions_json(applied.positions),
         "parts": list(entry.parts),
         "operation": applied.operation,
         "preserve_norm": applied.preserve_norm,

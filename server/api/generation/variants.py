@@ -6,22 +6,23 @@ from collections.abc import Sequence
 
 from server.api.generation.steering import plan_of
 from server.api.generation.wire import GenerationFields, SteeringVariant
+from server.api.http.limiting import Caller
 from server.api.http.services import Services
 from server.errors import ApiError
 from server.steering.plan import SteeringPlan
 
 
 async def plans_of(
-    request: GenerationFields, variants: Sequence[SteeringVariant] | None, services: Services
+    request: GenerationFields, variants: Sequence[SteeringVariant] | None, services: Services, caller: Caller
 ) -> list[SteeringPlan]:
     """The plan of each variant, or without variants only that of the request. Errors name the variant's field."""
     if variants is None:
-        return [await plan_of(request, services)]
+        return [await plan_of(request, services, caller)]
     plans = []
     for number, variant in enumerate(variants):
         steering = request.steering if variant.steering is None else variant.steering
         try:
-            plans.append(await plan_of(request.model_copy(update={"steering": steering}), services))
+            plans.append(await plan_of(request.model_copy(update={"steering": steering}), services, caller))
         except ApiError as error:
             raise _named(error, number if variant.steering is not None else None) from None
     return plans

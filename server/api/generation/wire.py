@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     BeforeValidator,
     Field,
+    PlainValidator,
     WithJsonSchema,
     model_validator,
 )
@@ -19,7 +20,10 @@ from pydantic_core import PydanticCustomError
 
 from server.api.http.wire import UNIQUE, WireModel
 from server.errors import InvalidRequest
-from vectors.vocabulary import LAYERS_PATTERN, MAX_LAYER, NAME_PATTERN, PARTS, Latch, Operation, Part, Positions
+from server.steering.inline import PLACE_PATTERN
+from vectors.errors import InvalidPositions
+from vectors.positions import POSITIONS_SCHEMA, Positions, checked_positions
+from vectors.vocabulary import LAYERS_PATTERN, MAX_LAYER, NAME_PATTERN, PARTS, Latch, Operation, Part
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
@@ -61,6 +65,17 @@ def _scale(value: Any) -> Any:
     code = "invalid_value" if isinstance(value, str | float) else "invalid_type"
     raise PydanticCustomError(code, "expected a finite number, or a share of the safe range such as '50%'")
 
+
+def _positions(value: Any) -> Positions | None:
+    try:
+        return None if value is None else checked_positions(value)
+    except InvalidPositions as error:
+        raise PydanticCustomError("invalid_positions", "{reason}", {"reason": str(error)}) from None
+
+
+_Positions = Annotated[
+    Any, PlainValidator(_positions), WithJsonSchema({"anyOf": [*POSITIONS_SCHEMA["anyOf"], {"type": "null"}]})
+]
 
 _Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 _Stops = _Stop | Annotated[list[_Stop], Field(max_length=MAX_STOPS)] | None
@@ -115,6 +130,31 @@ def _logit_bias(value: Any) -> Any:
     return biases
 
 
+_Directions = Annotated[
+    dict[str, str] | None,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {
+                    "type": "object",
+                    "propertyNames": {"pattern": f"^{PLACE_PATTERN}$"},
+                    "additionalProperties": {"type": "string", "contentEncoding": "base64"},
+                    "minProperties": 1,
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+
+
+def _check_one_vector(entry: SteeringEntry | ProbeEntry) -> None:
+    if entry.vector is None and entry.directions is None:
+        raise PydanticCustomError("missing_required_parameter", "missing required parameter", {"at": "vector"})
+    if entry.vector is not None and entry.directions is not None:
+        raise PydanticCustomError("invalid_value", "expected vector or directions, got both", {"at": "directions"})
+
+
 VECTOR_NAME_SCHEMA: dict[str, Any] = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
 """The name of a vector."""
 
@@ -145,14 +185,17 @@ class GateEntry(WireModel):
 class SteeringEntry(WireModel):
     """An entry of `steering`: one vector and how to apply it."""
 
-    vector: str
+    vector: str | None = None
     """A name in the registry, or `name@revision` with at least the first 6 characters of the revision."""
+    directions: _Directions = None
+    """Instead of `vector`: directions by place, such as `residual.4`, each as many numbers as the model's hidden size,
+    as base64 of little-endian float32."""
     scale: Annotated[float | str | None, BeforeValidator(_scale, json_schema_input_type=_Scale)] = None
     """Multiplier of the stored direction; 0 is exactly unsteered. As text such as `50%`, a share of the vector's safe
     range. Default: the vector's own."""
     layers: Annotated[list[int] | str | None, BeforeValidator(_layers, json_schema_input_type=_Layers)] = None
     """Decoder blocks from 0, as a list or as text such as `12-16,20`. Default: the vector's own."""
-    positions: Positions | None = None
+    positions: _Positions = None
     """Which tokens are steered. Default: the vector's own."""
     parts: Annotated[list[Part], Field(min_length=1, max_length=len(PARTS), json_schema_extra=UNIQUE)] | None = None
     """Which parts of the answer are steered. Default: the vector's own."""
@@ -167,15 +210,22 @@ class SteeringEntry(WireModel):
     when: GateEntry | None = None
     """On which tokens it acts, by what a probe reads of them. Default: on all in its positions and parts."""
 
+    @model_validator(mode="after")
+    def _check_vector(self) -> SteeringEntry:
+        _check_one_vector(self)
+        return self
+
 
 class ProbeEntry(WireModel):
     """An entry of `probes`: a vector that is read while the model writes, and changes nothing."""
 
-    vector: str
+    vector: str | None = None
     """A name in the registry, or `name@revision` with at least the first 6 characters of the revision."""
+    directions: _Directions = None
+    """Instead of `vector`: directions as in `steering`. They need a `name`."""
     layers: Annotated[list[int] | str | None, BeforeValidator(_layers, json_schema_input_type=_Layers)] = None
     """Decoder blocks from 0, as a list or as text such as `12-16,20`. Default: the vector's own."""
-    positions: Positions | None = None
+    positions: _Positions = None
     """Which tokens are read. Default: `response`."""
     before: bool = False
     """Whether to read the activation before the steering at that place, not after it."""
@@ -183,6 +233,13 @@ class ProbeEntry(WireModel):
     """The score above which a token counts as `above`. Default: the vector's own."""
     name: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     """The key of its scores. Default: the vector's name, with `.` and the layer if it is read at several."""
+
+    @model_validator(mode="after")
+    def _check_vector(self) -> ProbeEntry:
+        _check_one_vector(self)
+        if self.directions is not None and self.name is None:
+            raise PydanticCustomError("missing_required_parameter", "missing required parameter", {"at": "name"})
+        return self
 
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]

@@ -29,7 +29,16 @@ MAX_MEMBERS = 10_000
 _LARGE_BYTES = 256 << 10
 _UNKNOWN = object()
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
-_OWN_CODES = frozenset({"unsupported_parameter", "invalid_layers", "invalid_type", "invalid_value"})
+_OWN_CODES = frozenset(
+    {
+        "unsupported_parameter",
+        "missing_required_parameter",
+        "invalid_layers",
+        "invalid_positions",
+        "invalid_type",
+        "invalid_value",
+    }
+)
 
 
 async def limited_stream(request: Request, limit: int) -> AsyncGenerator[bytes, None]:

@@ -19,10 +19,14 @@ _check_use = require(Role.USE)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request: an API key, or a client address where there are no keys. `name` tells callers apart."""
+    """Who sent a request: an API key, or a client address where there are no keys. `name` tells callers apart.
+
+    `may_bring_directions`: in a request, instead of naming a vector of the registry.
+    """
 
     name: bytes
     token_limits: RateLimits | None = None
+    may_bring_directions: bool = False
 
     @property
     def owner(self) -> str:
@@ -38,8 +42,11 @@ class Caller:
 def caller_of(request: Request) -> Caller:
     """Who sent the request, whose key has been checked."""
     services = services_of(request)
-    name = address_of(request) if services.keys.is_open else digest_of(bearer_key(request) or "")
-    return Caller(name, services.token_limits)
+    if services.keys.is_open:
+        return Caller(address_of(request), services.token_limits, may_bring_directions=True)
+    key = bearer_key(request) or ""
+    may_bring_directions = services.settings.inline_directions or services.keys.role_of(key) is Role.MANAGE
+    return Caller(digest_of(key), services.token_limits, may_bring_directions)
 
 
 async def limit_rate(request: Request) -> None:

@@ -16,9 +16,14 @@ from server.engine.protocol import Engine
 
 MAX_VECTOR_LABELS = 100
 OTHER_VECTORS = "_other"
-"""No vector's name begins with an underscore."""
+INLINE_VECTORS = "_inline"
+"""Those without a name, whose directions came with the request. No vector's name begins with an underscore."""
 
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5)
+_SCORES = (
+    *(-20.0, -10.0, -5.0, -2.0, -1.0, -0.5, -0.25, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    *(2.0, 5.0, 10.0, 20.0),
+)
 _SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.75, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
 
 
@@ -71,9 +76,9 @@ class _EngineCollector(Collector):
 
 
 class Metrics:
-    """The application's own measurements, beside the engine's."""
+    """The application's own measurements, beside the engine's; those of probes only if it `has_probes`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, has_probes: bool = False) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(engine))
         self.model = engine.info.model_id
@@ -94,6 +99,16 @@ class Metrics:
         self._steered_tokens = self._counter(
             "tiller:steered_tokens", "Generated tokens of choices that a vector steered.", "vector"
         )
+        self._scores = None
+        if has_probes:
+            self._scores = Histogram(
+                "tiller:probe_score",
+                "Scores of generated tokens.",
+                ["vector", "layer"],
+                buckets=_SCORES,
+                registry=self._registry,
+            )
+        self._probes: set[tuple[str, int]] = set()
         self._responses = self._counter("tiller:http_responses", "Responses by class of status.", "status")
 
     def observe_first_token(self, seconds: float) -> None:
@@ -122,12 +137,23 @@ class Metrics:
         self._finished.labels(self.model, reason).inc()
 
     def count_vector(self, name: str) -> None:
-        """Count an accepted request that uses the vector `name`, which exists."""
+        """Count an accepted request that uses the vector `name`, which exists; "": one that came with the request."""
         self._steered.labels(self._vector_label(name)).inc()
 
     def count_steered_token(self, name: str) -> None:
-        """Count a token generated under the vector `name`, which exists."""
+        """Count a token generated under the vector `name`, as in `count_vector`."""
         self._steered_tokens.labels(self._vector_label(name)).inc()
+
+    def observe_score(self, name: str, layer: int, score: float) -> None:
+        """Record what a probe of the vector `name`, as in `count_vector`, read of a token at `layer`, if this is on."""
+        if self._scores is None:
+            return
+        label = (name or INLINE_VECTORS, layer)
+        if label not in self._probes and len(self._probes) >= MAX_VECTOR_LABELS:
+            label = (OTHER_VECTORS, -1)
+        else:
+            self._probes.add(label)
+        self._scores.labels(*label).observe(score)
 
     def count_response(self, status: int) -> None:
         """Count a sent response."""
@@ -138,6 +164,8 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _vector_label(self, name: str) -> str:
+        if not name:
+            return INLINE_VECTORS
         if name not in self._vectors and len(self._vectors) >= MAX_VECTOR_LABELS:
             return OTHER_VECTORS
         self._vectors.add(name)

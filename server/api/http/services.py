@@ -24,6 +24,7 @@ from server.jobs.worker import JobWorker
 from server.keys import ApiKeys
 from server.response_store import ResponseStore
 from server.steering.dose import NO_POLICY, DosePolicy
+from server.steering.inline import InlineVectors
 from server.text import TextProcessor
 from server.watchdog import Watchdog
 from vectors.store import VectorStore
@@ -57,6 +58,7 @@ class Services:
     responses: ResponseStore | None = None
     streams: OpenStreams = field(default_factory=OpenStreams)
     dose: DosePolicy = NO_POLICY
+    inline: InlineVectors = field(default_factory=InlineVectors)
     looking_at_storage: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     """A disk that hangs takes one thread from others, however often `/ready` is asked."""
     started_at: int = field(default_factory=lambda: int(time.time()))

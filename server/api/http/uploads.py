@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, NotRequired, TypeVar
@@ -20,6 +19,7 @@ from typing_extensions import TypedDict
 
 from server.api.http.bodies import limited_stream, parse_json, read_body
 from server.errors import InvalidRequest
+from server.steering.inline import decoded_direction
 from vectors.durable import storing
 from vectors.formats import ImportOptions
 from vectors.vocabulary import MAX_LAYER, MAX_METADATA_BYTES
@@ -165,12 +165,9 @@ def _direction_of(numbers: Any, hidden_size: int, param: str) -> Tensor:
             raise _invalid(f"{param}: a number is too large", param) from None
         return torch.from_numpy(values)
     if isinstance(numbers, str):
-        num_bytes = hidden_size * 4
-        if len(numbers) == -(-num_bytes // 3) * 4:
-            with contextlib.suppress(ValueError):  # invalid base64 is refused below, like a wrong length
-                data = base64.b64decode(numbers, validate=True)
-                if len(data) == num_bytes:
-                    return torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
+        direction = decoded_direction(numbers, hidden_size)
+        if direction is not None:
+            return direction
         raise _invalid(f"{param}: expected base64 of {hidden_size} little-endian float32 numbers", param)
     raise _invalid(f"{param}: expected a list of numbers, or base64 of little-endian float32 numbers", param)
 

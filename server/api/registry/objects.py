@@ -8,7 +8,8 @@ from typing_extensions import TypedDict
 
 from server.api.generation.objects import Revision, UnixSeconds
 from server.api.http.objects import PageFields
-from vectors.vocabulary import Activation, DefaultLayers, Operation, Part, Positions, Site
+from vectors.positions import PositionsJson
+from vectors.vocabulary import Activation, DefaultLayers, Operation, Part, Site
 
 
 class VectorRevision(TypedDict):
@@ -45,7 +46,7 @@ class Vector(TypedDict):
     default_scale: float
     max_scale: float | None
     operation: Operation
-    positions: Positions
+    positions: PositionsJson
     activation: Activation
     min: float | None
     max: float | None

@@ -28,8 +28,10 @@ from server.api.registry.parameters import ETAG, IF_MATCH, IF_NONE_MATCH, NAME
 from server.api.registry.wire import CreateVectorRequest, PatchVectorRequest, RollbackRequest
 from server.errors import Conflict, InsufficientStorage, InvalidRequest, NotFound, PreconditionFailed, Unavailable
 from server.keys import Role
+from vectors.defaults import DEFAULTS, Default
 from vectors.errors import StoreCorrupt, VectorNotFound
 from vectors.formats import ImportOptions, decode, encode
+from vectors.positions import positions_json
 from vectors.store import StoredVector
 from vectors.vector import SteeringVector
 from vectors.vocabulary import DEFAULT_FILE_FORMAT, FILE_FORMATS, REVISION_PATTERN, check_name
@@ -210,14 +212,15 @@ async def get_content(request: Request, name: str) -> Response:
 async def patch_vector(request: Request, name: str) -> Response:
     """Change the defaults and the description of a vector.
 
-    The directions stay the same.
+    Null puts a field back to what it is without a value. The directions stay the same.
     """
     services = services_of(request)
     refuse_unknown_query(request)
     refuse_preconditions(request, "If-None-Match")
     if_match = if_match_of(request)
     body = await read_model(request, PatchVectorRequest, MAX_JSON_BYTES)
-    changes = body.model_dump(exclude_none=True)
+    given = body.model_dump(exclude_unset=True)
+    changes = {row.name: _or_default(given[row.name], row) for row in DEFAULTS if row.name in given}
     if not changes:
         fields = ", ".join(PatchVectorRequest.model_fields)
         raise InvalidRequest(f"expected at least one of {fields}", code="missing_required_parameter")
@@ -261,6 +264,10 @@ async def delete_vector(request: Request, name: str) -> Response:
     return json_response(DeletedVector(id=name, object="steering.vector.deleted", deleted=True))
 
 
+def _or_default(value: Any, row: Default) -> Any:
+    return row.default if value is None else value
+
+
 def _check_fit(vector: SteeringVector, services: Services) -> None:
     info = services.engine.info
     vector.fit(info.num_layers, info.hidden_size, info.sites)
@@ -302,7 +309,7 @@ def _object_of(stored: StoredVector) -> Vector:
         "default_scale": vector.default_scale,
         "max_scale": vector.max_scale,
         "operation": vector.operation,
-        "positions": vector.positions,
+        "positions": positions_json(vector.positions),
         "parts": list(vector.parts),
         "default_layers": vector.default_layers,
         "activation": vector.activation,

@@ -40,7 +40,7 @@ def _fields(rows: Iterable[Default]) -> dict[str, Any]:
     fields = {}
     for row in rows:
         shown = {"anyOf": [row.schema, {"type": "null"}], "description": f"{row.help[0].upper()}{row.help[1:]}."}
-        fields[row.name] = (Annotated[_TYPES[row.schema["type"]] | None, WithJsonSchema(shown)], None)
+        fields[row.name] = (Annotated[_TYPES.get(row.schema.get("type", ""), Any) | None, WithJsonSchema(shown)], None)
     return fields
 
 
@@ -78,7 +78,7 @@ class CreateVectorRequest(CreatableDefaults):
 
 
 class PatchVectorRequest(VectorDefaults):
-    """Body of `PATCH /v1/steering/vectors/{name}`: given fields change, absent or null ones stay."""
+    """Body of `PATCH /v1/steering/vectors/{name}`: absent fields stay, null ones get their default."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 

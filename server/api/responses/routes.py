@@ -203,7 +203,7 @@ async def _prepare(
     body: ResponseRequest, services: Services, shelf: _StoredResponses, caller: Caller
 ) -> ResponseInProgress:
     earlier = await shelf.conversation(body)
-    plan = await plan_of(body, services)
+    plan = await plan_of(body, services, caller)
     dialogue = Dialogue(
         messages=await run_sync(_messages_of, body, earlier),
         use=body.use(),

@@ -7,6 +7,7 @@ they stream.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,13 +29,14 @@ _PLAN_ENTRY = {
     "scale": int | float,
     "operation": str,
     "layers": [int],
-    "positions": str,
+    "positions": str | dict,
 }
 
 HELP = """\
 /steer NAME [SCALE] [layers=12-16,20] [positions=prompt|response|all] [parts=content,reasoning]
-               [operation=add|ablate|clamp]
-               steer with a vector; several add up, repeating a name replaces its settings
+               [operation=add|ablate|clamp|cap|amplify] [min=…] [max=…]
+               steer with a vector; several add up, repeating a name replaces its settings;
+               positions may be a window as JSON without spaces, {"of":"prompt","last":4}
 /steer         show the steering; /steer off ends it
 /vectors       list the server's vectors
 /system TEXT   set the system prompt (no TEXT: remove it) and start over
@@ -175,9 +177,10 @@ def printable(text: str) -> str:
 
 def describe_plan_entry(entry: Mapping[str, Any]) -> str:
     """One entry of the plan that the server echoed."""
+    positions = entry["positions"]
     return (
         f"{entry['vector']}@{entry['revision'][:8]} × {entry['scale']:g}, {entry['operation']} at layers "
-        f"{ranges(entry['layers'])}, {entry['positions']}"
+        f"{ranges(entry['layers'])}, {positions if isinstance(positions, str) else json.dumps(positions)}"
     )
 
 

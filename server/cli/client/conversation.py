@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from vectors.defaults import DEFAULTS
+from vectors.errors import InvalidPositions
+from vectors.positions import PositionsJson, parse_positions, positions_json
 from vectors.vocabulary import PARTS
 
-_CHOICES = {row.in_request: row.choices for row in DEFAULTS if row.in_request and row.choices and row.name != "parts"}
+_CHOICES = {
+    row.in_request: row.choices
+    for row in DEFAULTS
+    if row.in_request and row.choices and row.name not in ("parts", "positions")
+}
 
 
 class InvalidCommand(Exception):
@@ -64,6 +71,8 @@ def parse_entry(command: str) -> dict[str, Any]:
             entry[field] = value
         elif field == "parts":
             entry[field] = _parts(value)
+        elif field == "positions":
+            entry[field] = _positions(value)
         elif field in _CHOICES:
             raise InvalidCommand(f"{field}: expected one of {', '.join(_CHOICES[field])}, got {value!r}")
         else:
@@ -76,7 +85,8 @@ def parse_entry(command: str) -> dict[str, Any]:
 
 def describe_entry(entry: Mapping[str, Any]) -> str:
     """An entry as the user asked for it."""
-    return " ".join([entry["vector"], *(f"{field}={value}" for field, value in entry.items() if field != "vector")])
+    shown = {field: json.dumps(value) if isinstance(value, dict) else value for field, value in entry.items()}
+    return " ".join([entry["vector"], *(f"{field}={value}" for field, value in shown.items() if field != "vector")])
 
 
 def _parts(text: str) -> list[str]:
@@ -84,6 +94,13 @@ def _parts(text: str) -> list[str]:
     if not set(parts) <= set(PARTS):
         raise InvalidCommand(f"parts: expected some of {', '.join(PARTS)}, got {text!r}")
     return parts
+
+
+def _positions(text: str) -> PositionsJson:
+    try:
+        return positions_json(parse_positions(text))
+    except InvalidPositions as error:
+        raise InvalidCommand(f"positions: {error}") from None
 
 
 def _number(field: str, text: str) -> float:

@@ -53,7 +53,7 @@ def show_vectors(found: Sequence[RegisteredVector | DamagedVector], console: Con
             ranges(vector.layers),
             f"{vector.default_scale:g}",
             vector.operation,
-            vector.positions,
+            _positions(vector),
             vector.description,
         )
         table.add_row(*(Text(cell) for cell in cells))
@@ -75,6 +75,11 @@ def _interval(vector: RegisteredVector) -> str:
     """The interval of `cap`, as in ` from 0 to 0.5`; empty without one."""
     ends = (("from", vector.min), ("to", vector.max))
     return "".join(f" {word} {bound:g}" for word, bound in ends if bound is not None)
+
+
+def _positions(vector: RegisteredVector) -> str:
+    """A name, or a window as JSON."""
+    return vector.positions if isinstance(vector.positions, str) else json.dumps(dict(vector.positions))
 
 
 def _list(client: VectorClient, arguments: argparse.Namespace) -> None:
@@ -100,7 +105,7 @@ def _show(client: VectorClient, arguments: argparse.Namespace) -> None:
         ("layers", ranges(vector.layers)),
         ("scale", f"{vector.default_scale:g}"),
         ("operation", vector.operation + _interval(vector)),
-        ("positions", vector.positions),
+        ("positions", _positions(vector)),
         ("parts", ", ".join(vector.parts)),
         ("description", vector.description),
     ):

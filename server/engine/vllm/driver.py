@@ -83,13 +83,13 @@ class StepDriver:
         """True when there are the rows and captures that `live` needs."""
         num_capturing = sum(len(set(each.capture_positions)) for each in self.running)
         fits = num_capturing + len(set(live.capture_positions)) <= self._limits.num_captures
-        return fits and self._rows.has_room_for(live.request.plan)
+        return fits and self._rows.has_room_for(live.zones)
 
     def start(self, live: LiveRequest) -> None:
         """Hand a request to vLLM; if that fails, the request does."""
         try:
             live.begin(self._info.eos_token_ids)
-            live.rows = self._rows.acquire(live.request.plan)
+            live.rows = self._rows.acquire(live.zones)
             self._by_name[live.name] = live
             work = live.request.work
             num_tokens = max(1, work.max_tokens) if isinstance(work, Generate) else 1
@@ -167,7 +167,7 @@ class StepDriver:
         """Take back what a request holds, and tell its last event."""
         live.is_over = True
         if live.rows is not None:
-            self._rows.release(live.request.plan)
+            self._rows.release(live.zones)
             live.rows = None
         if live.vllm_request is not None:
             self.totals["preemptions"] += live.vllm_request.num_preemptions

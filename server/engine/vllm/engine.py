@@ -22,7 +22,7 @@ from server.engine.protocol import EngineHealth, EngineStats, ModelInfo, PagingS
 from server.engine.request import Branch, Capture, EngineRequest, FinishReason, Force, OutputSink, Priority, TokenOutput
 from server.engine.vllm.driver import StepDriver, VllmLimits
 from server.engine.vllm.live import LiveRequest, WholeBranch
-from server.engine.vllm.rows import most_slots
+from server.engine.vllm.rows import fingerprints_of, most_slots
 from server.fair_queue import FairQueue
 
 _log = logging.getLogger(__name__)
@@ -140,7 +140,13 @@ class VllmEngine:
                 )
         if isinstance(request.work, Force) and request.work.keeps_rows:
             raise InvalidWork("with --engine vllm vectors are not calibrated; --engine torch does it")
-        if (most := max(map(most_slots, plans))) > limits.num_slots:
+        every = [plan.zones(len(request.prompt)) for plan in plans]
+        if (most := max(len(fingerprints_of(zones)) for zones in every)) >= limits.num_rows:
+            raise InvalidWork(
+                f"with --engine vllm a request may steer in at most {limits.num_rows - 1} different ways along its "
+                f"positions and parts, got {most}; --engine torch has no such limit"
+            )
+        if (most := max(map(most_slots, every))) > limits.num_slots:
             raise InvalidWork(
                 f"with --engine vllm at most {limits.num_slots} vectors may do more than add at one layer and site, "
                 f"got {most}; --engine torch has no such limit",

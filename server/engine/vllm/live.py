@@ -27,9 +27,8 @@ from server.engine.request import (
     TokenOutput,
 )
 from server.engine.vllm.messages import Answer, Chunk, KnownTokens
-from server.engine.vllm.rows import Scope
 from server.steering.parts import PartReaderState
-from vectors.positions import Phase
+from server.steering.plan import Scope, Zones
 from vectors.vocabulary import Part, Place
 
 
@@ -100,6 +99,16 @@ class LiveRequest:
     def has_started(self) -> bool:
         """True once vLLM has it."""
         return self.vllm_request is not None
+
+    @property
+    def zones(self) -> Zones:
+        """What the plan does where."""
+        return self.request.plan.zones(len(self.request.prompt))
+
+    @property
+    def _known_parts(self) -> list[Part] | None:
+        """As `Zones.runs` takes them."""
+        return None if self.reader is None else self.parts
 
     @property
     def first_wanted(self) -> int | None:
@@ -237,8 +246,7 @@ class LiveRequest:
         first = self.first_wanted
         if first is not None and end > first:
             return ("own", self.name)
-        parts = None if self.reader is None else self.parts
-        steering = self.request.plan.fingerprint_of_span(start, end, len(self.request.prompt), parts)
+        steering = self.zones.fingerprint_of_span(start, end, self._known_parts)
         return ("steering", steering) if steering else None
 
     def _known_tokens(self, start: int, end: int) -> KnownTokens | None:
@@ -259,11 +267,7 @@ class LiveRequest:
         """The row of each position, int64 `[end - start]`; None when all are unsteered."""
         if self.rows is None or not any(self.rows.values()):
             return None
-        boundary = len(self.request.prompt) - 1
         found = np.empty(end - start, dtype=np.int64)
-        found[: max(0, min(end, boundary) - start)] = self.rows[Phase.PROMPT, "content"]
-        for position in range(max(start, boundary), end):
-            phase = Phase.BOUNDARY if position == boundary else Phase.RESPONSE
-            part = self.parts[position - boundary] if self.reader is not None else "content"
-            found[position - start] = self.rows[phase, part]
+        for scope, first, last in self.zones.runs(start, end, self._known_parts):
+            found[first - start : last - start] = self.rows[scope]
         return found if found.any() else None

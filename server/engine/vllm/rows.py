@@ -10,29 +10,25 @@ from collections import Counter
 from collections.abc import Iterable
 
 from server.engine.vllm.messages import Row
-from server.steering.plan import PlanEntry, SteeringPlan
+from server.steering.plan import PlanEntry, Scope, Zones
 from vectors.applied import change_at
 from vectors.operations import RULES
-from vectors.positions import Phase
-from vectors.vocabulary import PARTS, Part, Place
-
-Scope = tuple[Phase, Part]
-
-SCOPES: tuple[Scope, ...] = (
-    (Phase.PROMPT, "content"),
-    *((phase, part) for phase in (Phase.BOUNDARY, Phase.RESPONSE) for part in PARTS),
-)
-"""Where a plan may steer differently."""
+from vectors.vocabulary import Place
 
 
-def most_slots(plan: SteeringPlan) -> int:
-    """The most slots that `plan` needs at one place."""
+def most_slots(zones: Zones) -> int:
+    """The most slots that a plan needs at one place."""
     numbers: Counter[tuple[Scope, Place]] = Counter()
-    for scope in SCOPES:
-        for entry in plan.in_scope(*scope):
+    for scope in zones.scopes:
+        for entry in scope.entries:
             if not RULES[entry.applied.operation].is_shift:
                 numbers.update((scope, place) for place in entry.applied.places)
     return max(numbers.values(), default=0)
+
+
+def fingerprints_of(zones: Zones) -> set[bytes]:
+    """Those of the rows that a plan needs."""
+    return {scope.fingerprint for scope in zones.scopes} - {b""}
 
 
 def row_of(entries: Iterable[PlanEntry]) -> Row:
@@ -57,31 +53,30 @@ class RowTable:
         """Rows that are held, not counting row 0."""
         return len(self._row_of)
 
-    def has_room_for(self, plan: SteeringPlan) -> bool:
+    def has_room_for(self, zones: Zones) -> bool:
         """True when `acquire` would find the rows."""
-        wanted = {plan.fingerprint(*scope) for scope in SCOPES} - {b""}
-        return len(wanted - set(self._row_of)) <= len(self._free)
+        return len(fingerprints_of(zones) - set(self._row_of)) <= len(self._free)
 
-    def acquire(self, plan: SteeringPlan) -> dict[Scope, int]:
-        """The row of every scope, 0 where it is unsteered; `release` the plan once. There must be room."""
+    def acquire(self, zones: Zones) -> dict[Scope, int]:
+        """The row of every scope, 0 where it is unsteered; `release` the zones once. There must be room."""
         rows: dict[Scope, int] = {}
-        for scope in SCOPES:
-            fingerprint = plan.fingerprint(*scope)
+        for scope in zones.scopes:
+            fingerprint = scope.fingerprint
             if not fingerprint:
                 rows[scope] = 0
                 continue
             row = self._row_of.get(fingerprint)
             if row is None:
                 row = self._row_of[fingerprint] = self._free.pop()
-                self._unwritten[row] = row_of(plan.in_scope(*scope))
+                self._unwritten[row] = row_of(scope.entries)
             self._num_holders[fingerprint] += 1
             rows[scope] = row
         return rows
 
-    def release(self, plan: SteeringPlan) -> None:
+    def release(self, zones: Zones) -> None:
         """Give back what `acquire` gave."""
-        for scope in SCOPES:
-            fingerprint = plan.fingerprint(*scope)
+        for scope in zones.scopes:
+            fingerprint = scope.fingerprint
             if fingerprint:
                 self._num_holders[fingerprint] -= 1
                 if not self._num_holders[fingerprint]:

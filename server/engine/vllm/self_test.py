@@ -43,7 +43,7 @@ def check_steering(engine: Engine) -> None:
             site, layer = place
             model = f"{info.architecture} of vLLM"
             raise ModelRefused(f"steering site {site} of layer {layer} changes nothing in {model}; use --engine torch")
-    keys = {plan.fingerprint_of_span(0, len(prompt), len(prompt)) for plan in plans}
+    keys = {plan.zones(len(prompt)).fingerprint_of_span(0, len(prompt)) for plan in plans}
     if len(keys) != len(plans):
         raise ModelRefused("different steering has the same key in the prefix cache; please report this")
 

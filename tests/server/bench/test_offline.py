@@ -47,7 +47,7 @@ def test_a_measurement_runs_the_whole_batch(num_vectors: int) -> None:
     assert len(set(prompts)) == 10
     assert {len(prompt) for prompt in prompts} == {9}
     assert all(isinstance(request.work, Generate) for request in recorded.requests)
-    plans = {request.plan.fingerprint_of_span(0, 9, 9) for request in recorded.requests}
+    plans = {request.plan.zones(9).fingerprint_of_span(0, 9) for request in recorded.requests}
     assert len(plans) == max(1, num_vectors)
     for request in recorded.requests:
         places = [place for entry in request.plan.entries for place in entry.applied.places]

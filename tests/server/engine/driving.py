@@ -16,8 +16,9 @@ from tests.families import HIDDEN, LAYERS, build
 from tests.reference import Gate, Steer
 from vectors.applied import AppliedVector
 from vectors.operations import Feature
+from vectors.positions import checked_positions
 from vectors.vector import SteeringVector
-from vectors.vocabulary import Latch, Positions
+from vectors.vocabulary import Latch
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -148,11 +149,23 @@ def vector_of(steer: Steer) -> SteeringVector:
     )
 
 
+def positions_of(steer: Steer) -> str | dict[str, str | int]:
+    """Those of the reference's entry as requests write them."""
+    if isinstance(steer.positions, str):
+        return steer.positions
+    of, start, end = steer.positions
+    if start < 0:
+        return {"of": of, "last": -start}
+    if end is None:
+        return {"of": of, "from": start}
+    return {"of": of, "from": start, "to": end} if start else {"of": of, "first": end}
+
+
 def probe_of(steer: Steer, *, is_before: bool = False, name: str = "probe") -> PlanProbe:
     """The engine's probe that reads as the reference's entry does; `scale` is its threshold."""
     vector, layer = vector_of(steer), steer.layer
     feature = Feature(vector.directions[layer], vector.reads.get(layer), vector.biases.get(layer), vector.activation)
-    place, positions = (vector.site, layer), cast(Positions, steer.positions)
+    place, positions = (vector.site, layer), checked_positions(positions_of(steer))
     return PlanProbe(name, "test", vector.revision, place, feature, positions, is_before, steer.scale)
 
 
@@ -175,7 +188,7 @@ def plan_of(*steers: Steer, probes: Iterable[PlanProbe] = ()) -> SteeringPlan:
             site=vector.site,
             layers=vector.layers,
             scale=steer.scale,
-            positions=steer.positions,  # type: ignore[arg-type]
+            positions=checked_positions(positions_of(steer)),
             operation=steer.operation,  # type: ignore[arg-type]
             preserve_norm=steer.preserve_norm,
             directions=vector.directions,

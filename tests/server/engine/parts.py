@@ -41,5 +41,10 @@ STEERINGS = {
         Steer(random_direction(4), 2, "mlp", parts=("reasoning",), operation="ablate"),
     ],
     "prompt": [Steer(random_direction(5), 1, positions="prompt", parts=("tool_calls",))],
+    "windows": [
+        Steer(random_direction(7), 1, positions=("response", 0, 9), parts=("content", "reasoning")),
+        Steer(random_direction(8), 0, positions=("response", 4, None), parts=("structured", "content")),
+        Steer(random_direction(9), 2, positions=("prompt", -2, None), parts=("tool_calls",)),
+    ],
     "norm": [Steer(random_direction(6), 1, parts=("structured", "tool_calls"), preserve_norm=True)],
 }

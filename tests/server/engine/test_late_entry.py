@@ -155,14 +155,14 @@ def test_models_with_recurrent_states_compute_every_block() -> None:
     assert not loaded("lfm2").allows_late_entry
 
 
-def layers_of(*layers: int) -> list[SteeringPlan]:
-    return [plan_of(Steer(random_direction(layer), layer)) for layer in layers]
+def layers_of(*layers: int) -> tuple[SteeringPlan, ...]:
+    return tuple(plan_of(Steer(random_direction(layer), layer)) for layer in layers)
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 5, 100])
 def test_every_branch_is_scored_once_in_chunks_of_any_size(budget: int) -> None:
-    plans = [UNSTEERED, *layers_of(2, 0, 1, 2, 1), UNSTEERED]
-    branches = Branches(plans, UNSTEERED, POINTS)
+    plans = (UNSTEERED, *layers_of(2, 0, 1, 2, 1), UNSTEERED)
+    branches = Branches(plans, UNSTEERED, 9, POINTS)
     scored: list[int] = []
     while branches.num_rows:
         num_rows = min(budget, branches.num_rows)
@@ -178,24 +178,24 @@ def test_every_branch_is_scored_once_in_chunks_of_any_size(budget: int) -> None:
 
 
 def test_branches_skip_blocks_only_if_that_saves_more_than_a_base_row_costs() -> None:
-    assert not Branches(layers_of(0, 1), UNSTEERED, POINTS).next(2).has_base
-    assert Branches(layers_of(1, 1), UNSTEERED, POINTS).next(3).has_base
-    assert not Branches(layers_of(2, 2, 2), UNSTEERED, None).next(3).has_base
+    assert not Branches(layers_of(0, 1), UNSTEERED, 9, POINTS).next(2).has_base
+    assert Branches(layers_of(1, 1), UNSTEERED, 9, POINTS).next(3).has_base
+    assert not Branches(layers_of(2, 2, 2), UNSTEERED, 9, None).next(3).has_base
     own = layers_of(0)[0]
-    assert set(Branches([own, *layers_of(2, 2, 2, 2)], own, POINTS).next(6).entries) == {0, 1, LAYERS}
+    assert set(Branches((own, *layers_of(2, 2, 2, 2)), own, 9, POINTS).next(6).entries) == {0, 1, LAYERS}
 
 
 @pytest.mark.parametrize("site", SITES)
 def test_a_branch_of_fused_blocks_enters_after_the_place_that_it_changes(site: Site) -> None:
     points = EntryPoints(LAYERS, ORDER)
-    plans = [plan_of(Steer(random_direction(layer), layer, site)) for layer in (1, 2, 2, 1)]
-    rows = Branches(plans, UNSTEERED, points).next(5)
+    plans = tuple(plan_of(Steer(random_direction(layer), layer, site)) for layer in (1, 2, 2, 1))
+    rows = Branches(plans, UNSTEERED, 9, points).next(5)
     place = 1 + ("attention", "post_attention_norm", "mlp", "residual").index(site)
     assert list(rows.entries) == [0, 4 + place, 4 + place, 8 + place, 8 + place]
 
 
 def test_logits_are_not_numbers_in_a_row_that_is_not_finite() -> None:
-    branches = Branches([UNSTEERED] * 3, UNSTEERED, None)
+    branches = Branches((UNSTEERED,) * 3, UNSTEERED, 9, None)
     branches.add(torch.tensor([[1.0, 2.0], [1.0, torch.inf], [-torch.inf, 0.0]], dtype=torch.float16))
     assert branches.logits.dtype is torch.float32
     assert branches.logits.isnan().tolist() == [[False] * 2, [True] * 2, [True] * 2]

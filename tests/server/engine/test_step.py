@@ -145,8 +145,8 @@ class Expected:
                 for slots, table in zip(self.slots, sequence.pages.tables, strict=True):
                     page = table.pages[position // PAGE_SIZE - table.first]
                     slots.append(page * PAGE_SIZE + position % PAGE_SIZE)
-                row_after = rows.boundary[part] if position == boundary else rows.response[part]
-                self.rows.append(rows.prompt if position < boundary else row_after)
+                scope = sequence.request.plan.scope_at(position, boundary + 1, part)
+                self.rows.append(rows.by_scope[scope])
             tells_known = kind is forcing and position >= 1 and not is_end and is_news
             tells_next = kind in (generating, generating_in_parts) and is_end
             if is_branch or tells_known or tells_next:
@@ -183,7 +183,7 @@ def test_any_mix_of_chunks_is_packed_as_a_loop_over_tokens_says(plans: Plans, se
         own = generator.sample(plans, len(plans))
         request = kind(prompt_of(generator.randint(7, 25), seed=number), own)
         sequence = TokenSequence(request, lambda output: None, frozenset(), kv)
-        sequence.rows = bank.acquire(own[0], tuple(own) if kind is branching else ())
+        sequence.rows = bank.acquire(sequence.zones, tuple(own) if kind is branching else ())
         lives.append(Life(kind, sequence))
     for _ in range(20):
         expected = Expected()
@@ -212,7 +212,7 @@ def test_a_steps_tensors_stay_where_they_are() -> None:
     for length in (32, 7, 19):
         prompt = prompt_of(length)
         sequence = TokenSequence(generating(prompt, STEERED), lambda output: None, frozenset(), kv)
-        sequence.rows = bank.acquire(STEERED[2])
+        sequence.rows = bank.acquire(STEERED[2].zones(length))
         sequence.reserve(length)
         batch = pack_step([Chunk(sequence, length)], bank)
         inputs = buffers.write(batch)

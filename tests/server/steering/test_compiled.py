@@ -78,6 +78,12 @@ def _drawn(chance: np.random.Generator, *shape: int) -> Tensor:
     return torch.from_numpy(chance.standard_normal(shape)).float()
 
 
+def acquired(bank: SteeringBank, plan: SteeringPlan) -> int:
+    """The row of the plan's response."""
+    rows = bank.acquire(plan.zones(1)).of_tokens(1, 2, None)
+    return int(rows[0])
+
+
 def steered(bank: SteeringBank, given: Tensor, step: StepActivations) -> Tensor:
     """`given` after the steering; the step's readings are filled."""
     activation = given.clone()
@@ -90,7 +96,7 @@ def test_the_kernel_steers_and_reads_as_torch_does(seed: int) -> None:
     chance = np.random.default_rng(seed)
     plans = [plan_of(chance) for _ in range(int(chance.integers(1, 9)))]
     bank = SteeringBank(2, HIDDEN, torch.device("cpu"))
-    numbers = [0, *(bank.acquire(plan).response["content"] for plan in plans)]
+    numbers = [0, *(acquired(bank, plan) for plan in plans)]
     rows = torch.tensor(chance.permutation(numbers * 2))
     slot_tokens = torch.tensor([n for n, row in enumerate(rows.tolist()) if bank.has_slots(row)], dtype=torch.int64)
     given = _drawn(chance, len(rows), HIDDEN)
@@ -124,7 +130,7 @@ def test_what_is_not_finite_stays_so(bad: float) -> None:
     vector = SteeringVector({1: torch.ones(HIDDEN)}, operation="ablate", positions="all")
     applied = resolve_vector(vector, Shape(), preserve_norm=True)
     bank = SteeringBank(2, HIDDEN, torch.device("cpu"))
-    row = bank.acquire(SteeringPlan([PlanEntry("", vector.revision, applied, vector.parts)])).response["content"]
+    row = acquired(bank, SteeringPlan([PlanEntry("", vector.revision, applied, vector.parts)]))
     given = torch.ones(2, HIDDEN)
     given[0, 3] = bad
     readings = torch.ones(2, bank.num_columns)

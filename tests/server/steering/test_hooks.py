@@ -42,7 +42,8 @@ def test_an_output_is_steered_and_captured_in_any_layout(layout: str, operation:
     assert module.output.stride() == LAYOUTS[layout].stride()
     bank = SteeringBank(1, HIDDEN, torch.device("cpu"))
     steer = Steer(random_direction(1), 0, positions="all", operation=operation)
-    row = bank.acquire(plan_of(steer), ()).prompt
+    zones = plan_of(steer).zones(6)
+    row = bank.acquire(zones).by_scope[zones.at(0)]
     hooks = ActivationHooks(ModelSites(1, HIDDEN, module, MappingProxyType({"residual": (module,)})), bank)
     place = ("residual", 0)
     rows = torch.tensor([row, 0, row, row, 0, row])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from server.steering.plan import UNSTEERED, PlanEntry
+from server.steering.plan import UNSTEERED, PlanEntry, Scope, SteeringPlan
 from server.steering.resolution import (
     GateSpec,
     ProbeSpec,
@@ -20,7 +20,6 @@ from server.steering.resolution import (
     resolve_plan,
 )
 from vectors.errors import CannotSteer
-from vectors.positions import Phase
 from vectors.store import VectorStore
 from vectors.vector import SteeringVector
 from vectors.vocabulary import Site
@@ -143,6 +142,11 @@ def test_the_interval_of_a_request_replaces_the_vectors_own(store: VectorStore) 
     assert (entry.applied.min, entry.applied.max) == (None, None)
 
 
+def response(plan: SteeringPlan) -> Scope:
+    """What is done to the second token of the response."""
+    return plan.zones(5).at(5)
+
+
 def test_whatever_changes_activations_changes_the_fingerprint(store: VectorStore) -> None:
     """The key of cached pages."""
     asked: list[dict[str, Any]] = [{}, {"max": 1.0}, {"max": 2.0}, {"min": 1.0}, {"scale": 0.5, "min": 1.0}]
@@ -150,7 +154,7 @@ def test_whatever_changes_activations_changes_the_fingerprint(store: VectorStore
         resolve_plan([SteeringSpec("two", operation="cap" if one else "ablate", **one)], store, Model())
         for one in asked
     ]
-    assert len({plan.fingerprint(Phase.RESPONSE) for plan in plans}) == len(asked)
+    assert len({response(plan).fingerprint for plan in plans}) == len(asked)
 
 
 def test_a_gate_and_its_numbers_are_part_of_the_steering_and_probes_are_not(store: VectorStore) -> None:
@@ -160,14 +164,14 @@ def test_a_gate_and_its_numbers_are_part_of_the_steering_and_probes_are_not(stor
         GateSpec("one", 0.0, sharpness=2.0), GateSpec("one", 0.0, latch="rest"), GateSpec("one", 0.0, layer=0),
     ]  # fmt: skip
     plans = [resolve_plan([SteeringSpec("two", layers=(2,), gate=gate)], store, Model()) for gate in gates]
-    assert len({plan.fingerprint(Phase.RESPONSE) for plan in plans}) == len(gates)
+    assert len({response(plan).fingerprint for plan in plans}) == len(gates)
     probes = [ProbeSpec("one"), ProbeSpec("two", layers=(0,), name="x")]
     read = resolve_plan([SteeringSpec("two", layers=(2,), gate=gates[1])], store, Model(), probes=probes)
-    assert read.fingerprint(Phase.RESPONSE) == plans[1].fingerprint(Phase.RESPONSE)
-    assert read.row_fingerprint(Phase.RESPONSE) != plans[1].row_fingerprint(Phase.RESPONSE)
-    assert read.fingerprint(Phase.PROMPT) == read.row_fingerprint(Phase.PROMPT) == b""
+    assert response(read).fingerprint == response(plans[1]).fingerprint
+    assert response(read).row_fingerprint != response(plans[1]).row_fingerprint
+    assert read.zones(5).at(0).fingerprint == read.zones(5).at(0).row_fingerprint == b""
     only = resolve_plan([], store, Model(), probes=probes)
-    assert (only.fingerprint(Phase.RESPONSE), only.is_steered) == (b"", False)
+    assert (response(only).fingerprint, only.is_steered) == (b"", False)
     assert [probe.threshold for probe in only.probes] == [0.0, 0.0]
 
 

@@ -156,7 +156,7 @@ def test_equal_plans_share_rows_and_the_bank_grows() -> None:
 
 
 def fingerprints(plan: SteeringPlan, num_prompt: int) -> list[bytes]:
-    return [plan.fingerprint_of_span(start, start + 4, num_prompt) for start in range(0, 16, 4)]
+    return [plan.zones(num_prompt).fingerprint_of_span(start, start + 4) for start in range(0, 16, 4)]
 
 
 def test_fingerprints_differ_exactly_where_steering_does() -> None:

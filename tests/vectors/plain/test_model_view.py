@@ -20,7 +20,7 @@ from vectors.errors import CannotSteer, InvalidMethod
 from vectors.plain.model_view import MAX_ROWS, PlainModelView
 from vectors.training.model_view import Continuations, Steering
 from vectors.vector import SteeringVector
-from vectors.vocabulary import OPERATIONS, POSITIONS, Operation, Positions, Site
+from vectors.vocabulary import OPERATIONS, POSITIONS, NamedPositions, Operation, Site
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def some_tokens(length: int, seed: int) -> tuple[int, ...]:
 
 
 def entry(
-    seed: int, site: Site, layer: int, operation: Operation = "add", positions: Positions = "response"
+    seed: int, site: Site, layer: int, operation: Operation = "add", positions: NamedPositions = "response"
 ) -> tuple[Steering, Steer]:
     """A random direction, as training and as the reference steer with it."""
     direction = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(seed))

@@ -127,6 +127,34 @@ def test_labels_of_steered_tokens_are_bounded() -> None:
     assert (OTHER_VECTORS, str(float(MAX_VECTOR_LABELS))) in lines
 
 
+def test_scores_are_measured_only_if_asked_for_and_their_labels_are_bounded() -> None:
+    engine = BatchingEngine(tiny_model(), EngineSettings(num_pages=64, page_size=8))
+    for has_probes in (False, True):
+        metrics = Metrics(engine, has_probes=has_probes)
+        for number in range(2 * MAX_VECTOR_LABELS):
+            metrics.observe_score(f"v{number // 2}" if number % 20 else "", number % 2, 0.45)
+        text = metrics.render().decode()
+        counts = re.findall(r'^tiller:probe_score_count\{layer="(-?\d+)",vector="(\w+)"\} (\S+)$', text, re.MULTILINE)
+        if not has_probes:
+            assert not counts
+            continue
+        assert len(counts) == MAX_VECTOR_LABELS + 1
+        assert sum(float(count) for *_, count in counts) == 2 * MAX_VECTOR_LABELS
+        assert {"_inline", OTHER_VECTORS} <= {name for _, name, _ in counts}
+        low, high = (re.search(rf'bucket{{layer="1",le="{edge}",vector="v0"}} (\S+)', text) for edge in ("0.4", "0.5"))
+        assert low is not None
+        assert high is not None
+        assert (low[1], high[1]) == ("0.0", "1.0")
+    engine.close()
+
+
+def test_the_scores_of_an_answer_reach_the_histogram(tmp_path: Path) -> None:
+    with serving(tmp_path, probe_metrics=True) as server:
+        server.store.put("calm", vector(1))
+        complete(server, max_tokens=3, ignore_eos=True, probes=[{"vector": "calm"}])
+        assert value(server, "tiller:probe_score_count", vector="calm", layer="1") == 3
+
+
 def test_the_page_for_operators_lists_what_there_is(fresh: Server) -> None:
     complete(fresh, max_tokens=1, steering=[{"vector": "calm"}])
     page = (ROOT / "docs" / "operations.md").read_text()

@@ -19,6 +19,7 @@ import torch
 
 from tests.server.api.serving import HIDDEN, LAYERS, Server, direction, serving, vector
 from vectors.client import DamagedVector, RegisteredVector, VectorClient
+from vectors.defaults import DEFAULTS
 from vectors.formats import decode
 from vectors.formats.safetensors import encode_safetensors
 from vectors.store import VectorStore
@@ -318,6 +319,22 @@ def test_defaults_change_by_patch_and_go_back_by_rollback(server: Server) -> Non
     for body, param in (({}, None), ({"site": "mlp"}, "site"), ({"operation": "twist"}, "operation")):
         refused = server.http.patch(f"{PATH}/changing", json=body)
         assert (refused.status_code, error_of(refused)["param"]) == (400, param)
+
+
+def test_null_puts_every_default_that_may_change_back(server: Server) -> None:
+    fresh = put(server, "set", file_of(31)).json()
+    given = {
+        "default_scale": 2.5, "max_scale": 4.0, "operation": "cap", "positions": {"of": "prompt", "last": 4},
+        "parts": ["reasoning"], "default_layers": "none", "activation": "identity", "min": -1.0, "max": 2.0,
+        "threshold": 0.3, "description": "x", "metadata": {"a": 1},
+    }  # fmt: skip
+    assert set(given) == {row.name for row in DEFAULTS if row.is_changeable}
+    changed = server.http.patch(f"{PATH}/set", json=given).json()
+    assert {name: changed[name] for name in given} == given
+    for name in given:
+        other = server.http.patch(f"{PATH}/set", json={name: None}).json()
+        assert other[name] == fresh[name]
+    assert other["revision"] == fresh["revision"]
 
 
 def test_a_deleted_name_is_gone_and_starts_anew(server: Server) -> None:

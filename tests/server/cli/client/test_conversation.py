@@ -19,6 +19,10 @@ from server.cli.client.vectors import ranges
         ("honest@3f9a1c -2", {"vector": "honest@3f9a1c", "scale": -2.0}),
         ("honest scale=0.5 layers=12-16,20", {"vector": "honest", "scale": 0.5, "layers": "12-16,20"}),
         (
+            'honest positions={"of":"prompt","last":4}',
+            {"vector": "honest", "positions": {"of": "prompt", "last": 4}},
+        ),
+        (
             "honest layers=3 positions=all 2 operation=clamp",
             {"vector": "honest", "layers": "3", "positions": "all", "scale": 2.0, "operation": "clamp"},
         ),
@@ -37,6 +41,7 @@ def test_entries(command: str, entry: dict[str, Any]) -> None:
         ("honest layers=", "unexpected .*; usage: /steer"),
         ("honest layer=3", "unexpected .*; usage: /steer"),
         ("honest positions=answer", "prompt, response, all"),
+        ('honest positions={"of":"response","last":4}', "not known while it is written"),
         ("honest vector=other", "vector is given twice"),
     ],
 )

@@ -42,10 +42,10 @@ from server.engine.request import (
     TokenReadings,
 )
 from server.engine.sampler import NO_TOKEN, RowSampler, logprobs_of, sample
-from server.steering.plan import SteeringPlan
+from server.steering.plan import Scope, SteeringPlan
 from vectors.applied import AppliedVector
 from vectors.operations import activated
-from vectors.positions import Phase, coverage_of
+from vectors.positions import coverage_of
 from vectors.sites import find_sites
 from vectors.vocabulary import Part, Place
 
@@ -215,14 +215,17 @@ class NaiveEngine:
 
     def _told(self, job: _Job, *, is_first: bool, is_token: bool) -> TokenReadings | None:
         """What the probes read in the latest pass."""
-        covered = [coverage_of(probe.positions) for probe in job.request.plan.probes]
+        num_prompt = len(job.request.prompt)
+        covered = [coverage_of(probe.positions, num_prompt) for probe in job.request.plan.probes]
         if not covered:
             return None
         found = [self._scores[number].tolist() for number in range(len(covered))]
-        scores = tuple(each[-1] if own.response else None for each, own in zip(found, covered, strict=True))
-        num_prompt = len(job.request.prompt)
+        scores = tuple(
+            each[-1] if len(each) - 1 in own.response else None for each, own in zip(found, covered, strict=True)
+        )
         prompt = tuple(
-            tuple(each[:num_prompt]) if own.prompt else None for each, own in zip(found, covered, strict=True)
+            tuple(each[at] if at in own.prompt else None for at in range(num_prompt)) if own.prompt else None
+            for each, own in zip(found, covered, strict=True)
         )
         return TokenReadings(scores if is_token else (), prompt if is_first and any(prompt) else None)
 
@@ -240,17 +243,18 @@ class NaiveEngine:
             raise InterruptedError
         self._totals["steps"] += 1
         boundary = len(job.request.prompt) - 1
-        scopes: dict[tuple[Phase, Part], list[int]] = {(Phase.PROMPT, "content"): list(range(boundary))}
-        for index in range(len(tokens) - boundary):
-            scope = (Phase.RESPONSE if index else Phase.BOUNDARY, parts[index] if parts else "content")
-            scopes.setdefault(scope, []).append(boundary + index)
+        scopes: dict[Scope, list[int]] = {}
+        for position in range(len(tokens)):
+            part: Part = parts[position - boundary] if parts and position >= boundary else "content"
+            scope = job.request.plan.scope_at(position, boundary + 1, part)
+            scopes.setdefault(scope, []).append(position)
 
         def hook(place: Place, output: Any) -> Any:
             activation = output[0] if isinstance(output, tuple) else output
             changed = activation.reshape(len(tokens), -1).clone()
             self._read(job, place, changed, is_before=True)
             for scope, rows in scopes.items():
-                entries = [e.applied for e in job.request.plan.in_scope(*scope) if place in e.applied.places]
+                entries = [e.applied for e in scope.entries if place in e.applied.places]
                 changed[rows] = _steered(changed[rows], entries, place[1])
             self._read(job, place, changed, is_before=False)
             self._seen[place], changed = changed, changed.view_as(activation)

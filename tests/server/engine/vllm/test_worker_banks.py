@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from server.engine.vllm.messages import Chunk
-from server.engine.vllm.rows import SCOPES, RowTable, most_slots
+from server.engine.vllm.rows import RowTable, fingerprints_of, most_slots
 from server.engine.vllm.steering import WorkerSteering
 from server.steering.plan import SteeringPlan
 from tests.reference import Steer
 from tests.server.engine.driving import plan_of, random_direction
 from vectors.applied import change_at
-from vectors.positions import Phase
 
 HIDDEN = 32
 PLANS = [
@@ -56,6 +55,12 @@ def steering_of(blocks: list[_Block], *, is_compiled: bool) -> WorkerSteering:
     )
 
 
+def row_of(table: RowTable, plan: SteeringPlan) -> int:
+    """The row of a token of the response."""
+    zones = plan.zones(5)
+    return table.acquire(zones)[zones.at(9)]
+
+
 def stream(output: Any) -> Tensor:
     result: Tensor = output[0] + output[1] if isinstance(output, tuple) else output
     return result
@@ -67,14 +72,14 @@ def test_every_token_has_its_own_row_and_captures_are_of_what_was_steered(is_def
     blocks = [_Block(is_deferred), _Block(is_deferred)]
     steering = steering_of(blocks, is_compiled=is_compiled)
     table = RowTable(8)
-    rows = [0, *(table.acquire(plan)[Phase.RESPONSE, "content"] for plan in PLANS)]
+    rows = [0, *(row_of(table, plan) for plan in PLANS)]
     steering.write(table.take_unwritten())
     activations = torch.randn(len(rows), HIDDEN, generator=torch.Generator().manual_seed(0))
     steering.begin_step(["x"], {"x": len(rows)}, {"x": Chunk(rows=np.array(rows), captured=(1, 4))})
     outputs = [stream(block(activations)) for block in blocks]
     captured = steering.captured()["x"]
     for token, plan in enumerate([SteeringPlan(), *PLANS]):
-        applied = [entry.applied for entry in plan.in_scope(Phase.RESPONSE)]
+        applied = [entry.applied for entry in plan.zones(5).at(9).entries]
         for layer, output in enumerate(outputs):
             after_mlp = change_at(applied, ("mlp", layer)).apply(activations[token])
             wanted = change_at(applied, ("residual", layer)).apply(after_mlp + activations[token] / 2)
@@ -92,28 +97,29 @@ def test_a_row_that_is_written_again_keeps_nothing_of_what_it_did() -> None:
     table = RowTable(2)
     activations = torch.ones(1, HIDDEN)
     for plan in PLANS:
-        assert table.has_room_for(plan)
-        row = table.acquire(plan)[Phase.RESPONSE, "content"]
+        assert table.has_room_for(plan.zones(5))
+        row = row_of(table, plan)
         assert row == 1
         steering.write(table.take_unwritten())
         steering.begin_step(["x"], {"x": 1}, {"x": Chunk(rows=np.array([row]))})
-        applied = [entry.applied for entry in plan.in_scope(Phase.RESPONSE)]
+        applied = [entry.applied for entry in plan.zones(5).at(9).entries]
         for layer, block in enumerate(blocks):
             after_mlp = change_at(applied, ("mlp", layer)).apply(activations)
             wanted = change_at(applied, ("residual", layer)).apply(after_mlp + activations / 2)
             torch.testing.assert_close(stream(block(activations)), wanted, atol=1e-5, rtol=1e-5)
-        table.release(plan)
+        table.release(plan.zones(5))
 
 
 def test_rows_are_shared_by_equal_steering_and_free_when_their_last_holder_ends() -> None:
-    both, other = plan_of(Steer(random_direction(1), 0, positions="all")), plan_of(Steer(random_direction(2), 0))
-    num_of_both, num_of_other = (len({p.fingerprint(*scope) for scope in SCOPES} - {b""}) for p in (both, other))
+    both = plan_of(Steer(random_direction(1), 0, positions="all")).zones(5)
+    other = plan_of(Steer(random_direction(2), 0)).zones(5)
+    num_of_both, num_of_other = (len(fingerprints_of(zones)) for zones in (both, other))
     most = num_of_both + num_of_other
     table = RowTable(most + 1)
     assert table.acquire(both) == table.acquire(both) == table.acquire(both)
     assert table.num_in_use == num_of_both
     table.acquire(other)
-    assert not table.has_room_for(plan_of(Steer(random_direction(3), 0)))
+    assert not table.has_room_for(plan_of(Steer(random_direction(3), 0)).zones(5))
     assert len(table.take_unwritten()) == table.num_in_use == most
     for _ in range(3):
         assert table.num_in_use == most
@@ -123,4 +129,4 @@ def test_rows_are_shared_by_equal_steering_and_free_when_their_last_holder_ends(
     table.acquire(both)
     assert len(table.take_unwritten()) == num_of_both
     assert most_slots(other) == 0
-    assert most_slots(PLANS[2]) == 1
+    assert most_slots(PLANS[2].zones(5)) == 1
