@@ -31,6 +31,16 @@ _LAST_SECONDS = FLUSH_SECONDS + _CUT_OFF_SECONDS
 
 _NOT_IN_TIME = 1
 
+_ACCEPTED_AT_ONCE = 8
+"""Connections that are accepted before the event loop does something else.
+
+While no file descriptor is left, asyncio tries so often, once a second, and logs each failure. It takes the number for
+the length of the system's queue too, which is therefore set again.
+"""
+
+_MOST_NOT_ACCEPTED = 2048
+"""Connections that the system keeps until they are accepted."""
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket bound to `host` and `port` (0: a free one). Raises `CommandFailed`."""
@@ -111,6 +121,7 @@ class DrainingServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,  # `server.api.http.request_log` logs every exchange, with its id
                 server_header=False,
+                backlog=_ACCEPTED_AT_ONCE,
                 timeout_graceful_shutdown=FLUSH_SECONDS + _CUT_OFF_SECONDS,
             )
         )
@@ -124,6 +135,8 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start serving, then call `on_ready`."""
         await super().startup(sockets)
+        for bound in sockets or ():
+            bound.listen(_MOST_NOT_ACCEPTED)
         if self.started:
             self._on_ready()
 
