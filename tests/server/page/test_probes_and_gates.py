@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ def short(number: float) -> str:
     return f"{number:.4g}".replace("-", "−")
 
 
-def test_a_gate_and_probes_are_set_up_sent_and_shown(opened: Tab, server: Server) -> None:
+def test_a_gate_and_probes_are_set_up_sent_and_shown(opened: Tab, server: Server, pictures: Path) -> None:
     page = opened.page
     page.get_by_text("Layers, positions, operation, gate").click()
     page.get_by_label("Only where a probe says so").select_option("honest")
@@ -57,6 +58,7 @@ def test_a_gate_and_probes_are_set_up_sent_and_shown(opened: Tab, server: Server
     expected = [(name, each["layer"], each["scores"][2]) for name, each in choice["probes"].items()]
     expect(scores).to_have_text([f"{name} layer {layer}{short(score)}" for name, layer, score in expected])
     opened.check_access()
+    opened.picture(pictures / "probes.png")
     page.get_by_role("button", name="Copy link").click()
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
     opened.page.reload()  # the link has all of it

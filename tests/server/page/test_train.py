@@ -84,6 +84,7 @@ def test_a_probe_is_trained_reported_and_read(browser: Browser, server: Server, 
         job, *_ = server.http.get("/v1/fine_tuning/jobs").json()["data"]
         assert job["method"]["steering"]["task"] == "probe"
         report = server.http.get(f"/v1/files/{job['result_files'][0]}/content").json()
+        expect(page.locator(".verdict h2")).to_have_text("It works" if report["recommended"] else "It does not work")
         expect(page.locator(".verdict p")).to_have_text(report["reason"])
         shown = page.locator(".report").first
         area, test = report["test"]["auc"], report["test"]
