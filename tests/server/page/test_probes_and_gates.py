@@ -13,6 +13,10 @@ from tests.server.page.browsing import Tab, tab
 
 CHAT = "/v1/chat/completions"
 MUSIC = "Do you like music?"
+STRENGTHS = (
+    "spans => spans.map((span) => (span.classList.contains('low') ? -1 : 1) * "
+    "Number(span.style.getPropertyValue('--strength')))"
+)
 GATE = {"probe": "honest", "above": -0.2, "latch": "rest"}
 
 
@@ -48,11 +52,11 @@ def test_a_gate_and_probes_are_set_up_sent_and_shown(opened: Tab, server: Server
         f"honest.3 layer 3 · mean {short(told['mean'])} · max {short(told['max'])} · {told['above']} above 0"
     )
     spans = opened.answers.nth(1).locator(".token")
-    shown: list[Any] = spans.evaluate_all(
-        "spans => spans.map((span) => (span.classList.contains('low') ? -1 : 1) * "
-        "Number(span.style.getPropertyValue('--strength')))"
-    )
+    shown: list[Any] = spans.evaluate_all(STRENGTHS)
     assert shown == pytest.approx(told["scores"][: len(shown)], abs=1e-4)  # the token that ends has no text
+    others: list[float] = opened.answers.nth(0).locator(".token").evaluate_all(STRENGTHS)
+    reach = page.locator(".turns").evaluate("turns => Number(turns.style.getPropertyValue('--reach'))")
+    assert reach == pytest.approx(max(map(abs, [*shown, *others])))  # one scale for all columns
     spans.nth(2).click()
     scores = page.get_by_role("list", name="Scores").get_by_role("listitem")
     expected = [(name, each["layer"], each["scores"][2]) for name, each in choice["probes"].items()]
