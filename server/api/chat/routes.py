@@ -86,15 +86,17 @@ async def _prepare(body: ChatRequest, services: Services, caller: Caller) -> _Ch
         template_kwargs=body.chat_template_kwargs or {},
     )
     response_id = f"chatcmpl-{uuid.uuid4().hex}"
-    dialogues = [
-        await run_sync(_dialogue_of, variant, number, dialogue) for number, variant in enumerate(variants)
-    ] or [dialogue]
+    dialogues = await run_sync(_dialogues_of, variants, dialogue) if variants else [dialogue]
     replies = await replies_to(list(zip(dialogues, plans, strict=True)), body, services, response_id, caller)
     return _ChatAnswer(body, replies, services.text.table, AnswerHead.of(body, response_id, services))
 
 
 def _for_template(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     return [message.for_template() for message in messages]
+
+
+def _dialogues_of(variants: Sequence[ChatVariant], dialogue: Dialogue) -> list[Dialogue]:
+    return [_dialogue_of(variant, number, dialogue) for number, variant in enumerate(variants)]
 
 
 def _dialogue_of(variant: ChatVariant, number: int, dialogue: Dialogue) -> Dialogue:

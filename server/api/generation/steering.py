@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from anyio.to_thread import run_sync
 
@@ -139,12 +140,32 @@ async def plan_of(request: SteeredFields, services: Services, caller: Caller) ->
 
     Requests that generate may have probes too.
     """
+    asked = steering_of(request, services, caller)
+    plan = UNSTEERED if asked.is_empty else await run_sync(resolved, asked, services)
+    count_vectors(plan, services)
+    return plan
+
+
+@dataclass(frozen=True)
+class AskedSteering:
+    """What a request asks for by name: the entries of the model name, then those of the field, and the probes."""
+
+    specs: Sequence[SteeringSpec]
+    num_by_model: int
+    probes: Sequence[ProbeSpec]
+
+    @property
+    def is_empty(self) -> bool:
+        """True if nothing steers and nothing is read."""
+        return not self.specs and not self.probes
+
+
+def steering_of(request: SteeredFields, services: Services, caller: Caller) -> AskedSteering:
+    """What a request asks for. Raises `ApiError` for what is malformed or not for this caller."""
     by_model = specs_of_model(request.model, services.engine.info.model_id)
     specs = by_model + [spec_of_entry(entry, index) for index, entry in enumerate(request.steering or ())]
     asked = request.probes or () if isinstance(request, GenerationFields) else ()
     probes = [probe_of_entry(entry, index) for index, entry in enumerate(asked)]
-    if not specs and not probes:
-        return UNSTEERED
     _check_may_bring_directions(request.steering or (), asked, caller)
     if len(specs) > MAX_STEERING_ENTRIES:
         raise InvalidRequest(
@@ -152,15 +173,25 @@ async def plan_of(request: SteeredFields, services: Services, caller: Caller) ->
             code="invalid_steering",
             param="steering" if request.steering else "model",
         )
+    return AskedSteering(specs, len(by_model), probes)
+
+
+def resolved(asked: AskedSteering, services: Services) -> SteeringPlan:
+    """The plan of what is asked for. It may read a file. Raises `ApiError` for what is not there or does not fit."""
+    if asked.is_empty:
+        return UNSTEERED
     try:
-        plan = await run_sync(
-            resolve_plan, specs, services.store, services.engine.info, services.dose, probes, services.inline
-        )  # may read a file
+        return resolve_plan(
+            asked.specs, services.store, services.engine.info, services.dose, asked.probes, services.inline
+        )
     except SteeringRefused as error:
-        raise _wire_error(error, len(by_model)) from error
+        raise _wire_error(error, asked.num_by_model) from error
+
+
+def count_vectors(plan: SteeringPlan, services: Services) -> None:
+    """Count a request that was accepted with this plan, on the event loop."""
     for name in {entry.vector for entry in plan.entries}:
         services.metrics.count_vector(name)
-    return plan
 
 
 def _check_may_bring_directions(

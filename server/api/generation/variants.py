@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from server.api.generation.steering import plan_of
+from anyio.to_thread import run_sync
+
+from server.api.generation.steering import count_vectors, plan_of, resolved, steering_of
 from server.api.generation.wire import GenerationFields, SteeringVariant
 from server.api.http.limiting import Caller
 from server.api.http.services import Services
@@ -18,11 +20,21 @@ async def plans_of(
     """The plan of each variant, or without variants only that of the request. Errors name the variant's field."""
     if variants is None:
         return [await plan_of(request, services, caller)]
+    plans = await run_sync(_resolved, request, variants, services, caller)
+    for plan in plans:
+        count_vectors(plan, services)
+    return plans
+
+
+def _resolved(
+    request: GenerationFields, variants: Sequence[SteeringVariant], services: Services, caller: Caller
+) -> list[SteeringPlan]:
     plans = []
     for number, variant in enumerate(variants):
         steering = request.steering if variant.steering is None else variant.steering
         try:
-            plans.append(await plan_of(request.model_copy(update={"steering": steering}), services, caller))
+            asked = steering_of(request.model_copy(update={"steering": steering}), services, caller)
+            plans.append(resolved(asked, services))
         except ApiError as error:
             raise _named(error, number if variant.steering is not None else None) from None
     return plans

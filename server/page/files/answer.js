@@ -136,9 +136,8 @@ export async function askTogether(asked, changed) {
       await stream(left, changed);
       return;
     } catch (error) {
-      const isRefused = error.status === 400 && left.length > 1;
-      const refused = isRefused ? /^variants\.(\d+)\./.exec(error.param ?? "") : null;
-      if (isRefused && !refused) {  // for a reason of some of them, which the server does not name
+      const refused = left.length > 1 ? /^variants\.(\d+)\./.exec(error.param ?? "") : null;
+      if (error.status === 400 && left.length > 1 && !refused) {  // for a reason of some of them, which the server does not name
         await Promise.all(left.map((each) => askTogether([each], changed)));
         return;
       }

@@ -4,6 +4,7 @@ import { all, get, keys, post } from "./api.js";
 import { button, dialog, el, failure, field } from "./dom.js";
 import { KeepView } from "./keep.js";
 import { PlayView } from "./play.js";
+import { isProbability, scoreNames } from "./request.js";
 import { emptyState, entryOf, unpacked } from "./state.js";
 import { T } from "./strings.js";
 import { TrainView } from "./train.js";
@@ -62,9 +63,14 @@ const isUsable = (vector) => vector.object === "steering.vector";
 
 const usableVectors = async () => (await all("v1/steering/vectors")).filter(isUsable);
 
+/** Play with a vector: steer by it, or read it if it is a probe. */
 function play(name) {
-  const vector = known.vectors.find((each) => each.name === name);
-  if (vector) known.state.racks[0] = [entryOf(vector)];
+  const { state, vectors } = known;
+  const vector = vectors.find((each) => each.name === name);
+  if (isProbability(vector)) {
+    state.probes = [{ vector: name, layers: "" }];
+    state.tint = scoreNames(state.probes, vectors)[0].name;
+  } else if (vector) state.racks[0] = [entryOf(vector)];
   location.hash = "#play";
 }
 

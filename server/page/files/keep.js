@@ -59,7 +59,9 @@ export class KeepView extends HTMLElement {
     try {
       vector = await get(pathOf(this.chosen));
     } catch (error) {
-      this.detail.replaceChildren(failure(error));
+      const damaged = this.vectors.find((each) => each.name === this.chosen && each.error);
+      this.detail.replaceChildren(damaged ? el("div", { class: "title" }, el("h1", {}, el("bdi", {}, damaged.name)), el("span", { class: "grow" }),
+        button(T.delete, () => this.remove(damaged), { class: "danger" })) : "", failure(error));
       return;
     }
     const fact = (name, value) => el("div", {}, el("dt", {}, T.facts[name]), el("dd", {}, value));
@@ -143,13 +145,13 @@ export class KeepView extends HTMLElement {
       const others = vector.history.map((each) => each.revision).filter((each) => each !== revision);
       place.replaceChildren(field(T.compareBase, choice(others.map((each) => [each, each === vector.revision ? T.current : brief(each)]), base,
         (other) => this.compare(vector, revision, other, place))),
-      normPlot(norms(current), norms(old)), el("table", { class: "figures-table" }, el("caption", {}, T.compared(brief(revision), brief(base))),
+      normPlot(norms(current), norms(old)), el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": T.compareWith }, el("table", { class: "figures-table" }, el("caption", {}, T.compared(brief(revision), brief(base))),
         el("thead", {}, el("tr", {}, [T.layer, T.cosine, T.normOf(brief(revision)), T.normOf(brief(base))].map((name) => el("th", { scope: "col" }, name)))),
         el("tbody", {}, layers.map((layer) => {
           const [one, other] = [old.get(layer), current.get(layer)];
           return el("tr", {}, el("th", { scope: "row" }, String(layer)), cell(one && other ? cosine(one, other) : undefined),
             cell(one && norm(one)), cell(other && norm(other)));
-        }))));
+        })))));
     } catch (error) {
       place.replaceChildren(failure(error));
     }
@@ -206,7 +208,7 @@ export class KeepView extends HTMLElement {
     const typed = el("input", { autocomplete: "off", spellcheck: "false", on: { input: () => (go.disabled = typed.value !== vector.name) } });
     const go = button(T.delete, async () => {
       try {
-        await send("DELETE", pathOf(vector.name), { role: "manage", headers: { "If-Match": `"${vector.revision}"` } });
+        await send("DELETE", pathOf(vector.name), { role: "manage", headers: vector.revision ? { "If-Match": `"${vector.revision}"` } : {} });
         shown.close();
         this.chosen = null;
         location.hash = "#keep";

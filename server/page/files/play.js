@@ -7,7 +7,7 @@ import { button, choice, el, failure, field } from "./dom.js";
 import { mapView } from "./map.js";
 import { probePanel } from "./probes.js";
 import { rackPanel } from "./rack.js";
-import { columnsOf, requestOf, scoreNames } from "./request.js";
+import { columnsOf, isProbability, requestOf, scoreNames } from "./request.js";
 import { packed } from "./state.js";
 import { T } from "./strings.js";
 
@@ -94,14 +94,16 @@ export class PlayView extends HTMLElement {
   tint() {
     const by = this.state.tint;
     const { vector } = scoreNames(this.state.probes, this.vectors).find(({ name }) => name === by) ?? {};
-    const threshold = vector?.threshold ?? (["sigmoid", "step"].includes(vector?.activation) ? 0.5 : 0);
+    const threshold = vector?.threshold ?? (isProbability(vector) ? 0.5 : 0);
     this.main.classList.toggle("tinted", Boolean(by));
     for (const card of (this.cards ?? []).flat()) card.tint(by, threshold);
     this.scaleTint();
   }
 
   scaleTint() {
-    const reach = this.state.tint === "logprob" ? 1 : Math.max(1e-9, ...(this.cards ?? []).flat().map((card) => card.reach));
+    const { tint } = this.state;
+    if (!tint) return;
+    const reach = tint === "logprob" ? 1 : Math.max(1e-9, ...(this.cards ?? []).flat().map((card) => card.reach));
     this.turns.style.setProperty("--reach", String(reach));
   }
 

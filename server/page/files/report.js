@@ -14,8 +14,8 @@ function doseView(report) {
     scales.length ? el("p", {}, T.moves(short(calibration.kl), scales.join(", "))) : "", el("p", {}, T.fluent(...calibration.fluent_scale.map(short))));
 }
 
-const verdictOf = ({ recommended, reason }) => el("section", { class: recommended ? "verdict good" : "verdict bad" },
-  el("h2", {}, recommended ? T.helps : T.noHelp), el("p", { dir: "auto" }, reason ?? ""));
+const verdictOf = ({ recommended, reason }, yes, no) => el("section", { class: recommended ? "verdict good" : "verdict bad" },
+  el("h2", {}, recommended ? yes : no), el("p", { dir: "auto" }, reason ?? ""));
 
 const rulesOf = (rules) => (rules?.length
   ? el("section", { class: "panel" }, el("h2", {}, T.rules), el("ul", { class: "rules" }, rules.map((rule) => {
@@ -34,7 +34,7 @@ const dataOf = ({ data }) => (data
 function probeView(report) {
   const { test, chosen, controls } = report;
   const number = (value) => value.toFixed(3);
-  return el("div", { class: "report" }, verdictOf(report),
+  return el("div", { class: "report" }, verdictOf(report, T.works, T.worksNot),
     el("p", { class: "big" }, T.auc(...[test.auc.value, test.auc.low, test.auc.high].map(number))),
     el("p", {}, T.aucControls(...[controls.length, controls.random].map(number))),
     el("p", {}, el("strong", {}, `${T.chosen}: `), T.probeAt(chosen.fit, chosen.site, chosen.layer, number(chosen.threshold))), dataOf(report),
@@ -55,7 +55,7 @@ export function reportView(report) {
   }
   if (retention?.accuracy) rows.push([T.retentionRow, range(retention.accuracy.baseline), range(retention.accuracy.steered), points(retention.accuracy.change)]);
   return el("div", { class: "report" },
-    verdictOf(verdict), dataOf(report),
+    verdictOf(verdict, T.helps, T.noHelp), dataOf(report),
     rows.length ? el("section", { class: "panel scroll", tabindex: "0", "aria-label": T.test, role: "region" }, el("table", { class: "figures-table" },
       el("thead", {}, el("tr", {}, ["", T.unsteeredColumn, T.steeredColumn, T.change].map((name) => (name ? el("th", { scope: "col" }, name) : el("td"))))),
       el("tbody", {}, rows.map(([name, ...cells]) => el("tr", {}, el("th", { scope: "row" }, name), cells.map((cell) => el("td", {}, cell))))))) : "",

@@ -39,6 +39,9 @@ export function scoreNames(probes, vectors) {
   });
 }
 
+/** True for a vector whose score is a probability, as that of a trained probe. */
+export const isProbability = (vector) => ["sigmoid", "step"].includes(vector?.activation);
+
 /** The entries of a rack that are on, as the API takes them. */
 export const steeringOf = (rack) => rack.filter((entry) => entry.on).map(entryBody);
 

@@ -240,6 +240,8 @@ export const T = {
   log: "Events",
   helps: "It helps",
   noHelp: "It does not help",
+  works: "It works",
+  worksNot: "It does not work",
   published: (name) => `Published as ${name}.`,
   notPublished: "Not published.",
   test: "Held-out items",

@@ -1,13 +1,14 @@
 """How long the first text of eight columns takes beside that of one, in a real browser with the embedded model.
 
-`python -m tests.server.page.columns` prints the time from the click to the first text in every column (median over the
-rounds, of the slowest column) and its ratio to one column alone. It means something on an idle machine only.
+`python -m tests.server.page.columns` prints the time from the click to the first text in every column, over the rounds,
+and the ratio of eight columns to one in the same round. It means something on an idle machine only.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
@@ -15,7 +16,7 @@ from playwright.sync_api import Page, sync_playwright
 from tests.server.cli.running import ServerProcess
 from tests.server.page.browsing import chromium, tab
 
-NUM_ROUNDS = 9
+NUM_ROUNDS = 15
 SCALES = {1: "0.6", 8: "-0.6 -0.4 -0.2 0 0.2 0.4 0.6 0.7"}
 MEASURE = """() => new Promise((resolve) => {
   const seen = new Map();
@@ -36,13 +37,19 @@ MEASURE = """() => new Promise((resolve) => {
 
 
 def milliseconds(page: Page, num_columns: int, number: int) -> float:
-    """From the click to the first text in the slowest of so many columns, for a new chat."""
+    """From the click to the first text in the slowest of so many columns, for a new chat about `number`."""
     page.get_by_role("button", name="New chat").click()
     page.get_by_label("Scales, up to eight").fill(SCALES[num_columns])
     page.get_by_role("textbox", name="Message", exact=True).fill(f"Do you like the number {number}?")
     found = float(page.evaluate(MEASURE))
     page.locator(".composer .stop").wait_for(state="hidden")
     return found
+
+
+def spread(values: Sequence[float], unit: str = "") -> str:
+    """The median, both quartiles and the least, to which other programs added least."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{median:.3g}{unit} (quartiles {low:.3g} and {high:.3g}, least {min(values):.3g})"
 
 
 def main() -> None:
@@ -58,13 +65,15 @@ def main() -> None:
             opened.page.get_by_role("button", name="Fan").click()
             times: dict[int, list[float]] = {number: [] for number in SCALES}
             for number in range(NUM_ROUNDS + 1):
-                for columns, known in times.items():
-                    known.append(milliseconds(opened.page, columns, number))
+                for columns in times if number % 2 else reversed(times):
+                    times[columns].append(milliseconds(opened.page, columns, 2 * number + (columns > 1)))
         browser.close()
-    medians = {columns: statistics.median(known[1:]) for columns, known in times.items()}  # the first round warms up
-    for columns, median in medians.items():
-        print(f"{columns} column{'s' if columns > 1 else ''}: first text in each after {median:.0f} ms")
-    print(f"ratio {medians[8] / medians[1]:.2f}")
+    one, eight = (known[1:] for known in times.values())  # the first round warms up
+    print(f"{NUM_ROUNDS} rounds; first text in every column after")
+    print(f"1 column   {spread(one, ' ms')}")
+    print(f"8 columns  {spread(eight, ' ms')}")
+    print(f"ratio      {spread([many / single for single, many in zip(one, eight, strict=True)])}")
+    print(f"           {min(eight) / min(one):.3g} of the fastest rounds")
 
 
 if __name__ == "__main__":

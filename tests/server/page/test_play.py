@@ -7,41 +7,18 @@ import io
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, expect
-from transformers import AutoTokenizer
 
-from server.demo import MODEL_DIR, MODEL_NAME, VECTORS_DIR
-from server.engine.model import load_model
-from server.training.steering_trainer import SteeringTrainer
-from tests.server.api.serving import Server, serving
+from server.demo import MODEL_NAME
+from tests.server.api.serving import Server
 from tests.server.page.browsing import Tab, tab
-from vectors.formats import decode
 
 MUSIC = "Do you like music?"
 VIEWS = {"play": "tiller-play", "keep": "tiller-keep", "train": "tiller-train", "watch": "tiller-watch"}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The embedded model and its vectors."""
-    model = load_model(MODEL_DIR, device="cpu", dtype="float32", model_id=MODEL_NAME)
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    folder = tmp_path_factory.mktemp("data")
-    with serving(folder, model=model, tokenizer=tokenizer, trainer=SteeringTrainer) as running:
-        for file in VECTORS_DIR.glob("*.safetensors"):
-            running.store.put(file.stem, decode(file.read_bytes(), num_layers=6, hidden_size=192))
-        yield running
-
-
-@pytest.fixture(scope="module")
-def server_url(server: Server) -> str:
-    """Where the page is."""
-    return server.url
 
 
 def answer_to(server: Server, **more: Any) -> dict[str, Any]:
@@ -246,55 +223,6 @@ def test_a_map_of_layers_and_scales_leads_back_to_a_chat(opened: Tab, pictures: 
     assert opened.asked("/v1/chat/completions")[-1]["steering"] == [{"vector": "cheerful", "scale": 0.6, "layers": "4"}]
 
 
-def test_a_vector_is_uploaded_changed_compared_rolled_back_and_deleted(
-    browser: Browser, server: Server, tmp_path: Path, pictures: Path
-) -> None:
-    file = tmp_path / "my vector.safetensors"
-    file.write_bytes(server.http.get("/v1/steering/vectors/honest/content").content)
-    with tab(browser, server.url, may_be_refused=True) as opened:
-        page = opened.page
-        opened.open("#keep")
-        chooser = page.locator(".drop input")
-        broken = tmp_path / "broken.safetensors"
-        broken.write_bytes(b"no vector")
-        chooser.set_input_files(broken)
-        page.get_by_role("button", name="Upload").click()
-        said = server.http.put("/v1/steering/vectors/broken", content=b"no vector").json()["error"]["message"]
-        expect(page.get_by_role("alert")).to_contain_text(said)
-        page.get_by_role("button", name="Cancel").click()
-        chooser.set_input_files(file)
-        expect(page.get_by_label("Name")).to_have_value("my-vector")
-        page.get_by_role("button", name="Upload").click()
-        expect(page.get_by_role("heading", name="my-vector")).to_be_visible()
-        first = server.store.get("my-vector")
-        norms = page.get_by_role("img", name="Norm by layer").locator("rect title")
-        assert norms.all_text_contents() == [f"layer {layer}: {norm:.4g}" for layer, norm in first.vector.norms.items()]
-        panel = page.locator(".panel", has=page.get_by_role("heading", name="Defaults"))
-        panel.get_by_label("Scale").fill("1.25")
-        panel.get_by_label("Description").fill("for a test")
-        panel.get_by_role("button", name="Save as a new revision").click()
-        expect(page.get_by_role("status")).to_contain_text("Saved as revision")
-        changed = server.store.get("my-vector")
-        assert (changed.vector.default_scale, changed.vector.description) == (1.25, "for a test")
-        page.get_by_role("button", name=f"Compare {first.revision[:8]}").click()
-        row = page.locator(".figures-table tbody tr").first.locator("td")
-        expect(row.first).to_have_text("1")  # only the defaults differ
-        opened.picture(pictures / "keep.png")
-        page.get_by_role("button", name=f"Roll back to {first.revision[:8]}").click()
-        expect(page.get_by_role("status")).to_contain_text(first.revision[:8])
-        assert server.store.get("my-vector").revision == first.revision
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Download", exact=True).click()
-        assert Path(download.value.path()).read_bytes() == file.read_bytes()
-        page.get_by_role("button", name="Delete").click()
-        dialog = page.get_by_role("dialog")
-        expect(dialog.get_by_role("button", name="Delete")).to_be_disabled()
-        dialog.get_by_label("Name").fill("my-vector")
-        dialog.get_by_role("button", name="Delete").click()
-        expect(page.get_by_role("navigation", name="Vectors").get_by_role("link")).to_have_count(2)
-        assert server.http.get("/v1/steering/vectors/my-vector").status_code == 404
-
-
 def test_the_live_view_shows_what_the_metrics_say(opened: Tab, server: Server, pictures: Path) -> None:
     opened.ask(MUSIC)
     opened.page.get_by_role("link", name="Watch").click()
@@ -308,20 +236,42 @@ def test_the_live_view_shows_what_the_metrics_say(opened: Tab, server: Server, p
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 360)])
 def test_everyone_can_use_every_view(browser: Browser, server: Server, scheme: Any, width: int, pictures: Path) -> None:
+    first = server.store.get("cheerful").revision
+    server.store.change("cheerful", {"description": "a second revision"})
     with tab(browser, server.url, scheme=scheme, width=width, height=760) as opened:
+        page = opened.page
+
+        def check(what: str) -> None:
+            opened.check_access()
+            widths = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+            assert widths[0] <= widths[1], what
+
         opened.ask(MUSIC)
-        opened.check_access()
+        check("play")
         opened.picture(pictures / f"{width}-{scheme}.png")
+        page.get_by_text("Layers, positions, operation, gate").click()
+        page.get_by_label("Only where a probe says so").select_option("honest")
+        page.get_by_text("Probes and colours").click()
+        page.get_by_label("Vector to read").select_option("honest")
+        page.get_by_role("button", name="Read", exact=True).click()
+        page.get_by_label("Colour tokens by").select_option("honest")
+        page.get_by_role("button", name="Run again").click()
+        opened.wait_for_answers()
+        opened.answers.nth(1).locator(".token").first.click()
+        expect(page.get_by_role("list", name="Scores")).to_be_visible()
+        check("gates, probes, colours, a token")
+        for mode in ("Fan", "A / B", "Layer × scale"):
+            page.get_by_role("button", name=mode).click()
+            check(mode)
         for view, element in VIEWS.items():
             opened.open(f"#{view}:cheerful" if view == "keep" else f"#{view}")
-            expect(opened.page.locator(element)).to_be_visible()
+            expect(page.locator(element)).to_be_visible()
             if view == "keep":
-                expect(opened.page.locator(".plot")).to_be_visible()
-            opened.check_access()
-            widths = opened.page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
-            assert widths[0] <= widths[1], view
-        opened.page.get_by_role("button", name="Keys").click()
-        opened.check_access()
+                page.get_by_role("button", name=f"Compare {first[:8]}").click()
+                expect(page.locator(".plot")).to_have_count(2)
+            check(view)
+        page.get_by_role("button", name="Keys").click()
+        check("keys")
 
 
 def test_the_chat_is_used_by_keyboard_alone(opened: Tab) -> None:

@@ -1,34 +1,18 @@
-"""A labelled file becomes a vector in a browser: dropped, trained, reported, tried; and a job is cancelled."""
+"""A labelled file becomes a vector or a probe in a browser: dropped, trained, reported, tried; a job is cancelled."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
-from transformers import AutoTokenizer
 
-from server.demo import MODEL_DIR, MODEL_NAME, VECTORS_DIR
-from server.demo.heldout import quiz_items
-from server.engine.model import load_model
-from server.training.steering_trainer import SteeringTrainer
-from tests.server.api.serving import Server, serving
+from server.demo import VECTORS_DIR
+from server.demo.heldout import classed_lines, quiz_items
+from tests.server.api.serving import Server
 from tests.server.page.browsing import tab
 from vectors.formats import decode
-
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The embedded model, and training on it."""
-    model = load_model(MODEL_DIR, device="cpu", dtype="float32", model_id=MODEL_NAME)
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    folder = tmp_path_factory.mktemp("data")
-    with serving(folder, model=model, tokenizer=tokenizer, trainer=SteeringTrainer) as running:
-        yield running
 
 
 @pytest.fixture
@@ -43,6 +27,7 @@ def beliefs(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_file_is_trained_on_reported_and_tried(
     browser: Browser, server: Server, beliefs: Path, pictures: Path
 ) -> None:
@@ -58,7 +43,7 @@ def test_a_file_is_trained_on_reported_and_tried(
         page.get_by_role("button", name="Train", exact=True).click()
         expect(page.get_by_role("status")).to_contain_text(" of ")
         expect(page.locator(".verdict")).to_be_visible()
-        (job,) = server.http.get("/v1/fine_tuning/jobs").json()["data"]
+        job, *_ = server.http.get("/v1/fine_tuning/jobs").json()["data"]
         report = server.http.get(f"/v1/files/{job['result_files'][0]}/content").json()
         verdict = report["verdict"]
         title = "It helps" if verdict["recommended"] else "It does not help"
@@ -81,6 +66,42 @@ def test_a_file_is_trained_on_reported_and_tried(
         assert opened.sent("/chat/completions")[-1]["steering"][0]["vector"] == "frank"
 
 
+def test_a_probe_is_trained_reported_and_read(browser: Browser, server: Server, tmp_path: Path, pictures: Path) -> None:
+    file = tmp_path / "wrong.jsonl"
+    file.write_text("\n".join(classed_lines(21, 60)))
+    with tab(browser, server.url) as opened:
+        page = opened.page
+        opened.open("#train")
+        page.locator(".drop input").set_input_files(file)
+        page.get_by_label("What to make").select_option("probe")
+        expect(page.get_by_label("Method")).to_be_hidden()  # a probe has none, and no scales
+        expect(page.get_by_label("Scales to try")).to_be_hidden()
+        page.get_by_label("Wanted class").fill("wrong")
+        page.get_by_label("Layers to try").fill("5")
+        opened.check_access()
+        page.get_by_role("button", name="Train", exact=True).click()
+        expect(page.locator(".verdict")).to_be_visible()
+        job, *_ = server.http.get("/v1/fine_tuning/jobs").json()["data"]
+        assert job["method"]["steering"]["task"] == "probe"
+        report = server.http.get(f"/v1/files/{job['result_files'][0]}/content").json()
+        expect(page.locator(".verdict h2")).to_have_text("It works" if report["recommended"] else "It does not work")
+        expect(page.locator(".verdict p")).to_have_text(report["reason"])
+        shown = page.locator(".report").first
+        area, test = report["test"]["auc"], report["test"]
+        expect(shown).to_contain_text(f"AUC {area['value']:.3f} ({area['low']:.3f} – {area['high']:.3f})")
+        right = (f"{100 * test[name]:.1f} %" for name in ("accuracy", "sensitivity", "specificity"))
+        expect(shown).to_contain_text("Right: {} of the texts, {} of the wanted class, {} of the other.".format(*right))
+        expect(shown.locator(".rules li")).to_have_count(len(report["rules"]))
+        opened.check_access()
+        opened.picture(pictures / "probe.png")
+        page.get_by_role("button", name="Try it").click()
+        opened.ask("Name the capital of Thailand. I know that it is Vienna.")
+        assert opened.sent("/chat/completions")[-1]["probes"] == [{"vector": "wrong"}]
+        expect(page.get_by_label("Colour tokens by")).to_have_value("wrong")
+        expect(opened.answers.nth(0)).to_contain_text("wrong layer 5 · mean")
+
+
+@pytest.mark.slow
 def test_a_job_is_cancelled(browser: Browser, server: Server, beliefs: Path) -> None:
     with tab(browser, server.url) as opened:
         page = opened.page
@@ -93,6 +114,7 @@ def test_a_job_is_cancelled(browser: Browser, server: Server, beliefs: Path) -> 
         assert server.http.get("/v1/steering/vectors/never").status_code == 404
 
 
+@pytest.mark.slow
 def test_a_vector_is_calibrated_and_its_safe_range_is_shown(browser: Browser, server: Server, pictures: Path) -> None:
     vector = decode((VECTORS_DIR / "cheerful.safetensors").read_bytes())
     server.store.put("cheerful", vector.with_defaults(calibration=None))
