@@ -99,12 +99,13 @@ def contents(folder: Path) -> dict[str, Any]:
     """Everything that clients can get from a data folder after a start, without ids that differ from run to run."""
     try:
         with opened(folder) as house:
-            return _contents(house)
+            return contents_of(house)
     except VectorsError as error:
         return {"damaged": str(error)}
 
 
-def _contents(house: House) -> dict[str, Any]:
+def contents_of(house: House) -> dict[str, Any]:
+    """`contents` of a folder that is open."""
     return {
         "vectors": {
             name: [house.store.get(name, record.revision).vector.description for record in house.store.history(name)]

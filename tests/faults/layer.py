@@ -22,6 +22,13 @@ class Fault(enum.IntEnum):
     """A write writes half of its bytes and says so, which is not an error."""
     KILL = 4
     """SIGKILL before the step."""
+    READ_ONLY = 5
+    """The disk can only be read from this step on."""
+
+    @property
+    def lasts(self) -> bool:
+        """True where later steps are refused too, until `disarm`."""
+        return self in (Fault.FULL, Fault.READ_ONLY)
 
 
 def missing_tools() -> str | None:

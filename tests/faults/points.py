@@ -50,8 +50,13 @@ class Point:
     again: str
 
 
-def run_points(folder: Path, *, changes: Sequence[str] = tuple(CHANGES)) -> Iterator[Point]:
-    """Every step of the changes with every fault that it may have; needs a C compiler."""
+def run_points(
+    folder: Path, *, changes: Sequence[str] = tuple(CHANGES), faults: Sequence[Fault] = tuple(_HEADINGS)
+) -> Iterator[Point]:
+    """Every step of the changes with every one of the faults that it may have; needs a C compiler.
+
+    A disk becomes read-only before the first step.
+    """
     origin = folder / "origin"
     fill(origin)
     before = contents(_copied(origin, folder / "before"))
@@ -60,10 +65,12 @@ def run_points(folder: Path, *, changes: Sequence[str] = tuple(CHANGES)) -> Iter
             runs = _Runs(folder, origin, process, change)
             steps, after = runs.dry()
             for number, step in enumerate(_numbered(steps)):
-                for fault in Fault:
+                for fault in faults:
                     if fault is Fault.SHORT and not step.startswith("write"):
                         continue
                     if fault is Fault.FULL and not step.startswith(_NEED_ROOM):
+                        continue
+                    if fault is Fault.READ_ONLY and number > 0:
                         continue
                     told, left, again = runs.faulty(number, fault)
                     state = "before" if left == before else "after" if left == after else "neither"
@@ -91,7 +98,9 @@ class _Runs:
         if fault is Fault.KILL:
             assert not told, told
             return "killed", contents(self._folder / "data"), ""
-        return told["told"], contents(self._folder / "copy"), told["again"]
+        left = contents(self._folder / "copy")
+        assert told["read"] == (repr(left) if fault.lasts else None), told
+        return told["told"], left, told["again"]
 
     def _run(self, step: int, fault: Fault) -> dict[str, Any]:
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,5 +1,5 @@
 // A file layer that fails on purpose, for tests: preloaded, it counts what a process asks of the files under one
-// folder, and at a chosen step refuses it (EIO once, or ENOSPC from then on), does half of it, or kills the process.
+// folder, and at a chosen step refuses it (EIO once, or ENOSPC or EROFS from then on), does half of it, or kills the process.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { NOTHING, FAIL, FULL, SHORT, KILL };
+enum { NOTHING, FAIL, FULL, SHORT, KILL, READ_ONLY };
 
 static char under[1024];
 static int kind = NOTHING;
@@ -42,6 +42,7 @@ static int verdict(const char *what, const char *path, int needs_room) {
     log_length += snprintf(steps_log + log_length, sizeof steps_log - log_length, "%s %s\n", what, path + strlen(under));
     if (log_length >= sizeof steps_log) log_length = sizeof steps_log - 1;
     if (kind == FULL && chosen >= 0 && now >= chosen) return needs_room ? FULL : NOTHING;
+    if (kind == READ_ONLY && chosen >= 0 && now >= chosen) return READ_ONLY;
     if (now != chosen) return NOTHING;
     if (kind == KILL) raise(SIGKILL);
     return kind;
@@ -62,6 +63,7 @@ static int of_descriptor(const char *what, int descriptor, int needs_room) {
     switch (what) { \
         case FAIL: errno = EIO; return result; \
         case FULL: errno = ENOSPC; return result; \
+        case READ_ONLY: errno = EROFS; return result; \
     }
 
 ssize_t write(int descriptor, const void *bytes, size_t length) {

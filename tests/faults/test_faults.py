@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.changes import CHANGES
-from tests.faults.layer import missing_tools
+from tests.faults.layer import Fault, missing_tools
 from tests.faults.points import Point, recorded, run_points
 
 NEEDS_TOOLS = pytest.mark.skipif(missing_tools() is not None, reason=missing_tools() or "")
@@ -49,3 +49,11 @@ def test_every_point_ends_as_recorded(tmp_path: Path) -> None:
 def test_a_few_points(tmp_path: Path) -> None:
     """One small change of each kind of file, at every step."""
     check(run_points(tmp_path, changes=["roll back"]))
+
+
+@NEEDS_TOOLS
+def test_a_disk_that_has_become_read_only_refuses_each_change_and_is_read(tmp_path: Path) -> None:
+    """And takes it once it can be written again."""
+    points = list(run_points(tmp_path, faults=[Fault.READ_ONLY]))
+    assert [point.change for point in points] == list(CHANGES)
+    assert {(point.told, point.left, point.again) for point in points} == {("503 storage_failed", "before", "done")}

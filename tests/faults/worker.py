@@ -1,8 +1,9 @@
 """Makes one change of a data folder while a step of it fails; started with the failing file layer preloaded.
 
 Each line of stdin is the path of a task in JSON: `folder`, `change`, `step`, `fault`, `copy`. A forked child opens the
-folder, makes the change with the fault, writes beside the task (`.told`) what a client would have got and which steps
-there were, copies the folder as a crash would leave it, and then makes the change again without a fault (`.again`).
+folder, makes the change with the fault, writes beside the task (`.told`) what a client would have got, which steps
+there were, and what can be read while the fault lasts, copies the folder as a crash would leave it, and then makes the
+change again without a fault (`.again`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 
 from server.errors import ApiError, from_vectors_error
-from tests.faults.changes import CHANGES, House, opened
+from tests.faults.changes import CHANGES, House, contents_of, opened
 from tests.faults.layer import Fault, arm, disarm
 from vectors.errors import VectorsError
 
@@ -38,10 +39,12 @@ def work(task: Path) -> None:
     asked = json.loads(task.read_text())
     folder = Path(asked["folder"])
     with opened(folder) as house:
-        arm(folder, asked["step"], Fault(asked["fault"]))
+        fault = Fault(asked["fault"])
+        arm(folder, asked["step"], fault)
         told = answer_to(asked["change"], house)
+        read = repr(contents_of(house)) if fault.lasts else None
         steps = disarm()
-        task.with_suffix(".told").write_text(json.dumps({"told": told, "steps": steps}))
+        task.with_suffix(".told").write_text(json.dumps({"told": told, "steps": steps, "read": read}))
         shutil.copytree(folder, asked["copy"])
         task.with_suffix(".again").write_text(json.dumps(answer_to(asked["change"], house)))
 

@@ -194,7 +194,6 @@ def _run(
             seconds = 0.0  # nothing will finish
         deadline = time.monotonic() + seconds
         parts.jobs.stop()  # first: a job that stops because the engine does would have failed
-        parts.engine.drain(0.0)  # from here on everything new is refused
         _log.warning("finishing running requests; a second signal stops at once")
         if not parts.engine.drain(seconds):
             _log.warning("some requests took longer than %g s and were aborted", seconds)

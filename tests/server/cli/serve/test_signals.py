@@ -16,6 +16,8 @@ import httpx
 import pytest
 
 from server.demo.heldout import quiz_items
+from server.jobs.database import JobDatabase
+from server.jobs.records import JobStatus
 from tests.server.cli.running import DEADLINE, ROOT, ServerProcess
 
 MODEL = "TinyStories-656K"
@@ -198,13 +200,18 @@ def test_sigterm_under_full_load_and_a_running_job_refuses_finishes_and_ends(tin
         began = time.monotonic()
         server.signal(signal.SIGTERM)
         server.wait_for_line("finishing running requests")
-        for refusal in (client.get("/ready"), client.post("/v1/completions", json=STREAM)):
+        while (ready := client.get("/ready")).status_code == 200:
+            pass
+        for refusal in (ready, client.post("/v1/completions", json=STREAM)):
             assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "shutting_down")
             assert refusal.headers["retry-after"] == "5"
         assert server.wait() == 0, server.output
         print(f"from SIGTERM to the end: {time.monotonic() - began:.1f} s")
         load.join()
     assert "Traceback" not in server.output
+    with JobDatabase(tmp_path / "data" / "jobs.sqlite3") as database:
+        (stopped,) = database.jobs()
+    assert (stopped.status, stopped.num_starts) == (JobStatus.QUEUED, 0)
     for refusal in load.refusals:
         assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "shutting_down")
     assert load.ends
