@@ -84,8 +84,20 @@ class Canvas:
         axes.set_axisbelow(True)
         return axes
 
-    def text(self, axes: Axes, x: float, y: float, text: str, *, size: float = TEXT_SIZE, **style: Any) -> None:
-        axes.text(x, y, text, fontproperties=self.font(size), va="center_baseline", parse_math=False, **style)
+    def text(
+        self,
+        axes: Axes,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: float = TEXT_SIZE,
+        is_inside: bool = False,
+        **style: Any,
+    ) -> None:
+        """A text; no room is made around the axes for one that `is_inside` them, which is slow with hundreds."""
+        drawn = axes.text(x, y, text, fontproperties=self.font(size), va="center_baseline", parse_math=False, **style)
+        drawn.set_in_layout(not is_inside)
 
     def axis_labels(self, axes: Axes, horizontal: str, vertical: str) -> None:
         axes.set_xlabel(self._fit(horizontal, 6.0, TEXT_SIZE), fontproperties=self.font(), parse_math=False)
@@ -121,14 +133,15 @@ class Canvas:
     def mesh(self, axes: Axes, cells: NDArray[np.float64], middle: float, span: float, *, gaps: bool) -> Any:
         """Coloured cells around 0, 1, … of both axes, none where NaN; `gaps`: with white lines between them."""
         from matplotlib import colormaps
-        from matplotlib.colors import CenteredNorm
+        from matplotlib.colors import Normalize
 
         mesh = axes.pcolormesh(
             np.arange(cells.shape[1] + 1) - 0.5,
             np.arange(cells.shape[0] + 1) - 0.5,
             np.ma.masked_invalid(cells),
             cmap=colormaps["RdBu"],
-            norm=CenteredNorm(middle, span),
+            # not CenteredNorm, whose colour bar transforms each mark by itself
+            norm=Normalize(middle - span, middle + span),
             edgecolors="white" if gaps else "none",
             linewidth=0.5 if gaps else 0.0,
         )

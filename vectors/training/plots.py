@@ -195,11 +195,13 @@ def _layer_map(
             if not math.isnan(value):
                 text = f"{100 * value:{reading.sign}.{digits}f}"
                 colour = "white" if abs(value - white) > 0.62 * span else "black"
-                canvas.text(axes, column, row, text, size=NOTE_SIZE - 1, color=colour, ha="center")
+                canvas.text(axes, column, row, text, size=NOTE_SIZE - 1, is_inside=True, color=colour, ha="center")
             elif not math.isnan(most[row, column]):
                 text = f"≤{100 * most[row, column]:.0f}"
-                plain = {"facecolor": "#e4e4e4", "edgecolor": "none", "pad": 0.6}
-                canvas.text(axes, column, row, text, size=NOTE_SIZE - 1, color="#444444", ha="center", bbox=plain)
+                blank = {"facecolor": "#e4e4e4", "edgecolor": "none", "pad": 0.6}
+                canvas.text(
+                    axes, column, row, text, size=NOTE_SIZE - 1, is_inside=True, color="#444", ha="center", bbox=blank
+                )
     if outlined is not None:
         column = [scales[index] for index in rightwards].index(outlined[1])
         canvas.outline(axes, column, [layers[index] for index in upwards].index(outlined[0]))
