@@ -89,6 +89,7 @@ export class KeepView extends HTMLElement {
     const boxes = PARTS.map((part) => [part, el("input", { type: "checkbox", checked: vector.parts.includes(part),
       on: { change: () => (given.parts = boxes.filter(([, box]) => box.checked).map(([name]) => name)) } })]);
     const said = el("div");
+    const own = typeof vector.positions === "string" ? [] : [JSON.stringify(vector.positions)]; // a window
     const change = async () => {
       try {
         const changed = await (await send("PATCH", pathOf(vector.name), {
@@ -103,7 +104,8 @@ export class KeepView extends HTMLElement {
       el("div", { class: "grid3" },
         input("default_scale", T.defaultScale, { type: "number", step: "any" }),
         field(T.operation, choice(pairs(OPERATIONS), vector.operation, set("operation"))),
-        field(T.positions, choice(pairs(POSITIONS), vector.positions, set("positions"))),
+        field(T.positions, choice(pairs([...own, ...POSITIONS]), own[0] ?? vector.positions,
+          (value) => set("positions")(own.includes(value) ? vector.positions : value))),
         field(T.defaultLayers, choice(Object.entries(T.defaultLayersChoices), vector.default_layers, set("default_layers"))),
         el("fieldset", {}, el("legend", {}, T.partsOf), boxes.map(([name, box]) => el("label", { class: "check" }, box, T.partNames[name])))),
       input("description", T.description, { dir: "auto" }), said,

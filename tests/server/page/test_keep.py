@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from playwright.sync_api import Browser, expect
 
-from tests.server.api.serving import Server, serving, vector
+from tests.server.api.serving import Server, direction, serving, vector
 from tests.server.page.browsing import tab
+from vectors.positions import Window
 from vectors.vector import SteeringVector
 
 
@@ -129,3 +130,24 @@ def test_a_damaged_vector_is_shown_as_such_and_can_be_deleted(browser: Browser, 
         dialog.get_by_role("button", name="Delete").click()
         expect(names).to_have_count(1)
         assert running.http.get("/v1/steering/vectors/lost").status_code == 404
+
+
+def test_a_window_of_positions_is_shown_kept_and_replaced(browser: Browser, tmp_path: Path) -> None:
+    window = Window("prompt", -4)
+    with serving(tmp_path) as running, tab(browser, running.url) as opened:
+        running.store.put("calm", SteeringVector({1: direction(1)}, positions=window))
+        page = opened.page
+        opened.open("#keep:calm")
+        panel = page.locator(".panel", has=page.get_by_role("heading", name="Defaults"))
+        expect(panel.get_by_label("Positions")).to_have_value('{"of":"prompt","last":4}')
+        panel.get_by_label("Positions").select_option("all")
+        panel.get_by_label("Positions").select_option('{"of":"prompt","last":4}')
+        panel.get_by_label("Description").fill("steers the end of the prompt")
+        panel.get_by_role("button", name="Save as a new revision").click()
+        expect(page.get_by_role("status")).to_contain_text("Saved as revision")
+        changed = running.store.get("calm").vector
+        assert (changed.positions, changed.description) == (window, "steers the end of the prompt")
+        panel.get_by_label("Positions").select_option("all")
+        panel.get_by_role("button", name="Save as a new revision").click()
+        expect(panel.get_by_label("Positions").locator("option")).to_have_count(3)
+        assert running.store.get("calm").vector.positions == "all"
