@@ -89,7 +89,7 @@ FLOORS: dict[str, str] = {
         baseline_directions options plots probe_texts significance
         adaptive_plot contrast method probe_fitting probe_plots
         examiner probe_measures
-        race
+        directions race
         apart outcomes search
         adaptive_vectors constant_answers probe_outcomes
         adaptive_search held_out

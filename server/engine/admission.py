@@ -28,8 +28,8 @@ def check_request(request: EngineRequest, info: ModelInfo, max_tokens: int) -> N
             response, named = work.head, work.last
         case Branch() as work:
             named = work.token_ids
-        case Capture():
-            pass
+        case Capture() as work:
+            named = work.token_ids
         case _ as unknown:
             assert_never(unknown)
     num_known = len(request.prompt) + len(response)

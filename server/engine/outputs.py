@@ -83,7 +83,8 @@ def last_output(
         case Branch():
             return replace(output, branch_logits=sequence.branches.logits)
         case Capture():
-            return replace(output, activations=_captured_activations(sequence))
+            scores = tuple((score,) for score in sequence.next_scores)
+            return replace(output, activations=_captured_activations(sequence), scores=scores)
         case _ as unknown:
             assert_never(unknown)
 

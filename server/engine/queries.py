@@ -35,6 +35,9 @@ from vectors.vocabulary import Place
 
 _Result = TypeVar("_Result")
 
+Activations = dict[Place, Tensor]
+"""`{(site, layer): float32 [positions, hidden]}` (CPU)."""
+
 _NAME, _numbers = f"query-{uuid.uuid4().hex}", itertools.count()
 """Of the requests of this process, each with a number of its own."""
 
@@ -226,18 +229,48 @@ def capture(
     *,
     plan: SteeringPlan = UNSTEERED,
     priority: Priority = Priority.BACKGROUND,
-) -> Query[dict[Place, Tensor]]:
+) -> Query[Activations]:
     """Activations `{(site, layer): float32 [positions, hidden]}` (CPU) of `prompt` as `work` says, steered by `plan`.
 
     Raises what `Engine.submit` raises; the future raises `WorkFailed`.
     """
-    result: Query[dict[Place, Tensor]] = Query(engine)
+    result: Query[Activations] = Query(engine)
 
     def receive(output: TokenOutput) -> None:
         if output.activations is None:
             result.set_exception(output.error or WorkFailed("the capture was aborted"))
         else:
             result.set_result(dict(output.activations))
+
+    result.submit(_request(prompt, work, plan, priority), receive)
+    return result
+
+
+def capture_and_score(
+    engine: Engine,
+    prompt: Sequence[int],
+    work: Capture,
+    *,
+    plan: SteeringPlan = UNSTEERED,
+    priority: Priority = Priority.BACKGROUND,
+) -> Query[tuple[Activations, Tensor]]:
+    """What `capture` gives, and in the same pass the log-probabilities, float32 `[tokens]` (CPU), of the tokens that
+    `work` names. All are NaN if the model overflows.
+
+    Raises what `Engine.submit` raises; the future raises `WorkFailed`.
+    """
+    result: Query[tuple[Activations, Tensor]] = Query(engine)
+
+    def receive(output: TokenOutput) -> None:
+        if isinstance(output.error, OutputNotFinite):
+            unknown = torch.full((len(work.positions), engine.info.hidden_size), torch.nan)
+            found: Activations = {(site, layer): unknown for site in work.sites for layer in work.layers}
+            result.set_result((found, torch.full((len(work.token_ids),), torch.nan)))
+        elif output.activations is None:
+            result.set_exception(output.error or WorkFailed("the capture was aborted"))
+        else:
+            logprobs = torch.tensor([logprob for (logprob,) in output.scores or ()])
+            result.set_result((dict(output.activations), logprobs))
 
     result.submit(_request(prompt, work, plan, priority), receive)
     return result

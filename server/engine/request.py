@@ -144,12 +144,14 @@ class Branch:
 class Capture:
     """Give the activations at each of `sites`, after steering, for each of `layers`, at `positions`.
 
-    `positions` index the prompt's tokens; negative ones count from the end.
+    `positions` index the prompt's tokens; negative ones count from the end. Also the log-probabilities of `token_ids`
+    as the next token after the prompt, if there are any; the work then fails where the model overflows.
     """
 
     layers: tuple[int, ...]
     sites: tuple[Site, ...] = ("residual",)
     positions: tuple[int, ...] = (-1,)
+    token_ids: tuple[int, ...] = ()
 
 
 Work = Generate | Force | Score | Branch | Capture
@@ -205,7 +207,8 @@ class TokenOutput:
     unless it is an abort or an error: `known_logprobs` of `Force`, and `known_rows`, float32
     `[tokens, vocabulary]` (CPU), if it keeps them; `scores` of `Score`, for each of `last` the
     log-probabilities of head + last; `branch_logits` of `Branch`, float32 `[plans, token_ids]` (CPU; NaN in a row with
-    a logit that is not finite); `activations` of `Capture`, `{(site, layer): float32 [positions, hidden]}` (CPU).
+    a logit that is not finite); `activations` of `Capture`, `{(site, layer): float32 [positions, hidden]}` (CPU), and
+    `scores`, for each of its `token_ids` its log-probability.
     `num_cached_tokens`: prompt tokens that came from the prefix cache. `seconds_queued`: how long the request waited
     for its first step; None if it had none. `readings`: None without probes. `error`: why the request failed, with
     `FinishReason.ERROR`.

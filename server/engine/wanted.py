@@ -51,6 +51,6 @@ def wanted_by(request: EngineRequest) -> Wanted:
         case Branch() as work:
             return Wanted(branches=work.plans, next_token_ids=work.token_ids)
         case Capture() as work:
-            return Wanted(capture=work)
+            return Wanted(capture=work, next_token_ids=work.token_ids)
         case _ as unknown:
             assert_never(unknown)

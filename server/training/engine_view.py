@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -17,7 +18,17 @@ from torch import Tensor
 
 from server.engine.errors import EngineError, OutputNotFinite
 from server.engine.protocol import Engine
-from server.engine.queries import Query, branch, capture, continuation, distributions, next_logprobs, score
+from server.engine.queries import (
+    Activations,
+    Query,
+    branch,
+    capture,
+    capture_and_score,
+    continuation,
+    distributions,
+    next_logprobs,
+    score,
+)
 from server.engine.request import Capture
 from server.errors import InvalidRequest
 from server.steering.plan import SteeringPlan
@@ -85,11 +96,24 @@ class EngineView:
         layers = range(self.num_layers)
         work = Capture(tuple(layers), tuple(sites))
 
-        def begin(prompt: tuple[int, ...]) -> Query[Any]:
+        def begin(prompt: tuple[int, ...]) -> Query[Activations]:
             return capture(self._engine, prompt, work)
 
         for index, found in self._stream(enumerate(prompts), begin):
-            yield index, {site: torch.cat([found[site, layer] for layer in layers]) for site in sites}
+            yield index, _by_site(found, work)
+
+    def answers(
+        self, prompts: Sequence[tuple[int, ...]], token_ids: Sequence[tuple[int, ...]], sites: Sequence[Site]
+    ) -> Iterator[tuple[int, tuple[Tensor, Mapping[Site, Tensor]]]]:
+        """See `vectors.training.model_view.ModelView.answers`."""
+        work = Capture(tuple(range(self.num_layers)), tuple(sites))
+
+        def begin(question: tuple[tuple[int, ...], tuple[int, ...]]) -> Query[tuple[Activations, Tensor]]:
+            prompt, wanted = question
+            return capture_and_score(self._engine, prompt, replace(work, token_ids=wanted))
+
+        for index, (found, logprobs) in self._stream(enumerate(zip(prompts, token_ids, strict=True)), begin):
+            yield index, (logprobs, _by_site(found, work))
 
     def next_token_logits(
         self,
@@ -237,6 +261,11 @@ class EngineView:
 
 def _put(finished: SimpleQueue[tuple[_Key, Future[_Result]]], key: _Key, future: Future[_Result]) -> None:
     finished.put((key, future))
+
+
+def _by_site(found: Activations, work: Capture) -> dict[Site, Tensor]:
+    """The activations at one position, `[layers, hidden]` by site."""
+    return {site: torch.cat([found[site, layer] for layer in work.layers]) for site in work.sites}
 
 
 def _groups_of(plans: Sequence[SteeringPlan]) -> list[list[int]]:

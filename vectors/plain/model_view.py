@@ -73,10 +73,22 @@ class PlainModelView:
     ) -> Iterator[tuple[int, Mapping[Site, Tensor]]]:
         """See `vectors.training.model_view.ModelView.activations`."""
         for index, prompt in enumerate(prompts):
-            with self._hooks.rows([Row({})], capture=sites) as captured:
-                self._run([prompt])
-            layers = range(self.num_layers)
-            yield index, {site: torch.cat([captured[site, layer] for layer in layers]).cpu() for site in sites}
+            yield index, self._read(prompt, sites)[1]
+
+    def answers(
+        self, prompts: Sequence[tuple[int, ...]], token_ids: Sequence[tuple[int, ...]], sites: Sequence[Site]
+    ) -> Iterator[tuple[int, tuple[Tensor, Mapping[Site, Tensor]]]]:
+        """See `vectors.training.model_view.ModelView.answers`."""
+        for index, (prompt, wanted) in enumerate(zip(prompts, token_ids, strict=True)):
+            logits, found = self._read(prompt, sites)
+            yield index, (logits[list(wanted)].float().cpu(), found)
+
+    def _read(self, prompt: tuple[int, ...], sites: Sequence[Site]) -> tuple[Tensor, Mapping[Site, Tensor]]:
+        """The logits `[vocabulary]` after a prompt, and the activations `[layers, hidden]` at its last token."""
+        with self._hooks.rows([Row({})], capture=sites) as captured:
+            logits = self._run([prompt]).logits[0, -1]
+        layers = range(self.num_layers)
+        return logits, {site: torch.cat([captured[site, layer] for layer in layers]).cpu() for site in sites}
 
     def next_token_logits(
         self,

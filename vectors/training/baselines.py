@@ -23,6 +23,7 @@ from vectors.data.items import ShownItem
 from vectors.errors import InvalidData, InvalidMethod
 from vectors.training.baseline_directions import lda_direction, logistic_direction, pca_direction, random_direction
 from vectors.training.contrast import Answered, Contrast
+from vectors.training.directions import Directions, KeptActivations
 from vectors.training.examiner import Advance, Examiner, Question, answers_of
 from vectors.training.held_out import interval_report
 from vectors.training.method import Method
@@ -39,7 +40,7 @@ from vectors.training.outcomes import (
 )
 from vectors.training.prompts import LetteredAnswer
 from vectors.training.race import Right
-from vectors.training.search import Cell, Directions, KeptActivations, best_of, search, search_by_race
+from vectors.training.search import Cell, best_of, search, search_by_race
 from vectors.training.significance import paired_test
 from vectors.training.statistics import Floats, accuracy_of
 

@@ -7,7 +7,7 @@ letters share such a token, of the whole spelling. A pair's choice is the text w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ from vectors.training.prompts import (
     turns_of,
     with_system,
 )
+from vectors.vocabulary import Site
 
 Question = ShownItem | PairItem
 
@@ -44,6 +45,9 @@ Scores = npt.NDArray[np.float64]
 """`[steerings, items]`: the share of an item's prompts answered correctly."""
 
 Advance = Callable[[int], None]
+
+Note = Callable[[ShownItem, int, Mapping[Site, Tensor]], None]
+"""Receives a lettered question, the place chosen, and the activations at the end of its prompt, `[layers, hidden]`."""
 
 _Tokens = tuple[int, ...]
 _CONTEXT = 8
@@ -60,10 +64,28 @@ class _Letters:
         return tuple(tuple(dict.fromkeys(tokens[0] for tokens in found)) for found in self.spellings)
 
     @property
+    def all_first_tokens(self) -> tuple[int, ...]:
+        return tuple(token for tokens in self.first_tokens for token in tokens)
+
+    @property
+    def num_first_tokens(self) -> tuple[int, ...]:
+        return tuple(map(len, self.first_tokens))
+
+    @property
     def are_told_apart(self) -> bool:
         """True when no two letters begin with the same token."""
-        firsts = [token for tokens in self.first_tokens for token in tokens]
+        firsts = self.all_first_tokens
         return len(set(firsts)) == len(firsts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The lettered question number `index` as it is asked."""
+
+    index: int
+    question: ShownItem
+    prompt: _Tokens
+    letters: _Letters
 
 
 def _ignore(num_done: int) -> None:
@@ -112,6 +134,28 @@ class Examiner:
             advance(len(lettered) + len(pairs) * (number + 1) // len(steerings))
         return chosen
 
+    def answer(
+        self, questions: Sequence[Question], sites: Sequence[Site], note: Note, advance: Advance = _ignore
+    ) -> list[int]:
+        """The unsteered model's choices; `note` receives those of lettered questions with what was read at `sites`."""
+        lettered = [index for index, question in enumerate(questions) if isinstance(question, ShownItem)]
+        simple, whole = self._prompts_of(questions, lettered)
+        others = sorted(set(range(len(questions))).difference(asked.index for asked in simple))
+        chosen = np.full(len(questions), -1, dtype=np.int64)
+        token_ids = [asked.letters.all_first_tokens for asked in simple]
+        answers = self._probe.answers([asked.prompt for asked in simple], token_ids, sites)
+        for num_done, (number, (logits, found)) in enumerate(answers, 1):
+            asked = simple[number]
+            (chosen[asked.index],) = _likeliest(logits[None], asked.letters.num_first_tokens)
+            note(asked.question, int(chosen[asked.index]), found)
+            advance(num_done)
+        chosen[others] = self.choose(
+            [questions[index] for index in others], [()], lambda num_done: advance(len(simple) + num_done)
+        )[0]
+        for number, found in self._probe.activations([asked.prompt for asked in whole], sites) if whole else ():
+            note(whole[number].question, int(chosen[whole[number].index]), found)
+        return [int(place) for place in chosen]
+
     def balanced_scores(
         self, questions: Sequence[Question], steerings: Steerings, advance: Advance = _ignore
     ) -> tuple[Scores, Choices]:
@@ -134,35 +178,30 @@ class Examiner:
     def _choose_letters(
         self, questions: Sequence[Question], indices: Sequence[int], steerings: Steerings
     ) -> Iterator[tuple[int, Choices]]:
-        prompts: list[_Tokens] = []
-        letters: list[_Letters] = []
-        whole: list[int] = []
-        simple: list[int] = []
+        simple, whole = self._prompts_of(questions, indices)
+        token_ids = [asked.letters.all_first_tokens for asked in simple]
+        for number, logits in self._probe.next_token_logits([a.prompt for a in simple], token_ids, steerings):
+            yield simple[number].index, _likeliest(logits, simple[number].letters.num_first_tokens)
+        for number, chosen in self._choose_spelled(whole, steerings) if whole else ():
+            yield whole[number].index, chosen
+
+    def _prompts_of(self, questions: Sequence[Question], indices: Sequence[int]) -> tuple[list[_Asked], list[_Asked]]:
+        """The lettered questions as they are asked: those whose letters' first tokens differ, and the others."""
+        simple: list[_Asked] = []
+        whole: list[_Asked] = []
         for index in indices:
             question = questions[index]
             assert isinstance(question, ShownItem)
             prompt = self.tokens_of(question)
-            found = self._letters_after(prompt, question)
-            (simple if found.are_told_apart else whole).append(index)
-            prompts.append(prompt)
-            letters.append(found)
-        place_of = {index: number for number, index in enumerate(indices)}
-        chosen_prompts = [prompts[place_of[index]] for index in simple]
-        groups = [letters[place_of[index]].first_tokens for index in simple]
-        token_ids = [tuple(token for group in found for token in group) for found in groups]
-        for number, logits in self._probe.next_token_logits(chosen_prompts, token_ids, steerings):
-            yield simple[number], _likeliest(logits, [len(group) for group in groups[number]])
-        spelled = [(prompts[place_of[index]], letters[place_of[index]]) for index in whole]
-        for number, chosen in self._choose_spelled(spelled, steerings) if spelled else ():
-            yield whole[number], chosen
+            letters = self._letters_after(prompt, question)
+            (simple if letters.are_told_apart else whole).append(_Asked(index, question, prompt, letters))
+        return simple, whole
 
-    def _choose_spelled(
-        self, asked: Sequence[tuple[_Tokens, _Letters]], steerings: Steerings
-    ) -> Iterator[tuple[int, Choices]]:
+    def _choose_spelled(self, asked: Sequence[_Asked], steerings: Steerings) -> Iterator[tuple[int, Choices]]:
         """The likeliest letter by whole spellings, under each steering; many prompts at once."""
         queries = (
-            Continuations(prompt, tuple(tokens for spellings in letters.spellings for tokens in spellings), steering)
-            for prompt, letters in asked
+            Continuations(one.prompt, tuple(tokens for each in one.letters.spellings for tokens in each), steering)
+            for one in asked
             for steering in steerings
         )
         found: dict[int, dict[int, list[float]]] = {}
@@ -172,7 +211,7 @@ class Examiner:
             parts[steering] = [sum(spelling) for spelling in logprobs]
             if len(parts) == len(steerings):
                 totals = torch.tensor([parts[other] for other in range(len(steerings))])
-                yield number, _likeliest(totals, [len(spellings) for spellings in asked[number][1].spellings])
+                yield number, _likeliest(totals, [len(spellings) for spellings in asked[number].letters.spellings])
                 del found[number]
 
     def _choose_texts(

@@ -67,6 +67,12 @@ class ModelView(Protocol):
         """Unsteered activations at each prompt's last token: float32 `[layers, hidden]` (CPU) by site."""
         ...
 
+    def answers(
+        self, prompts: Sequence[tuple[int, ...]], token_ids: Sequence[tuple[int, ...]], sites: Sequence[Site]
+    ) -> Iterator[tuple[int, tuple[Tensor, Mapping[Site, Tensor]]]]:
+        """What `next_token_logits` gives unsteered, float32 `[tokens]`, with what `activations` gives, in one pass."""
+        ...
+
     def next_token_logits(
         self,
         prompts: Sequence[tuple[int, ...]],

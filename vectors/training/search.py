@@ -1,7 +1,6 @@
-"""The search: directions from texts, and the direction, layer and scale that answer most validation items correctly.
+"""The search: the direction, layer and scale that answer most validation items correctly.
 
-Directions are mean activations of one group of texts minus another's (Cui & Chen 2025, arXiv:2509.22739), read at every
-layer and site in one pass. All cells of the grid are asked together, at a cost of one token per item.
+All cells of the grid are asked together, at a cost of one token per item.
 """
 
 from __future__ import annotations
@@ -10,21 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from vectors.training.contrast import Contrast
+from vectors.training.directions import Directions
 from vectors.training.examiner import Advance, Examiner, Question, Steerings, answers_of
 from vectors.training.method import Method
-from vectors.training.model_view import ModelView, Steering
-from vectors.training.prompts import Text
+from vectors.training.model_view import Steering
 from vectors.training.race import Right, race
 from vectors.vector import SteeringVector
 from vectors.vocabulary import Place, Site
-
-Directions = Mapping[Site, Tensor]
-"""float32 `[layers, hidden]` by site: the direction to add at each layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,108 +46,6 @@ class Cell:
     def steering(self) -> tuple[Steering, ...]:
         """The cell as a steering."""
         return (Steering(self.vector, self.scale),)
-
-
-class MeanActivations:
-    """Sums of activations by group of texts; each distinct text is read once. float64, so order hardly matters."""
-
-    def __init__(self, view: ModelView, examiner: Examiner, sites: Sequence[Site]) -> None:
-        self._probe = view
-        self._examiner = examiner
-        self._sites = tuple(sites)
-        self.num_tokens = 0
-
-    def of(
-        self, groups: Sequence[Sequence[Text]], advance: Advance, kept: KeptActivations | None = None
-    ) -> list[tuple[Directions, Mapping[Site, Tensor]]]:
-        """For each group the mean activation `[layers, hidden]` and the mean length of activations `[layers]`.
-
-        `kept` receives the activations themselves.
-        """
-        texts = list(dict.fromkeys(text for group in groups for text in group))
-        prompts = [self._examiner.tokens_of(text) for text in texts]
-        self.num_tokens += sum(map(len, prompts))
-        members: dict[Text, list[int]] = {}  # a text that appears twice in a group counts twice
-        for number, group in enumerate(groups):
-            for text in group:
-                members.setdefault(text, []).append(number)
-        shape = (len(groups), len(self._sites), self._probe.num_layers)
-        sums = torch.zeros(*shape, self._probe.hidden_size, dtype=torch.float64)
-        lengths = torch.zeros(shape, dtype=torch.float64)
-        for num_done, (index, found) in enumerate(self._probe.activations(prompts, self._sites), 1):
-            if kept is not None:
-                kept.add(texts[index], found)
-            activation = torch.stack([found[site] for site in self._sites]).double()
-            length = activation.norm(dim=-1)
-            for number in members[texts[index]]:
-                sums[number] += activation
-                lengths[number] += length
-            advance(num_done)
-        counts = torch.tensor([max(1, len(group)) for group in groups], dtype=torch.float64)
-        means, mean_lengths = sums / counts[:, None, None, None], lengths / counts[:, None, None]
-        return [
-            (dict(zip(self._sites, own, strict=True)), dict(zip(self._sites, own_lengths, strict=True)))
-            for own, own_lengths in zip(means, mean_lengths, strict=True)
-        ]
-
-
-class KeptActivations:
-    """The activations of some texts, float32, at the `layers` to be steered: the output of a layer, or with
-    `reads_at_input` that of the one before for the residual site.
-    """
-
-    def __init__(self, texts: Iterable[Text], layers: Sequence[int], *, reads_at_input: bool) -> None:
-        self._texts = frozenset(texts)
-        self._layers = tuple(layers)
-        self._reads_at_input = reads_at_input
-        self._found: dict[Text, dict[Site, Tensor]] = {}
-
-    def add(self, text: Text, activations: Mapping[Site, Tensor]) -> None:
-        """Keep those of a text if it is one of them, `[layers of the model, hidden]` by site."""
-        if text not in self._texts:
-            return
-        self._found[text] = {site: found[list(self._sources(site))] for site, found in activations.items()}
-
-    def of(self, texts: Sequence[Text], place: Place) -> npt.NDArray[np.float64]:
-        """Those of `texts` at a place, `[texts, hidden]`."""
-        site, layer = place
-        row = self._layers.index(layer)
-        found: npt.NDArray[np.float64] = torch.stack([self._found[text][site][row] for text in texts]).double().numpy()
-        return found
-
-    def _sources(self, site: Site) -> Iterable[int]:
-        shift = 1 if self._reads_at_input and site == "residual" else 0
-        return (layer - shift for layer in self._layers)
-
-
-def directions_of(
-    contrasts: Mapping[str, Contrast],
-    shown: Sequence[Text],
-    means: MeanActivations,
-    *,
-    reads_at_input: bool,
-    advance: Advance,
-    kept: KeptActivations | None = None,
-) -> tuple[dict[str, Directions], Mapping[Site, Tensor]]:
-    """The directions of every variant, and the mean length of the activations of `shown` at every layer.
-
-    `kept` receives the activations of its texts. With `reads_at_input` the residual direction for layer L is the
-    difference at the output of layer L - 1; layer 0 then has none (zeros).
-    """
-    groups: list[Sequence[Text]] = [shown]
-    for contrast in contrasts.values():
-        groups += [contrast.positive, contrast.negative]
-    (_, lengths), *found = means.of(groups, advance, kept)
-    directions: dict[str, Directions] = {}
-    for number, variant in enumerate(contrasts):
-        (positive, _), (negative, _) = found[2 * number : 2 * number + 2]
-        difference = {site: (positive[site] - negative[site]).float() for site in positive}
-        if reads_at_input and "residual" in difference:
-            shifted = difference["residual"].roll(1, dims=0)
-            shifted[0] = 0.0
-            difference["residual"] = shifted
-        directions[variant] = difference
-    return directions, lengths
 
 
 def grid_of(

@@ -33,6 +33,7 @@ from vectors.training.baselines import (
     tested_baselines,
 )
 from vectors.training.contrast import Answered, Contrast, contrast_of
+from vectors.training.directions import AnswersAndActivations
 from vectors.training.examiner import Examiner, Question
 from vectors.training.held_out import held_out_report, measure_steerings
 from vectors.training.method import Method
@@ -40,15 +41,11 @@ from vectors.training.model_view import ModelView
 from vectors.training.options import Variant
 from vectors.training.outcomes import Condition, Outcomes, Tested, ValidationOutcome, validation_outcomes
 from vectors.training.progress import Report, WorkPlan
-from vectors.training.prompts import Text, statements_of
 from vectors.training.report import SeedResult, over_seeds, training_report
 from vectors.training.retention import MAX_RETENTION_ITEMS, check_retention, harm_of, retention_of, retention_report
 from vectors.training.search import (
     Cell,
-    KeptActivations,
-    MeanActivations,
     best_of,
-    directions_of,
     grid_of,
 )
 from vectors.training.verdict import verdict_of
@@ -180,7 +177,7 @@ def expected_work(data: TrainingData, method: Method, view: ModelView) -> dict[s
     num_validation = len(data.validation.items) if data.validation else method.split.validation * num_items
     return {
         "answering": method.split.train * num_items * method.seeds,
-        "reading activations": 2.0 * method.split.train * num_items * method.seeds,
+        "reading activations": 1.0 * method.split.train * num_items * method.seeds,
         "searching": num_validation * (1 + 0.02 * num_cells) * method.seeds,
         "testing": 6.0 * method.split.test * num_items * method.seeds,
         "retention": 400.0 + min(MAX_RETENTION_ITEMS, len(data.retention_items.items) if data.retention_items else 0),
@@ -287,10 +284,11 @@ def search_seed(
     parts = parts_of(data, method, seed)
     training = show(parts.train[:num_train], method, seed)
     validation, tested = show(parts.validation, method, seed), show(parts.test, method, seed)
-    plain = Examiner(view, method)
+    examiner = plain = Examiner(view, method)
+    means = AnswersAndActivations(view, plain, method)
     plan.begin("answering", len(training))
-    answers = _answer(plain, training, plan)
-    examiner, plain_accuracy, notes = plain, None, []
+    answers = means.answer(training, plan.advance)
+    plain_accuracy, notes = None, []
     full = answers  # the answers and prompts of pas_full, which the authors take without exemplars
     exemplars: tuple[ShownItem, ...] = ()
     if method.icl:
@@ -298,8 +296,10 @@ def search_seed(
         examiner = Examiner(view, method, exemplars)
         plain_accuracy = float(np.mean(plain.balanced_scores(tested, [()])[0]))
         plan.begin("answering", len(answers))
-        answers = _answer(examiner, [answer.item for answer in answers], plan)
-        full = full if method.is_paper else answers
+        solved = AnswersAndActivations(view, examiner, method)
+        answers = solved.answer([answer.item for answer in answers], plan.advance)
+        if not method.is_paper:
+            means, full = solved, answers
     contrasts: dict[str, Contrast] = {}
     for variant in method.variants:
         grouped = full if variant == "pas_full" else answers
@@ -314,19 +314,15 @@ def search_seed(
     read = dict(contrasts)
     if "caa" in names and (letters := letters_contrast(answers)).is_usable:
         read["caa"] = letters
-    compared = [text for contrast in contrasts.values() for text in (*contrast.positive, *contrast.negative)]
-    kept = KeptActivations(compared if names else (), layers, reads_at_input=method.reads_at_input)
-    means = MeanActivations(view, plain if method.is_paper else examiner, method.sites)
-    shown = [_text_of(answer.item) for answer in answers]
-    plan.begin("reading activations", len(shown))
-    directions, lengths = directions_of(
-        read, shown, means, reads_at_input=method.reads_at_input, advance=plan.advance, kept=kept
-    )
+    plan.begin("reading activations", len(answers))
+    directions, lengths = means.directions(read, full, contrasts, plan.advance)
     cells = grid_of({variant: directions[variant] for variant in contrasts}, lengths, method, layers)
     if not cells:
         raise InvalidData("the two groups of texts have the same activations everywhere", data.items.name)
     others = {
-        name: grid_of(directions_of_baseline(name, contrasts, directions, kept, layers, seed), lengths, method, layers)
+        name: grid_of(
+            directions_of_baseline(name, contrasts, directions, means.kept, layers, seed), lengths, method, layers
+        )
         for name in names
         if name not in PROMPTED
     }
@@ -352,11 +348,6 @@ def search_seed(
         notes=notes,
         baselines=tuple(searched),
     )
-
-
-def _answer(examiner: Examiner, questions: Sequence[Question], plan: WorkPlan) -> list[Answered]:
-    chosen = examiner.choose(questions, [()], plan.advance)[0]
-    return [Answered(question, int(place)) for question, place in zip(questions, chosen, strict=True)]
 
 
 def _exemplars(answers: list[Answered], method: Method, seed: int) -> tuple[tuple[ShownItem, ...], list[Answered]]:
@@ -392,10 +383,6 @@ def _cost_note(chosen: Cell, method: Method) -> list[str]:
     if chosen.loss is None or chosen.loss <= method.max_loss:
         return []
     return [f"every cell costs more than {100 * method.max_loss:g} points on the retention items of the search"]
-
-
-def _text_of(question: Question) -> Text:
-    return question if isinstance(question, ShownItem) else statements_of(question)[0]
 
 
 def _make_vector(view: ModelView, chosen: Cell, report: dict[str, Any]) -> SteeringVector:

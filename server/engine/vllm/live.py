@@ -131,6 +131,19 @@ class LiveRequest:
         work, length = self.request.work, len(self.request.prompt)
         return tuple(at % length for at in work.positions) if isinstance(work, Capture) else ()
 
+    @property
+    def _scored(self) -> tuple[int, ...]:
+        """The tokens whose log-probabilities after the last known token are wanted."""
+        match self.request.work:
+            case Score() as work:
+                return work.last
+            case Capture() as work:
+                return work.token_ids
+            case Generate() | Force() | Branch():
+                return ()
+            case _ as unknown:
+                assert_never(unknown)
+
     def begin(self, eos_token_ids: frozenset[int]) -> None:
         """Take up the work."""
         request = self.request
@@ -172,7 +185,7 @@ class LiveRequest:
             draws=draws,
             mask=mask,
             known=self._known_tokens(start, end),
-            scored=work.last if is_last and isinstance(work, Score) else (),
+            scored=self._scored if is_last else (),
             compared=work.token_ids if is_last and isinstance(work, Branch) else (),
             captured=tuple(at - start for at in captured),
         )
@@ -207,7 +220,8 @@ class LiveRequest:
             case Capture() as work:
                 places: list[Place] = [(site, layer) for site in work.sites for layer in work.layers]
                 found = {p: torch.stack([self.captured[at][p] for at in self.capture_positions]) for p in places}
-                return replace(self.output(FinishReason.LENGTH), activations=found)
+                scores = tuple((score,) for score in answer.scores)
+                return replace(self.output(FinishReason.LENGTH), activations=found, scores=scores)
             case _ as unknown:
                 assert_never(unknown)
 

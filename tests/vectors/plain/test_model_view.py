@@ -85,6 +85,20 @@ def assert_next_tokens_are_those_of_a_full_pass(
             torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_answers_are_next_tokens_and_activations(tokenizer: PreTrainedTokenizerBase) -> None:
+    with contextlib.closing(PlainModelView(build("llama"), tokenizer)) as view:
+        prompts, token_ids = [some_tokens(length, length) for length in (1, 7)], [(3,), (5, 4)]
+        logits = dict(view.next_token_logits(prompts, token_ids, [()]))
+        activations = dict(view.activations(prompts, view.sites))
+        found = dict(view.answers(prompts, token_ids, view.sites))
+        assert list(found) == [0, 1]
+        for index, (own_logits, own) in found.items():
+            torch.testing.assert_close(own_logits, logits[index][0], atol=1e-4, rtol=1e-4)
+            assert own.keys() == activations[index].keys()
+            for site, rows in own.items():
+                torch.testing.assert_close(rows, activations[index][site])
+
+
 def test_next_tokens_are_as_likely_as_in_a_full_pass(tokenizer: PreTrainedTokenizerBase) -> None:
     model = build("llama")
     with contextlib.closing(PlainModelView(model, tokenizer)) as view:

@@ -43,6 +43,14 @@ class HashProbe:
         for index, prompt in enumerate(prompts):
             yield index, {site: drawn(prompt, site, self.num_layers, self.hidden_size) for site in sites}
 
+    def answers(
+        self, prompts: Sequence[tuple[int, ...]], token_ids: Sequence[tuple[int, ...]], sites: Sequence[Site]
+    ) -> Iterator[tuple[int, tuple[Tensor, Mapping[Site, Tensor]]]]:
+        found = dict(self.activations(prompts, sites))
+        self.num_searched -= 1  # a search also reads the texts that depend on the answers
+        for index, logits in self.next_token_logits(prompts, token_ids, [()]):
+            yield index, (logits[0], found[index])
+
     def next_token_logits(
         self,
         prompts: Sequence[tuple[int, ...]],

@@ -179,9 +179,11 @@ class NaiveEngine:
                 is_finite = rows.isfinite().all(-1, keepdim=True)
                 yield replace(last, branch_logits=rows.where(is_finite, torch.nan))
             case Capture() as work:
-                self._logits(job, request.prompt)
+                logits = self._logits(job, request.prompt)[-1]
                 places: list[Place] = [(site, layer) for site in work.sites for layer in work.layers]
-                yield replace(last, activations={place: self._seen[place][list(work.positions)] for place in places})
+                found = {place: self._seen[place][list(work.positions)] for place in places}
+                ends = torch.log_softmax(_checked(logits, request.plan), -1).tolist() if work.token_ids else []
+                yield replace(last, activations=found, scores=tuple((ends[token],) for token in work.token_ids))
             case _ as unknown:
                 assert_never(unknown)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from server.engine.errors import InvalidWork, WorkFailed
 from server.engine.protocol import Engine
-from server.engine.queries import branch, capture, next_logprobs, score
+from server.engine.queries import branch, capture, capture_and_score, next_logprobs, score
 from server.engine.request import Branch, Capture, EngineRequest, FinishReason, Force, Generate, Score
 from server.steering.plan import UNSTEERED
 from tests.families import build
@@ -140,6 +140,22 @@ def test_captures_equal_a_plain_pass(engine: Engine) -> None:
     for (site, layer), rows in found.items():
         assert rows.dtype is torch.float32
         torch.testing.assert_close(rows, activations(model, PROMPT, site, layer)[list(positions)], atol=1e-4, rtol=1e-4)
+
+
+def test_what_comes_next_and_activations_are_those_of_one_plain_pass(engine: Engine) -> None:
+    warm_up(engine)
+    work, plan = Capture((0, 2), SITES, (-1, 6), token_ids=(3, 50)), plan_of(*STEERS[1])
+    found, logprobs = capture_and_score(engine, PROMPT, work, plan=plan).result(DEADLINE)
+    wanted = torch.log_softmax(steered_logits(build(MODEL), PROMPT, STEERS[1])[-1], -1)[[3, 50]]
+    torch.testing.assert_close(logprobs, wanted, atol=1e-4, rtol=1e-4)
+    alone = capture(engine, PROMPT, Capture((0, 2), SITES, (-1, 6)), plan=plan).result(DEADLINE)
+    assert found.keys() == alone.keys()
+    for place, rows in found.items():
+        torch.testing.assert_close(rows, alone[place], atol=1e-4, rtol=1e-4)
+    found, logprobs = capture_and_score(engine, PROMPT, work, plan=BROKEN).result(DEADLINE)
+    assert logprobs.isnan().all()
+    assert {place: rows.isnan().all().item() for place, rows in found.items()} == dict.fromkeys(alone, True)
+    assert {rows.shape for rows in found.values()} == {rows.shape for rows in alone.values()}
 
 
 def test_a_capture_is_of_what_was_steered(engine: Engine) -> None:
