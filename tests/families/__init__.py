@@ -124,6 +124,6 @@ def build(family: str, seed: int = 0) -> transformers.PreTrainedModel:
 
 
 @functools.cache
-def plain(family: str) -> transformers.PreTrainedModel:
+def plain_model(family: str) -> transformers.PreTrainedModel:
     """What `build` makes, made once, to ask and not to change."""
     return build(family)

@@ -10,7 +10,7 @@ import torch
 from server.engine.pacing import BackgroundPace
 from server.engine.request import Branch, EngineRequest, Generate, Priority
 from server.steering.plan import SteeringPlan
-from tests.families import CONFIGS, plain
+from tests.families import CONFIGS, plain_model
 from tests.reference import Steer, steered_logits
 from tests.server.engine.driving import (
     GREEDY,
@@ -43,7 +43,7 @@ def branching(name: str, prompt: tuple[int, ...], plans: list[SteeringPlan]) -> 
 
 @functools.cache
 def expected(family: str, prompt: tuple[int, ...]) -> torch.Tensor:
-    rows = [steered_logits(plain(family), prompt, steers)[-1][list(TOKENS)] for steers in STEERS]
+    rows = [steered_logits(plain_model(family), prompt, steers)[-1][list(TOKENS)] for steers in STEERS]
     return torch.stack(rows)
 
 

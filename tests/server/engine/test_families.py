@@ -11,7 +11,7 @@ import transformers
 from server.engine.model import prepare_model
 from server.engine.refusal import ModelRefused
 from server.engine.request import EngineRequest, Generate
-from tests.families import CONFIGS, build, plain
+from tests.families import CONFIGS, build, plain_model
 from tests.server.engine.driving import GREEDY, engine_of, loaded, prompt_of, run, tokens_of
 
 LENGTHS = (1, 3, 9, 17, 30)
@@ -20,7 +20,7 @@ NUM_TOKENS = 8  # beyond every window
 
 def generated(family: str, prompts: list[tuple[int, ...]]) -> list[list[int]]:
     """What transformers' own `generate` says, one prompt at a time."""
-    model: Any = plain(family)
+    model: Any = plain_model(family)
     answers = []
     for prompt in prompts:
         tokens = model.generate(

@@ -15,7 +15,7 @@ from server.engine.engine import BatchingEngine
 from server.engine.errors import InvalidWork, NoTokenAllowed, StepFailed, WorkFailed
 from server.engine.grammar import Grammar, GrammarFailed
 from server.engine.request import EngineRequest, FinishReason, Generate, Priority, SamplingParams, TokenOutput
-from tests.families import VOCABULARY, plain
+from tests.families import VOCABULARY, plain_model
 from tests.reference import greedy
 from tests.server.engine.driving import (
     GREEDY,
@@ -228,6 +228,6 @@ def test_aborts_and_few_pages_are_heard_while_suspects_are_computed_alone() -> N
     }
     for name in ("0", "2", "3"):
         said = tokens_of([event for event in events if event.request_id == name])
-        assert said == greedy(plain("llama"), prompts[name], 8)[0]
+        assert said == greedy(plain_model("llama"), prompts[name], 8)[0]
     assert_nothing_held(engine)
     engine.close()

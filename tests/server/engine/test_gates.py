@@ -13,7 +13,7 @@ from torch import Tensor
 from server.engine.engine import BatchingEngine
 from server.engine.errors import InvalidWork
 from server.engine.request import Branch, EngineRequest, Force, Generate, Score, TokenOutput
-from tests.families import VOCABULARY, plain
+from tests.families import VOCABULARY, plain_model
 from tests.reference import Gate, Steer, followed, greedy, opened, scores
 from tests.server.engine.driving import (
     GREEDY,
@@ -37,8 +37,8 @@ WORK = Generate(NUM_TOKENS, GREEDY, num_logprobs=VOCABULARY)
 @functools.cache
 def threshold(site: str, layer: int) -> float:
     """In the widest gap of what the probe at a place reads: of some tokens more, of others less, of none as much."""
-    tokens = (*PROMPT, *greedy(plain("llama"), PROMPT, NUM_TOKENS)[0])
-    found = sorted(scores(plain("llama"), tokens, probe(site, layer)))
+    tokens = (*PROMPT, *greedy(plain_model("llama"), PROMPT, NUM_TOKENS)[0])
+    found = sorted(scores(plain_model("llama"), tokens, probe(site, layer)))
     middle = found[len(found) // 4 : -len(found) // 4]
     low, high = max(itertools.pairwise(middle), key=lambda pair: pair[1] - pair[0])
     return (low + high) / 2
@@ -59,7 +59,7 @@ def gated(number: int, *, positions: str = "all", **changes: object) -> Steer:
 @functools.cache
 def expected(steers: tuple[Steer, ...], response: tuple[int, ...]) -> Tensor:
     """The log-probabilities by which the response is chosen."""
-    return followed(plain("llama"), PROMPT, response, steers)
+    return followed(plain_model("llama"), PROMPT, response, steers)
 
 
 def check(events: list[TokenOutput], steers: tuple[Steer, ...]) -> None:
@@ -78,7 +78,7 @@ def check(events: list[TokenOutput], steers: tuple[Steer, ...]) -> None:
     for steer, count in zip([steer for steer in steers if steer.gate is not None], told.gates, strict=True):
         assert steer.gate is not None
         at_place = (steer.gate.probe.site, steer.gate.probe.layer) == (steer.site, steer.layer)
-        read = scores(plain("llama"), whole, steer.gate.probe, steers, len(PROMPT), before=at_place)
+        read = scores(plain_model("llama"), whole, steer.gate.probe, steers, len(PROMPT), before=at_place)
         scope = [
             (steer.positions != "response" and place < len(PROMPT))
             or (steer.positions != "prompt" and place >= len(PROMPT) - 1)
@@ -158,7 +158,7 @@ def test_the_cache_tells_gates_apart() -> None:
         if steers[0].gate is not None:
             check(events, steers)
         else:
-            assert tokens_of(events) == greedy(plain("llama"), PROMPT, NUM_TOKENS, steers)[0]
+            assert tokens_of(events) == greedy(plain_model("llama"), PROMPT, NUM_TOKENS, steers)[0]
     assert events[-1].num_cached_tokens == 8
     engine.close()
 
@@ -166,7 +166,7 @@ def test_the_cache_tells_gates_apart() -> None:
 def test_scores_of_known_text_are_gated_too_and_branches_are_refused() -> None:
     engine = engine_of(loaded())
     steers = (gated(2),)
-    tokens, rows = greedy(plain("llama"), PROMPT, NUM_TOKENS, steers)
+    tokens, rows = greedy(plain_model("llama"), PROMPT, NUM_TOKENS, steers)
     plan = plan_of(*steers)
     (scored,) = run(engine, [EngineRequest("x", PROMPT, Score(tuple(tokens[:2]), (tokens[2],)), plan)]).values()
     assert scored[-1].scores is not None
@@ -199,7 +199,7 @@ def test_probes_and_gates_of_32_requests_do_not_mix() -> None:
     )
     for name, steers in cases.items():
         check(found[name], steers)
-        wanted = scores(plain("llama"), (*PROMPT, *tokens_of(found[name])), read[name], steers, len(PROMPT))
+        wanted = scores(plain_model("llama"), (*PROMPT, *tokens_of(found[name])), read[name], steers, len(PROMPT))
         for event, score in zip(found[name], wanted[len(PROMPT) - 1 :], strict=False):
             assert event.readings is not None
             assert event.readings.scores == pytest.approx([score] * (int(name) % 3), abs=1e-4)

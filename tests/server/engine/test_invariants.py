@@ -17,7 +17,7 @@ from server.engine.request import (
     TokenOutput,
 )
 from server.steering.plan import UNSTEERED, SteeringPlan
-from tests.families import CONFIGS, plain
+from tests.families import CONFIGS, plain_model
 from tests.reference import Steer, greedy
 from tests.server.engine.driving import (
     GREEDY,
@@ -96,7 +96,7 @@ def test_a_steered_answer_in_a_later_prompt_is_read_anew() -> None:
     later = (*prompt, *answer, 5, 6)
     outputs = run(engine, [EngineRequest("later", later, Generate(8, GREEDY))])["later"]
     assert outputs[-1].num_cached_tokens == 4  # the page that ends before the boundary
-    assert tokens_of(outputs) == greedy(plain("llama"), later, 8)[0]
+    assert tokens_of(outputs) == greedy(plain_model("llama"), later, 8)[0]
     engine.close()
 
 

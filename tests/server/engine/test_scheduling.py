@@ -9,7 +9,7 @@ import pytest
 from server.engine.errors import ContextTooLong, QueueFull
 from server.engine.queries import score
 from server.engine.request import EngineRequest, Generate, Priority, TokenOutput
-from tests.families import plain
+from tests.families import plain_model
 from tests.reference import greedy
 from tests.server.engine.driving import (
     GREEDY,
@@ -40,7 +40,7 @@ def test_a_live_request_does_not_wait_for_background_work_under_way(limits: dict
         pass
     ended = [event.request_id for event in events if event.finish_reason is not None]
     assert ended == ["live", "background"]
-    expected, _ = greedy(plain("llama"), prompt_of(9), 20)
+    expected, _ = greedy(plain_model("llama"), prompt_of(9), 20)
     for name in ended:
         assert tokens_of([event for event in events if event.request_id == name]) == expected
     assert_nothing_held(engine)
@@ -97,7 +97,7 @@ def test_requests_that_begin_alike_and_come_together_compute_the_beginning_once(
     alike = [EngineRequest(f"alike-{number}", prompt, Generate(6, GREEDY)) for number in range(5)]
     stranger = request("stranger", Priority.LIVE, length=11, num_tokens=6)
     outputs = run(engine, [*alike[:3], stranger, *alike[3:]])
-    expected, _ = greedy(plain("llama"), prompt, 6)
+    expected, _ = greedy(plain_model("llama"), prompt, 6)
     assert all(tokens_of(outputs[each.request_id]) == expected for each in alike)
     stats = engine.stats()
     assert stats.total_prompt_tokens - stats.total_cached_tokens == 42 + 4 * 2 + 11  # 40 of 42 are in whole pages
@@ -167,7 +167,7 @@ def test_background_work_gets_its_steps_under_a_flood_of_live_requests(limits: d
     assert num_live > 12
     while engine.step():
         pass
-    live, background = greedy(plain("llama"), prompt_of(6), 12)[0], greedy(plain("llama"), prompt, 3)[0]
+    live, background = greedy(plain_model("llama"), prompt_of(6), 12)[0], greedy(plain_model("llama"), prompt, 3)[0]
     for name, tokens in said.items():
         assert tokens == (background if is_background(name) else live), name
     assert_nothing_held(engine)
@@ -217,7 +217,7 @@ def test_who_occupies_every_place_gives_one_to_who_has_none() -> None:
         pass
     for each in (*requests, late):
         assert isinstance(each.work, Generate)
-        expected, _ = greedy(plain("llama"), each.prompt, each.work.max_tokens)
+        expected, _ = greedy(plain_model("llama"), each.prompt, each.work.max_tokens)
         assert tokens_of(outputs[each.request_id]) == expected
     assert_nothing_held(engine)
     engine.close()

@@ -142,8 +142,8 @@ def test_others_go_on_beside_a_grammar_that_is_slow_to_apply(server: Server) -> 
 
 
 def test_a_schema_beyond_the_limits_is_refused_by_name_and_holds_up_nobody(tmp_path: Path) -> None:
-    """A harmless schema, under a limit that none keeps to."""
-    schema = {"type": "object", "properties": {"a": TEXT}}
+    """A harmless schema that takes many ticks of the processor's clock, under a limit that is less than one."""
+    schema = {"type": "object", "properties": {f"field {number}": TEXT for number in range(300)}}
     shaped = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
     tool = {"type": "function", "function": {"name": "track", "parameters": schema}}
     called = {"tools": [tool], "tool_choice": "required"}

@@ -13,7 +13,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from server.engine.errors import OutputNotFinite
 from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, FinishReason, Generate, SamplingParams
-from tests.families import build, plain
+from tests.families import build, plain_model
 from tests.reference import Steer, greedy, steered_logits
 from tests.server.engine.contract.engines import MODEL, MakeEngine, answer_of, answers_of
 from tests.server.engine.driving import GREEDY, plan_of, prompt_of, random_direction, tokens_of
@@ -136,5 +136,5 @@ def test_an_output_that_is_not_finite_fails_its_own_request_only(engine: Engine)
         assert isinstance(event.error, OutputNotFinite)
         assert event.error.is_steered
         assert "a smaller scale may help" in str(event.error)
-    expected, _ = greedy(plain(MODEL), prompt_of(9), 12)
+    expected, _ = greedy(plain_model(MODEL), prompt_of(9), 12)
     assert tokens_of(answers["good"]) == tokens_of(answers["later"]) == expected

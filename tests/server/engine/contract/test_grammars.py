@@ -10,7 +10,7 @@ import torch
 from server.engine.grammar import Grammar, GrammarFailed
 from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, FinishReason, Generate, SamplingParams, TokenOutput
-from tests.families import build, plain
+from tests.families import build, plain_model
 from tests.reference import Steer, greedy, steered_logits
 from tests.server.engine.contract.engines import MODEL, answer_of, answers_of
 from tests.server.engine.driving import GREEDY, plan_of, prompt_of, random_direction, tokens_of
@@ -104,5 +104,5 @@ def test_a_grammar_that_fails_ends_its_request_and_no_other(engine: Engine) -> N
         assert (events[-1].finish_reason, str(events[-1].error)) == (FinishReason.ERROR, "it has grown too large")
         assert isinstance(events[-1].error, GrammarFailed)
         assert len(tokens_of(events)) == num
-    expected, _ = greedy(plain(MODEL), PROMPT, 8)
+    expected, _ = greedy(plain_model(MODEL), PROMPT, 8)
     assert all(tokens_of(answers[name]) == expected for name in names)

@@ -32,7 +32,7 @@ from server.engine.request import (
     Work,
 )
 from server.steering.plan import UNSTEERED
-from tests.families import LAYERS, VOCABULARY, plain
+from tests.families import LAYERS, VOCABULARY, plain_model
 from tests.reference import Steer, greedy
 from tests.server.api.serving import eventually
 from tests.server.engine.contract.engines import DEADLINE, ENDLESS, MODEL, MakeEngine, answer_of, answers_of, held_up
@@ -156,7 +156,7 @@ def test_an_abort_that_comes_too_late_touches_no_later_request_and_no_drain(engi
     answer_of(engine, EngineRequest("x", prompt_of(9), Generate(2, GREEDY)))
     engine.abort("x")
     answers = answers_of(engine, [EngineRequest("x", prompt_of(9), Generate(8, GREEDY))])
-    assert tokens_of(answers["x"]) == greedy(plain(MODEL), prompt_of(9), 8)[0]
+    assert tokens_of(answers["x"]) == greedy(plain_model(MODEL), prompt_of(9), 8)[0]
     engine.abort("x")
     assert engine.drain(DEADLINE)
 
@@ -171,7 +171,7 @@ def test_draining_refuses_what_is_new_and_finishes_what_is_there(engine: Engine)
         with pytest.raises(EngineStopped):
             engine.submit(endless("late"), ignore)
     assert engine.drain(DEADLINE)
-    assert tokens_of(events) == greedy(plain(MODEL), prompt_of(9), 8)[0]
+    assert tokens_of(events) == greedy(plain_model(MODEL), prompt_of(9), 8)[0]
     assert holder.outputs[-1].finish_reason is FinishReason.LENGTH
 
 

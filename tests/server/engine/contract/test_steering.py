@@ -13,7 +13,7 @@ from torch import Tensor
 
 from server.engine.protocol import Engine
 from server.engine.request import EngineRequest, Generate
-from tests.families import VOCABULARY, plain
+from tests.families import VOCABULARY, plain_model
 from tests.reference import Steer, followed, greedy
 from tests.server.engine.contract.engines import MODEL, answers_of
 from tests.server.engine.driving import GREEDY, plan_of, prompt_of, random_direction, tokens_of
@@ -99,12 +99,12 @@ def several() -> Cases:
 
 @functools.cache
 def _unsteered() -> Tensor:
-    return greedy(plain(MODEL), PROMPT, NUM_TOKENS)[1]
+    return greedy(plain_model(MODEL), PROMPT, NUM_TOKENS)[1]
 
 
 @functools.cache
 def _expected(response: tuple[int, ...], steers: tuple[Steer, ...]) -> Tensor:
-    return followed(plain(MODEL), PROMPT, response, steers)
+    return followed(plain_model(MODEL), PROMPT, response, steers)
 
 
 def check(engine: Engine, cases: Cases) -> None:
@@ -146,7 +146,7 @@ def test_several_vectors_equal_a_plain_hook(engine: Engine) -> None:
 
 @functools.cache
 def _expected_by_parts(response: tuple[int, ...], name: str) -> Tensor:
-    return followed(plain(MODEL), PROMPT, response, STEERINGS[name], part_after)
+    return followed(plain_model(MODEL), PROMPT, response, STEERINGS[name], part_after)
 
 
 def test_parts_equal_a_plain_hook_that_knows_them(engine: Engine) -> None:
