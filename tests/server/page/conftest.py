@@ -22,9 +22,9 @@ from tests.server.page.browsing import Tab, chromium, tab
 from vectors.formats import decode
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for all tests of the page."""
+    """One browser for a file. While there is one, an event loop runs in this thread, which other tests would meet."""
     path = chromium()
     if path is None:
         pytest.skip("no Chromium here: apt-get install chromium")

@@ -90,7 +90,8 @@ def test_gates_let_through_what_their_probe_says(latch: Any, use_cache: bool) ->
         when = vectors.Gate(vector_of(PROBE), sharpness=sharpness, latch=latch, **bound)
         interval = {"min": 0.5, "max": 0.8} if operation == "cap" else {}
         with steering(steer, when=when, **interval):
-            assert generated([PROMPT], use_cache=use_cache) == [expected((steer,))], (operation, sharpness)
+            found = generated([PROMPT], use_cache=use_cache)
+        assert found == [expected((steer,))], (operation, sharpness)
 
 
 def test_gated_and_plain_vectors_meet_in_order() -> None:
@@ -100,7 +101,8 @@ def test_gated_and_plain_vectors_meet_in_order() -> None:
     first = Steer(random_direction(1), 1, scale=0.5, positions="all", operation="clamp")
     second = Steer(random_direction(2), 1, scale=1.1, positions="all", gate=gate)
     with steering(first), steering(second, when=vectors.Gate(vector_of(PROBE), above=threshold)):
-        assert generated([PROMPT]) == [expected((first, second))]
+        found = generated([PROMPT])
+    assert found == [expected((first, second))]
 
 
 @pytest.mark.parametrize("before", [False, True])
